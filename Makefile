@@ -1,0 +1,41 @@
+# Two commands: `make train` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+CONFIG ?= configs/digits.py
+# One place for what XLA has compiled, shared by training, tests and their subprocesses.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: train test test-all lint oracles notebook clean
+
+train: $(VENV)/.installed
+	$(BIN)/python -m lbsgd.main --config $(CONFIG)
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+test-all: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# PyTorch, which some tests compare with; they are skipped where it is missing.
+oracles: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet -e ".[oracles]"
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,424 @@
+"""From a config to the parts of a run: what `train.run` loops over and `--explain` prints."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from clu import parameter_overview
+
+from lbsgd import accumulation, runtime
+from lbsgd import config as config_lib
+from lbsgd.data.augment import CropAndFlip
+from lbsgd.data.order import Order
+from lbsgd.data.pipeline import EvalBatches, TrainBatches
+from lbsgd.data.sources import Source, Splits, build_sources
+from lbsgd.errors import ConfigError
+from lbsgd.models import build_model
+from lbsgd.models.roles import split_roles
+from lbsgd.optim import learning_rate as rates
+from lbsgd.optim.chain import decayed, sgd
+from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
+from lbsgd.timeline import Timeline
+from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
+
+CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate of a run: the schedule and the numbers it was made from.
+
+    Attributes:
+      schedule: update index -> rate.
+      full: k * eta, the rate after warmup.
+      warmup_updates: W; 0 for no warmup.
+      decay_updates: where steps of decay happen.
+    """
+
+    schedule: rates.Schedule
+    full: float
+    warmup_updates: int
+    decay_updates: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run, each a function of its config.
+
+    Attributes:
+      total_updates: T; updates are 0..T-1.
+      model: the network in training, with the mapped axes of synced batch norm.
+      roles: of the parameters, like them.
+      initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
+      evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
+      preprocess: uint8 images -> input of the network.
+      worker: `step.worker_loss`, bound.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    splits: Splits
+    timeline: Timeline
+    placement: Placement
+    total_updates: int
+    model: Any
+    roles: Any
+    rate: Rate
+    optimizer: optax.GradientTransformationExtraArgs
+    initial_state: Callable[[], TrainState]
+    evaluate_after: frozenset[int]
+    save_after: frozenset[int]
+    preprocess: Callable[[jax.Array], jax.Array]
+    worker: Callable[..., Any]
+
+    def train_step(self, placement: Placement | None = None) -> Any:
+        """The compiled-to-be step: (state, batch) -> (state, metrics); the state is donated."""
+        placement = placement or self.placement
+        step = functools.partial(
+            train_step,
+            worker=self.worker,
+            optimizer=self.optimizer,
+            learning_rate=self.rate.schedule,
+            placement=placement,
+            batch_norm_momentum=self.config.batch_norm.momentum,
+            total_variance=self.config.batch_norm.running_variance == "total",
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
+
+    def moments_step(self) -> Any:
+        """(params, batch_stats, batch) -> batch-norm moments of that minibatch."""
+        step = functools.partial(
+            moments_step,
+            worker=self.worker,
+            placement=self.placement,
+            total_variance=self.config.batch_norm.running_variance == "total",
+        )
+        return jax.jit(step, out_shardings=self.placement.replicated)
+
+    def eval_step(self) -> Any:
+        """(params, batch_stats, batch) -> `EvalSums`."""
+        step = functools.partial(
+            eval_step, model=self.model, preprocess=self.preprocess, placement=self.placement
+        )
+        return jax.jit(step, out_shardings=self.placement.replicated)
+
+    def train_batches(self, purpose: str = "train") -> TrainBatches:
+        """The minibatches of the training set, in an order of their own for each purpose."""
+        data = self.config.data
+        return TrainBatches(
+            self.splits.train,
+            Order(len(self.splits.train), self.config.seed, purpose),
+            self.timeline,
+            self.placement,
+            CropAndFlip(self.config.seed, data.crop_padding, data.flip),
+            data.threads,
+        )
+
+    def eval_batches(self) -> EvalBatches:
+        """The validation set, each example once."""
+        return EvalBatches(
+            self.splits.validation, self.placement, self.config.evaluation.batch_size
+        )
+
+    def abstract_state(self, placement: Placement | None = None) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        sharding = (placement or self.placement).replicated
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            jax.eval_shape(self.initial_state),
+        )
+
+    def abstract_batch(self, placement: Placement | None = None) -> dict[str, Any]:
+        """Shapes, types and shardings of a training batch."""
+        p = placement or self.placement
+        slots = (p.accumulation_steps, p.devices * p.lanes, p.worker_batch_size)
+        image = slots + self.splits.train.image_shape
+        return {
+            "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=p.batch_sharding),
+            "label": jax.ShapeDtypeStruct(slots, jnp.int32, sharding=p.batch_sharding),
+        }
+
+    def compile_train_step(self, placement: Placement | None = None) -> Any:
+        """The step compiled ahead of time for its placement."""
+        state, batch = self.abstract_state(placement), self.abstract_batch(placement)
+        return self.train_step(placement).lower(state, batch).compile()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of the run; a workdir belongs to one of these."""
+        train, validation = self.splits
+        return {
+            **config_lib.run_keys(self.config),
+            "data (examples, classes, shape)": [
+                len(train),
+                len(validation),
+                train.num_classes,
+                list(train.image_shape),
+            ],
+        }
+
+
+def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
+    """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
+
+    Raises:
+      ConfigError: warmup longer than training, or of no length.
+    """
+    c = config.learning_rate
+    reference = c.reference_learning_rate
+    full = rates.scale_learning_rate(
+        reference, c.reference_batch_size, config.batch_size, c.scaling
+    )
+    warmup = 0
+    if c.warmup != "none" and config.batch_size > c.reference_batch_size:
+        warmup = config_lib.duration(c, "warmup", timeline)
+        if not warmup:
+            raise ConfigError(
+                f"learning_rate.warmup={c.warmup!r} needs a length: set "
+                "learning_rate.warmup_epochs, _steps or _examples, or warmup='none'"
+            )
+    if warmup > total:
+        raise ConfigError(
+            f"the warmup of {warmup} updates is longer than the training of {total}; "
+            "lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
+        )
+    boundaries: tuple[int, ...] = ()
+    if c.decay == "steps":
+        boundaries = tuple(timeline.update_at_epoch(epoch) for epoch in c.decay_epochs)
+        schedule = rates.step_decay(full, boundaries, c.decay_factor)
+    elif c.decay == "cosine":
+        schedule = rates.cosine_decay(full, warmup, total)
+    elif c.decay == "polynomial":
+        schedule = rates.polynomial_decay(full, warmup, total, c.decay_power)
+    else:
+        schedule = rates.constant(full)
+    if warmup and c.warmup == "gradual":
+        schedule = rates.gradual_warmup(schedule, reference, full, warmup)
+    elif warmup:
+        schedule = rates.constant_warmup(schedule, reference, warmup)
+    return Rate(schedule, full, warmup, boundaries)
+
+
+def build(config: ml_collections.ConfigDict) -> Run:
+    """The parts of the run that a resolved config describes.
+
+    Raises:
+      ConfigError: the parts do not fit together, or not on this machine.
+    """
+    runtime.set_precision(config.dtype)
+    workers = count_workers(config.batch_size, config.worker_batch_size)
+    devices = runtime.count_devices(config.devices)
+    splits = build_sources(config.data)
+    _check_channels(config, splits.train)
+    timeline = Timeline.constant(len(splits.train), config.batch_size)
+    total = config_lib.duration(config, "total", timeline)
+    if not total:
+        raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
+
+    param_dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+    group = config.batch_norm.synced_workers
+    model = build_model(
+        config.model.name,
+        num_classes=splits.train.num_classes,
+        width=config.model.width,
+        skip_connections=config.model.skip_connections,
+        zero_init_residual=config.model.zero_init_residual,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=param_dtype,
+        norm_axis_names=(LANE_AXIS, "member") if group > 1 else (),
+        norm_epsilon=config.batch_norm.epsilon,
+    )
+    init = functools.partial(_init_variables, model, splits.train.image_shape, config.seed)
+    _, roles = split_roles(jax.eval_shape(init)["params"])
+    rate = build_rate(config, timeline, total)
+    optimizer = sgd(rate.schedule, roles, **config.optimizer)
+
+    def initial_state() -> TrainState:
+        variables = init()
+        params, _ = split_roles(variables["params"])
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params)
+        )
+
+    preprocess = functools.partial(
+        normalize, mean=config.data.mean, std=config.data.std, dtype=param_dtype
+    )
+    worker = functools.partial(
+        worker_loss,
+        model=model,
+        preprocess=preprocess,
+        label_smoothing=config.label_smoothing,
+        total_variance=config.batch_norm.running_variance == "total",
+    )
+    put = functools.partial(
+        place, config.batch_size, config.worker_batch_size, devices=devices, group_size=group
+    )
+    run = Run(
+        config=config,
+        splits=splits,
+        timeline=timeline,
+        placement=put(accumulation_steps=config.accumulation_steps or 1),
+        total_updates=total,
+        model=model,
+        roles=roles,
+        rate=rate,
+        optimizer=optimizer,
+        initial_state=initial_state,
+        evaluate_after=config_lib.every(config.evaluation, timeline, total) | {total},
+        save_after=config_lib.every(config.checkpoint, timeline, total) | {total},
+        preprocess=preprocess,
+        worker=worker,
+    )
+    if config.accumulation_steps:
+        return run
+    return dataclasses.replace(run, placement=_fitting_placement(run, put, workers, devices))
+
+
+def _init_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Any:
+    images = jnp.zeros((1, *image_shape), model.param_dtype)
+    return model.init(jax.random.key(seed), images, train=False)
+
+
+def _check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
+    channels = source.image_shape[-1]
+    for key in ("mean", "std"):
+        given = len(config.data[key])
+        if given not in (1, channels):
+            raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
+    if not all(config.data.std):
+        raise ConfigError("data.std must not hold 0")
+
+
+def _fitting_placement(
+    run: Run, put: Callable[..., Placement], workers: int, devices: int
+) -> Placement:
+    def memory(placement: Placement) -> int:
+        batch = sum(
+            math.prod(s.shape) * s.dtype.itemsize for s in run.abstract_batch(placement).values()
+        )
+        return accumulation.memory_of(run.compile_train_step(placement), batch // devices)
+
+    identity = json.dumps([run.identity(), devices, runtime.describe_machine()], sort_keys=True)
+    return accumulation.choose(
+        lambda steps: put(accumulation_steps=steps),
+        math.ceil(workers / devices),
+        memory,
+        runtime.device_memory(run.config),
+        CACHE / "accumulation_steps.json",
+        hashlib.sha256(identity.encode()).hexdigest(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ParameterRow:
+    """A row of the table of parameters."""
+
+    Name: str
+    Role: str
+    Shape: str
+    Size: int
+    Decayed: str
+
+
+def parameter_table(run: Run) -> str:
+    """Each parameter with its role and whether weight decay applies to it."""
+    params = jax.eval_shape(run.initial_state).params
+    decays = decayed(run.roles)
+    rows = [
+        _ParameterRow(
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            str(role),
+            str(shape.shape),
+            shape.size,
+            "yes" if decay and run.config.optimizer.weight_decay else "no",
+        )
+        for (path, shape), role, decay in zip(
+            jax.tree_util.tree_leaves_with_path(params),
+            jax.tree.leaves(run.roles),
+            jax.tree.leaves(decays),
+        )
+    ]
+    count = parameter_overview.count_parameters(params)
+    return f"{parameter_overview.make_table(rows)}\n{count:,} parameters"
+
+
+def explain(run: Run) -> list[str]:
+    """How each number of the run follows from its config, a line each."""
+    c = run.config
+    train, validation = run.splits
+    shape = "x".join(map(str, train.image_shape))
+    lines = [
+        f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
+        f"examples, {train.num_classes} classes, {shape}",
+        f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
+    ]
+    asked = c.accumulation_steps
+    if asked and asked != run.placement.accumulation_steps:
+        lines.append(
+            f"accumulation: {asked} steps asked for, {run.placement.accumulation_steps} hold all "
+            "workers"
+        )
+    epochs = run.timeline.epoch(run.total_updates)
+    lines += [
+        f"length: {run.total_updates:,} updates = {epochs:.4g} epochs, "
+        f"{len(run.evaluate_after)} evaluations",
+        _explain_rate(run),
+        _explain_optimizer(run),
+        _explain_batch_norm(run),
+    ]
+    return lines
+
+
+def _explain_rate(run: Run) -> str:
+    c, rate = run.config.learning_rate, run.rate
+    ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
+    factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
+    text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
+    if rate.warmup_updates:
+        text += (
+            f"; {c.warmup} warmup {rate.warmup_updates} updates from "
+            f"{c.reference_learning_rate:.6g}"
+        )
+    else:
+        text += "; no warmup"
+    if rate.decay_updates:
+        return f"{text}; x{c.decay_factor:g} at updates {', '.join(map(str, rate.decay_updates))}"
+    return f"{text}; decay: {c.decay}"
+
+
+def _explain_optimizer(run: Run) -> str:
+    c = run.config.optimizer
+    kind = "Nesterov momentum" if c.nesterov else "momentum"
+    form = "equation (9), rate outside the buffer"
+    if c.momentum_form == "rate_inside":
+        corrected = "with" if c.momentum_correction else "without"
+        form = f"equation (10), rate inside the buffer, {corrected} momentum correction"
+    flags = jax.tree.leaves(decayed(run.roles))
+    return (
+        f"optimizer: SGD, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} weight decay "
+        f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
+    )
+
+
+def _explain_batch_norm(run: Run) -> str:
+    c, n = run.config.batch_norm, run.config.worker_batch_size
+    scope = f"per worker, over {n} examples"
+    if c.synced_workers > 1:
+        scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
+    precise = ""
+    if c.precise_examples:
+        batches = precise_batches(run)
+        precise = f"; evaluated with statistics of {batches * run.config.batch_size} examples"
+    return f"batch norm: {scope}; running averages x{c.momentum:g}{precise}"
+
+
+def precise_batches(run: Run) -> int:
+    """Minibatches that precise batch norm takes its statistics over."""
+    return math.ceil(run.config.batch_norm.precise_examples / run.config.batch_size)

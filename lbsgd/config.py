@@ -1,0 +1,303 @@
+"""The config of a run: every key there is, and the check of its form.
+
+A config file starts from `default_config()` and sets what differs:
+
+    def get_config(arg=""):
+        config = default_config()
+        config.batch_size = 1024
+        return config
+
+Times can be given in epochs, steps (updates) or examples: by one key of the three, the others 0.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import ml_collections
+
+from lbsgd.errors import ConfigError
+from lbsgd.timeline import Timeline, exact
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float64"),
+    "batch_norm.running_variance": ("within", "total"),
+    "learning_rate.scaling": ("linear", "sqrt", "none"),
+    "learning_rate.warmup": ("gradual", "constant", "none"),
+    "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
+    "optimizer.momentum_form": ("rate_outside", "rate_inside"),
+    "optimizer.weight_decay_form": ("coupled", "decoupled"),
+}
+
+POSITIVE = (
+    "batch_size",
+    "worker_batch_size",
+    "batch_norm.synced_workers",
+    "data.image_size",
+    "data.synthetic_classes",
+    "data.synthetic_examples",
+    "data.synthetic_validation_examples",
+    "data.threads",
+    "evaluation.batch_size",
+    "learning_rate.reference_batch_size",
+    "log.every_steps",
+    "checkpoint.keep",
+    "model.width",
+    "batch_norm.epsilon",
+)
+
+FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
+
+# Keys that say where and how a run is computed, not what: they may differ when it goes on.
+MACHINE_KEYS = (
+    "devices",
+    "accumulation_steps",
+    "device_memory_gib",
+    "data.dir",
+    "data.threads",
+    "evaluation.batch_size",
+    "checkpoint.",
+    "log.",
+)
+
+
+def _times(name: str, epochs: float = 0.0) -> dict[str, Any]:
+    """The three ways to give a time; 0 leaves one out."""
+    return {f"{name}_epochs": epochs, f"{name}_steps": 0, f"{name}_examples": 0}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All keys, with the paper's value where the paper has one (Goyal et al. 2017, section 5.1)."""
+    config = ml_collections.ConfigDict(
+        {
+            # Of initialisation, order and augmentation.
+            "seed": 0,
+            # kn, examples in one update, over all workers.
+            "batch_size": 256,
+            # n, examples of one worker: its batch-norm statistics are over these.
+            "worker_batch_size": 32,
+            # Length of training.
+            **_times("total"),
+            # How many devices; 0 for all there are.
+            "devices": 0,
+            # Steps in which a device goes through its workers; 0 for the fewest that fit its memory.
+            "accumulation_steps": 1,
+            # Memory of a device for accumulation_steps=0; 0 asks the device (a CPU does not know).
+            "device_memory_gib": 0.0,
+            # Of activations. float64 makes parameters float64 too (to study exactness).
+            "dtype": "float32",
+            "label_smoothing": 0.0,
+            "model": {
+                # See lbsgd.models.resnet.ARCHITECTURES.
+                "name": "resnet50",
+                # Multiplier of all channel counts.
+                "width": 1.0,
+                "skip_connections": True,
+                # Last batch-norm scale of each residual block starts at 0.
+                "zero_init_residual": True,
+            },
+            "batch_norm": {
+                # m in: running <- m running + (1 - m) new.
+                "momentum": 0.9,
+                "epsilon": 1e-5,
+                # Workers that share statistics; 1 for none (the paper's).
+                "synced_workers": 1,
+                # "within": mean of the workers' biased variances; "total": plus variance of means.
+                "running_variance": "within",
+                # Recompute the statistics over this many training examples before each
+                # evaluation (rounded up to whole minibatches); 0 uses the running averages.
+                "precise_examples": 0,
+            },
+            "learning_rate": {
+                "reference_learning_rate": 0.1,
+                "reference_batch_size": 256,
+                # "linear", "sqrt" or "none": from the reference to batch_size.
+                "scaling": "linear",
+                # "gradual", "constant" or "none"; only where batch_size > reference_batch_size.
+                "warmup": "gradual",
+                **_times("warmup", epochs=5.0),
+                # "steps", "cosine", "polynomial" or "none".
+                "decay": "steps",
+                # Of "steps": by decay_factor at each of these.
+                "decay_epochs": (30.0, 60.0, 80.0),
+                "decay_factor": 0.1,
+                # Of "polynomial".
+                "decay_power": 2.0,
+            },
+            "optimizer": {
+                "momentum": 0.9,
+                "nesterov": True,
+                # "rate_outside", equation (9), or "rate_inside", equation (10).
+                "momentum_form": "rate_outside",
+                # Of "rate_inside".
+                "momentum_correction": True,
+                "weight_decay": 1e-4,
+                # "coupled" (L2) or "decoupled" (scaled by the learning rate).
+                "weight_decay_form": "coupled",
+            },
+            "data": {
+                # See lbsgd.data.sources.SOURCES.
+                "source": "digits",
+                "dir": "",
+                # Zeros around the image before a random crop; 0 for no crop.
+                "crop_padding": 0,
+                "flip": False,
+                # Of pixels / 255, one number a channel.
+                "mean": (0.5,),
+                "std": (0.5,),
+                # Threads that load batches ahead.
+                "threads": 1,
+                "image_size": 224,
+                "synthetic_classes": 1000,
+                "synthetic_examples": 1_281_167,
+                "synthetic_validation_examples": 50_000,
+            },
+            "evaluation": {**_times("every"), "batch_size": 1024},
+            "checkpoint": {**_times("every"), "keep": 3},
+            # Metrics every so many updates; TensorBoard summaries where tensorflow is installed.
+            "log": {"every_steps": 100, "tensorboard": True},
+        }
+    )
+    return config.lock()
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted key and value, in order of the keys."""
+    for key in sorted(config):
+        value = config[key]
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def nearest_key(key: str) -> str:
+    """The known key most like `key`, whole or by its last part."""
+    known = [name for name, _ in flatten(default_config())]
+    leaf = key.rsplit(".", 1)[-1]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    whole = difflib.get_close_matches(key, known, 1, 0.0)[0]
+    close = difflib.get_close_matches(leaf, by_leaf, 1, 0.7)
+    return by_leaf[close[0]] if close else whole
+
+
+def check_known(key: str) -> None:
+    """Raises ConfigError if there is no key `key` (dotted; a group of keys counts)."""
+    known = [name for name, _ in flatten(default_config())]
+    if not any(name == key or name.startswith(key + ".") for name in known):
+        raise ConfigError(
+            f"unknown config key {key!r}; the nearest known one is {nearest_key(key)!r}"
+        )
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A complete, checked copy of a config, frozen.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type, or a value out of range.
+    """
+    resolved = default_config()
+    for key, value in flatten(config):
+        check_known(key)
+        *groups, leaf = key.split(".")
+        part = resolved
+        for group in groups:
+            part = part[group]
+        if isinstance(part.get(leaf), ml_collections.ConfigDict):
+            raise ConfigError(f"config key {key!r} is a group of keys, not {value!r}")
+        try:
+            part[leaf] = value
+        except (TypeError, ValueError) as error:
+            kind = part.get_type(leaf).__name__
+            raise ConfigError(
+                f"{key} must be {kind}, not {value!r} ({type(value).__name__})"
+            ) from error
+    _check_values(resolved)
+    return ml_collections.FrozenConfigDict(resolved)
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
+    values = dict(flatten(config))
+    for key, value in values.items():
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(f"unknown {key} {value!r}; known: {', '.join(CHOICES[key])}")
+        if key in POSITIVE and value <= 0:
+            raise ConfigError(f"{key} must be positive, not {value}")
+        if key in FRACTIONS and not 0 <= value < 1:
+            raise ConfigError(f"{key} must be at least 0 and less than 1, not {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            _check_number(key, number)
+    decays = values["learning_rate.decay_epochs"]
+    if list(decays) != sorted(set(decays)):
+        raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")
+
+
+def _check_number(key: str, value: Any) -> None:
+    # Of numbers only the means of pixels can sensibly be negative.
+    if isinstance(value, str | bool) or value is None or key == "data.mean":
+        return
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{key} must hold numbers, not {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{key} must be finite and not negative, not {value}")
+
+
+def _given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
+    """The unit and the number of the time called `name`; ("", 0) if none is given.
+
+    Raises:
+      ConfigError: it is given twice.
+    """
+    units = ("epochs", "steps", "examples")
+    given = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
+    if len(given) > 1:
+        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in given.items())
+        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
+    return next(iter(given.items()), ("", 0))
+
+
+def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
+    if unit == "epochs":
+        return timeline.update_at_epoch(number)
+    if unit == "examples":
+        return timeline.update_at_example(Fraction(number))
+    return int(number)
+
+
+def duration(config: ml_collections.ConfigDict, name: str, timeline: Timeline) -> int:
+    """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
+
+    Raises:
+      ConfigError: two of them are given.
+    """
+    unit, number = _given(config, name)
+    return _update_at(timeline, unit, number)
+
+
+def every(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> frozenset[int]:
+    """The updates up to `total` after which `every_epochs`, `_steps` or `_examples` comes round.
+
+    Raises:
+      ConfigError: two of them are given.
+    """
+    unit, interval = _given(config, "every")
+    updates: set[int] = set()
+    if not unit:
+        return frozenset()
+    for i in itertools.count(1):
+        update = _update_at(timeline, unit, i * exact(interval))
+        if update > total:
+            return frozenset(updates)
+        updates.add(update)
+    raise AssertionError("unreachable")
+
+
+def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys and values that decide what the run computes, as JSON would have them."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flatten(config)
+        if not any(key == m or (m.endswith(".") and key.startswith(m)) for m in MACHINE_KEYS)
+    }

@@ -1,0 +1,136 @@
+"""Which: global position -> (epoch, example), a random permutation per epoch in closed form.
+
+Position p of the stream of examples belongs to epoch p // N. Within an epoch the examples come in
+the order of a keyed permutation of {0..N-1} that is computed for the positions asked for, so it
+needs no memory and no state: any process can compute any part of any epoch at once.
+
+The permutation is a Feistel network over pairs (left, right) of Z_a x Z_b with a*b just above N:
+each round adds a hash of one half to the other, which can be undone and hence is a permutation of
+the a*b pairs. Pairs that lie outside {0..N-1} walk on along their cycle until they come back in
+(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); a*b < N + 2 sqrt(N) + 1, so few
+have to.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+
+import numpy as np
+
+# Enough for any set of 2^32 examples and more: halves must stay below 2^32.
+MAX_EXAMPLES = 2**62
+# Fewer show in the distribution of permutations of very small sets (a, b of 2 or 3).
+_ROUNDS = 24
+
+
+@functools.lru_cache(maxsize=64)
+def round_keys(seed: int, epoch: int, purpose: str, count: int = _ROUNDS) -> np.ndarray:
+    """`count` independent uint64 keys for (seed, epoch, purpose).
+
+    They come from a cryptographic hash, so that seeds and epochs that are close, or that have the
+    same sum, have nothing in common.
+    """
+    text = f"{seed}/{epoch}/{purpose}".encode()
+    stream = hashlib.shake_256(text).digest(8 * count)
+    return np.frombuffer(stream, "<u8").astype(np.uint64)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3)."""
+    bits = bits ^ (bits >> np.uint64(33))
+    bits = bits * np.uint64(0xFF51AFD7ED558CCD)
+    bits = bits ^ (bits >> np.uint64(33))
+    bits = bits * np.uint64(0xC4CEB9FE1A85EC53)
+    return bits ^ (bits >> np.uint64(33))
+
+
+def _below(bits: np.ndarray, bound: int) -> np.ndarray:
+    """Maps uint64 bits to {0..bound-1} by their upper half, for bound <= 2^32."""
+    return ((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)
+
+
+def _add(value: np.ndarray, bits: np.ndarray, bound: int) -> np.ndarray:
+    """(value + hash) mod bound without the slow integer division."""
+    total = value + _below(bits, bound)
+    return np.where(total >= bound, total - np.uint64(bound), total)
+
+
+def _encipher(index: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
+    """One pass of the Feistel network over {0..rows*columns-1}."""
+    left, right = np.divmod(index, np.uint64(columns))
+    for key_left, key_right in keys.reshape(-1, 2):
+        left = _add(left, _mix(right + key_left), rows)
+        right = _add(right, _mix(left + key_right), columns)
+    return left * np.uint64(columns) + right
+
+
+def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """The images of `index` (uint64, each below `size`) under the permutation of {0..size-1}."""
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    image = _encipher(index, rows, columns, keys)
+    outside = np.flatnonzero(image >= size)
+    while outside.size:
+        image[outside] = _encipher(image[outside], rows, columns, keys)
+        outside = outside[image[outside] >= size]
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The order in which a run sees the examples of a set.
+
+    Attributes:
+      num_examples: N, the size of the set.
+      seed: of the run.
+      purpose: keeps orders with the same seed apart ("train", "precise_batch_norm").
+    """
+
+    num_examples: int
+    seed: int
+    purpose: str = "train"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.num_examples <= MAX_EXAMPLES:
+            raise ValueError(f"an order needs 1 to 2^62 examples, not {self.num_examples}")
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epoch and example at each position of the stream.
+
+        Args:
+          positions: integers >= 0, any shape.
+
+        Returns:
+          epochs, examples: int64, of the same shape; each example once in every epoch.
+        """
+        positions = np.asarray(positions, np.int64)
+        epochs, indices = np.divmod(positions, self.num_examples)
+        examples = np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            keys = round_keys(self.seed, int(epoch), self.purpose)
+            examples[here] = permute(indices[here].astype(np.uint64), self.num_examples, keys)
+        return epochs, examples
+
+
+def random_below(
+    bound: int, seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray
+) -> np.ndarray:
+    """A random integer in {0..bound-1} for each (epoch, example): the key of its augmentation.
+
+    It depends on nothing else, so an example is augmented alike wherever it is loaded.
+
+    Args:
+      bound: at most 2^32.
+      epochs, examples: integers of one shape.
+
+    Returns:
+      int64 of that shape.
+    """
+    bits = np.asarray(examples).astype(np.uint64)
+    for epoch in np.unique(epochs):
+        first, second = round_keys(seed, int(epoch), purpose, 2)
+        here = epochs == epoch
+        bits[here] = _mix(_mix(bits[here] + first) ^ second)
+    return _below(bits, bound).astype(np.int64)

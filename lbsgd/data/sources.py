@@ -1,0 +1,160 @@
+"""Sources of examples, each random-access: `len(source)`, `source[i] -> Example`."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import ml_collections
+import numpy as np
+
+from lbsgd.errors import ConfigError
+
+
+class Example(NamedTuple):
+    """An image, uint8 `[h, w, c]`, and its class."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """A set of examples of one shape.
+
+    Attributes:
+      num_classes: labels are 0..num_classes-1.
+      image_shape: `(h, w, c)` of every image.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class ArraySource:
+    """Examples held in memory: images uint8 `[N, h, w, c]`, labels `[N]`."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+        self.images, self.labels, self.num_classes = images, labels, num_classes
+        height, width, channels = images.shape[1:]
+        self.image_shape = (height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], int(self.labels[index]))
+
+
+class SyntheticSource:
+    """Random images and labels, each a function of (seed, index): for tests and benchmarks."""
+
+    def __init__(
+        self, num_examples: int, image_shape: tuple[int, int, int], num_classes: int, seed: int
+    ) -> None:
+        self.num_examples, self.seed = num_examples, seed
+        self.image_shape, self.num_classes = image_shape, num_classes
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, index: int) -> Example:
+        random = np.random.default_rng((self.seed, index))
+        image = random.integers(0, 256, self.image_shape, dtype=np.uint8)
+        return Example(image, int(random.integers(self.num_classes)))
+
+
+class Splits(NamedTuple):
+    """The examples to train on and those to evaluate on."""
+
+    train: Source
+    validation: Source
+
+
+def digits(config: ml_collections.ConfigDict) -> Splits:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey: every fifth one is for validation."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images * (255.0 / 16.0)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    held_out = np.arange(len(images)) % 5 == 0
+    return Splits(
+        ArraySource(images[~held_out], labels[~held_out], 10),
+        ArraySource(images[held_out], labels[held_out], 10),
+    )
+
+
+def npz(config: ml_collections.ConfigDict) -> Splits:
+    """Your own arrays: `train.npz` and `validation.npz` in data.dir.
+
+    Each holds `images`, uint8 `[N, h, w, c]` or `[N, h, w]`, and `labels`, integers `[N]`.
+    """
+    parts = {}
+    for name in ("train", "validation"):
+        path = pathlib.Path(config.dir, f"{name}.npz")
+        parts[name] = _read_npz(path)
+    num_classes = int(parts["train"][1].max()) + 1
+    highest = int(parts["validation"][1].max())
+    if highest >= num_classes:
+        raise ConfigError(
+            f"{config.dir}: validation.npz has a label {highest}, train.npz only 0 to "
+            f"{num_classes - 1}"
+        )
+    if parts["train"][0].shape[1:] != parts["validation"][0].shape[1:]:
+        raise ConfigError(f"{config.dir}: images of train.npz and validation.npz differ in shape")
+    return Splits(
+        ArraySource(*parts["train"], num_classes), ArraySource(*parts["validation"], num_classes)
+    )
+
+
+def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror or error}); set data.dir"
+        ) from error
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path} must hold arrays `images` and `labels`: {error}") from error
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ConfigError(
+            f"{path}: images must be uint8 [N, h, w, c], not {images.dtype} {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not len(labels):
+        raise ConfigError(f"{path}: labels must be {len(images)} integers")
+    if labels.min() < 0:
+        raise ConfigError(f"{path}: labels must not be negative")
+    return images, labels
+
+
+def synthetic(config: ml_collections.ConfigDict) -> Splits:
+    """Random images of `synthetic_*` sizes."""
+    shape = (config.image_size, config.image_size, 3)
+    classes = config.synthetic_classes
+    return Splits(
+        SyntheticSource(config.synthetic_examples, shape, classes, seed=0),
+        SyntheticSource(config.synthetic_validation_examples, shape, classes, seed=1),
+    )
+
+
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
+    "digits": digits,
+    "npz": npz,
+    "synthetic": synthetic,
+}
+
+
+def build_sources(config: ml_collections.ConfigDict) -> Splits:
+    """The splits that `config` (the `data` part) names.
+
+    Raises:
+      ConfigError: no such source, or its files are not what they should be.
+    """
+    if config.source not in SOURCES:
+        raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[config.source](config)

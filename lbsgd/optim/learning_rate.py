@@ -1,0 +1,86 @@
+"""The learning rate: the only place where the batch size becomes a learning rate.
+
+Schedules are optax's: functions of the update index t (from 0) that give the rate of that update.
+They are built from parts, `gradual_warmup(decay(...))`, each a pure function of t.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def scale_learning_rate(
+    reference_learning_rate: float, reference_batch_size: int, batch_size: int, rule: str
+) -> float:
+    """The full rate for `batch_size` (Goyal et al. 2017, section 2.1 and Table 2a).
+
+    Args:
+      rule: "linear" (rate in proportion to the batch size), "sqrt" or "none".
+
+    Raises:
+      KeyError: no such rule.
+    """
+    ratio = batch_size / reference_batch_size
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
+    return reference_learning_rate * factor
+
+
+def _float(update: jax.typing.ArrayLike) -> jax.Array:
+    return jnp.asarray(update).astype(jnp.result_type(float))
+
+
+def _fraction(update: jax.typing.ArrayLike, start: int, end: int) -> jax.Array:
+    return jnp.clip((_float(update) - start) / (end - start), 0.0, 1.0)
+
+
+def constant(rate: float) -> Schedule:
+    """The same rate throughout."""
+    return lambda update: jnp.full_like(_float(update), rate)
+
+
+def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedule:
+    """rate * factor^(number of boundaries at or before update t)."""
+
+    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
+        passed = sum(_float(update) >= boundary for boundary in boundaries)
+        return rate * factor ** _float(passed)
+
+    return schedule
+
+
+def cosine_decay(rate: float, start: int, end: int) -> Schedule:
+    """Half a cosine from `rate` at update `start` to 0 at update `end` (Loshchilov and Hutter)."""
+    return lambda update: rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(update, start, end)))
+
+
+def polynomial_decay(
+    rate: float, start: int, end: int, power: float, end_rate: float = 0.0
+) -> Schedule:
+    """end_rate + (rate - end_rate) * (1 - (t - start) / (end - start))^power."""
+
+    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
+        return end_rate + (rate - end_rate) * (1.0 - _fraction(update, start, end)) ** power
+
+    return schedule
+
+
+def gradual_warmup(after: Schedule, start_rate: float, full_rate: float, updates: int) -> Schedule:
+    """Goyal et al., section 2.2: a constant increment per update from the reference rate.
+
+    Update t < W has start_rate + (full_rate - start_rate) * t / W; from update W on `after`.
+    """
+
+    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
+        ramp = start_rate + (full_rate - start_rate) * (_float(update) / updates)
+        return jnp.where(_float(update) < updates, ramp, after(update))
+
+    return schedule
+
+
+def constant_warmup(after: Schedule, start_rate: float, updates: int) -> Schedule:
+    """Goyal et al., section 2.2: the reference rate for W updates, then at once `after`."""
+    return lambda update: jnp.where(_float(update) < updates, start_rate, after(update))

@@ -1,0 +1,87 @@
+"""Momentum in both forms of Goyal et al. 2017, section 3, with momentum correction.
+
+    (9)   u <- m u + g;            w <- w - eta u      the rate stays outside the buffer
+    (10)  v <- m v + eta g;        w <- w - v          the rate is inside it
+    (10') v <- m (eta/eta_before) v + eta g            (10) with momentum correction
+
+(9) is what PyTorch and optax.sgd do; (10) is Caffe's. With correction (10) is (9).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lbsgd.optim.learning_rate import Schedule
+
+
+class MomentumState(NamedTuple):
+    """The buffer u or v, like the parameters."""
+
+    buffer: Any
+
+
+def _init(params: Any) -> MomentumState:
+    return MomentumState(jax.tree.map(jnp.zeros_like, params))
+
+
+def rate_outside_momentum(
+    decay: float, *, nesterov: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Equation (9) without its learning rate: u <- m u + g, which is also the result.
+
+    With Nesterov momentum the result is g + m u (as in torch.optim.SGD).
+    """
+
+    def update(
+        gradient: Any, state: MomentumState, params: Any = None, **_: Any
+    ) -> tuple[Any, MomentumState]:
+        buffer = jax.tree.map(lambda g, u: decay * u + g, gradient, state.buffer)
+        result = buffer
+        if nesterov:
+            result = jax.tree.map(lambda g, u: g + decay * u, gradient, buffer)
+        return result, MomentumState(buffer)
+
+    return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def rate_inside_momentum(
+    learning_rate: Schedule, decay: float, *, nesterov: bool = False, correction: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """Equation (10), rate included: v <- m c v + eta g, which is also the result.
+
+    With momentum correction c is eta_t / eta_(t-1), the ratio of this update's rate to the
+    last one's (1 where the last was 0: the buffer then holds nothing to correct by a ratio);
+    without it c is 1. With Nesterov momentum the result is eta g + m v.
+
+    The update function needs the keyword `update_index`, t.
+    """
+
+    def update(
+        gradient: Any,
+        state: MomentumState,
+        params: Any = None,
+        *,
+        update_index: jax.typing.ArrayLike,
+        **_: Any,
+    ) -> tuple[Any, MomentumState]:
+        rate = learning_rate(update_index)
+        keep = jnp.full_like(rate, decay)
+        if correction:
+            last = learning_rate(jnp.maximum(jnp.asarray(update_index) - 1, 0))
+            usable = last != 0
+            keep = decay * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
+
+        def move(g: jax.Array, v: jax.Array) -> jax.Array:
+            return keep.astype(v.dtype) * v + rate.astype(g.dtype) * g
+
+        buffer = jax.tree.map(move, gradient, state.buffer)
+        result = buffer
+        if nesterov:
+            result = jax.tree.map(
+                lambda g, v: rate.astype(g.dtype) * g + decay * v, gradient, buffer
+            )
+        return result, MomentumState(buffer)
+
+    return optax.GradientTransformationExtraArgs(_init, update)

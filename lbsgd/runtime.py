@@ -1,0 +1,128 @@
+"""The machine: devices, precision, processes and signals."""
+
+import os
+import platform
+import signal
+import subprocess
+from importlib import metadata
+from types import FrameType
+from typing import Any
+
+import jax
+import ml_collections
+
+from lbsgd.errors import ConfigError
+
+REPORTED_PACKAGES = (
+    "lbsgd",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+)
+
+
+def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins this process to the others of the run (`jax.distributed`), if there are any."""
+    if num_processes <= 1:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def set_precision(dtype: str) -> None:
+    """Turns 64-bit types on where the config asks for float64; call it before making arrays."""
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+
+
+def count_devices(asked: int) -> int:
+    """The number of devices to use, `asked` or all for 0.
+
+    Raises:
+      ConfigError: there are fewer, or a part of several processes' devices was asked for.
+    """
+    there = jax.device_count()
+    if asked > there:
+        raise ConfigError(
+            f"devices={asked}, but there {'is' if there == 1 else 'are'} only {there} "
+            f"({jax.default_backend()}); set devices={there}, or 0 for all"
+        )
+    if asked not in (0, there) and jax.process_count() > 1:
+        raise ConfigError(f"with several processes all {there} devices are used; set devices=0")
+    return asked or there
+
+
+def device_memory(config: ml_collections.ConfigDict) -> int:
+    """Bytes of memory that one device has for the step.
+
+    Raises:
+      ConfigError: neither the config nor the device tells.
+    """
+    if config.device_memory_gib:
+        return int(config.device_memory_gib * 2**30)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        raise ConfigError(
+            f"accumulation_steps=0 needs the memory of a device, which {jax.default_backend()} "
+            "does not tell; set device_memory_gib, or accumulation_steps to a number"
+        )
+    return int(stats["bytes_limit"])
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, hardware and the commit of the code, for the record of a run."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in REPORTED_PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    folder = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+class StopSignal:
+    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True

@@ -1,0 +1,317 @@
+"""What: one synchronous update of large-minibatch SGD, as pure functions.
+
+    worker_loss        one worker, n examples: loss, and the statistics it leaves behind
+    device_gradient    one device: its lanes (vmap) and accumulation steps (scan), summed
+    train_step         all devices: shard_map, lax.pmean, and the optimizer's update
+
+The all-reduce stands in `device_gradient`, once, after the accumulation.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lbsgd.models.normalization import add_distance, subtract_distance
+from lbsgd.optim.learning_rate import Schedule
+from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
+
+Batch = Mapping[str, jax.Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run has to remember.
+
+    Attributes:
+      update: the update index t, an int32 scalar: how many updates were made.
+      params: parameters.
+      batch_stats: running averages of batch norm.
+      opt_state: the optimizer's state.
+    """
+
+    update: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+class WorkerResult(NamedTuple):
+    """What a worker knows after its n examples; averaged over workers, what an update knows.
+
+    Attributes:
+      loss: mean cross-entropy.
+      error: top-1 error, a fraction.
+      batch_stats: the moments of its batch norms.
+    """
+
+    loss: jax.Array
+    error: jax.Array
+    batch_stats: Any
+
+
+class EvalSums(NamedTuple):
+    """Sums over examples: loss, wrong at top-1 and top-5, and how many there were."""
+
+    loss: jax.Array
+    wrong: jax.Array
+    wrong_top5: jax.Array
+    examples: jax.Array
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each example with (1 - s) * one-hot + s / classes (Szegedy et al. 2016).
+
+    Args:
+      logits: `[n, classes]`; labels: integers `[n]`.
+
+    Returns:
+      nats, `[n]`.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    return -(1.0 - label_smoothing) * of_label - label_smoothing * jnp.mean(log_p, axis=-1)
+
+
+def wrong_at(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the label is not among the k largest logits, bool `[n]`.
+
+    Among equal logits the lower class comes first. Logits that are not numbers are wrong.
+    """
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
+    before = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
+    return (jnp.sum(before, axis=-1) >= k) | jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def normalize(
+    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any
+) -> jax.Array:
+    """uint8 images `[..., c]` to (x / 255 - mean) / std, by channel."""
+    channels = (1,) * (images.ndim - 1) + (-1,)
+    offset = jnp.asarray(mean, dtype).reshape(channels)
+    scale = jnp.asarray(std, dtype).reshape(channels)
+    return (images.astype(dtype) / 255.0 - offset) / scale
+
+
+def worker_loss(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    model: Any,
+    preprocess: Callable[[jax.Array], jax.Array],
+    label_smoothing: float,
+    total_variance: bool,
+) -> WorkerResult:
+    """One worker: the loss of its n examples, batch norm seeing exactly those (equation 5).
+
+    With `total_variance` the statistics also say how far this worker's means lie from the running
+    ones, so that their average over workers holds mean(var) + var(mean); see `add_distance`.
+    """
+    logits, left = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        preprocess(batch["image"]),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
+    error = jnp.mean(wrong_at(1, logits, batch["label"]).astype(loss.dtype))
+    stats = left["batch_stats"]
+    if total_variance:
+        stats = add_distance(stats, batch_stats)
+    return WorkerResult(loss, error, stats)
+
+
+def mean_over_lanes(
+    worker: Callable[[Batch], WorkerResult], rows: Batch, step: jax.Array, placement: Placement
+) -> WorkerResult:
+    """The workers of one accumulation step on one device: their share of the mean over k.
+
+    The share is (devices / k) times their sum, so that `lax.pmean` over devices of the sum over
+    steps is the mean over workers. Idle slots are dropped by selection.
+
+    Args:
+      rows: `[L, n, ...]`.
+      step: the accumulation step.
+    """
+    slot = (step * placement.devices + lax.axis_index(DEVICE_AXES)) * placement.lanes
+    real = slot + jnp.arange(placement.lanes) < placement.workers
+    groups = (placement.lanes // placement.lanes_in_group, placement.lanes_in_group)
+    rows = jax.tree.map(lambda x: x.reshape(groups + x.shape[1:]), rows)
+    results = jax.vmap(jax.vmap(worker, axis_name=LANE_AXIS))(rows)
+    weight = placement.devices / placement.workers
+
+    def share(x: jax.Array) -> jax.Array:
+        x = x.reshape((placement.lanes, *x.shape[2:]))
+        keep = real.reshape((-1,) + (1,) * (x.ndim - 1))
+        return weight * jnp.sum(jnp.where(keep, x, 0), axis=0)
+
+    return jax.tree.map(share, results)
+
+
+def sum_over_steps(f: Callable[[Any], Any], steps: Any) -> Any:
+    """sum_a f(steps[a]) by `lax.scan`, so that only one step is in memory at a time."""
+    first = jax.tree.map(lambda x: x[0], steps)
+    if jax.tree.leaves(steps)[0].shape[0] == 1:
+        return f(first)  # XLA on a CPU runs convolutions about ten times slower inside a loop.
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+
+    def add(total: Any, step: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(step)), None
+
+    return lax.scan(add, zeros, steps)[0]
+
+
+def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int) -> Any:
+    """`f(*replicated arguments, batch)` on every device, by `shard_map`.
+
+    What f returns must be alike on all devices. Checking that (`check_vma`) is off because
+    collectives over a vmap axis cannot be traced with it; it also makes the gradient with respect
+    to a replicated argument the device's own, with no reduction but those written out.
+    """
+    specs = (PartitionSpec(),) * replicated + (placement.batch_spec,)
+    return jax.shard_map(
+        f, mesh=placement.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+    )
+
+
+def device_gradient(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    worker: Callable[..., WorkerResult],
+    placement: Placement,
+) -> tuple[Any, WorkerResult]:
+    """On one device: the gradient of the mean loss over all k workers, and their mean result.
+
+    The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
+
+    Args:
+      batch: this device's part, `[A, L, n, ...]`.
+    """
+
+    def loss(params: Any, rows: Batch, step: jax.Array) -> tuple[jax.Array, WorkerResult]:
+        result = mean_over_lanes(
+            functools.partial(worker, params, batch_stats), rows, step, placement
+        )
+        return result.loss, result
+
+    def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
+        step, rows = step_and_rows
+        return jax.grad(loss, has_aux=True)(params, rows, step)
+
+    steps = jnp.arange(placement.accumulation_steps)
+    return lax.pmean(sum_over_steps(gradient, (steps, batch)), DEVICE_AXES)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    worker: Callable[..., WorkerResult],
+    optimizer: optax.GradientTransformationExtraArgs,
+    learning_rate: Schedule,
+    placement: Placement,
+    batch_norm_momentum: float,
+    total_variance: bool,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update (Goyal et al., equation 4, with momentum and decay as the optimizer has them).
+
+    Args:
+      state: donated when compiled.
+      batch: the kn examples by slot, `[A, D * L, n, ...]`.
+      worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `worker_loss`, bound.
+      batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
+      total_variance: average mean(var) + var(mean) instead of mean(var); the worker's as well.
+
+    Returns:
+      the next state, and the metrics of this update.
+    """
+    gradient = over_devices(
+        functools.partial(device_gradient, worker=worker, placement=placement),
+        placement,
+        replicated=2,
+    )
+    gradients, result = gradient(state.params, state.batch_stats, batch)
+    changes, opt_state = optimizer.update(
+        gradients, state.opt_state, state.params, update_index=state.update
+    )
+    stats = result.batch_stats
+    if total_variance:
+        stats = subtract_distance(stats, state.batch_stats)
+    m = batch_norm_momentum
+    metrics = {
+        "train_loss": result.loss,
+        "train_error": 100.0 * result.error,
+        "learning_rate": learning_rate(state.update),
+    }
+    next_state = TrainState(
+        update=state.update + 1,
+        params=jax.tree.map(jnp.add, state.params, changes),
+        batch_stats=jax.tree.map(lambda r, new: m * r + (1.0 - m) * new, state.batch_stats, stats),
+        opt_state=opt_state,
+    )
+    return next_state, metrics
+
+
+def moments_step(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    worker: Callable[..., WorkerResult],
+    placement: Placement,
+    total_variance: bool,
+) -> Any:
+    """The batch-norm moments of one minibatch with fixed parameters, averaged over its workers.
+
+    Averaged over several minibatches they are the statistics of "precise" batch norm (Goyal et
+    al., section 5.1, on evaluating early; Wu and Johnson 2021).
+    """
+
+    def on_device(params: Any, batch_stats: Any, batch: Batch) -> Any:
+        def moments(step_and_rows: tuple[jax.Array, Batch]) -> Any:
+            step, rows = step_and_rows
+            bound = functools.partial(worker, params, batch_stats)
+            return mean_over_lanes(bound, rows, step, placement).batch_stats
+
+        steps = jnp.arange(placement.accumulation_steps)
+        stats = lax.pmean(sum_over_steps(moments, (steps, batch)), DEVICE_AXES)
+        return subtract_distance(stats, batch_stats) if total_variance else stats
+
+    return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+
+
+def eval_step(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    model: Any,
+    preprocess: Callable[[jax.Array], jax.Array],
+    placement: Placement,
+) -> EvalSums:
+    """Sums over the examples of a batch whose `mask` is set.
+
+    Args:
+      batch: image `[1, D * L, e, ...]`, label and mask `[1, D * L, e]`.
+    """
+
+    def on_device(params: Any, batch_stats: Any, batch: Batch) -> EvalSums:
+        images, labels, mask = (
+            batch[key].reshape((-1, *batch[key].shape[3:])) for key in ("image", "label", "mask")
+        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits = model.apply(variables, preprocess(images), train=False)
+        loss = jnp.where(mask, cross_entropy(logits, labels), 0)
+        wrong, wrong_top5 = (mask & wrong_at(k, logits, labels) for k in (1, 5))
+        return lax.psum(EvalSums(*map(jnp.sum, (loss, wrong, wrong_top5, mask))), DEVICE_AXES)
+
+    return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)

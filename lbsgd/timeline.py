@@ -1,0 +1,104 @@
+"""When: update index <-> examples seen <-> epoch, for any schedule of batch sizes.
+
+The update index t (from 0) is the only counter that a run stores. Whatever varies with time
+(learning rate, data order, evaluations) is a function of it, computed here in exact integers.
+"""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of updates with one batch size, starting where the segment before it ended."""
+
+    first_update: int
+    first_example: int
+    batch_size: int
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """The number as it is written: 0.1 is one tenth, not the float nearest to it."""
+    return number if isinstance(number, Fraction) else Fraction(repr(number))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """Converts between the three clocks of a run.
+
+    Minibatches follow each other in the stream of examples without a gap, so one may straddle
+    two epochs and none is short.
+    """
+
+    examples_per_epoch: int
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def constant(cls, examples_per_epoch: int, batch_size: int) -> "Timeline":
+        """One batch size for the whole run."""
+        return cls.from_schedule(examples_per_epoch, [(0, batch_size)])
+
+    @classmethod
+    def from_schedule(
+        cls, examples_per_epoch: int, schedule: Sequence[tuple[float, int]]
+    ) -> "Timeline":
+        """Batch sizes by epoch: pairs (epoch, batch size), the first at epoch 0.
+
+        Each boundary is rounded once to a whole update, and the next segment starts at the
+        number of examples truly seen by then, so roundings do not add up.
+
+        Raises:
+          ValueError: sizes not positive, first epoch not 0, or epochs not increasing.
+        """
+        epochs = [exact(epoch) for epoch, _ in schedule]
+        sizes = [size for _, size in schedule]
+        if examples_per_epoch <= 0 or any(size <= 0 for size in sizes):
+            raise ValueError("examples_per_epoch and batch sizes must be positive")
+        if not schedule or epochs[0] != 0 or any(b <= a for a, b in itertools.pairwise(epochs)):
+            raise ValueError("epochs of a batch-size schedule must start at 0 and increase")
+        segments = [Segment(0, 0, sizes[0])]
+        for epoch, size in zip(epochs[1:], sizes[1:]):
+            last = segments[-1]
+            updates = _updates_until(last, epoch * examples_per_epoch)
+            segments.append(
+                Segment(
+                    last.first_update + updates,
+                    last.first_example + updates * last.batch_size,
+                    size,
+                )
+            )
+        return cls(examples_per_epoch, tuple(segments))
+
+    def batch_size(self, update: int) -> int:
+        """Number of examples kn in the minibatch of update `update`."""
+        return self._segment_of_update(update).batch_size
+
+    def examples_seen(self, update: int) -> int:
+        """Examples seen before update `update`: the position of its first example."""
+        segment = self._segment_of_update(update)
+        return segment.first_example + (update - segment.first_update) * segment.batch_size
+
+    def epoch(self, update: int) -> float:
+        """Epochs seen before update `update`, as a fraction."""
+        return self.examples_seen(update) / self.examples_per_epoch
+
+    def update_at_epoch(self, epoch: float | Fraction) -> int:
+        """The update nearest to an epoch count: round(epoch * N / kn), ties to even."""
+        return self.update_at_example(exact(epoch) * self.examples_per_epoch)
+
+    def update_at_example(self, example: int | Fraction) -> int:
+        """The update nearest to a number of examples seen."""
+        starts = [segment.first_example for segment in self.segments]
+        segment = self.segments[max(bisect.bisect_right(starts, example) - 1, 0)]
+        return segment.first_update + _updates_until(segment, example)
+
+    def _segment_of_update(self, update: int) -> Segment:
+        starts = [segment.first_update for segment in self.segments]
+        return self.segments[max(bisect.bisect_right(starts, update) - 1, 0)]
+
+
+def _updates_until(segment: Segment, example: int | Fraction) -> int:
+    return round(Fraction(example - segment.first_example) / segment.batch_size)

@@ -1,0 +1,294 @@
+"""The loop: one run from its config to its result, read from top to bottom."""
+
+import collections
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from lbsgd import monitor, runtime
+from lbsgd.build import Run, build, explain, parameter_table, precise_batches
+from lbsgd.checkpoint import Checkpoints
+from lbsgd.step import EvalSums, TrainState
+from lbsgd.workdir import Workdir
+
+# Updates that may wait on the devices. More would not be faster, and many more can deadlock
+# collectives between more CPU devices than cores.
+IN_FLIGHT = 4
+# Logged updates over which images/s are measured: single ones come off the devices in bursts.
+RATE_WINDOW = 20
+
+
+class DivergedError(RuntimeError):
+    """The training loss is not finite any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      updates: done in all.
+      complete: whether that is all of them; a run that was stopped is not.
+      final_error: median validation error (%) of the last 5 evaluations; None if there was none.
+    """
+
+    updates: int
+    complete: bool
+    final_error: float | None
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    should_stop: Callable[[int], bool] = lambda updates: False,
+) -> Outcome:
+    """Trains as a resolved config says, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: from `lbsgd.config.resolve`.
+      workdir: the folder of the run.
+      should_stop: asked with the number of updates done, after each; if true the run saves a
+        checkpoint and ends.
+
+    Raises:
+      ConfigError: something the user can put right.
+      DivergedError: the training loss is not finite.
+    """
+    parts = build(config)
+    folder = Workdir(pathlib.Path(workdir))
+    speaks = jax.process_index() == 0
+    if speaks:
+        folder.claim(parts.identity(), config.to_dict(), runtime.describe_machine())
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
+    start = checkpoints.newest or 0
+    progress = monitor.open_progress(parts.total_updates, start, speaks=speaks)
+    metrics = monitor.MetricsFile(folder.metrics, keep_until=start) if speaks else None
+    summaries: Any = monitor.NoSummaries()
+    try:
+        if start == parts.total_updates:
+            progress.line(f"{folder.path} is complete: {start} updates are done")
+            return _finish(parts, folder, progress, start, None)
+        for line in explain(parts):
+            progress.line(line)
+        if speaks and config.log.tensorboard:
+            summaries, note = monitor.open_summaries(folder.tensorboard)
+            if note:
+                progress.line(note)
+
+        if start:
+            state = checkpoints.restore(parts.abstract_state())
+            progress.line(f"goes on after update {start} from {folder.checkpoints}")
+        else:
+            progress.line(parameter_table(parts))
+            replicated = parts.placement.replicated
+            state = jax.jit(parts.initial_state, out_shardings=replicated)()
+        begun = time.monotonic()
+        step = parts.compile_train_step()
+        evaluate = Evaluation(parts)
+        progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
+
+        log = Log(parts, metrics, summaries, progress, start)
+        done = start
+        for batch in parts.train_batches().between(start, parts.total_updates):
+            state, values = step(state, batch)
+            done += 1
+            log.update(done, values)
+            if done in parts.evaluate_after:
+                log.drain()
+                with log.paused():
+                    log.evaluation(done, evaluate(done, state))
+            stop = should_stop(done)
+            if done in parts.save_after or stop:
+                log.drain()
+                with log.paused():
+                    checkpoints.save(done, state)
+            if stop:
+                break
+        log.drain()
+        return _finish(parts, folder, progress, done, log.images_per_second)
+    finally:
+        checkpoints.close()
+        summaries.close()
+        progress.close()
+        if metrics:
+            metrics.close()
+
+
+class Log:
+    """Takes in the metrics of updates as they come off the devices, and passes them on."""
+
+    def __init__(
+        self,
+        parts: Run,
+        metrics: monitor.MetricsFile | None,
+        summaries: Any,
+        progress: monitor.Progress,
+        start: int,
+    ) -> None:
+        self._parts, self._metrics, self._summaries = parts, metrics, summaries
+        self._progress = progress
+        self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._watch = monitor.Stopwatch()
+        # (updates done, seconds of training), to measure the rate over the newest few.
+        self._marks = collections.deque([(start, 0.0)], maxlen=RATE_WINDOW)
+        self._start, self._fetched = start, start
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all updates so far."""
+        images = self._images(self._start, self._fetched)
+        return images / max(self._watch.seconds, 1e-9)
+
+    def update(self, done: int, values: dict[str, jax.Array]) -> None:
+        """Notes the metrics of an update, and waits until at most IN_FLIGHT are on the devices."""
+        self._waiting.append((done, values))
+        while len(self._waiting) > IN_FLIGHT:
+            self._fetch()
+
+    def drain(self) -> None:
+        """Waits for all updates."""
+        while self._waiting:
+            self._fetch()
+
+    def evaluation(self, done: int, values: dict[str, float]) -> None:
+        """Writes the result of an evaluation after `done` updates."""
+        self._write(done, values)
+        self._progress.line(
+            f"epoch {self._parts.timeline.epoch(done):.2f}  update {done}  "
+            f"validation loss {values['val_loss']:.4f}  error {values['val_error']:.2f}%  "
+            f"top-5 {values['val_error_top5']:.2f}%"
+        )
+
+    def paused(self) -> "_Paused":
+        """Time in this context does not count as training."""
+        return _Paused(self._watch)
+
+    def _images(self, start: int, stop: int) -> int:
+        timeline = self._parts.timeline
+        return timeline.examples_seen(stop) - timeline.examples_seen(start)
+
+    def _fetch(self) -> None:
+        done, arrays = self._waiting.popleft()
+        values = {key: float(value) for key, value in jax.device_get(arrays).items()}
+        self._fetched = done
+        if not jax.numpy.isfinite(values["train_loss"]):
+            raise DivergedError(
+                f"the loss of update {done - 1} is not finite (learning rate "
+                f"{values['learning_rate']:.6g}); a longer warmup, a lower "
+                "learning_rate.reference_learning_rate or a smaller batch_size may help"
+            )
+        if done % self._parts.config.log.every_steps and done != self._parts.total_updates:
+            return
+        before, then = self._marks[0]
+        now = self._watch.seconds
+        values["images_per_second"] = self._images(before, done) / max(now - then, 1e-9)
+        self._marks.append((done, now))
+        self._write(done, values)
+        self._progress.show(done, self._parts.timeline.epoch(done), values)
+
+    def _write(self, done: int, values: dict[str, float]) -> None:
+        if self._metrics:
+            self._metrics.write(done, self._parts.timeline.epoch(done), values)
+            self._summaries.write_scalars(done, values)
+
+
+class _Paused:
+    def __init__(self, watch: monitor.Stopwatch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._watch.stop()
+
+    def __exit__(self, *_: Any) -> None:
+        self._watch.start()
+
+
+class Evaluation:
+    """Loss and errors over every validation example exactly once."""
+
+    def __init__(self, parts: Run) -> None:
+        self._parts, self._batches = parts, parts.eval_batches()
+        self._step, self._moments = parts.eval_step(), parts.moments_step()
+
+    def __call__(self, done: int, state: TrainState) -> dict[str, float]:
+        """Evaluates the state after `done` updates.
+
+        Raises:
+          RuntimeError: examples were counted twice or not at all.
+        """
+        stats = self._statistics(done, state)
+        totals = np.zeros(len(EvalSums._fields))
+        for batch in self._batches:
+            totals += jax.device_get(self._step(state.params, stats, batch))
+        loss, wrong, wrong_top5, examples = totals.tolist()
+        count = len(self._parts.splits.validation)
+        if examples != count:
+            raise RuntimeError(f"evaluated {examples:.0f} of {count} examples")
+        return {
+            "val_loss": loss / count,
+            "val_error": 100.0 * wrong / count,
+            "val_error_top5": 100.0 * wrong_top5 / count,
+        }
+
+    def _statistics(self, done: int, state: TrainState) -> Any:
+        """The running averages, or for precise batch norm the mean over a part of the set.
+
+        That part and its augmentation are a function of the update index.
+        """
+        batches = precise_batches(self._parts)
+        if not batches:
+            return state.batch_stats
+        source = self._parts.train_batches("precise_batch_norm")
+        total: Any = None
+        for batch in source.between(done, done + batches):
+            moments = self._moments(state.params, state.batch_stats, batch)
+            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
+            jax.block_until_ready(total)
+        return jax.tree.map(lambda x: x / batches, total)
+
+
+def _finish(
+    parts: Run,
+    folder: Workdir,
+    progress: monitor.Progress,
+    done: int,
+    images_per_second: float | None,
+) -> Outcome:
+    """Draws the curves and sums the run up."""
+    if jax.process_index():
+        return Outcome(done, done == parts.total_updates, None)
+    lines = monitor.read_metrics(folder.metrics)
+    evaluated = list(monitor.evaluations(lines))
+    complete = done == parts.total_updates
+    error = monitor.final_error(lines) if evaluated else None
+    title = f"{parts.config.model.name} on {parts.config.data.source}, "
+    title += f"minibatch {parts.config.batch_size} = {parts.placement.workers} workers"
+    monitor.draw_curves(lines, folder.curves, title)
+    epochs = parts.timeline.epoch(done)
+    progress.line("")
+    if not complete:
+        progress.line(
+            f"stopped after update {done} of {parts.total_updates}; the same command goes on"
+        )
+    if error is not None:
+        progress.line(
+            f"validation error {error:.2f}% (median of the last {min(5, len(evaluated))} "
+            f"evaluations; the last {evaluated[-1]['val_error']:.2f}%, "
+            f"top-5 {evaluated[-1]['val_error_top5']:.2f}%)"
+        )
+    if images_per_second is not None:
+        progress.line(f"{done:,} updates, {epochs:.4g} epochs, {images_per_second:,.0f} images/s")
+    for name, path in (
+        ("checkpoint", folder.checkpoints / str(done)),
+        ("metrics", folder.metrics),
+        ("picture", folder.curves),
+    ):
+        progress.line(f"{name:<11}{path}")
+    return Outcome(done, complete, error)
