@@ -82,7 +82,7 @@ def default_config() -> ml_collections.ConfigDict:
             **_times("total"),
             # How many devices; 0 for all there are.
             "devices": 0,
-            # Steps in which a device goes through its workers; 0 for the fewest that fit its memory.
+            # Steps in which a device goes through its workers; 0 for the fewest that fit in it.
             "accumulation_steps": 1,
             # Memory of a device for accumulation_steps=0; 0 asks the device (a CPU does not know).
             "device_memory_gib": 0.0,

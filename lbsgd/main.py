@@ -1,4 +1,7 @@
-"""python -m lbsgd.main --config configs/x.py [--config.key=value ...] [--workdir DIR] [--explain]"""
+"""The command line.
+
+python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR] [--explain]
+"""
 
 import os
 import pathlib

@@ -106,7 +106,7 @@ def _git_commit() -> str | None:
 
 
 class StopSignal:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one ends at once."""
+    """While entered, a first SIGINT or SIGTERM only sets `requested`; a second ends at once."""
 
     def __init__(self) -> None:
         self.requested = False
