@@ -1,6 +1,6 @@
 """The command line.
 
-python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR] [--explain]
+    python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR]
 """
 
 import os

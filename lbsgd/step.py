@@ -141,7 +141,7 @@ def mean_over_lanes(
       step: the accumulation step.
     """
     slot = (step * placement.devices + lax.axis_index(DEVICE_AXES)) * placement.lanes
-    real = slot + jnp.arange(placement.lanes) < placement.workers
+    real = slot + jnp.arange(placement.lanes, dtype=jnp.int32) < placement.workers
     groups = (placement.lanes // placement.lanes_in_group, placement.lanes_in_group)
     rows = jax.tree.map(lambda x: x.reshape(groups + x.shape[1:]), rows)
     results = jax.vmap(jax.vmap(worker, axis_name=LANE_AXIS))(rows)
@@ -207,7 +207,7 @@ def device_gradient(
         step, rows = step_and_rows
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
-    steps = jnp.arange(placement.accumulation_steps)
+    steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
     return lax.pmean(sum_over_steps(gradient, (steps, batch)), DEVICE_AXES)
 
 
@@ -282,7 +282,7 @@ def moments_step(
             bound = functools.partial(worker, params, batch_stats)
             return mean_over_lanes(bound, rows, step, placement).batch_stats
 
-        steps = jnp.arange(placement.accumulation_steps)
+        steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
         stats = lax.pmean(sum_over_steps(moments, (steps, batch)), DEVICE_AXES)
         return subtract_distance(stats, batch_stats) if total_variance else stats
 

@@ -43,11 +43,13 @@ def constant(rate: float) -> Schedule:
 
 
 def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedule:
-    """rate * factor^(number of boundaries at or before update t)."""
+    """rate * factor^(number of boundaries at or before update t); boundaries increase."""
+    levels = [rate * factor**passed for passed in range(len(boundaries) + 1)]
 
     def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        passed = sum(_float(update) >= boundary for boundary in boundaries)
-        return rate * factor ** _float(passed)
+        at = jnp.asarray(boundaries, jnp.result_type(float))
+        passed = jnp.searchsorted(at, _float(update), side="right")
+        return jnp.asarray(levels, jnp.result_type(float))[passed]
 
     return schedule
 
