@@ -3,10 +3,13 @@
 import ml_collections
 
 from lbsgd.config import default_config
+from lbsgd.errors import ConfigError
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The config; takes no argument."""
+    if arg:
+        raise ConfigError(f"digits has no variant {arg!r}; leave it out")
     config = default_config()
     config.total_epochs = 40.0
     config.batch_size = 256

@@ -12,6 +12,7 @@ Times can be given in epochs, steps (updates) or examples: by one key of the thr
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -177,7 +178,9 @@ def nearest_key(key: str) -> str:
     """The known key most like `key`, whole or by its last part."""
     known = [name for name, _ in flatten(default_config())]
     leaf = key.rsplit(".", 1)[-1]
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    # Of keys with the same last part the outermost one is meant most often.
+    outermost_last = sorted(known, key=lambda name: -name.count("."))
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in outermost_last}
     whole = difflib.get_close_matches(key, known, 1, 0.0)[0]
     close = difflib.get_close_matches(leaf, by_leaf, 1, 0.7)
     return by_leaf[close[0]] if close else whole
@@ -227,21 +230,21 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"{key} must be positive, not {value}")
         if key in FRACTIONS and not 0 <= value < 1:
             raise ConfigError(f"{key} must be at least 0 and less than 1, not {value}")
-        for number in value if isinstance(value, tuple) else (value,):
-            _check_number(key, number)
+        if isinstance(value, tuple) or type(value) in (int, float):
+            _check_numbers(key, value if isinstance(value, tuple) else (value,))
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
         raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")
 
 
-def _check_number(key: str, value: Any) -> None:
-    # Of numbers only the means of pixels can sensibly be negative.
-    if isinstance(value, str | bool) or value is None or key == "data.mean":
-        return
-    if not isinstance(value, int | float):
-        raise ConfigError(f"{key} must hold numbers, not {value!r}")
-    if not 0 <= value < float("inf"):
-        raise ConfigError(f"{key} must be finite and not negative, not {value}")
+def _check_numbers(key: str, values: tuple[Any, ...]) -> None:
+    # Only the means of pixels can sensibly be negative.
+    lowest = -math.inf if key == "data.mean" else 0
+    for value in values:
+        if type(value) not in (int, float):
+            raise ConfigError(f"{key} must hold numbers, not {value!r}")
+        if not (lowest <= value and math.isfinite(value)):
+            raise ConfigError(f"{key} must be finite and not negative, not {value}")
 
 
 def _given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:

@@ -54,11 +54,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
         if not flags.FLAGS["config"].present:
             raise ConfigError("no config; give one with --config configs/digits.py")
-        _ = _CONFIG.value  # a file that cannot be read surfaces here
+        dict(_CONFIG.value)  # what went wrong in reading the file surfaces here
     except ConfigError as error:
         _fail(str(error))
     except flags.Error as error:
-        _fail(str(error))
+        text = str(error)
+        if "Traceback" in text:  # of an error in get_config, which absl packs into its message
+            last = text.strip().splitlines()[-1].removeprefix("lbsgd.errors.ConfigError: ")
+            text = f"{_config_path(argv)}: {last}"
+        _fail(text)
     except Exception as error:
         _fail(_explain_load_error(error, argv))
     return rest
@@ -72,15 +76,11 @@ def _explain_load_error(error: Exception, argv: Sequence[str]) -> str:
         return f"config file {path} does not exist"
     if "has no attribute 'get_config'" in text:
         return f"{path} has no function get_config(arg='')"
-    if isinstance(error, ConfigError):
-        return f"{path}: {text}"
     unknown = re.search(r'Key "(\w+)" does not exist', text)
     if unknown:
         near = config_lib.nearest_key(unknown.group(1))
         return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path.name)
-    ]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path.name)]
     where = f", line {frames[-1].lineno}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{path}{where}: {type(error).__name__}: {first}"

@@ -1,0 +1,183 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lbsgd import monitor
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py"
+SMALL = (
+    DIGITS,
+    "--config.model.width=0.25",
+    "--config.total_epochs=0",
+    "--config.learning_rate.warmup_epochs=0.1",
+)
+
+
+def lbsgd(*args: str, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lbsgd.main", *args]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
+
+
+FILES = {
+    "nothing.py": "x = 1\n",
+    "broken.py": "def get_config(arg='')\n    pass\n",
+    "number.py": "def get_config(arg=''):\n    return 3\n",
+    "crash.py": "def get_config(arg=''):\n    return 1 / 0\n",
+    "key.py": (
+        "from lbsgd.config import default_config\n"
+        "def get_config(arg=''):\n    config = default_config()\n    config.batchsize = 3\n"
+        "    return config\n"
+    ),
+    "kind.py": (
+        "from lbsgd.config import default_config\n"
+        "def get_config(arg=''):\n    config = default_config()\n    config.batch_size = 2.5\n"
+        "    return config\n"
+    ),
+}
+
+# What is given, and what the one line must say: what is wrong, and what to do or what is known.
+MISTAKES = {
+    "unknown key": ([DIGITS, "--config.batchsize=3"], "'batchsize'.*nearest.*'batch_size'"),
+    "key of a group": ([DIGITS, "--config.momentum=1"], "nearest.*'optimizer.momentum'"),
+    "wrong type": ([DIGITS, "--config.batch_size=abc"], "batch_size=abc"),
+    "not numbers": ([DIGITS, "--config.learning_rate.decay_epochs=(a,b)"], "decay_epochs.*numbers"),
+    "kn not k times n": (
+        [DIGITS, "--config.batch_size=100"],
+        r"100 = 3 x 32 \+ 4\); take 96 or 128",
+    ),
+    "negative": ([DIGITS, "--config.batch_size=-256"], "batch_size must be positive, not -256"),
+    "zero": ([DIGITS, "--config.worker_batch_size=0"], "worker_batch_size must be positive"),
+    "nan": ([DIGITS, "--config.total_epochs=nan"], "total_epochs must be finite"),
+    "two lengths": ([DIGITS, "--config.total_steps=9"], "total_epochs.*total_steps.*same thing"),
+    "no length": ([DIGITS, "--config.total_epochs=0"], "set total_epochs"),
+    "long warmup": (
+        [DIGITS, "--config.learning_rate.warmup_epochs=50"],
+        "warmup of 281 updates is longer than the training of 225",
+    ),
+    "unknown network": ([DIGITS, "--config.model.name=resnet51"], "'resnet51'.*resnet50"),
+    "unknown decay": ([DIGITS, "--config.learning_rate.decay=stairs"], "'stairs'.*cosine"),
+    "unknown source": ([DIGITS, "--config.data.source=nowhere"], "'nowhere'.*digits"),
+    "no such variant": ([DIGITS + ":huge"], "no variant 'huge'"),
+    "no such row": (["--config=configs/imagenet_goyal.py:size=3"], "'size=3'.*batch=..."),
+    "no such file": (["--config=configs/none.py"], "configs/none.py does not exist"),
+    "no get_config": (["--config={tmp}/nothing.py"], "nothing.py has no function get_config"),
+    "syntax error": (["--config={tmp}/broken.py"], "broken.py: SyntaxError"),
+    "not a config": (["--config={tmp}/number.py"], "number.py"),
+    "error in it": (["--config={tmp}/crash.py"], "crash.py, line 2: ZeroDivisionError"),
+    "unknown key in it": (["--config={tmp}/key.py"], "key.py: unknown.*nearest.*'batch_size'"),
+    "wrong type in it": (["--config={tmp}/kind.py"], "kind.py: .*batch_size"),
+    "no config": ([], "no config; give one"),
+    "unknown flag": ([DIGITS, "--wrokdir=x"], "'wrokdir'.*workdir"),
+    "a stray word": ([DIGITS, "train"], "unexpected argument 'train'"),
+    "workdir not writable": ([DIGITS, "--workdir=/proc/lbsgd"], "/proc/lbsgd cannot be written"),
+    "workdir is a file": ([DIGITS, "--workdir={tmp}/nothing.py"], "cannot be written"),
+    "too many devices": ([DIGITS, "--config.devices=9"], "devices=9, but there is only 1"),
+    "memory unknown": ([DIGITS, "--config.accumulation_steps=0"], "set device_memory_gib"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(name, tmp_path):
+    args, says = MISTAKES[name]
+    for file, text in FILES.items():
+        (tmp_path / file).write_text(text)
+    done = lbsgd(*(arg.replace("{tmp}", str(tmp_path)) for arg in args))
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("lbsgd: ")
+    assert re.search(says, done.stderr), done.stderr
+
+
+def test_explain_says_how_each_number_follows_and_trains_nothing(tmp_path):
+    done = lbsgd(
+        "--config=configs/imagenet_goyal.py",
+        "--config.data.source=synthetic",
+        "--config.accumulation_steps=8",
+        "--explain",
+        f"--workdir={tmp_path / 'x'}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "25,557,032 parameters" in done.stdout
+    assert "learning rate: 3.2 = 0.1 x 8192/256; gradual warmup 782 updates from 0.1" in done.stdout
+    assert "k=256 workers of n=32 = 1 devices x 32 lanes x 8 accumulation steps" in done.stdout
+    assert "14,075 updates = 90 epochs" in done.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
+    """In an interpreter that cannot import either."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Without:\n"
+        "    def __init__(self, finder):\n"
+        "        self.finder = finder\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('tensorflow', 'torch', 'tensorboard'):\n"
+        "            return None\n"
+        "        return self.finder.find_spec(name, path, target)\n"
+        "    def __getattr__(self, name):\n"
+        "        return getattr(self.finder, name)\n"
+        "sys.meta_path = [Without(finder) for finder in sys.meta_path]\n"
+    )
+    workdir = tmp_path / "run"
+    done = lbsgd(*SMALL, "--config.total_steps=3", f"--workdir={workdir}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard summaries are off" in done.stdout
+    assert "lbsgd[tensorboard]" in done.stdout
+    steps = [line["step"] for line in monitor.read_metrics(workdir / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 3]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    args = [*SMALL, "--config.total_steps=2000", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "lbsgd.main", *args]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(monitor.read_metrics(metrics)) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "the same command goes on" in out
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == monitor.read_metrics(metrics)[-1]["step"]
+    again = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in again.stdout:
+        if f"goes on after update {saved}" in line:
+            break
+    else:
+        pytest.fail(again.stderr.read())
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "smoke",
+        pytest.param("smoke,gamma=1,scaling=sqrt,warmup=constant", marks=pytest.mark.long),
+        pytest.param("smoke,model=resnet101", marks=pytest.mark.long),
+    ],
+)
+def test_imagenet_configs_run_three_updates(row, tmp_path):
+    done = lbsgd(f"--config=configs/imagenet_goyal.py:{row}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "3 updates, 0.75 epochs" in done.stdout
