@@ -88,8 +88,6 @@ def _search(
     limit: int,
 ) -> int:
     options = list(candidates(place, workers_per_device))  # from most lanes to fewest
-    if len(options) == 1 and memory(options[0]) <= limit:
-        return options[0].accumulation_steps
     measured = {p.lanes: memory(p) for p in options[-2:]}
     predict = _line(measured)
     for placement in options:

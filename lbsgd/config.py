@@ -13,6 +13,7 @@ Times can be given in epochs, steps (updates) or examples: by one key of the thr
 import difflib
 import itertools
 import math
+import numbers
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -168,22 +169,20 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tup
     """Pairs of dotted key and value, in order of the keys."""
     for key in sorted(config):
         value = config[key]
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ml_collections.ConfigDict) and len(value):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
 def nearest_key(key: str) -> str:
-    """The known key most like `key`, whole or by its last part."""
+    """The known key most like `key`: in its last part first, then as a whole."""
     known = [name for name, _ in flatten(default_config())]
-    leaf = key.rsplit(".", 1)[-1]
-    # Of keys with the same last part the outermost one is meant most often.
-    outermost_last = sorted(known, key=lambda name: -name.count("."))
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in outermost_last}
-    whole = difflib.get_close_matches(key, known, 1, 0.0)[0]
-    close = difflib.get_close_matches(leaf, by_leaf, 1, 0.7)
-    return by_leaf[close[0]] if close else whole
+    last_parts = {name.rsplit(".", 1)[-1] for name in known}
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], last_parts, 1, 0.7)
+    if close:
+        known = [name for name in known if name.rsplit(".", 1)[-1] == close[0]]
+    return difflib.get_close_matches(key, known, 1, 0.0)[0]
 
 
 def check_known(key: str) -> None:
@@ -210,12 +209,15 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             part = part[group]
         if isinstance(part.get(leaf), ml_collections.ConfigDict):
             raise ConfigError(f"config key {key!r} is a group of keys, not {value!r}")
+        kind = part.get_type(leaf)
         try:
+            # ml_collections itself takes None for anything and True for 1.
+            if value is None or (isinstance(value, bool) and kind is not bool):
+                raise TypeError
             part[leaf] = value
         except (TypeError, ValueError) as error:
-            kind = part.get_type(leaf).__name__
             raise ConfigError(
-                f"{key} must be {kind}, not {value!r} ({type(value).__name__})"
+                f"{key} must be {kind.__name__}, not {value!r} ({type(value).__name__})"
             ) from error
     _check_values(resolved)
     return ml_collections.FrozenConfigDict(resolved)
@@ -230,18 +232,26 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"{key} must be positive, not {value}")
         if key in FRACTIONS and not 0 <= value < 1:
             raise ConfigError(f"{key} must be at least 0 and less than 1, not {value}")
-        if isinstance(value, tuple) or type(value) in (int, float):
+        if isinstance(value, tuple) or _is_number(value):
             _check_numbers(key, value if isinstance(value, tuple) else (value,))
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
         raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")
+    _given(config, "total")
+    _given(config.learning_rate, "warmup")
+    _given(config.evaluation, "every")
+    _given(config.checkpoint, "every")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_numbers(key: str, values: tuple[Any, ...]) -> None:
     # Only the means of pixels can sensibly be negative.
     lowest = -math.inf if key == "data.mean" else 0
     for value in values:
-        if type(value) not in (int, float):
+        if not _is_number(value):
             raise ConfigError(f"{key} must hold numbers, not {value!r}")
         if not (lowest <= value and math.isfinite(value)):
             raise ConfigError(f"{key} must be finite and not negative, not {value}")
@@ -283,12 +293,14 @@ def every(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> 
     """The updates up to `total` after which `every_epochs`, `_steps` or `_examples` comes round.
 
     Raises:
-      ConfigError: two of them are given.
+      ConfigError: two of them are given, or one shorter than an update.
     """
     unit, interval = _given(config, "every")
     updates: set[int] = set()
     if not unit:
         return frozenset()
+    if not _update_at(timeline, unit, exact(interval)):
+        raise ConfigError(f"every_{unit}={interval} is less than one update; make it longer")
     for i in itertools.count(1):
         update = _update_at(timeline, unit, i * exact(interval))
         if update > total:

@@ -1,6 +1,6 @@
 """The command line.
 
-    python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR]
+python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR]
 """
 
 import os
@@ -80,7 +80,9 @@ def _explain_load_error(error: Exception, argv: Sequence[str]) -> str:
     if unknown:
         near = config_lib.nearest_key(unknown.group(1))
         return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path.name)]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path.name)
+    ]
     where = f", line {frames[-1].lineno}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{path}{where}: {type(error).__name__}: {first}"
@@ -111,8 +113,7 @@ def main(argv: Sequence[str]) -> int:
     from lbsgd import runtime, train  # jax takes its time; mistakes in flags need not wait for it
 
     try:
-        if _NUM_PROCESSES.value > 1:
-            runtime.start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        runtime.start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         config = config_lib.resolve(_CONFIG.value)
         if _EXPLAIN.value:
             parts = train.build(config)
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DONE
         workdir = _WORKDIR.value or _default_workdir(sys.argv)
         with runtime.StopSignal() as stop:
-            outcome = train.run(config, workdir, should_stop=lambda updates: stop.requested)
+            outcome = train.run(config, workdir, should_stop=stop.reached)
     except ConfigError as error:
         _fail(str(error))
     except train.DivergedError as error:

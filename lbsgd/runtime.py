@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 from lbsgd.errors import ConfigError
 
@@ -26,9 +27,18 @@ REPORTED_PACKAGES = (
 
 
 def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins this process to the others of the run (`jax.distributed`), if there are any."""
-    if num_processes <= 1:
+    """Joins this process to the others of the run (`jax.distributed`), if there are any.
+
+    Raises:
+      ConfigError: numbers that name no process of a run.
+    """
+    if num_processes == 1:
         return
+    if not coordinator or not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--num_processes={num_processes} needs --coordinator=host:port and a --process_id "
+            f"from 0 to {num_processes - 1}, not {process_id}"
+        )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
@@ -106,13 +116,24 @@ def _git_commit() -> str | None:
 
 
 class StopSignal:
-    """While entered, a first SIGINT or SIGTERM only sets `requested`; a second ends at once."""
+    """While entered, a first SIGINT or SIGTERM only asks the run to stop; a second ends it at once.
+
+    Several processes agree on the update to stop after, through JAX's own handler of SIGTERM.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._before: dict[int, Any] = {}
 
+    def reached(self, update: int) -> bool:
+        """Whether to stop after this update; every process asks after every update."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(update)
+        return self._requested
+
     def __enter__(self) -> "StopSignal":
+        if jax.process_count() > 1:
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._receive)
         return self
@@ -122,7 +143,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.requested = True
+        self._requested = True

@@ -22,7 +22,7 @@ class Segment:
 
 def exact(number: float | Fraction) -> Fraction:
     """The number as it is written: 0.1 is one tenth, not the float nearest to it."""
-    return number if isinstance(number, Fraction) else Fraction(repr(number))
+    return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,4 +101,5 @@ class Timeline:
 
 
 def _updates_until(segment: Segment, example: int | Fraction) -> int:
-    return round(Fraction(example - segment.first_example) / segment.batch_size)
+    # Where the rounding of its start went past the example, the segment has no update before it.
+    return max(round(Fraction(example - segment.first_example) / segment.batch_size), 0)

@@ -158,22 +158,21 @@ def place(
         raise ConfigError(
             f"batch_norm.synced_workers={group_size} does not divide the k={workers} workers"
         )
-    if group_size > 1:
-        lanes = _lanes_for_groups(workers, lanes, devices, group_size)
     steps = math.ceil(workers / (devices * lanes))
+    while not _holds_whole_groups(lanes, devices, group_size):
+        lanes += 1
+    steps_of_groups = math.ceil(workers / (devices * lanes))
+    if steps_of_groups < steps:
+        raise ConfigError(
+            f"groups of batch_norm.synced_workers={group_size} do not fit in accumulation_steps="
+            f"{accumulation_steps} on {devices} devices: a group must run in one step; set "
+            f"accumulation_steps={steps_of_groups} (k={workers})"
+        )
     return Placement(workers, worker_batch_size, devices, steps, lanes, group_size)
 
 
-def _lanes_for_groups(workers: int, lanes: int, devices: int, group_size: int) -> int:
-    """The smallest number of lanes, at least `lanes`, with which no group is cut in two."""
-    if lanes >= group_size:  # whole groups on each device
-        return lanes + (-lanes) % group_size
-    for candidate in range(lanes, group_size):  # a group over several devices
-        if group_size % candidate == 0 and devices % (group_size // candidate) == 0:
-            return candidate
-    raise ConfigError(
-        f"batch_norm.synced_workers={group_size} does not fit {devices} devices x {lanes} lanes: "
-        f"a group must run in one accumulation step, so lanes must be a multiple of {group_size}, "
-        f"or {group_size} lanes must lie on a number of devices that divides {devices}; change "
-        f"accumulation_steps or devices (k={workers})"
-    )
+def _holds_whole_groups(lanes: int, devices: int, group_size: int) -> bool:
+    """Whether groups fill the lanes of a device, or a group the lanes of a few devices."""
+    if lanes % group_size == 0:
+        return True
+    return group_size % lanes == 0 and devices % (group_size // lanes) == 0

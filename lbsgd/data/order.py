@@ -7,7 +7,7 @@ needs no memory and no state: any process can compute any part of any epoch at o
 The permutation is a Feistel network over pairs (left, right) of Z_a x Z_b with a*b just above N:
 each round adds a hash of one half to the other, which can be undone and hence is a permutation of
 the a*b pairs. Pairs that lie outside {0..N-1} walk on along their cycle until they come back in
-(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); a*b < N + 2 sqrt(N) + 1, so few
+(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); a*b < N + 3 sqrt(N) + 3, so few
 have to.
 """
 
@@ -33,7 +33,9 @@ def round_keys(seed: int, epoch: int, purpose: str, count: int = _ROUNDS) -> np.
     """
     text = f"{seed}/{epoch}/{purpose}".encode()
     stream = hashlib.shake_256(text).digest(8 * count)
-    return np.frombuffer(stream, "<u8").astype(np.uint64)
+    keys = np.frombuffer(stream, "<u8").astype(np.uint64)
+    keys.flags.writeable = False  # one array serves all callers
+    return keys
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
@@ -69,6 +71,8 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """The images of `index` (uint64, each below `size`) under the permutation of {0..size-1}."""
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
+    # Over an odd number of pairs each round is an even permutation, and half of all cannot occur.
+    columns += rows * columns % 2
     image = _encipher(index, rows, columns, keys)
     outside = np.flatnonzero(image >= size)
     while outside.size:
@@ -127,7 +131,12 @@ def random_below(
 
     Returns:
       int64 of that shape.
+
+    Raises:
+      ValueError: the bound is too large.
     """
+    if not 0 < bound <= 2**32:
+        raise ValueError(f"bound must be 1 to 2^32, not {bound}")
     bits = np.asarray(examples).astype(np.uint64)
     for epoch in np.unique(epochs):
         first, second = round_keys(seed, int(epoch), purpose, 2)

@@ -1,6 +1,7 @@
 """Sources of examples, each random-access: `len(source)`, `source[i] -> Example`."""
 
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -61,6 +62,8 @@ class SyntheticSource:
         return self.num_examples
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.num_examples:
+            raise IndexError(index)
         random = np.random.default_rng((self.seed, index))
         image = random.integers(0, 256, self.image_shape, dtype=np.uint8)
         return Example(image, int(random.integers(self.num_classes)))
@@ -111,22 +114,26 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
 
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except OSError as error:
         raise ConfigError(
             f"cannot read {path} ({error.strerror or error}); set data.dir"
         ) from error
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path} must hold arrays `images` and `labels`: {error}") from error
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path} must be an npz file of arrays `images` and `labels`: {error}"
+        ) from error
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.dtype != np.uint8:
         raise ConfigError(
             f"{path}: images must be uint8 [N, h, w, c], not {images.dtype} {images.shape}"
         )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not len(labels):
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ConfigError(f"{path}: labels must be {len(images)} integers")
+    if not len(labels):
+        raise ConfigError(f"{path} holds no examples")
     if labels.min() < 0:
         raise ConfigError(f"{path}: labels must not be negative")
     return images, labels

@@ -1,0 +1,197 @@
+"""Batches are a function of the update index, whatever holds them."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lbsgd.data.augment import CropAndFlip
+from lbsgd.data.order import Order
+from lbsgd.data.pipeline import EvalBatches, TrainBatches
+from lbsgd.data.sources import ArraySource, Example
+from lbsgd.timeline import Timeline
+from lbsgd.workers import Placement, place
+
+COUNT = 37  # examples; no multiple of any minibatch here
+AUGMENT = CropAndFlip(seed=9, padding=2, flip=True)
+PLACES = list(itertools.product(range(1, 9), (1, 2, 4)))
+
+
+def source(count: int = COUNT) -> ArraySource:
+    """Images of noise; the label of each is its own index."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
+    return ArraySource(images, np.arange(count), count)
+
+
+def train_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
+    timeline = Timeline.constant(COUNT, placement.batch_size)
+    order = Order(COUNT, seed=4)
+    return TrainBatches(examples or source(), order, timeline, placement, AUGMENT, threads)
+
+
+def expected_minibatch(update: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the minibatch's rows, one example after the other."""
+    images, labels = [], []
+    for position in range(update * size, (update + 1) * size):
+        epoch, example = Order(COUNT, seed=4)(np.array([position]))
+        image, label = source()[int(example[0])]
+        images.append(AUGMENT(image[None], epoch, example)[0])
+        labels.append(label)
+    return np.stack(images), np.array(labels)
+
+
+def real_rows(slots: np.ndarray, placement: Placement) -> np.ndarray:
+    """`[A, D * L, n, ...]` -> the rows of workers 0..k-1, `[kn, ...]`."""
+    slots = np.asarray(slots)
+    workers = slots.reshape(-1, *slots.shape[2:])[: placement.workers]
+    return workers.reshape(-1, *slots.shape[3:])
+
+
+@pytest.mark.parametrize(("devices", "steps"), PLACES)
+def test_workers_see_the_same_examples_in_every_place(devices, steps):
+    """Bitwise, in a minibatch that straddles epochs (2 x 16 < 37 < 3 x 16) and ones that don't."""
+    placement = place(16, 2, devices=devices, accumulation_steps=steps)
+    batches = train_batches(placement)
+    for update in (0, 2, 100):
+        loaded = batches.load(update)
+        images, labels = expected_minibatch(update, 16)
+        assert loaded["image"].shape[:3] == placement.rows_of_slot().shape
+        np.testing.assert_array_equal(real_rows(loaded["image"], placement), images)
+        np.testing.assert_array_equal(real_rows(loaded["label"], placement), labels)
+
+
+def test_types_of_a_batch():
+    loaded = train_batches(place(16, 2, devices=2)).load(0)
+    assert {key: str(array.dtype) for key, array in loaded.items()} == {
+        "image": "uint8",
+        "label": "int32",
+    }
+
+
+def test_idle_slots_hold_a_worker_of_the_minibatch():
+    """8 workers on 5 devices x 2 lanes."""
+    placement = place(16, 2, devices=5)
+    loaded = train_batches(placement).load(1)
+    slots = loaded["image"].reshape(10, 2, 4, 5, 3)
+    for idle in slots[8:]:
+        assert any((idle == worker).all() for worker in slots[:8])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8, 40])
+def test_each_epoch_has_each_example_once(workers):
+    """Whatever the minibatch: of 1, 3, 8 or 40 examples of a set of 37, three epochs and more."""
+    placement = place(workers, 1, devices=3, accumulation_steps=2)
+    updates = -(-3 * COUNT // workers)
+    batches = train_batches(placement).between(0, updates)
+    labels = np.concatenate([real_rows(batch["label"], placement) for batch in batches])
+    assert len(labels) == updates * workers
+    for epoch in range(3):
+        seen = labels[epoch * COUNT : (epoch + 1) * COUNT]
+        assert sorted(seen.tolist()) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (3, 4), (7, 11), (2, 2), (10**6, 10**6 + 2)])
+def test_between_yields_each_update_once_and_in_order(threads, start, stop):
+    placement = place(16, 2, devices=5, accumulation_steps=1)
+    batches = train_batches(placement, threads)
+    given = list(batches.between(start, stop))
+    assert len(given) == stop - start
+    for update, batch in zip(range(start, stop), given):
+        loaded = batches.load(update)
+        assert batch.keys() == loaded.keys()
+        for key, array in loaded.items():
+            np.testing.assert_array_equal(batch[key], array)
+
+
+@pytest.mark.parametrize("devices", range(1, 9))
+def test_each_device_holds_the_slots_of_its_lanes(devices):
+    placement = place(16, 1, devices=devices, accumulation_steps=2)
+    batches = train_batches(placement)
+    (batch,) = batches.between(3, 4)
+    loaded = batches.load(3)
+    for key, array in batch.items():
+        assert array.sharding.is_equivalent_to(placement.batch_sharding, array.ndim)
+        assert len(array.addressable_shards) == devices
+        for shard in array.addressable_shards:
+            first = jax.devices().index(shard.device) * placement.lanes
+            mine = loaded[key][:, first : first + placement.lanes]
+            np.testing.assert_array_equal(shard.data, mine)
+
+
+def test_a_far_update_is_there_at_once():
+    placement = place(16, 2, devices=4)
+    images, labels = expected_minibatch(10**6, 16)
+    (batch,) = train_batches(placement).between(10**6, 10**6 + 1)
+    np.testing.assert_array_equal(real_rows(batch["image"], placement), images)
+    np.testing.assert_array_equal(real_rows(batch["label"], placement), labels)
+
+
+def test_processes_load_the_slots_of_their_devices(monkeypatch):
+    """Devices 0-2 of one process, 3 of another, 4-5 of a third: together the whole batch."""
+    placement = place(24, 1, devices=6, accumulation_steps=2)
+    whole = train_batches(placement).load(2)
+    fakes = [SimpleNamespace(process_index=process) for process in (0, 0, 0, 1, 2, 2)]
+    placement.__dict__["mesh"] = SimpleNamespace(devices=np.array(fakes))
+    parts = []
+    for process, slots in enumerate((6, 2, 4)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append(train_batches(placement).load(2))
+        assert parts[-1]["label"].shape == (2, slots, 1)
+    for key, array in whole.items():
+        together = np.concatenate([part[key] for part in parts], axis=1)
+        np.testing.assert_array_equal(together, array)
+
+
+class TornSource(ArraySource):
+    """Fails at one example."""
+
+    def __getitem__(self, index: int) -> Example:
+        if index == 17:
+            raise OSError("example 17 is torn")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_the_source_comes_out(threads):
+    whole = source()
+    torn = TornSource(whole.images, whole.labels, COUNT)
+    batches = train_batches(place(16, 2, devices=2), threads, torn)
+    with pytest.raises(OSError, match="example 17 is torn"):
+        list(batches.between(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size"),
+    [(48, 24), (48, 16), (37, 16), (37, 37), (37, 1000), (37, 1), (1, 8), (360, 128)],
+)
+@pytest.mark.parametrize(("devices", "steps"), [(1, 1), (5, 1), (8, 1), (4, 2), (3, 4)])
+def test_evaluation_has_every_example_once(count, batch_size, devices, steps):
+    placement = place(48, 2, devices=devices, accumulation_steps=steps)
+    batches = list(EvalBatches(source(count), placement, batch_size))
+    labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in batches])
+    assert sorted(labels.tolist()) == list(range(count))
+    images = np.concatenate([np.asarray(b["image"])[np.asarray(b["mask"])] for b in batches])
+    np.testing.assert_array_equal(images, source(count).images[labels])
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 10, 24, 1000])
+def test_evaluation_batches_have_one_shape(devices, batch_size):
+    """Of the least multiple of the slots that holds `batch_size`, or the whole set."""
+    placement = place(8, 1, devices=devices)
+    slots = devices * placement.lanes
+    each = next(e for e in itertools.count(1) if e * slots >= min(batch_size, COUNT))
+    batches = list(EvalBatches(source(), placement, batch_size))
+    for batch in batches:
+        assert batch["image"].shape == (1, slots, each, 4, 5, 3)
+        assert batch["label"].shape == batch["mask"].shape == (1, slots, each)
+        assert batch["mask"].dtype == bool
+        assert batch["label"].dtype == np.int32
+        for array in batch.values():
+            assert array.sharding.is_equivalent_to(placement.batch_sharding, array.ndim)
+    # The last batch is the only one padded.
+    assert all(np.asarray(batch["mask"]).all() for batch in batches[:-1])
+    assert np.asarray(batches[-1]["mask"]).any()

@@ -1,0 +1,361 @@
+"""The check of a config, and times in updates."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from lbsgd.config import (
+    CHOICES,
+    FRACTIONS,
+    POSITIVE,
+    default_config,
+    duration,
+    every,
+    flatten,
+    resolve,
+    run_keys,
+)
+from lbsgd.errors import ConfigError
+from lbsgd.timeline import Timeline
+
+DEFAULTS = dict(flatten(default_config()))
+NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
+# One of another type for each type.
+WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5}
+# Written out: what may differ when a run goes on somewhere else.
+MACHINE = {
+    "devices",
+    "accumulation_steps",
+    "device_memory_gib",
+    "data.dir",
+    "data.threads",
+    "evaluation.batch_size",
+    "checkpoint.every_epochs",
+    "checkpoint.every_steps",
+    "checkpoint.every_examples",
+    "checkpoint.keep",
+    "log.every_steps",
+    "log.tensorboard",
+}
+
+
+def config_with(**changes) -> ConfigDict:
+    """A config of these keys alone (dots as in `**{"data.flip": True}`), of any type."""
+    nested: dict = {}
+    for key, value in changes.items():
+        *groups, leaf = key.split(".")
+        part = nested
+        for group in groups:
+            part = part.setdefault(group, {})
+        part[leaf] = value
+    return ConfigDict(nested)
+
+
+def rejected(**changes) -> str:
+    """The one line that says what is wrong."""
+    with pytest.raises(ConfigError) as error:
+        resolve(config_with(**changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_default_config_resolves_to_itself():
+    resolved = resolve(default_config())
+    assert isinstance(resolved, FrozenConfigDict)
+    assert dict(flatten(resolved)) == DEFAULTS
+
+
+def test_keys_that_are_left_out_have_the_default():
+    resolved = resolve(config_with(**{"batch_size": 8192, "data.flip": True}))
+    assert dict(flatten(resolved)) == {**DEFAULTS, "batch_size": 8192, "data.flip": True}
+
+
+def test_defaults_are_those_of_the_paper():
+    """Goyal et al. 2017, section 5.1; the reference is 0.1 for 256."""
+    assert {
+        "worker_batch_size": 32,
+        "learning_rate.reference_learning_rate": 0.1,
+        "learning_rate.reference_batch_size": 256,
+        "learning_rate.warmup_epochs": 5,
+        "learning_rate.decay_epochs": (30, 60, 80),
+        "learning_rate.decay_factor": 0.1,
+        "optimizer.momentum": 0.9,
+        "optimizer.nesterov": True,
+        "optimizer.weight_decay": 1e-4,
+        "batch_norm.momentum": 0.9,
+        "model.zero_init_residual": True,
+        "label_smoothing": 0,
+    }.items() <= DEFAULTS.items()
+
+
+def test_resolving_leaves_the_config_alone():
+    config = config_with(batch_size=512)
+    resolved = resolve(config)
+    assert dict(flatten(config)) == {"batch_size": 512}
+    config.batch_size = 1024
+    assert resolved.batch_size == 512
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("batchsize", "batch_size"),
+        ("batch_sise", "batch_size"),
+        ("worker_batchsize", "worker_batch_size"),
+        ("momentum", "optimizer.momentum"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("data.batch_size", "batch_size"),
+        ("data.fliip", "data.flip"),
+        ("learning_rate.warmup_epoch", "learning_rate.warmup_epochs"),
+        ("total_epoch", "total_epochs"),
+        ("evaluation.every_step", "evaluation.every_steps"),
+        ("checkpoint.every_epoch", "checkpoint.every_epochs"),
+        ("evaluation.batchsize", "evaluation.batch_size"),
+        ("batch_norm.momentun", "batch_norm.momentum"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    message = rejected(**{key: 1})
+    assert message == f"unknown config key {key!r}; the nearest known one is {nearest!r}"
+
+
+@pytest.mark.parametrize("value", [1, "x", ConfigDict({"batch_size": 1}), ConfigDict()])
+def test_unknown_group_is_an_error(value):
+    assert "unknown config key 'hardware" in rejected(hardware=value)
+
+
+def test_key_in_place_of_a_group_is_an_error():
+    assert "'model' is a group of keys, not 'resnet50'" in rejected(model="resnet50")
+
+
+def test_group_in_place_of_a_key_is_an_error():
+    assert "unknown config key 'seed.first'" in rejected(**{"seed.first": 1})
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_value_of_another_type_is_an_error(key):
+    message = rejected(**{key: WRONG[type(DEFAULTS[key])]})
+    assert message.startswith(f"{key} must be {type(DEFAULTS[key]).__name__}, not ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 256.0),
+        ("batch_size", True),
+        ("batch_size", None),
+        ("seed", None),
+        ("model.name", None),
+        ("data.flip", 1),
+        ("data.flip", None),
+        ("optimizer.momentum", None),
+        ("learning_rate.decay_epochs", (30.0, "sixty")),
+        ("learning_rate.decay_epochs", (None,)),
+        ("data.mean", ("grey",)),
+        ("data.std", (None,)),
+    ],
+)
+def test_value_that_only_looks_right_is_an_error(key, value):
+    assert key in rejected(**{key: value})
+
+
+@pytest.mark.parametrize("key", [key for key in DEFAULTS if type(DEFAULTS[key]) is float])
+def test_whole_number_is_a_float(key):
+    value = 0 if key in FRACTIONS else 1
+    resolved = dict(flatten(resolve(config_with(**{key: value}))))[key]
+    assert resolved == value
+    assert isinstance(resolved, float)
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_choices(key):
+    message = rejected(**{key: "upside_down"})
+    assert message == f"unknown {key} 'upside_down'; known: {', '.join(CHOICES[key])}"
+    for choice in CHOICES[key]:
+        assert dict(flatten(resolve(config_with(**{key: choice}))))[key] == choice
+
+
+@pytest.mark.parametrize("key", POSITIVE)
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_that_must_be_positive(key, value):
+    assert rejected(**{key: value}).startswith(f"{key} must be positive, not {value}")
+
+
+@pytest.mark.parametrize("key", FRACTIONS)
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
+def test_numbers_that_must_be_below_one(key, value):
+    assert rejected(**{key: value}) == f"{key} must be at least 0 and less than 1, not {value}"
+
+
+@pytest.mark.parametrize("key", FRACTIONS)
+@pytest.mark.parametrize("value", [0.0, 0.999])
+def test_fractions_may_be_zero_but_not_one(key, value):
+    assert dict(flatten(resolve(config_with(**{key: value}))))[key] == value
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_is_negative(key):
+    assert key in rejected(**{key: -1})
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if type(DEFAULTS[key]) is float])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_every_number_is_finite(key, value):
+    assert key in rejected(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["learning_rate.decay_epochs", "data.std", "data.mean"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_every_number_of_several_is_finite(key, value):
+    assert key in rejected(**{key: (0.5, value)})
+
+
+def test_means_of_pixels_may_be_negative():
+    assert resolve(config_with(**{"data.mean": (-0.5, 0.0)})).data.mean == (-0.5, 0.0)
+
+
+@pytest.mark.parametrize("epochs", [(30.0, 30.0), (60.0, 30.0), (-1.0, 5.0)])
+def test_decay_epochs_that_do_not_increase_are_an_error(epochs):
+    assert "learning_rate.decay_epochs must " in rejected(**{"learning_rate.decay_epochs": epochs})
+
+
+TIMELINE = Timeline.constant(1_281_167, 8192)
+
+
+@pytest.mark.parametrize(
+    ("keys", "update"),
+    [
+        ({}, 0),
+        ({"total_epochs": 90.0}, 14075),
+        ({"total_epochs": 5.0}, 782),
+        ({"total_epochs": np.float64(5)}, 782),
+        ({"total_steps": 1234}, 1234),
+        ({"total_examples": 5 * 1_281_167}, 782),
+        ({"total_examples": 3 * 8192 + 4096}, 4),  # 3.5, a tie
+        ({"total_examples": 2 * 8192 + 4096}, 2),
+    ],
+)
+def test_duration(keys, update):
+    assert duration(resolve(config_with(**keys)), "total", TIMELINE) == update
+
+
+def _twice(name: str) -> list[dict[str, float]]:
+    times = {f"{name}_epochs": 1.0, f"{name}_steps": 2, f"{name}_examples": 3}
+    return [{k: v for k, v in times.items() if k != out} for out in times] + [times]
+
+
+@pytest.mark.parametrize("keys", _twice("total"))
+def test_total_given_twice_is_an_error(keys):
+    config = config_with(**{"total_epochs": 0.0, "total_steps": 0, "total_examples": 0, **keys})
+    with pytest.raises(ConfigError, match="say the same thing; set all but one to 0") as error:
+        resolve(config)
+    assert all(f"{key}={value}" in str(error.value) for key, value in keys.items())
+
+
+@pytest.mark.parametrize("group", ["evaluation", "checkpoint"])
+@pytest.mark.parametrize("keys", _twice("every"))
+def test_interval_given_twice_is_an_error(group, keys):
+    config = config_with(**{f"{group}.{key}": value for key, value in keys.items()})
+    with pytest.raises(ConfigError, match="say the same thing; set all but one to 0"):
+        resolve(config)
+
+
+def test_warmup_given_twice_is_an_error():
+    """By adding steps to the epochs of the default."""
+    config = config_with(**{"learning_rate.warmup_steps": 100})
+    with pytest.raises(ConfigError, match=r"warmup_epochs=5.0 and warmup_steps=100 say the same"):
+        resolve(config)
+
+
+def comes_round(update: int, interval: Fraction, batch_size: int) -> bool:
+    """Whether a multiple of `interval` examples is nearer to `update` than to its neighbours.
+
+    One half-way between two updates belongs to the even one.
+    """
+    seen = update * batch_size
+    before = seen // interval
+    for multiple in (before * interval, (before + 1) * interval):
+        distance = abs(2 * (seen - multiple))
+        if multiple and (distance < batch_size or (distance == batch_size and update % 2 == 0)):
+            return True
+    return False
+
+
+def found_every(key: str, value: float, timeline: Timeline, total: int) -> frozenset[int]:
+    return every(resolve(config_with(**{f"evaluation.{key}": value})).evaluation, timeline, total)
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 5000), st.integers(0, 60))
+@settings(deadline=None, max_examples=60)
+def test_every_so_many_epochs(num_examples, batch_size, more, total):
+    """Of intervals of an update or more, by a look at each update."""
+    thousandths = -(-1000 * batch_size // num_examples) + more
+    interval = Fraction(thousandths, 1000) * num_examples
+    timeline = Timeline.constant(num_examples, batch_size)
+    expected = {t for t in range(1, total + 1) if comes_round(t, interval, batch_size)}
+    assert found_every("every_epochs", thousandths / 1000, timeline, total) == expected
+
+
+@given(st.integers(1, 60), st.integers(0, 500), st.integers(0, 60))
+@settings(deadline=None, max_examples=60)
+def test_every_so_many_examples(batch_size, more, total):
+    interval = batch_size + more
+    expected = {t for t in range(1, total + 1) if comes_round(t, Fraction(interval), batch_size)}
+    timeline = Timeline.constant(77, batch_size)
+    assert found_every("every_examples", interval, timeline, total) == expected
+
+
+def test_intervals_add_up_as_written():
+    """Three tenths of an epoch of 15 are 4.5 updates, a tie; 3 * 0.1 in floats is a little more."""
+    expected = {2, 3, 4, 6, 8, 9, 10, 12}  # 1.5, 3, 4.5, ...
+    assert found_every("every_epochs", 0.1, Timeline.constant(15, 1), 12) == expected
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 31, 100])
+def test_every_so_many_steps(steps):
+    expected = {t for t in range(1, 31) if t % steps == 0}
+    assert found_every("every_steps", steps, TIMELINE, 30) == expected
+
+
+def test_interval_shorter_than_an_update_is_an_error():
+    with pytest.raises(ConfigError, match=r"every_epochs=0\.1 is less than one update"):
+        found_every("every_epochs", 0.1, Timeline.constant(100, 50), 12)
+
+
+def test_no_interval_never_comes_round():
+    assert every(resolve(default_config()).evaluation, TIMELINE, 100) == frozenset()
+
+
+def test_run_keys_leave_out_the_machine():
+    assert run_keys(resolve(default_config())).keys() == DEFAULTS.keys() - MACHINE
+    assert DEFAULTS.keys() >= MACHINE
+
+
+def test_run_keys_come_back_from_json():
+    keys = run_keys(resolve(config_with(**{"data.mean": (0.1, 0.2, 0.3)})))
+    assert json.loads(json.dumps(keys)) == keys
+    assert keys["data.mean"] == [0.1, 0.2, 0.3]
+
+
+def another(key: str) -> object:
+    """A good value that is not the default."""
+    value = DEFAULTS[key]
+    if key in CHOICES:
+        return CHOICES[key][-1]
+    others = {int: 10**6 + 1, float: 0.75, bool: not value, str: "another", tuple: (7.0,)}
+    return others[type(value)]
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_run_keys_change_with_all_but_the_machine(key):
+    assert another(key) != DEFAULTS[key]
+    # The default warmup is in epochs; a warmup in another unit takes its place.
+    other = {"learning_rate.warmup_epochs": 0.0} if "warmup_" in key else {}
+    changed = run_keys(resolve(config_with(**{**other, key: another(key)})))
+    assert (changed == run_keys(resolve(config_with(**other)))) == (key in MACHINE)

@@ -1,0 +1,109 @@
+"""A module imports only from floors below its own, and there are no circles."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+import lbsgd
+
+ROOT = pathlib.Path(lbsgd.__file__).parent
+
+# By module, or by package for all that is in it. Halves are landings within a floor.
+FLOORS = {
+    "errors": 0,
+    "config": 1,
+    "timeline": 1,
+    "workers": 1,
+    "runtime": 1,
+    "workdir": 1,
+    "checkpoint": 1,
+    "monitor": 1,
+    "models": 1,
+    "optim": 2,
+    "data": 2,
+    "step": 2.5,  # applies what optim gives
+    "accumulation": 3,
+    "build": 3.5,  # asks accumulation where the config leaves the steps open
+    "train": 4,
+    "main": 5,
+}
+
+# (importer, imported) -> why it may be on the same floor.
+EXCEPTIONS = {
+    ("config", "timeline"): "times in a config are converted to updates by the timeline",
+}
+
+
+def module_name(path: pathlib.Path) -> str:
+    """`lbsgd/data/order.py` -> "data.order", `lbsgd/models/__init__.py` -> "models"."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Dotted names of imports anywhere in a file, within functions too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are written out from lbsgd on"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def longest_module(name: str) -> str:
+    """The module that a dotted name is, or is in: "models.roles.Role" -> "models.roles"."""
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of lbsgd that `module` imports."""
+    names = imported_names(ast.parse(MODULES[module].read_text()))
+    ours = {name.removeprefix("lbsgd.") for name in names if name.startswith("lbsgd.")}
+    return {longest_module(name) for name in ours}
+
+
+def part(module: str) -> str:
+    """The entry of `FLOORS` that a module belongs to."""
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_module_imports_only_from_floors_below(module):
+    assert part(module) in FLOORS, "give the new module a floor"
+    for imported in imports_of(module):
+        here, there = part(module), part(imported)
+        if here != there and (here, there) not in EXCEPTIONS:
+            assert FLOORS[there] < FLOORS[here], f"{module} must not import {imported}"
+
+
+def test_package_itself_imports_nothing():
+    assert imports_of("") == set()
+
+
+def test_there_are_no_circles():
+    graph = {module: imports_of(module) for module in MODULES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+def test_table_of_floors_is_of_this_tree():
+    """Neither a floor nor an exception is left over from before."""
+    assert {part(module) for module in MODULES if module} == FLOORS.keys()
+    pairs = {(part(m), part(imported)) for m in MODULES for imported in imports_of(m)}
+    assert pairs >= EXCEPTIONS.keys()
+
+
+def test_imports_are_found():
+    """Of each form, so that the tests above cannot pass by finding none."""
+    assert {"errors", "timeline"} <= imports_of("config")
+    assert {"train", "runtime"} <= imports_of("main")  # within a function
+    assert {"accumulation", "models.roles", "models"} <= imports_of("build")
+    assert imported_names(ast.parse("import lbsgd.data.order as o")) == {"lbsgd.data.order"}
