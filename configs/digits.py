@@ -18,6 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.reference_learning_rate = 0.1
     config.learning_rate.reference_batch_size = 32
     config.learning_rate.decay_epochs = (15.0, 28.0, 36.0)
+    config.data.crop_padding = 1
     config.evaluation.every_epochs = 1.0
     config.checkpoint.every_epochs = 10.0
     config.log.every_steps = 1
