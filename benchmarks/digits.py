@@ -1,6 +1,6 @@
 """What each part of the large-batch recipe does to digits: Goyal et al., Tables 1 and 2a, in small.
 
-    python benchmarks/digits.py run      trains every row with 5 seeds (about 10 minutes on 2 cores)
+    python benchmarks/digits.py run      trains every row with 5 seeds (about 15 minutes on 2 cores)
     python benchmarks/digits.py table    prints the table from docs/results/digits.json
 
 Every run is a process of its own, started as a user would start it.

@@ -62,8 +62,8 @@ MISTAKES = {
     "two lengths": ([DIGITS, "--config.total_steps=9"], "total_epochs.*total_steps.*same thing"),
     "no length": ([DIGITS, "--config.total_epochs=0"], "set total_epochs"),
     "long warmup": (
-        [DIGITS, "--config.learning_rate.warmup_epochs=50"],
-        "warmup of 281 updates is longer than the training of 225",
+        [DIGITS, "--config.learning_rate.warmup_epochs=100"],
+        "warmup of 561 updates is longer than the training of 505",
     ),
     "unknown network": ([DIGITS, "--config.model.name=resnet51"], "'resnet51'.*resnet50"),
     "unknown decay": ([DIGITS, "--config.learning_rate.decay=stairs"], "'stairs'.*cosine"),
