@@ -192,6 +192,11 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     boundaries: tuple[int, ...] = ()
     if c.decay == "steps":
         boundaries = tuple(timeline.update_at_epoch(epoch) for epoch in c.decay_epochs)
+        if boundaries and boundaries[0] < warmup:
+            raise ConfigError(
+                f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
+                f"within the warmup of {warmup}; decay later or shorten the warmup"
+            )
         schedule = rates.step_decay(full, boundaries, c.decay_factor)
     elif c.decay == "cosine":
         schedule = rates.cosine_decay(full, warmup, total)
@@ -255,7 +260,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
         model=model,
         preprocess=preprocess,
         label_smoothing=config.label_smoothing,
-        total_variance=config.batch_norm.running_variance == "total",
     )
     put = functools.partial(
         place, config.batch_size, config.worker_batch_size, devices=devices, group_size=group

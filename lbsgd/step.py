@@ -107,13 +107,8 @@ def worker_loss(
     model: Any,
     preprocess: Callable[[jax.Array], jax.Array],
     label_smoothing: float,
-    total_variance: bool,
 ) -> WorkerResult:
-    """One worker: the loss of its n examples, batch norm seeing exactly those (equation 5).
-
-    With `total_variance` the statistics also say how far this worker's means lie from the running
-    ones, so that their average over workers holds mean(var) + var(mean); see `add_distance`.
-    """
+    """One worker: the loss of its n examples, batch norm seeing exactly those (equation 5)."""
     logits, left = model.apply(
         {"params": params, "batch_stats": batch_stats},
         preprocess(batch["image"]),
@@ -122,10 +117,20 @@ def worker_loss(
     )
     loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
     error = jnp.mean(wrong_at(1, logits, batch["label"]).astype(loss.dtype))
-    stats = left["batch_stats"]
-    if total_variance:
-        stats = add_distance(stats, batch_stats)
-    return WorkerResult(loss, error, stats)
+    return WorkerResult(loss, error, left["batch_stats"])
+
+
+def with_distance(worker: Callable[..., WorkerResult]) -> Callable[..., WorkerResult]:
+    """The worker, whose statistics also say how far its means lie from the running ones.
+
+    Their average over workers then holds mean(var) + var(mean), once `subtract_distance` is done.
+    """
+
+    def measured(params: Any, batch_stats: Any, batch: Batch) -> WorkerResult:
+        result = worker(params, batch_stats, batch)
+        return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats))
+
+    return measured
 
 
 def mean_over_lanes(
@@ -229,11 +234,13 @@ def train_step(
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
       worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `worker_loss`, bound.
       batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
-      total_variance: average mean(var) + var(mean) instead of mean(var); the worker's as well.
+      total_variance: average mean(var) + var(mean) instead of mean(var).
 
     Returns:
       the next state, and the metrics of this update.
     """
+    if total_variance:
+        worker = with_distance(worker)
     gradient = over_devices(
         functools.partial(device_gradient, worker=worker, placement=placement),
         placement,
@@ -275,6 +282,8 @@ def moments_step(
     Averaged over several minibatches they are the statistics of "precise" batch norm (Goyal et
     al., section 5.1, on evaluating early; Wu and Johnson 2021).
     """
+    if total_variance:
+        worker = with_distance(worker)
 
     def on_device(params: Any, batch_stats: Any, batch: Batch) -> Any:
         def moments(step_and_rows: tuple[jax.Array, Batch]) -> Any:

@@ -34,7 +34,7 @@ def _float(update: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _fraction(update: jax.typing.ArrayLike, start: int, end: int) -> jax.Array:
-    return jnp.clip((_float(update) - start) / (end - start), 0.0, 1.0)
+    return jnp.clip((_float(update) - start) / max(end - start, 1), 0.0, 1.0)
 
 
 def constant(rate: float) -> Schedule:

@@ -4,7 +4,8 @@
     (10)  v <- m v + eta g;        w <- w - v          the rate is inside it
     (10') v <- m (eta/eta_before) v + eta g            (10) with momentum correction
 
-(9) is what PyTorch and optax.sgd do; (10) is Caffe's. With correction (10) is (9).
+(9) is what PyTorch and optax.sgd do; (10) is Caffe's. With correction (10) is (9) for any
+schedule of positive rates; a rate of 0 empties the buffer of (10), and that of (9) it does not.
 """
 
 from typing import Any, NamedTuple

@@ -1,0 +1,293 @@
+"""Batch norm against numpy and PyTorch, in float64 unless precision is the matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lbsgd.models.normalization import BatchNorm, add_distance, moments, subtract_distance
+from lbsgd.models.roles import Role, split_roles
+
+EPS = np.finfo(np.float64).eps
+EPS32 = np.finfo(np.float32).eps
+SHAPES = [(12, 5), (4, 6, 5), (3, 4, 4, 5)]
+
+
+def inputs(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Features of different means and variances."""
+    random = np.random.default_rng(seed)
+    features = shape[-1]
+    return random.normal(size=shape) * np.linspace(0.5, 2, features) + np.arange(features)
+
+
+def leading(x: np.ndarray) -> tuple[int, ...]:
+    return tuple(range(x.ndim - 1))
+
+
+# --- moments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, -3.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_moments_are_the_mean_and_the_biased_variance(x64, shape, shift):
+    """For any shift; sums of up to 48 numbers, squares below a hundred."""
+    x = inputs(shape)
+    mean, var = moments(jnp.asarray(x), jnp.full(shape[-1], shift))
+    atol = 48 * 100 * EPS
+    np.testing.assert_allclose(mean, x.mean(leading(x)), rtol=0, atol=atol)
+    np.testing.assert_allclose(var, x.var(leading(x)), rtol=0, atol=atol)
+
+
+def test_a_shift_near_the_mean_keeps_float32_accurate():
+    """Inputs 1000 +- 1, variance 33 / 32.
+
+    Around the shift the squares are of order 1, and a sum of n = 1024 of them is off by no more
+    than n roundings. Around 0 both E[x^2] and E[x]^2 lie between 2^19 and 2^20, where float32 is
+    a multiple of 1 / 16: their difference must miss 33 / 32 by about 1 / 32.
+    """
+    n, features = 1024, 8
+    x = np.random.default_rng(0).normal(size=(n, features))
+    x = (x - x.mean(0)) / x.std(0) * np.sqrt(33 / 32) + 1000
+    x = x.astype(np.float32)
+    exact_mean, exact_var = x.astype(np.float64).mean(0), x.astype(np.float64).var(0)
+    # Half a deviation off, as running averages of an early update might be.
+    near = jnp.full(features, 1000.5, jnp.float32)
+    mean, var = moments(jnp.asarray(x), near)
+    assert var.dtype == jnp.float32
+    np.testing.assert_allclose(mean, exact_mean, rtol=0, atol=n * EPS32 + 1000 * EPS32)
+    tolerance = 2 * n * EPS32
+    np.testing.assert_allclose(var, exact_var, rtol=tolerance)
+    _, cancelled = moments(jnp.asarray(x), jnp.zeros(features, jnp.float32))
+    assert np.all(np.abs(cancelled - exact_var) > 1 / 64)
+    assert 10 * tolerance < 1 / 64
+
+
+def test_the_module_shifts_by_its_running_mean():
+    """So that training keeps the precision of the test above once the running mean is near."""
+    x = np.random.default_rng(0).normal(size=(1024, 8)).astype(np.float32) + np.float32(1000)
+    variables = {
+        "params": {"scale": jnp.ones(8), "offset": jnp.zeros(8)},
+        "batch_stats": {"mean": jnp.full(8, 1000.5), "var": jnp.ones(8)},
+    }
+    _, left = BatchNorm().apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+    exact = x.astype(np.float64).var(0)
+    np.testing.assert_allclose(left["batch_stats"]["var"], exact, rtol=2 * 1024 * EPS32)
+
+
+def test_the_variance_of_equal_inputs_is_not_negative():
+    """0.1 is not a float32, so the mean of its squares may lie below the square of its mean."""
+    for value in np.linspace(0.1, 3, 50, dtype=np.float32):
+        _, var = moments(jnp.full((7, 1), value), jnp.zeros(1, jnp.float32))
+        assert 0 <= var[0] <= 8 * EPS32 * value**2
+
+
+def test_the_shift_is_a_constant_to_the_gradient(x64):
+    """It moves no result, so it has no gradient, and changes none."""
+    x = jnp.asarray(inputs((12, 5)))
+
+    def f(x, shift):
+        mean, var = moments(x, shift)
+        return jnp.sum(jnp.sin(mean) + jnp.cos(var))
+
+    plain = jax.grad(f)(x, jnp.zeros(5))
+    shifted = jax.grad(f)(x, jnp.full(5, 1.5))
+    np.testing.assert_allclose(shifted, plain, rtol=0, atol=1000 * EPS)
+
+
+# --- the module ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variables(x64):
+    """Of five features, nothing at 0 or 1."""
+    random = np.random.default_rng(1)
+    scale, var = random.uniform(0.5, 1.5, (2, 5))
+    offset, mean = random.normal(size=(2, 5))
+    return {
+        "params": {"scale": scale, "offset": offset},
+        "batch_stats": {"mean": mean, "var": var},
+    }
+
+
+def float64_norm(**options) -> BatchNorm:
+    return BatchNorm(dtype=jnp.float64, param_dtype=jnp.float64, **options)
+
+
+def by_hand(x, mean, var, params, epsilon=1e-5):
+    return (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["offset"]
+
+
+def test_it_starts_with_scale_one_offset_zero_and_standard_statistics():
+    variables = BatchNorm().init(jax.random.key(0), jnp.ones((2, 3)), train=False)
+    params, roles = split_roles(variables["params"])
+    expected = {"scale": np.ones(3), "offset": np.zeros(3)}
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert roles == {"scale": Role.NORM_SCALE, "offset": Role.NORM_OFFSET}
+    expected = {"mean": np.zeros(3), "var": np.ones(3)}
+    jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], expected)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_training_normalises_by_its_own_batch_and_leaves_the_moments(variables, shape, epsilon):
+    """What is left behind is not yet an average with the running statistics."""
+    x = inputs(shape)
+    norm = float64_norm(epsilon=epsilon)
+    y, left = norm.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+    mean, var = x.mean(leading(x)), x.var(leading(x))
+    expected = by_hand(x, mean, var, variables["params"], epsilon)
+    atol = 48 * 100 * EPS
+    np.testing.assert_allclose(y, expected, rtol=0, atol=10 * atol)
+    np.testing.assert_allclose(left["batch_stats"]["mean"], mean, rtol=0, atol=atol)
+    np.testing.assert_allclose(left["batch_stats"]["var"], var, rtol=0, atol=atol)
+
+
+def test_training_without_mutable_statistics_normalises_alike(variables):
+    x = jnp.asarray(inputs((3, 4, 4, 5)))
+    y, _ = float64_norm().apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(float64_norm().apply(variables, x, train=True), y)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_evaluation_uses_the_running_averages_and_leaves_them(variables, shape):
+    x = inputs(shape)
+    y, left = float64_norm().apply(variables, jnp.asarray(x), train=False, mutable=["batch_stats"])
+    stats = variables["batch_stats"]
+    expected = by_hand(x, stats["mean"], stats["var"], variables["params"])
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1000 * EPS)
+    jax.tree.map(np.testing.assert_array_equal, left["batch_stats"], stats)
+
+
+def test_bfloat16_is_for_the_output_only():
+    """Moments of a bfloat16 input are computed and kept in float32."""
+    x = jnp.asarray(inputs((64, 5)), jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, train=False)
+    variables = {**variables, "params": split_roles(variables["params"])[0]}
+    y, left = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    for name, expected in (("mean", exact.mean(0)), ("var", exact.var(0))):
+        found = left["batch_stats"][name]
+        assert found.dtype == jnp.float32
+        # Sums of 64 numbers below 100; in bfloat16 this would be off by more than 1e-2.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=64 * 100 * EPS32)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_the_gradient_is_pytorch_s(variables, train):
+    """With respect to inputs, scale and offset, for a random cotangent."""
+    torch = pytest.importorskip("torch")
+    x, cotangent = inputs((3, 4, 4, 5)), inputs((3, 4, 4, 5), seed=2)
+
+    def f(params, x):
+        stats = variables["batch_stats"]
+        y = float64_norm().apply({"params": params, "batch_stats": stats}, x, train=train)
+        return jnp.sum(y * cotangent)
+
+    of_params, of_x = jax.jit(jax.grad(f, (0, 1)))(variables["params"], x)
+    theirs = {
+        "x": torch.tensor(np.moveaxis(x, -1, 1), requires_grad=True),
+        **{k: torch.tensor(v, requires_grad=True) for k, v in variables["params"].items()},
+    }
+    mean, var = (torch.tensor(variables["batch_stats"][k]) for k in ("mean", "var"))
+    y = torch.nn.functional.batch_norm(
+        theirs["x"], mean, var, theirs["scale"], theirs["offset"], training=train, eps=1e-5
+    )
+    (y * torch.tensor(np.moveaxis(cotangent, -1, 1))).sum().backward()
+    expected = {name: tensor.grad.numpy() for name, tensor in theirs.items()}
+    # Sums of 48 products of numbers below ten, a few one after the other.
+    atol = 48 * 100 * 10 * EPS
+    np.testing.assert_allclose(of_x, np.moveaxis(expected["x"], 1, -1), rtol=0, atol=atol)
+    for name in ("scale", "offset"):
+        np.testing.assert_allclose(of_params[name], expected[name], rtol=0, atol=atol)
+
+
+# --- synced ----------------------------------------------------------------------------------
+
+
+def test_synced_workers_are_one_batch_of_all_their_examples(variables):
+    """Over a vmap axis: outputs, moments, and the gradient of a sum over the workers."""
+    workers = 4
+    x, cotangent = inputs((workers, 6, 3, 5)), inputs((workers, 6, 3, 5), seed=2)
+    stats = variables["batch_stats"]
+
+    def normalise(params, x, axis_names=()):
+        norm = float64_norm(axis_names=axis_names)
+        variables = {"params": params, "batch_stats": stats}
+        y, left = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+        return y, left["batch_stats"]
+
+    def synced(params, x):
+        y, left = jax.vmap(lambda rows: normalise(params, rows, ("lane",)), axis_name="lane")(x)
+        return jnp.sum(y * cotangent), (y, left)
+
+    def merged(params, x):
+        y, left = normalise(params, x.reshape(-1, 3, 5))
+        y = y.reshape(x.shape)
+        return jnp.sum(y * cotangent), (y, left)
+
+    gradients, (y, left) = jax.grad(synced, (0, 1), has_aux=True)(variables["params"], x)
+    expected, (y_merged, left_merged) = jax.grad(merged, (0, 1), has_aux=True)(
+        variables["params"], x
+    )
+    # Sums of 72 products of numbers below ten, a few one after the other.
+    atol = 72 * 100 * 10 * EPS
+    np.testing.assert_allclose(y, y_merged, rtol=0, atol=atol)
+    for name, value in left_merged.items():
+        for worker in range(workers):
+            np.testing.assert_allclose(left[name][worker], value, rtol=0, atol=atol)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), gradients, expected
+    )
+    # And per-worker statistics would have been something else.
+    alone = jax.vmap(lambda rows: normalise(variables["params"], rows)[0])(x)
+    assert np.abs(alone - y).max() > 0.1
+
+
+# --- the total variance ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("distance", [0.0, 3.0], ids=["running mean near", "running mean far"])
+def test_distances_averaged_make_the_variance_of_all_examples(x64, workers, distance):
+    """mean(var) + var(mean), which is the variance of the workers' examples put together."""
+    random = np.random.default_rng(0)
+    layers = {"stem": 5, "block": 3}
+    x = {
+        layer: random.normal(size=(workers, 16, n)) + random.normal(size=(workers, 1, n))
+        for layer, n in layers.items()
+    }
+
+    def nested(stats):
+        return {"stem": stats["stem"], "stage": {"block": {"norm": stats["block"]}}}
+
+    running = nested(
+        {layer: {"mean": np.full(n, distance), "var": np.ones(n)} for layer, n in layers.items()}
+    )
+    of_workers = [
+        nested({layer: {"mean": v[j].mean(0), "var": v[j].var(0)} for layer, v in x.items()})
+        for j in range(workers)
+    ]
+    left = [add_distance(stats, running) for stats in of_workers]
+    averaged = jax.tree.map(lambda *leaves: sum(leaves) / workers, *left)
+    found = subtract_distance(averaged, running)
+    # About workers + 5 roundings of squares below (3 + 5)^2.
+    atol = (workers + 5) * 64 * EPS
+    for layer, stats in {"stem": found["stem"], "block": found["stage"]["block"]["norm"]}.items():
+        together = x[layer].reshape(-1, layers[layer])
+        within, means = x[layer].var(1), x[layer].mean(1)
+        np.testing.assert_allclose(stats["mean"], together.mean(0), rtol=0, atol=atol)
+        expected = within.mean(0) + means.var(0)
+        np.testing.assert_allclose(stats["var"], expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(stats["var"], together.var(0), rtol=0, atol=atol)
+
+
+def test_with_one_worker_far_away_distances_cancel(x64):
+    """For any running mean: the result is the worker's own moments."""
+    stats = {"mean": jnp.asarray([5.0, -2.0]), "var": jnp.asarray([1.0, 0.5])}
+    running = {"mean": jnp.asarray([100.0, 0.0]), "var": jnp.ones(2)}
+    found = subtract_distance(add_distance(stats, running), running)
+    # Squares of up to 100 are added and taken off again.
+    np.testing.assert_allclose(found["var"], stats["var"], rtol=0, atol=4 * 100**2 * EPS)
+    np.testing.assert_array_equal(found["mean"], stats["mean"])

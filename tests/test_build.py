@@ -1,0 +1,103 @@
+"""The parts of a run, and the accumulation that fits the memory."""
+
+import math
+
+import pytest
+
+from lbsgd import accumulation, build
+from lbsgd.config import default_config, resolve
+from lbsgd.errors import ConfigError
+
+
+def config(**keys: object):
+    there = default_config()
+    there.update(
+        {
+            "batch_size": 128,
+            "worker_batch_size": 16,
+            "total_steps": 2,
+            "devices": 1,
+            "model": {"name": "resnet8", "width": 0.5},
+            "learning_rate": {"warmup": "none"},
+        }
+    )
+    there.update_from_flattened_dict(keys)
+    return resolve(there)
+
+
+def memory(steps: int) -> int:
+    """Bytes of the compiled step: its own, and two more batches that wait."""
+    parts = build.build(config(accumulation_steps=steps))
+    analysis = parts.compile_train_step().memory_analysis()
+    own = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    own += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    return own + 2 * parts.placement.slots * 16 * (8 * 8 + 4)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "CACHE", tmp_path)
+    return tmp_path
+
+
+def test_automatic_accumulation_takes_the_fewest_steps_that_fit(own_cache):
+    """By compiling every choice: 8 workers in 1, 2, 3, 4 or 8 steps."""
+    needed = {steps: memory(steps) for steps in (1, 2, 3, 4, 8)}
+    assert list(needed.values()) == sorted(needed.values(), reverse=True)
+    for limit in (needed[1], needed[3], needed[8]):
+        found = build.build(config(accumulation_steps=0, device_memory_gib=limit / 2**30))
+        fitting = min(steps for steps, size in needed.items() if size <= limit)
+        assert found.placement.accumulation_steps == fitting
+    with pytest.raises(ConfigError, match="one worker a device needs"):
+        build.build(config(accumulation_steps=0, device_memory_gib=(needed[8] - 1) / 2**30))
+
+
+def test_the_second_automatic_choice_compiles_nothing(own_cache, monkeypatch):
+    keys = {"accumulation_steps": 0, "device_memory_gib": 1.0}
+    first = build.build(config(**keys))
+    assert (own_cache / "accumulation_steps.json").exists()
+    monkeypatch.setattr(accumulation, "memory_of", lambda *_: pytest.fail("compiled again"))
+    assert build.build(config(**keys)).placement == first.placement
+
+
+def test_explain_names_accumulation_that_is_not_needed():
+    """8 workers on 8 devices have nothing to accumulate."""
+    parts = build.build(config(devices=8, accumulation_steps=4))
+    lines = build.explain(parts)
+    assert "accumulation: 4 steps asked for, 1 hold all workers" in lines
+    assert any("8 devices x 1 lanes x 1 accumulation steps" in line for line in lines)
+
+
+def test_parameter_table_says_what_decays():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in build.parameter_table(build.build(config())).splitlines()
+        if "|" in line
+    ]
+    table = {name: (role, size, decayed) for name, role, _, size, decayed in rows[1:]}
+    assert table["classifier/bias"] == ("bias", "10", "no")
+    assert table["classifier/kernel"] == ("kernel", "320", "yes")
+    assert table["stem_norm/scale"] == ("norm scale", "8", "no")
+    assert all((role == "kernel") == (decayed == "yes") for role, _, decayed in table.values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, the images 1 channels"),
+        ({"data.std": (0.0,)}, "data.std must not hold 0"),
+        ({"batch_norm.synced_workers": 3}, "synced_workers=3 does not divide the k=8"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_an_error(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        build.build(config(**keys))
+
+
+def test_evaluations_and_checkpoints_come_at_rounded_epochs_and_at_the_end():
+    keys = {"evaluation.every_epochs": 0.5, "checkpoint.every_steps": 8, "total_steps": 30}
+    parts = build.build(config(**keys))
+    halves = {round(i * 0.5 * 1437 / 128) for i in range(1, 6)}
+    assert parts.evaluate_after == halves | {30}
+    assert parts.save_after == {8, 16, 24, 30}
+    assert math.isclose(parts.timeline.epoch(30), 30 * 128 / 1437)

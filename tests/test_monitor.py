@@ -1,0 +1,107 @@
+"""Metrics, progress and curves."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from lbsgd import monitor
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = monitor.MetricsFile(path)
+    file.write(1, 0.25, {"train_loss": 2.5})
+    file.write(2, 0.5, {"train_loss": math.nan, "train_error": math.inf})
+    file.close()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        {"step": 1, "epoch": 0.25, "train_loss": 2.5},
+        {"step": 2, "epoch": 0.5, "train_loss": None, "train_error": None},
+    ]
+
+
+def test_a_run_that_goes_on_drops_what_it_will_write_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = [{"step": step, "epoch": float(step)} for step in (1, 2, 3)]
+    cut_short = '{"step": 4, "ep'
+    path.write_text("".join(json.dumps(line) + "\n" for line in whole) + cut_short)
+    file = monitor.MetricsFile(path, keep_until=2)
+    file.write(3, 3.0, {"again": 1})
+    file.close()
+    assert monitor.read_metrics(path) == [*whole[:2], {"step": 3, "epoch": 3.0, "again": 1}]
+
+
+def test_the_final_error_is_the_median_of_the_last_five_evaluations():
+    errors = [90.0, 9.0, 5.0, 7.0, 1.0, 6.0]
+    lines = []
+    for error in errors:
+        lines += [{"train_error": 0.0}, {"val_error": error}]
+    assert monitor.final_error(lines) == statistics.median(errors[1:]) == 6.0
+    assert monitor.final_error(lines[:4]) == 49.5  # of two
+
+
+def test_training_error_is_averaged_between_evaluations():
+    lines = [
+        {"epoch": 0.5, "train_error": 80.0},
+        {"epoch": 1.0, "train_error": 60.0},
+        {"epoch": 1.0, "val_error": 50.0},
+        {"epoch": 2.0, "train_error": 40.0},
+        {"epoch": 2.0, "val_error": 30.0},
+        {"epoch": 2.5, "train_error": 20.0},
+    ]
+    assert monitor._means_between_evaluations(lines) == ([1.0, 2.0], [70.0, 40.0])
+
+
+def test_plain_progress_prints_lines(capsys):
+    progress = monitor.PlainProgress(total=10, start=0, seconds=0.0)
+    values = {"train_loss": 1.5, "train_error": 25.0, "learning_rate": 0.1}
+    progress.show(5, 0.5, {**values, "images_per_second": 1234.0})
+    out = capsys.readouterr().out
+    for part in ("epoch 0.50", "update 5/10", "loss 1.500", "error 25.00%", "lr 0.1", "1,234 im"):
+        assert part in out
+    monitor.PlainProgress(total=10, start=0, seconds=3600.0).show(1, 0.1, values)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_bar():
+    """In a terminal of its own, as a user sees it."""
+    script = (
+        "from lbsgd import monitor\n"
+        "progress = monitor.open_progress(10, 4, speaks=True)\n"
+        "assert isinstance(progress, monitor.BarProgress), progress\n"
+        "progress.show(7, 1.5, {'train_loss': 2.0, 'learning_rate': 0.1})\n"
+        "progress.line('a line [bold] above')\n"
+        "progress.close()\n"
+    )
+    command = ["script", "-qec", f'{sys.executable} -c "{script}"', "/dev/null"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout
+    for part in ("7/10", "epoch 1.50", "loss 2.000", "a line [bold] above"):
+        assert part in done.stdout
+
+
+def test_summaries_reach_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    script = f"""
+from lbsgd import monitor
+import pathlib
+writer, note = monitor.open_summaries(pathlib.Path({str(tmp_path)!r}))
+assert note == "", note
+writer.write_scalars(7, {{"train_loss": 2.5}})
+writer.close()
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator({str(tmp_path)!r}, size_guidance={{"tensors": 0}})
+events.Reload()
+(event,) = events.Tensors("train_loss")
+assert event.step == 7
+import tensorflow as tf
+assert tf.make_ndarray(event.tensor_proto) == 2.5, event
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
