@@ -1,6 +1,6 @@
 """The notebooks run from top to bottom."""
 
-import os
+import json
 import pathlib
 import shutil
 import subprocess
@@ -16,12 +16,10 @@ def test_notebook_runs(name, tmp_path):
     """In a copy of the tree, where what it trains leaves no trace."""
     for part in ("configs", "lbsgd", "notebooks"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    command = [sys.executable, "-m", "IPython", "--no-banner", f"notebooks/{name}"]
-    env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-    )
+    cells = json.loads((tmp_path / "notebooks" / name).read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    command = [sys.executable, "-c", "\n".join(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
     assert "validation error" in done.stdout
     assert (tmp_path / "runs" / "quickstart" / "curves.png").exists()
