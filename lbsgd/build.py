@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from clu import parameter_overview
 
 from lbsgd import accumulation, runtime
 from lbsgd import config as config_lib
@@ -25,7 +24,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
 from lbsgd.optim import learning_rate as rates
-from lbsgd.optim.chain import decayed, sgd
+from lbsgd.optim.chain import sgd
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
 from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
@@ -78,6 +77,11 @@ class Run:
     save_after: frozenset[int]
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
+
+    @property
+    def precise_batches(self) -> int:
+        """Minibatches that precise batch norm takes its statistics over; 0 for none."""
+        return math.ceil(self.config.batch_norm.precise_examples / self.config.batch_size)
 
     def train_step(self, placement: Placement | None = None) -> Any:
         """The compiled-to-be step: (state, batch) -> (state, metrics); the state is donated."""
@@ -227,19 +231,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if not total:
         raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
 
-    param_dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
-    group = config.batch_norm.synced_workers
-    model = build_model(
-        config.model.name,
-        num_classes=splits.train.num_classes,
-        width=config.model.width,
-        skip_connections=config.model.skip_connections,
-        zero_init_residual=config.model.zero_init_residual,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=param_dtype,
-        norm_axis_names=(LANE_AXIS, "member") if group > 1 else (),
-        norm_epsilon=config.batch_norm.epsilon,
-    )
+    model = _build_network(config, splits.train)
     init = functools.partial(_init_variables, model, splits.train.image_shape, config.seed)
     _, roles = split_roles(jax.eval_shape(init)["params"])
     rate = build_rate(config, timeline, total)
@@ -253,7 +245,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         )
 
     preprocess = functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=param_dtype
+        normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
     )
     worker = functools.partial(
         worker_loss,
@@ -262,7 +254,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
         label_smoothing=config.label_smoothing,
     )
     put = functools.partial(
-        place, config.batch_size, config.worker_batch_size, devices=devices, group_size=group
+        place,
+        config.batch_size,
+        config.worker_batch_size,
+        devices=devices,
+        group_size=config.batch_norm.synced_workers,
     )
     run = Run(
         config=config,
@@ -283,6 +279,20 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if config.accumulation_steps:
         return run
     return dataclasses.replace(run, placement=_fitting_placement(run, put, workers, devices))
+
+
+def _build_network(config: ml_collections.ConfigDict, source: Source) -> Any:
+    return build_model(
+        config.model.name,
+        num_classes=source.num_classes,
+        width=config.model.width,
+        skip_connections=config.model.skip_connections,
+        zero_init_residual=config.model.zero_init_residual,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
+        norm_axis_names=(LANE_AXIS, "member") if config.batch_norm.synced_workers > 1 else (),
+        norm_epsilon=config.batch_norm.epsilon,
+    )
 
 
 def _init_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Any:
@@ -318,111 +328,3 @@ def _fitting_placement(
         CACHE / "accumulation_steps.json",
         hashlib.sha256(identity.encode()).hexdigest(),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _ParameterRow:
-    """A row of the table of parameters."""
-
-    Name: str
-    Role: str
-    Shape: str
-    Size: int
-    Decayed: str
-
-
-def parameter_table(run: Run) -> str:
-    """Each parameter with its role and whether weight decay applies to it."""
-    params = jax.eval_shape(run.initial_state).params
-    decays = decayed(run.roles)
-    rows = [
-        _ParameterRow(
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            str(role),
-            str(shape.shape),
-            shape.size,
-            "yes" if decay and run.config.optimizer.weight_decay else "no",
-        )
-        for (path, shape), role, decay in zip(
-            jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(run.roles),
-            jax.tree.leaves(decays),
-        )
-    ]
-    count = parameter_overview.count_parameters(params)
-    return f"{parameter_overview.make_table(rows)}\n{count:,} parameters"
-
-
-def explain(run: Run) -> list[str]:
-    """How each number of the run follows from its config, a line each."""
-    c = run.config
-    train, validation = run.splits
-    shape = "x".join(map(str, train.image_shape))
-    lines = [
-        f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
-        f"examples, {train.num_classes} classes, {shape}",
-        f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
-    ]
-    asked = c.accumulation_steps
-    if asked and asked != run.placement.accumulation_steps:
-        lines.append(
-            f"accumulation: {asked} steps asked for, {run.placement.accumulation_steps} hold all "
-            "workers"
-        )
-    epochs = run.timeline.epoch(run.total_updates)
-    lines += [
-        f"length: {run.total_updates:,} updates = {epochs:.4g} epochs, "
-        f"{len(run.evaluate_after)} evaluations",
-        _explain_rate(run),
-        _explain_optimizer(run),
-        _explain_batch_norm(run),
-    ]
-    return lines
-
-
-def _explain_rate(run: Run) -> str:
-    c, rate = run.config.learning_rate, run.rate
-    ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
-    factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
-    text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
-    if rate.warmup_updates:
-        text += (
-            f"; {c.warmup} warmup {rate.warmup_updates} updates from "
-            f"{c.reference_learning_rate:.6g}"
-        )
-    else:
-        text += "; no warmup"
-    if rate.decay_updates:
-        return f"{text}; x{c.decay_factor:g} at updates {', '.join(map(str, rate.decay_updates))}"
-    return f"{text}; decay: {c.decay}"
-
-
-def _explain_optimizer(run: Run) -> str:
-    c = run.config.optimizer
-    kind = "Nesterov momentum" if c.nesterov else "momentum"
-    form = "equation (9), rate outside the buffer"
-    if c.momentum_form == "rate_inside":
-        corrected = "with" if c.momentum_correction else "without"
-        form = f"equation (10), rate inside the buffer, {corrected} momentum correction"
-    flags = jax.tree.leaves(decayed(run.roles))
-    return (
-        f"optimizer: SGD, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} weight decay "
-        f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
-    )
-
-
-def _explain_batch_norm(run: Run) -> str:
-    c, n = run.config.batch_norm, run.config.worker_batch_size
-    scope = f"per worker, over {n} examples"
-    if c.synced_workers > 1:
-        scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
-    precise = ""
-    if c.precise_examples:
-        batches = precise_batches(run)
-        precise = f"; evaluated with statistics of {batches * run.config.batch_size} examples"
-    return f"batch norm: {scope}; running averages x{c.momentum:g}{precise}"
-
-
-def precise_batches(run: Run) -> int:
-    """Minibatches that precise batch norm takes its statistics over."""
-    return math.ceil(run.config.batch_norm.precise_examples / run.config.batch_size)

@@ -110,14 +110,19 @@ def _quiet() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs, and returns the exit code."""
     _quiet()
-    from lbsgd import runtime, train  # jax takes its time; mistakes in flags need not wait for it
+    from lbsgd import (
+        build,
+        explain,
+        runtime,
+        train,
+    )  # jax takes its time; mistakes in flags need not wait for it
 
     try:
         runtime.start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         config = config_lib.resolve(_CONFIG.value)
         if _EXPLAIN.value:
-            parts = train.build(config)
-            print("\n".join([train.parameter_table(parts), *train.explain(parts)]))
+            parts = build.build(config)
+            print("\n".join([explain.parameter_table(parts), *explain.explain(parts)]))
             return EXIT_DONE
         workdir = _WORKDIR.value or _default_workdir(sys.argv)
         with runtime.StopSignal() as stop:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import ml_collections
 import numpy as np
 
 from lbsgd import monitor, runtime
-from lbsgd.build import Run, build, explain, parameter_table, precise_batches
+from lbsgd.build import Run, build
 from lbsgd.checkpoint import Checkpoints
+from lbsgd.explain import explain, parameter_table
 from lbsgd.step import EvalSums, TrainState
 from lbsgd.workdir import Workdir
 
@@ -178,7 +180,7 @@ class Log:
         done, arrays = self._waiting.popleft()
         values = {key: float(value) for key, value in jax.device_get(arrays).items()}
         self._fetched = done
-        if not jax.numpy.isfinite(values["train_loss"]):
+        if not math.isfinite(values["train_loss"]):
             raise DivergedError(
                 f"the loss of update {done - 1} is not finite (learning rate "
                 f"{values['learning_rate']:.6g}); a longer warmup, a lower "
@@ -242,7 +244,7 @@ class Evaluation:
 
         That part and its augmentation are a function of the update index.
         """
-        batches = precise_batches(self._parts)
+        batches = self._parts.precise_batches
         if not batches:
             return state.batch_stats
         source = self._parts.train_batches("precise_batch_norm")

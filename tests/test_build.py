@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lbsgd import accumulation, build
+from lbsgd import accumulation, build, explain
 from lbsgd.config import default_config, resolve
 from lbsgd.errors import ConfigError
 
@@ -63,7 +63,7 @@ def test_the_second_automatic_choice_compiles_nothing(own_cache, monkeypatch):
 def test_explain_names_accumulation_that_is_not_needed():
     """8 workers on 8 devices have nothing to accumulate."""
     parts = build.build(config(devices=8, accumulation_steps=4))
-    lines = build.explain(parts)
+    lines = explain.explain(parts)
     assert "accumulation: 4 steps asked for, 1 hold all workers" in lines
     assert any("8 devices x 1 lanes x 1 accumulation steps" in line for line in lines)
 
@@ -71,7 +71,7 @@ def test_explain_names_accumulation_that_is_not_needed():
 def test_parameter_table_says_what_decays():
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in build.parameter_table(build.build(config())).splitlines()
+        for line in explain.parameter_table(build.build(config())).splitlines()
         if "|" in line
     ]
     table = {name: (role, size, decayed) for name, role, _, size, decayed in rows[1:]}

@@ -26,6 +26,7 @@ FLOORS = {
     "step": 2.5,  # applies what optim gives
     "accumulation": 3,
     "build": 3.5,  # asks accumulation where the config leaves the steps open
+    "explain": 3.7,
     "train": 4,
     "main": 5,
 }

@@ -1,0 +1,204 @@
+"""One update against the ordinary way to write it: images/s of lbsgd and of a plain Flax step.
+
+    python benchmarks/step.py run      measures and writes docs/results/step.json
+    python benchmarks/step.py table    prints the table from it
+
+The peer is what one writes by hand for one device: a network of nn.Conv and nn.BatchNorm, one
+batch, jax.value_and_grad, optax.sgd; its batch norm sees the whole minibatch. lbsgd computes the
+same network for k workers. Both take turns in one process on the same images; a round's ratio is of
+neighbours in time.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from lbsgd import runtime
+from lbsgd.build import build
+from lbsgd.config import default_config, resolve
+
+RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "step.json"
+ROUNDS = 15
+
+# Network, image size, kn, n, compute type: what a CPU can do, then what wants an accelerator.
+CASES = [
+    ("resnet8", 8, 256, 32, "float32"),
+    ("resnet20", 32, 128, 32, "float32"),
+    ("resnet18", 64, 32, 8, "float32"),
+]
+ACCELERATOR_CASES = [
+    ("resnet20", 32, 1024, 32, "bfloat16"),
+    ("resnet50", 224, 256, 32, "bfloat16"),
+    ("resnet50", 224, 256, 256, "bfloat16"),
+]
+BLOCKS = {"resnet8": (1, 1, 1), "resnet20": (3, 3, 3), "resnet18": (2, 2, 2, 2)}
+BLOCKS["resnet50"] = (3, 4, 6, 3)
+
+
+class PlainResNet(nn.Module):
+    """The same layers, as the Flax examples write them."""
+
+    name_of: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        small, bottleneck = self.name_of in ("resnet8", "resnet20"), self.name_of == "resnet50"
+
+        def conv(x, features, kernel, stride=1):
+            pad = ((kernel // 2,) * 2,) * 2
+            return nn.Conv(features, (kernel,) * 2, stride, pad, use_bias=False, dtype=self.dtype)(
+                x
+            )
+
+        def norm(x):
+            return nn.BatchNorm(use_running_average=False, momentum=0.9, dtype=self.dtype)(x)
+
+        width = 16 if small else 64
+        x = nn.relu(norm(conv(x, width, 3) if small else conv(x, width, 7, 2)))
+        if not small:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(BLOCKS[self.name_of]):
+            for i in range(blocks):
+                features, stride = width * 2**stage, 2 if stage and not i else 1
+                out = features * (4 if bottleneck else 1)
+                if bottleneck:
+                    y = nn.relu(norm(conv(x, features, 1)))
+                    y = norm(conv(nn.relu(norm(conv(y, features, 3, stride))), out, 1))
+                else:
+                    y = norm(conv(nn.relu(norm(conv(x, features, 3, stride))), out, 3))
+                if x.shape != y.shape and small:
+                    x = jnp.pad(x[:, ::2, ::2], ((0, 0),) * 3 + ((0, out - x.shape[-1]),))
+                elif x.shape != y.shape:
+                    x = norm(conv(x, out, 1, stride))
+                x = nn.relu(x + y)
+        return nn.Dense(1000)(x.mean((1, 2)).astype(jnp.float32))
+
+
+def plain_step(name, dtype, images, labels):
+    """The peer's compiled step and its first state."""
+    model = PlainResNet(name, jnp.dtype(dtype))
+    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+
+    def normalized(images):
+        return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+
+    variables = jax.jit(model.init)(jax.random.key(0), normalized(images[:1]))
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+
+    def step(state, images, labels):
+        params, stats, opt_state = state
+
+        def loss(params):
+            logits, left = model.apply(
+                {"params": params, "batch_stats": stats}, normalized(images), mutable="batch_stats"
+            )
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            l2 = sum(jnp.vdot(w, w) for w in jax.tree.leaves(params) if w.ndim > 1)
+            return entropy.mean() + 0.5e-4 * l2, left["batch_stats"]
+
+        (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        changes, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, changes), stats, opt_state), value
+
+    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    return compiled, state
+
+
+def our_step(name, size, batch_size, worker_batch_size, dtype):
+    """lbsgd's compiled step, first state and batch."""
+    config = default_config()
+    config.update(
+        {
+            "batch_size": batch_size,
+            "worker_batch_size": worker_batch_size,
+            "total_steps": 1000,
+            "devices": 1,
+            "dtype": dtype,
+            "model": {"name": name},
+            "learning_rate": {"warmup": "none", "decay": "none", "scaling": "none"},
+            "data": {
+                "source": "synthetic",
+                "image_size": size,
+                "synthetic_examples": batch_size,
+                "synthetic_validation_examples": 1,
+            },
+        }
+    )
+    parts = build(resolve(config))
+    state = jax.jit(parts.initial_state, out_shardings=parts.placement.replicated)()
+    batch = next(parts.train_batches().between(0, 1))
+    return parts.compile_train_step(), state, batch
+
+
+def measure(name, size, batch_size, worker_batch_size, dtype):
+    """Images/s of both, and the ratio of each round."""
+    ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
+    images = np.asarray(batch["image"]).reshape(batch_size, size, size, 3)
+    images, labels = jnp.asarray(images), jnp.asarray(batch["label"]).reshape(batch_size)
+    peers, peer_state = plain_step(name, dtype, images, labels)
+    rates = {"lbsgd": [], "plain": []}
+    repeats = 1
+    for attempt in range(ROUNDS + 2):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            our_state, metrics = ours(our_state, batch)
+        jax.block_until_ready(metrics)
+        middle = time.perf_counter()
+        for _ in range(repeats):
+            peer_state, loss = peers(peer_state, images, labels)
+        jax.block_until_ready(loss)
+        end = time.perf_counter()
+        if attempt == 1:  # long enough to time, after a first round to warm up
+            repeats = max(1, round(0.3 / (middle - start)))
+        elif attempt > 1:
+            rates["lbsgd"].append(repeats * batch_size / (middle - start))
+            rates["plain"].append(repeats * batch_size / (end - middle))
+    return rates
+
+
+def run():
+    """Measures every case that this machine is for."""
+    accelerator = jax.default_backend() != "cpu"
+    cases = ACCELERATOR_CASES if accelerator else CASES
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    results = [r for r in results if r["machine"]["backend"] != jax.default_backend()]
+    for case in cases:
+        rates = measure(*case)
+        results.append({"case": case, "rates": rates, "machine": runtime.describe_machine()})
+        print(case, {key: round(statistics.median(value)) for key, value in rates.items()})
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table():
+    """Median images/s and the median and range of the rounds' ratios, as Markdown."""
+    head = "| network | pixels | kn | n | type | device | lbsgd img/s | plain img/s | ratio |"
+    lines = [head, "|---" * 9 + "|"]
+    for result in json.loads(RESULTS.read_text()):
+        ours, plain = result["rates"]["lbsgd"], result["rates"]["plain"]
+        ratios = [a / b for a, b in zip(ours, plain)]
+        cells = [
+            *result["case"],
+            result["machine"]["device"],
+            f"{statistics.median(ours):,.0f}",
+            f"{statistics.median(plain):,.0f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["run"]:
+        run()
+    elif sys.argv[1:] != ["table"]:
+        sys.exit(__doc__)
+    print(table())

@@ -1,0 +1,112 @@
+"""How each number of a run follows from its config, for people to read."""
+
+import dataclasses
+
+import jax
+from clu import parameter_overview
+
+from lbsgd.build import Run
+from lbsgd.optim.chain import decayed
+
+
+@dataclasses.dataclass(frozen=True)
+class _ParameterRow:
+    """A row of the table of parameters."""
+
+    Name: str
+    Role: str
+    Shape: str
+    Size: int
+    Decayed: str
+
+
+def parameter_table(run: Run) -> str:
+    """Each parameter with its role and whether weight decay applies to it."""
+    params = jax.eval_shape(run.initial_state).params
+    decays = decayed(run.roles)
+    rows = [
+        _ParameterRow(
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            str(role),
+            str(shape.shape),
+            shape.size,
+            "yes" if decay and run.config.optimizer.weight_decay else "no",
+        )
+        for (path, shape), role, decay in zip(
+            jax.tree_util.tree_leaves_with_path(params),
+            jax.tree.leaves(run.roles),
+            jax.tree.leaves(decays),
+        )
+    ]
+    count = parameter_overview.count_parameters(params)
+    return f"{parameter_overview.make_table(rows)}\n{count:,} parameters"
+
+
+def explain(run: Run) -> list[str]:
+    """How each number of the run follows from its config, a line each."""
+    c = run.config
+    train, validation = run.splits
+    shape = "x".join(map(str, train.image_shape))
+    lines = [
+        f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
+        f"examples, {train.num_classes} classes, {shape}",
+        f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
+    ]
+    asked = c.accumulation_steps
+    if asked and asked != run.placement.accumulation_steps:
+        lines.append(
+            f"accumulation: {asked} steps asked for, {run.placement.accumulation_steps} hold all "
+            "workers"
+        )
+    epochs = run.timeline.epoch(run.total_updates)
+    lines += [
+        f"length: {run.total_updates:,} updates = {epochs:.4g} epochs, "
+        f"{len(run.evaluate_after)} evaluations",
+        _explain_rate(run),
+        _explain_optimizer(run),
+        _explain_batch_norm(run),
+    ]
+    return lines
+
+
+def _explain_rate(run: Run) -> str:
+    c, rate = run.config.learning_rate, run.rate
+    ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
+    factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
+    text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
+    if rate.warmup_updates:
+        text += (
+            f"; {c.warmup} warmup {rate.warmup_updates} updates from "
+            f"{c.reference_learning_rate:.6g}"
+        )
+    else:
+        text += "; no warmup"
+    if rate.decay_updates:
+        return f"{text}; x{c.decay_factor:g} at updates {', '.join(map(str, rate.decay_updates))}"
+    return f"{text}; decay: {c.decay}"
+
+
+def _explain_optimizer(run: Run) -> str:
+    c = run.config.optimizer
+    kind = "Nesterov momentum" if c.nesterov else "momentum"
+    form = "equation (9), rate outside the buffer"
+    if c.momentum_form == "rate_inside":
+        corrected = "with" if c.momentum_correction else "without"
+        form = f"equation (10), rate inside the buffer, {corrected} momentum correction"
+    flags = jax.tree.leaves(decayed(run.roles))
+    return (
+        f"optimizer: SGD, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} weight decay "
+        f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
+    )
+
+
+def _explain_batch_norm(run: Run) -> str:
+    c, n = run.config.batch_norm, run.config.worker_batch_size
+    scope = f"per worker, over {n} examples"
+    if c.synced_workers > 1:
+        scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
+    precise = ""
+    if c.precise_examples:
+        examples = run.precise_batches * run.config.batch_size
+        precise = f"; evaluated with statistics of {examples:,} examples"
+    return f"batch norm: {scope}; running averages x{c.momentum:g}{precise}"
