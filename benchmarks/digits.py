@@ -57,7 +57,8 @@ def run() -> None:
     for row, keys in ROWS.items():
         results[row] = [train(keys, seed) for seed in SEEDS]
         print(row, [run["val_error"] for run in results[row]], flush=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def table() -> str:

@@ -175,6 +175,7 @@ def run():
         rates = measure(*case)
         results.append({"case": case, "rates": rates, "machine": runtime.describe_machine()})
         print(case, {key: round(statistics.median(value)) for key, value in rates.items()})
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
