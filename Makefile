@@ -6,7 +6,7 @@ CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test test-all lint oracles notebook clean
+.PHONY: train test test-all lint oracles picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m lbsgd.main --config $(CONFIG)
@@ -36,6 +36,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
+
+# The picture in the README, from a run of its own.
+picture: $(VENV)/.installed
+	rm -rf runs/picture
+	$(BIN)/python -m lbsgd.main --config configs/digits.py --workdir runs/picture
+	cp runs/picture/curves.png docs/digits.png
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info

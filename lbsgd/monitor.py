@@ -87,7 +87,7 @@ class Progress(Protocol):
 def _short(values: Values) -> str:
     names = {
         "train_loss": "loss {:.3f}",
-        "train_error": "error {:.2f}%",
+        "train_error": "error {:.1f}%",
         "learning_rate": "lr {:.4g}",
         "images_per_second": "{:,.0f} images/s",
     }
@@ -131,19 +131,19 @@ class BarProgress:
     def __init__(self, total: int, start: int) -> None:
         console = rich.console.Console(highlight=False)
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("epoch {task.fields[epoch]:.2f}"),
-            rich.progress.BarColumn(None),
+            rich.progress.TextColumn("epoch {task.fields[epoch]:.1f}"),
+            rich.progress.BarColumn(min(max(4, console.width - 76), 40)),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.TimeRemainingColumn(),
             console=console,
-            expand=True,
         )
         self._task = self._bar.add_task("", total=total, completed=start, epoch=0.0, text="")
         self._bar.start()
 
     def show(self, step: int, epoch: float, values: Values) -> None:
-        self._bar.update(self._task, completed=step, epoch=epoch, text=_short(values))
+        text = _short(values).replace("  ", " ").replace("images", "img")  # 80 columns are enough
+        self._bar.update(self._task, completed=step, epoch=epoch, text=text)
 
     def line(self, text: str) -> None:
         self._bar.console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,38 @@
+"""The documentation is true: its tables come from results, its links lead somewhere."""
+
+import pathlib
+import re
+import runpy
+
+import pytest
+
+from lbsgd.config import default_config, flatten
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/design.md", "launch/README.md"]
+
+
+@pytest.mark.parametrize("benchmark", ["digits", "step"])
+def test_tables_are_those_of_the_results(benchmark):
+    table = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["table"]()
+    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
+    assert table in pages
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_exist(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    links = [link for link in links if not link.startswith("http")]
+    paths = [ROOT / page / ".." / link for link in links]
+    paths += [ROOT / name for name in re.findall(r"`((?:tests|docs|benchmarks)/[\w/.]*)`", text)]
+    missing = [str(path) for path in paths if not path.exists()]
+    assert not missing
+
+
+def test_the_readme_lists_every_config_and_only_known_keys():
+    text = (ROOT / "README.md").read_text()
+    for config in ROOT.glob("configs/*.py"):
+        assert f"(configs/{config.name})" in text
+    known = {key for key, _ in flatten(default_config())}
+    assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known
