@@ -24,7 +24,7 @@ def test_links_and_paths_exist(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
     links = [link for link in links if not link.startswith("http")]
-    paths = [ROOT / page / ".." / link for link in links]
+    paths = [(ROOT / page).parent / link for link in links]
     paths += [ROOT / name for name in re.findall(r"`((?:tests|docs|benchmarks)/[\w/.]*)`", text)]
     missing = [str(path) for path in paths if not path.exists()]
     assert not missing
