@@ -77,7 +77,7 @@ def _set_row(config: ml_collections.ConfigDict, part: str) -> None:
 
 
 def _set_smoke(config: ml_collections.ConfigDict) -> None:
-    """Small enough for a test on a CPU; what the other arguments select stays."""
+    """Small enough for a test on a CPU; what later arguments select holds over it."""
     config.batch_size = 64
     config.worker_batch_size = 8
     config.accumulation_steps = 1

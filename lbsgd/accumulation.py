@@ -4,6 +4,7 @@ The memory of the compiled step is nearly affine in the lanes, so two small comp
 it for any number of them; the placement chosen is compiled and checked before it is used.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -76,8 +77,9 @@ def choose(
     steps = known.get(key) or _search(place, workers_per_device, memory, limit)
     steps = int(multihost_utils.broadcast_one_to_all(steps)) if jax.process_count() > 1 else steps
     if cache and known.get(key) != steps and jax.process_index() == 0:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps({**known, key: steps}, indent=1) + "\n")
+        with contextlib.suppress(OSError):  # a cache is no reason to stop
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            cache.write_text(json.dumps({**known, key: steps}, indent=1) + "\n")
     return place(steps)
 
 

@@ -29,6 +29,9 @@ from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_ste
 from lbsgd.timeline import Timeline
 from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
 
+# A run with more would take decades; update indices stay far within int32.
+MOST_UPDATES = 10**8
+
 CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
 
 
@@ -157,15 +160,10 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of the run; a workdir belongs to one of these."""
-        train, validation = self.splits
         return {
             **config_lib.run_keys(self.config),
-            "data (examples, classes, shape)": [
-                len(train),
-                len(validation),
-                train.num_classes,
-                list(train.image_shape),
-            ],
+            "the training set": self.splits.train.fingerprint,
+            "the validation set": self.splits.validation.fingerprint,
         }
 
 
@@ -185,7 +183,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
         warmup = config_lib.duration(c, "warmup", timeline)
         if not warmup:
             raise ConfigError(
-                f"learning_rate.warmup={c.warmup!r} needs a length: set "
+                f"learning_rate.warmup={c.warmup!r} needs a length of at least one update: set "
                 "learning_rate.warmup_epochs, _steps or _examples, or warmup='none'"
             )
     if warmup > total:
@@ -230,6 +228,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
     total = config_lib.duration(config, "total", timeline)
     if not total:
         raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
+    if total > MOST_UPDATES:
+        raise ConfigError(f"training of {total:,} updates is longer than {MOST_UPDATES:,}")
 
     model = _build_network(config, splits.train)
     init = functools.partial(_init_variables, model, splits.train.image_shape, config.seed)
@@ -271,8 +271,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
         rate=rate,
         optimizer=optimizer,
         initial_state=initial_state,
-        evaluate_after=config_lib.every(config.evaluation, timeline, total) | {total},
-        save_after=config_lib.every(config.checkpoint, timeline, total) | {total},
+        evaluate_after=config_lib.every(config, "evaluation", timeline, total) | {total},
+        save_after=config_lib.every(config, "checkpoint", timeline, total) | {total},
         preprocess=preprocess,
         worker=worker,
     )
@@ -296,8 +296,11 @@ def _build_network(config: ml_collections.ConfigDict, source: Source) -> Any:
 
 
 def _init_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Any:
-    images = jnp.zeros((1, *image_shape), model.param_dtype)
-    return model.init(jax.random.key(seed), images, train=False)
+    """Drawn in float32 whatever the type, so that runs in float64 start from the same weights."""
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
+    variables = single.init(jax.random.key(seed), images, train=False)
+    return jax.tree.map(lambda x: x.astype(model.param_dtype), variables)
 
 
 def _check_channels(config: ml_collections.ConfigDict, source: Source) -> None:

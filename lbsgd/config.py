@@ -178,6 +178,7 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tup
 def nearest_key(key: str) -> str:
     """The known key most like `key`: in its last part first, then as a whole."""
     known = [name for name, _ in flatten(default_config())]
+    known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
     last_parts = {name.rsplit(".", 1)[-1] for name in known}
     close = difflib.get_close_matches(key.rsplit(".", 1)[-1], last_parts, 1, 0.7)
     if close:
@@ -192,6 +193,19 @@ def check_known(key: str) -> None:
         raise ConfigError(
             f"unknown config key {key!r}; the nearest known one is {nearest_key(key)!r}"
         )
+
+
+def check_is_key(key: str) -> None:
+    """Raises ConfigError if `key` (dotted) is unknown, or is a group of keys."""
+    check_known(key)
+    inside = [name for name, _ in flatten(default_config()) if name.startswith(key + ".")]
+    if inside:
+        raise ConfigError(f"{key} is a group of keys; set one of them: {', '.join(inside)}")
+
+
+def kind_of(key: str) -> str:
+    """The name of the type of the known key `key`."""
+    return type(dict(flatten(default_config()))[key]).__name__
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -289,18 +303,22 @@ def duration(config: ml_collections.ConfigDict, name: str, timeline: Timeline) -
     return _update_at(timeline, unit, number)
 
 
-def every(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> frozenset[int]:
-    """The updates up to `total` after which `every_epochs`, `_steps` or `_examples` comes round.
+def every(
+    config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
+) -> frozenset[int]:
+    """The updates up to `total` after which the group's `every_epochs` (...) comes round.
 
     Raises:
       ConfigError: two of them are given, or one shorter than an update.
     """
-    unit, interval = _given(config, "every")
+    unit, interval = _given(config[group], "every")
     updates: set[int] = set()
     if not unit:
         return frozenset()
     if not _update_at(timeline, unit, exact(interval)):
-        raise ConfigError(f"every_{unit}={interval} is less than one update; make it longer")
+        raise ConfigError(
+            f"{group}.every_{unit}={interval} is less than one update; make it longer"
+        )
     for i in itertools.count(1):
         update = _update_at(timeline, unit, i * exact(interval))
         if update > total:

@@ -82,7 +82,10 @@ def _explain_rate(run: Run) -> str:
     else:
         text += "; no warmup"
     if rate.decay_updates:
-        return f"{text}; x{c.decay_factor:g} at updates {', '.join(map(str, rate.decay_updates))}"
+        reached = [str(t) for t in rate.decay_updates if t < run.total_updates]
+        past = len(rate.decay_updates) - len(reached)
+        text += f"; x{c.decay_factor:g} at updates {', '.join(reached)}" if reached else ""
+        return text + (f"; {past} of its decays lie past the end" if past else "")
     return f"{text}; decay: {c.decay}"
 
 

@@ -42,11 +42,12 @@ def _check_keys(argv: Sequence[str]) -> None:
     for arg in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if match:
-            config_lib.check_known(match.group(1))
+            config_lib.check_is_key(match.group(1))
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's flags, any mistake in them being one line and exit code 2."""
+    logging.set_verbosity(logging.ERROR)  # absl warns of mistakes that are said here
     try:
         _check_keys(argv)
         rest = flags.FLAGS(list(argv))
@@ -54,7 +55,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
         if not flags.FLAGS["config"].present:
             raise ConfigError("no config; give one with --config configs/digits.py")
-        dict(_CONFIG.value)  # what went wrong in reading the file surfaces here
+        value = _CONFIG.value
+        if value is None:
+            raise ConfigError(f"{_config_path(argv)}: get_config returns no config")
+        dict(value)  # what went wrong in reading the file surfaces here
     except ConfigError as error:
         _fail(str(error))
     except flags.Error as error:
@@ -62,6 +66,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         if "Traceback" in text:  # of an error in get_config, which absl packs into its message
             last = text.strip().splitlines()[-1].removeprefix("lbsgd.errors.ConfigError: ")
             text = f"{_config_path(argv)}: {last}"
+        wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
+        if wrong:
+            kind = config_lib.kind_of(wrong.group(1))
+            text = f"{wrong.group(1)} must be {kind}, not {wrong.group(2)!r}"
         _fail(text)
     except Exception as error:
         _fail(_explain_load_error(error, argv))
@@ -72,8 +80,8 @@ def _explain_load_error(error: Exception, argv: Sequence[str]) -> str:
     """One line for whatever came up while the config file was read."""
     path = _config_path(argv)
     text = str(error)
-    if not path.exists():
-        return f"config file {path} does not exist"
+    if not path.is_file():
+        return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
     if "has no attribute 'get_config'" in text:
         return f"{path} has no function get_config(arg='')"
     unknown = re.search(r'Key "(\w+)" does not exist', text)

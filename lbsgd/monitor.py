@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import rich.console
 import rich.progress
 
+from lbsgd.errors import ConfigError
+
 Values = Mapping[str, float]
 
 
@@ -23,11 +25,21 @@ class MetricsFile:
         """Opens the file for appending, dropping what a run that goes on will write again.
 
         Args:
-          keep_until: lines of later steps are dropped, as is a line cut short.
+          keep_until: lines of later steps are dropped, as is a last line cut short.
+
+        Raises:
+          ConfigError: the file cannot be written, or is damaged.
         """
-        kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        lines = read_metrics(path)
+        kept = [line for line in lines if line["step"] <= keep_until]
+        try:
+            # In one step, so that whatever happens the file is the one or the other.
+            rewritten = path.with_suffix(".tmp")
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            rewritten.replace(path)
+            self._file = path.open("a", buffering=1)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
 
     def write(self, step: int, epoch: float, values: Values) -> None:
         """Appends a line; a value that is not finite becomes null, as JSON has no word for it."""
@@ -39,15 +51,22 @@ class MetricsFile:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no file, without a last line cut short."""
-    if not path.exists():
+    """The lines of a metrics.jsonl; none if there is no file, without a last line cut short.
+
+    Raises:
+      ConfigError: a line that is not the last is damaged.
+    """
+    if not path.is_file():
         return []
+    *whole, _ = path.read_text().split("\n")
     lines = []
-    for text in path.read_text().splitlines():
+    for number, text in enumerate(whole, 1):
         try:
             lines.append(json.loads(text))
-        except ValueError:
-            break
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}, line {number} is damaged; mend it or choose another --workdir"
+            ) from error
     return lines
 
 
@@ -103,20 +122,22 @@ def _duration(seconds: float) -> str:
 class PlainProgress:
     """Lines, at most one every `seconds`."""
 
-    def __init__(self, total: int, start: int, seconds: float = 10.0) -> None:
-        self._total, self._start, self._seconds = total, start, seconds
-        self._begun = self._last = time.monotonic()
+    def __init__(self, total: int, seconds: float = 10.0) -> None:
+        self._total, self._seconds = total, seconds
+        self._first: tuple[int, float] | None = None
+        self._last = time.monotonic()
 
     def show(self, step: int, epoch: float, values: Values) -> None:
         now = time.monotonic()
+        self._first = self._first or (step, now)
         if now - self._last < self._seconds:
             return
         self._last = now
-        left = (now - self._begun) / max(step - self._start, 1) * (self._total - step)
-        self.line(
-            f"epoch {epoch:.2f}  update {step}/{self._total}  {_short(values)}  "
-            f"{_duration(left)} left"
-        )
+        before, then = self._first
+        left = ""
+        if step > before:
+            left = f"  {_duration((now - then) / (step - before) * (self._total - step))} left"
+        self.line(f"epoch {epoch:.2f}  update {step}/{self._total}  {_short(values)}{left}")
 
     def line(self, text: str) -> None:
         print(text, flush=True)
@@ -169,7 +190,7 @@ def open_progress(total: int, start: int, *, speaks: bool) -> Progress:
     """A bar on a terminal, lines elsewhere, nothing where this process does not speak."""
     if not speaks:
         return Silent()
-    return BarProgress(total, start) if sys.stdout.isatty() else PlainProgress(total, start)
+    return BarProgress(total, start) if sys.stdout.isatty() else PlainProgress(total)
 
 
 class Stopwatch:

@@ -34,6 +34,8 @@ def start_processes(coordinator: str, num_processes: int, process_id: int) -> No
     """
     if num_processes == 1:
         return
+    if num_processes < 1:
+        raise ConfigError(f"--num_processes must be at least 1, not {num_processes}")
     if not coordinator or not 0 <= process_id < num_processes:
         raise ConfigError(
             f"--num_processes={num_processes} needs --coordinator=host:port and a --process_id "
@@ -118,7 +120,8 @@ def _git_commit() -> str | None:
 class StopSignal:
     """While entered, a first SIGINT or SIGTERM only asks the run to stop; a second ends it at once.
 
-    Several processes agree on the update to stop after, through JAX's own handler of SIGTERM.
+    Several processes agree on the update to stop after, through JAX's own handler of SIGTERM, which
+    no Python handler may replace; their SIGINT is passed on to it.
     """
 
     def __init__(self) -> None:
@@ -132,9 +135,10 @@ class StopSignal:
         return self._requested
 
     def __enter__(self) -> "StopSignal":
-        if jax.process_count() > 1:
-            return self
-        for number in (signal.SIGINT, signal.SIGTERM):
+        caught = [signal.SIGINT]
+        if jax.process_count() == 1:
+            caught.append(signal.SIGTERM)
+        for number in caught:
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -146,4 +150,8 @@ class StopSignal:
         if self._requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"stopping after this update; once more ends at once\n")
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         self._requested = True

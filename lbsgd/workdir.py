@@ -45,7 +45,7 @@ class Workdir:
     def claim(
         self, identity: dict[str, Any], config: dict[str, Any], machine: dict[str, Any]
     ) -> None:
-        """Makes the folder this run's, or checks that it is.
+        """Makes the folder this run's, or checks that it is one already.
 
         Args:
           identity: what decides the numbers of the run.
@@ -55,15 +55,18 @@ class Workdir:
         Raises:
           ConfigError: it cannot be written, or belongs to a run that computes something else.
         """
+        self._check_owner(identity)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._check_owner(identity)
             text = json.dumps({"run": identity, "config": config}, indent=2)
             self.config.write_text(text + "\n")
             machines = json.loads(self.machine.read_text()) if self.machine.exists() else []
             if not machines or machines[-1] != machine:
                 machines.append(machine)
             self.machine.write_text(json.dumps(machines, indent=2) + "\n")
+            self.checkpoints.mkdir(exist_ok=True)
+        except ValueError as error:
+            raise ConfigError(f"{self.machine} is damaged; mend or remove it") from error
         except OSError as error:
             raise ConfigError(
                 f"workdir {self.path} cannot be written ({error.strerror or error}); "
@@ -71,7 +74,7 @@ class Workdir:
             ) from error
 
     def _check_owner(self, identity: dict[str, Any]) -> None:
-        if not self.config.exists():
+        if not self.config.is_file():
             return
         try:
             owner = json.loads(self.config.read_text())["run"]

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from lbsgd import accumulation, build, explain
@@ -101,3 +103,26 @@ def test_evaluations_and_checkpoints_come_at_rounded_epochs_and_at_the_end():
     assert parts.evaluate_after == halves | {30}
     assert parts.save_after == {8, 16, 24, 30}
     assert math.isclose(parts.timeline.epoch(30), 30 * 128 / 1437)
+
+
+def test_float64_starts_from_the_weights_of_float32(x64):
+    """So that the two can be compared."""
+    single = build.build(config()).initial_state().params
+    double = build.build(config(dtype="float64")).initial_state().params
+    for narrow, wide in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
+        assert (narrow.dtype, wide.dtype) == ("float32", "float64")
+        np.testing.assert_array_equal(wide, np.asarray(narrow, np.float64))
+
+
+def test_other_data_of_the_same_shape_are_another_run(tmp_path):
+    labels = np.arange(200) % 10
+    identities = []
+    for folder, pixel in (("a", 0), ("b", 0), ("c", 1)):
+        images = np.zeros((200, 8, 8), np.uint8)
+        images[7, 3, 3] = pixel
+        (tmp_path / folder).mkdir()
+        for split in ("train", "validation"):
+            np.savez(tmp_path / folder / f"{split}.npz", images=images, labels=labels)
+        keys = {"data.source": "npz", "data.dir": str(tmp_path / folder)}
+        identities.append(build.build(config(**keys)).identity())
+    assert identities[0] == identities[1] != identities[2]

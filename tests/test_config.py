@@ -288,7 +288,8 @@ def comes_round(update: int, interval: Fraction, batch_size: int) -> bool:
 
 
 def found_every(key: str, value: float, timeline: Timeline, total: int) -> frozenset[int]:
-    return every(resolve(config_with(**{f"evaluation.{key}": value})).evaluation, timeline, total)
+    config = resolve(config_with(**{f"evaluation.{key}": value}))
+    return every(config, "evaluation", timeline, total)
 
 
 @given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 5000), st.integers(0, 60))
@@ -324,12 +325,12 @@ def test_every_so_many_steps(steps):
 
 
 def test_interval_shorter_than_an_update_is_an_error():
-    with pytest.raises(ConfigError, match=r"every_epochs=0\.1 is less than one update"):
+    with pytest.raises(ConfigError, match=r"evaluation.every_epochs=0\.1 is less than one update"):
         found_every("every_epochs", 0.1, Timeline.constant(100, 50), 12)
 
 
 def test_no_interval_never_comes_round():
-    assert every(resolve(default_config()).evaluation, TIMELINE, 100) == frozenset()
+    assert every(resolve(default_config()), "evaluation", TIMELINE, 100) == frozenset()
 
 
 def test_run_keys_leave_out_the_machine():

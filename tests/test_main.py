@@ -32,6 +32,7 @@ def lbsgd(*args: str, **env: str) -> subprocess.CompletedProcess:
 FILES = {
     "nothing.py": "x = 1\n",
     "broken.py": "def get_config(arg='')\n    pass\n",
+    "none.py": "def get_config(arg=''):\n    pass\n",
     "number.py": "def get_config(arg=''):\n    return 3\n",
     "crash.py": "def get_config(arg=''):\n    return 1 / 0\n",
     "key.py": (
@@ -50,7 +51,7 @@ FILES = {
 MISTAKES = {
     "unknown key": ([DIGITS, "--config.batchsize=3"], "'batchsize'.*nearest.*'batch_size'"),
     "key of a group": ([DIGITS, "--config.momentum=1"], "nearest.*'optimizer.momentum'"),
-    "wrong type": ([DIGITS, "--config.batch_size=abc"], "batch_size=abc"),
+    "wrong type": ([DIGITS, "--config.batch_size=abc"], "batch_size must be int, not 'abc'"),
     "not numbers": ([DIGITS, "--config.learning_rate.decay_epochs=(a,b)"], "decay_epochs.*numbers"),
     "kn not k times n": (
         [DIGITS, "--config.batch_size=100"],
@@ -78,6 +79,10 @@ MISTAKES = {
     "unknown key in it": (["--config={tmp}/key.py"], "key.py: unknown.*nearest.*'batch_size'"),
     "wrong type in it": (["--config={tmp}/kind.py"], "kind.py: .*batch_size"),
     "no config": ([], "no config; give one"),
+    "a group": ([DIGITS, "--config.learning_rate=1"], "group.*reference_learning_rate"),
+    "nothing returned": (["--config={tmp}/none.py"], "none.py: get_config returns no config"),
+    "a folder": (["--config=configs"], "configs is no file"),
+    "endless": ([DIGITS, "--config.total_epochs=1e12"], "updates is longer than 100,000,000"),
     "unknown flag": ([DIGITS, "--wrokdir=x"], "'wrokdir'.*workdir"),
     "a stray word": ([DIGITS, "train"], "unexpected argument 'train'"),
     "workdir not writable": ([DIGITS, "--workdir=/proc/lbsgd"], "/proc/lbsgd cannot be written"),

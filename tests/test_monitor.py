@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lbsgd import monitor
+from lbsgd.errors import ConfigError
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -35,6 +36,16 @@ def test_a_run_that_goes_on_drops_what_it_will_write_again(tmp_path):
     assert monitor.read_metrics(path) == [*whole[:2], {"step": 3, "epoch": 3.0, "again": 1}]
 
 
+@pytest.mark.parametrize("damaged", ['x{"step": 1}', "{", ""])
+def test_a_damaged_line_is_an_error_and_nothing_is_lost(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    text = f'{damaged}\n{{"step": 2}}\n'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="line 1 is damaged"):
+        monitor.MetricsFile(path, keep_until=5)
+    assert path.read_text() == text
+
+
 def test_the_final_error_is_the_median_of_the_last_five_evaluations():
     errors = [90.0, 9.0, 5.0, 7.0, 1.0, 6.0]
     lines = []
@@ -57,13 +68,13 @@ def test_training_error_is_averaged_between_evaluations():
 
 
 def test_plain_progress_prints_lines(capsys):
-    progress = monitor.PlainProgress(total=10, start=0, seconds=0.0)
+    progress = monitor.PlainProgress(total=10, seconds=0.0)
     values = {"train_loss": 1.5, "train_error": 25.0, "learning_rate": 0.1}
     progress.show(5, 0.5, {**values, "images_per_second": 1234.0})
     out = capsys.readouterr().out
     for part in ("epoch 0.50", "update 5/10", "loss 1.500", "error 25.0%", "lr 0.1", "1,234 im"):
         assert part in out
-    monitor.PlainProgress(total=10, start=0, seconds=3600.0).show(1, 0.1, values)
+    monitor.PlainProgress(total=10, seconds=3600.0).show(1, 0.1, values)
     assert capsys.readouterr().out == ""
 
 

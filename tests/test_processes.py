@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -65,12 +66,13 @@ def test_processes_train_as_one(tmp_path, processes):
 
 
 @pytest.mark.long
-def test_processes_stop_together_and_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_stop_together_and_go_on(tmp_path, number):
     group = start_group(tmp_path, 2, "--config.total_steps=4000")
     for line in group[0].stdout:
         if "validation" in line:
             break
-    group[1].terminate()  # one alone: the other learns of it
+    group[1].send_signal(number)  # one alone: the other learns of it
     finish(group, code=75)
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == monitor.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]

@@ -1,5 +1,6 @@
 """Sources of examples, each random-access: `len(source)`, `source[i] -> Example`."""
 
+import hashlib
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -24,10 +25,12 @@ class Source(Protocol):
     Attributes:
       num_classes: labels are 0..num_classes-1.
       image_shape: `(h, w, c)` of every image.
+      fingerprint: differs where the examples do, on whatever path they lie.
     """
 
     num_classes: int
     image_shape: tuple[int, int, int]
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -41,6 +44,11 @@ class ArraySource:
         self.images, self.labels, self.num_classes = images, labels, num_classes
         height, width, channels = images.shape[1:]
         self.image_shape = (height, width, channels)
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (images, labels.astype(np.int64)):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,6 +65,7 @@ class SyntheticSource:
     ) -> None:
         self.num_examples, self.seed = num_examples, seed
         self.image_shape, self.num_classes = image_shape, num_classes
+        self.fingerprint = f"synthetic {num_examples} {image_shape} {num_classes} {seed}"
 
     def __len__(self) -> int:
         return self.num_examples
