@@ -1,6 +1,7 @@
 """What each part of the large-batch recipe does to digits: Goyal et al., Tables 1 and 2a, in small.
 
-    python benchmarks/digits.py run      trains every row with 5 seeds (about 15 minutes on 2 cores)
+    python benchmarks/digits.py run      trains every row that docs/results/digits.json lacks, with
+                                         5 seeds (all of them: about 15 minutes on 2 cores)
     python benchmarks/digits.py table    prints the table from docs/results/digits.json
 
 Every run is a process of its own, started as a user would start it.
@@ -27,6 +28,8 @@ ROWS = {
     "kn=256, linear scaling, no warmup": {"learning_rate.warmup": "none"},
     "kn=256, square-root scaling, gradual warmup": {"learning_rate.scaling": "sqrt"},
     "kn=256, the reference's learning rate": {"learning_rate.scaling": "none"},
+    "kn=512, linear scaling, gradual warmup": {"batch_size": 512},
+    "kn=1024, linear scaling, gradual warmup": {"batch_size": 1024},
 }
 
 
@@ -52,9 +55,11 @@ def train(keys: dict[str, object], seed: int) -> dict[str, object]:
 
 
 def run() -> None:
-    """Trains every row and writes the results."""
-    results = {}
+    """Trains the rows that have no results yet, and writes them."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for row, keys in ROWS.items():
+        if row in results:
+            continue
         results[row] = [train(keys, seed) for seed in SEEDS]
         print(row, [run["val_error"] for run in results[row]], flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
@@ -69,12 +74,14 @@ def table() -> str:
         errors = [run["val_error"] for run in runs]
         spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
         lines.append(f"| {row} | {runs[0]['updates']} | {spread} |")
-    first = next(iter(results.values()))[0]
-    machine = first["machine"]
+    machines = [run["machine"] for runs in results.values() for run in runs]
+    commits = sorted({machine["git_commit"][:10] for machine in machines})
+    versions = sorted({machine["packages"]["jax"] for machine in machines})
+    cores = sorted({machine["cpus"] for machine in machines})
     lines.append("")
     lines.append(
-        f"n={len(SEEDS)} seeds, mean ± standard deviation; {machine['cpus']} CPU cores, "
-        f"jax {machine['packages']['jax']}, commit {machine['git_commit'][:10]}."
+        f"n={len(SEEDS)} seeds, mean ± standard deviation; {', '.join(map(str, cores))} CPU cores, "
+        f"jax {', '.join(versions)}, commits {', '.join(commits)}."
     )
     return "\n".join(lines)
 
