@@ -237,13 +237,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
     rate = build_rate(config, timeline, total)
     optimizer = sgd(rate.schedule, roles, **config.optimizer)
 
-    def initial_state() -> TrainState:
-        variables = init()
-        params, _ = split_roles(variables["params"])
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params)
-        )
-
     preprocess = functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
     )
@@ -270,7 +263,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         roles=roles,
         rate=rate,
         optimizer=optimizer,
-        initial_state=initial_state,
+        initial_state=functools.partial(_initial_state, init, optimizer),
         evaluate_after=config_lib.every(config, "evaluation", timeline, total) | {total},
         save_after=config_lib.every(config, "checkpoint", timeline, total) | {total},
         preprocess=preprocess,
@@ -301,6 +294,15 @@ def _init_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Any:
     single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
     variables = single.init(jax.random.key(seed), images, train=False)
     return jax.tree.map(lambda x: x.astype(model.param_dtype), variables)
+
+
+def _initial_state(
+    init: Callable[[], Any], optimizer: optax.GradientTransformationExtraArgs
+) -> TrainState:
+    variables = init()
+    params, _ = split_roles(variables["params"])
+    update = jnp.zeros((), jnp.int32)
+    return TrainState(update, params, variables["batch_stats"], optimizer.init(params))
 
 
 def _check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
