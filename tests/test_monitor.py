@@ -1,7 +1,10 @@
 """Metrics, progress and curves."""
 
+import contextlib
 import json
 import math
+import os
+import pty
 import statistics
 import subprocess
 import sys
@@ -88,13 +91,17 @@ def test_a_terminal_gets_a_bar():
         "progress.line('a line [bold] above')\n"
         "progress.close()\n"
     )
-    command = ["script", "-qec", f'{sys.executable} -c "{script}"', "/dev/null"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stdout
-    for part in ("7/10", "epoch 1.5", "loss 2.000", "a line [bold] above"):
-        assert part in done.stdout
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while data := os.read(terminal, 1024):
+            shown += data
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0, shown
+    for part in (b"7/10", b"epoch 1.5", b"loss 2.000", b"a line [bold] above"):
+        assert part in shown
 
 
 def test_summaries_reach_tensorboard(tmp_path):
