@@ -277,7 +277,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
 def _build_network(config: ml_collections.ConfigDict, source: Source) -> Any:
     return build_model(
         config.model.name,
-        num_classes=source.num_classes,
+        num_classes=len(source.classes),
         width=config.model.width,
         skip_connections=config.model.skip_connections,
         zero_init_residual=config.model.zero_init_residual,

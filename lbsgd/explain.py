@@ -49,7 +49,7 @@ def explain(run: Run) -> list[str]:
     shape = "x".join(map(str, train.image_shape))
     lines = [
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
-        f"examples, {train.num_classes} classes, {shape}",
+        f"examples, {len(train.classes)} classes, {shape}",
         f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
     ]
     asked = c.accumulation_steps

@@ -13,35 +13,55 @@ from lbsgd.errors import ConfigError
 
 
 class Example(NamedTuple):
-    """An image, uint8 `[h, w, c]`, and its class."""
+    """An image and its class.
 
-    image: np.ndarray
+    Attributes:
+      image: pixels, uint8 `[h, w, c]`, or the bytes of an image file (JPEG, PNG, ...).
+      label: 0..classes-1.
+    """
+
+    image: np.ndarray | bytes
     label: int
 
 
 class Source(Protocol):
-    """A set of examples of one shape.
+    """A set of examples; several threads may ask it at once.
 
     Attributes:
-      num_classes: labels are 0..num_classes-1.
-      image_shape: `(h, w, c)` of every image.
+      classes: their names, by label.
+      image_shape: `(h, w, c)` of the first image, and of all where they do not differ.
       fingerprint: differs where the examples do, on whatever path they lie.
     """
 
-    num_classes: int
+    classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     fingerprint: str
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """The example.
+
+        Raises:
+          CorruptError: it cannot be read.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Where a person finds the example: its file, or its record."""
+        ...
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none: "0", "1", ..."""
+    return tuple(map(str, range(count)))
 
 
 class ArraySource:
     """Examples held in memory: images uint8 `[N, h, w, c]`, labels `[N]`."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-        self.images, self.labels, self.num_classes = images, labels, num_classes
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+        self.images, self.labels, self.classes = images, labels, classes
         height, width, channels = images.shape[1:]
         self.image_shape = (height, width, channels)
         digest = hashlib.blake2b(digest_size=16)
@@ -56,6 +76,9 @@ class ArraySource:
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], int(self.labels[index]))
 
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
 
 class SyntheticSource:
     """Random images and labels, each a function of (seed, index): for tests and benchmarks."""
@@ -64,7 +87,7 @@ class SyntheticSource:
         self, num_examples: int, image_shape: tuple[int, int, int], num_classes: int, seed: int
     ) -> None:
         self.num_examples, self.seed = num_examples, seed
-        self.image_shape, self.num_classes = image_shape, num_classes
+        self.image_shape, self.classes = image_shape, numbered(num_classes)
         self.fingerprint = f"synthetic {num_examples} {image_shape} {num_classes} {seed}"
 
     def __len__(self) -> int:
@@ -75,7 +98,10 @@ class SyntheticSource:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, index))
         image = random.integers(0, 256, self.image_shape, dtype=np.uint8)
-        return Example(image, int(random.integers(self.num_classes)))
+        return Example(image, int(random.integers(len(self.classes))))
+
+    def name(self, index: int) -> str:
+        return f"random image {index}"
 
 
 class Splits(NamedTuple):
@@ -93,8 +119,8 @@ def digits(config: ml_collections.ConfigDict) -> Splits:
     images = np.round(images * (255.0 / 16.0)).astype(np.uint8).reshape(-1, 8, 8, 1)
     held_out = np.arange(len(images)) % 5 == 0
     return Splits(
-        ArraySource(images[~held_out], labels[~held_out], 10),
-        ArraySource(images[held_out], labels[held_out], 10),
+        ArraySource(images[~held_out], labels[~held_out], numbered(10)),
+        ArraySource(images[held_out], labels[held_out], numbered(10)),
     )
 
 
@@ -116,9 +142,8 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
         )
     if parts["train"][0].shape[1:] != parts["validation"][0].shape[1:]:
         raise ConfigError(f"{config.dir}: images of train.npz and validation.npz differ in shape")
-    return Splits(
-        ArraySource(*parts["train"], num_classes), ArraySource(*parts["validation"], num_classes)
-    )
+    classes = numbered(num_classes)
+    return Splits(ArraySource(*parts["train"], classes), ArraySource(*parts["validation"], classes))
 
 
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from lbsgd.data.augment import CropAndFlip
 from lbsgd.data.order import Order
 from lbsgd.data.pipeline import EvalBatches, TrainBatches
-from lbsgd.data.sources import ArraySource, Example
+from lbsgd.data.sources import ArraySource, Example, numbered
 from lbsgd.timeline import Timeline
 from lbsgd.workers import Placement, place
 
@@ -22,7 +22,7 @@ PLACES = list(itertools.product(range(1, 9), (1, 2, 4)))
 def source(count: int = COUNT) -> ArraySource:
     """Images of noise; the label of each is its own index."""
     images = np.random.default_rng(0).integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
-    return ArraySource(images, np.arange(count), count)
+    return ArraySource(images, np.arange(count), numbered(count))
 
 
 def train_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
@@ -157,7 +157,7 @@ class TornSource(ArraySource):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_error_in_the_source_comes_out(threads):
     whole = source()
-    torn = TornSource(whole.images, whole.labels, COUNT)
+    torn = TornSource(whole.images, whole.labels, numbered(COUNT))
     batches = train_batches(place(16, 2, devices=2), threads, torn)
     with pytest.raises(OSError, match="example 17 is torn"):
         list(batches.between(0, 3))

@@ -46,7 +46,7 @@ def test_digits_are_of_the_form_they_say(digits):
         assert images.shape == (len(split), 8, 8, 1)
         assert images.dtype == np.uint8
         assert split.image_shape == (8, 8, 1)
-        assert split.num_classes == 10
+        assert split.classes == tuple("0123456789")
         assert set(labels) == set(range(10))
 
 
@@ -68,7 +68,7 @@ def test_npz_is_what_was_saved(tmp_path):
         images, labels = examples(split)
         np.testing.assert_array_equal(images, saved["images"][..., None])
         np.testing.assert_array_equal(labels, saved["labels"])
-        assert (split.num_classes, split.image_shape) == (3, (4, 5, 1))
+        assert (len(split.classes), split.image_shape) == (3, (4, 5, 1))
 
 
 def test_npz_of_colour_images(tmp_path):
@@ -164,7 +164,7 @@ def test_synthetic_examples_are_of_the_form_asked_for():
         images, labels = examples(split)
         assert images.shape == (len(split), 6, 6, 3)
         assert images.dtype == np.uint8
-        assert (split.num_classes, split.image_shape) == (7, (6, 6, 3))
+        assert (len(split.classes), split.image_shape) == (7, (6, 6, 3))
         assert set(labels) == set(range(7))
 
 

@@ -1,0 +1,297 @@
+"""From the bytes of an image file to pixels, doing no more of the work than the crop needs.
+
+Of a JPEG only the rows down to the crop's last are decoded (from its first, where the file has
+restart markers at the ends of its rows of blocks, as those of `lbsgd.data.prepare` do), and at
+half, a quarter or an eighth of the size where the crop is at least that much larger than what is
+wanted. Whatever libjpeg-turbo's fast path does not take (CMYK, PNG, ...) goes through Pillow.
+EXIF orientation is ignored, as the published results on ImageNet do.
+"""
+
+import io
+import threading
+import warnings
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+# Threads work on images of their own; OpenCV's would only get in their way.
+cv2.setNumThreads(1)
+
+_LOCAL = threading.local()
+
+# Larger is an attack or an accident: 100 million pixels.
+MAX_PIXELS = 10**8
+
+
+class CorruptError(ValueError):
+    """An example that cannot be read, and why."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class JpegHeader(NamedTuple):
+    """What the frame and restart headers of a JPEG say.
+
+    Attributes:
+      height, width: pixels.
+      components: 1 grey, 3 colour, 4 CMYK.
+      in_order: whether the rows are coded one after the other, in a single sequential scan.
+      frame: where the frame header starts.
+      scan: where the coded data of the first scan start.
+      block: height and width of the smallest coded unit (MCU) in pixels.
+      restart: coded units between restart markers; 0 for none.
+    """
+
+    height: int
+    width: int
+    components: int
+    in_order: bool
+    frame: int
+    scan: int
+    block: tuple[int, int]
+    restart: int
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes start like a JPEG, whatever the file is called."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Walks the segments up to the first scan.
+
+    Raises:
+      CorruptError: they do not lead there.
+    """
+    frame, restart, at = 0, 0, 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = at
+        elif marker == 0xDD:
+            restart = int.from_bytes(data[at + 4 : at + 6])
+        elif marker == 0xDA:
+            return _read_frame(data, frame, at, restart)
+        at += 2 + length
+    raise CorruptError("the JPEG header is cut short or damaged")
+
+
+def _read_frame(data: bytes, frame: int, scan: int, restart: int) -> JpegHeader:
+    height = int.from_bytes(data[frame + 5 : frame + 7])
+    width = int.from_bytes(data[frame + 7 : frame + 9])
+    components = data[frame + 9]
+    if not frame or not components or not 0 < height * width <= MAX_PIXELS:
+        raise CorruptError(f"a JPEG of {width} x {height} pixels")
+    # One component alone is not interleaved: its unit is one block of 8 x 8.
+    sampling = [data[frame + 11 + 3 * i] for i in range(components)] if components > 1 else [0x11]
+    block = (8 * max(s & 15 for s in sampling), 8 * max(s >> 4 for s in sampling))
+    in_order = data[frame + 1] in (0xC0, 0xC1) and data[scan + 4] == components
+    coded = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4])
+    return JpegHeader(height, width, components, in_order, frame, coded, block, restart)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an encoded image, from its header.
+
+    Raises:
+      CorruptError: there is none.
+    """
+    if is_jpeg(data):
+        header = read_jpeg_header(data)
+        return header.height, header.width
+    with _open(data) as image:
+        return image.height, image.width
+
+
+def decode(
+    data: bytes,
+    box: Box | None = None,
+    shape: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Decodes an image, or a box of it, to RGB; resized to `shape` if that is given.
+
+    Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it.
+
+    Args:
+      out: where to put it, uint8 `[h, w, 3]`; by default a new array.
+
+    Raises:
+      CorruptError: the file is cut short, or its code is damaged.
+    """
+    if not is_jpeg(data):
+        return resize(_crop(_decode_by_pillow(data), box), shape, out)
+    header = read_jpeg_header(data)
+    _check_whole(data, header)
+    if header.components not in (1, 3):
+        return resize(_crop(_decode_by_pillow(data), box), shape, out)
+    box = box or Box(0, 0, header.height, header.width)
+    return resize(_decode_jpeg(data, header, box, shape or box[2:]), shape, out)
+
+
+def resize(
+    image: np.ndarray, shape: tuple[int, int] | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Resizes an image `[h, w, c]` to `shape`; None leaves its size.
+
+    Bilinear where it shrinks by less than 2 (as TensorFlow's input pipelines do), else each pixel
+    is the mean over its area, so that none is left out.
+    """
+    height, width = shape or image.shape[:2]
+    if out is None:
+        out = np.empty((height, width, image.shape[2]), np.uint8)
+    if image.shape == out.shape:
+        out[:] = image
+    else:
+        shrink = max(image.shape[0] / height, image.shape[1] / width)
+        method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
+        resized = cv2.resize(image, (width, height), dst=out, interpolation=method)
+        if not np.may_share_memory(resized, out):  # OpenCV drops a single channel
+            out[:] = resized.reshape(out.shape)
+    return out
+
+
+def _crop(image: np.ndarray, box: Box | None) -> np.ndarray:
+    if box is None:
+        return image
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            image = Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptError("not an image that can be read") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise CorruptError(f"an image of {image.width} x {image.height} pixels")
+    return image
+
+
+def _decode_by_pillow(data: bytes) -> np.ndarray:
+    with _open(data) as image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise CorruptError(str(error)) from error
+
+
+def _check_whole(data: bytes, header: JpegHeader) -> None:
+    """Raises CorruptError for a JPEG without its end, which decoders fill with grey."""
+    if data.rfind(b"\xff\xd9") < header.scan:
+        raise CorruptError("the JPEG is cut short")
+
+
+def _scale(box: Box, shape: tuple[int, int]) -> int:
+    """The largest of 8, 4, 2, 1 by which the box can shrink and still be as large as `shape`."""
+    room = min(box.height / shape[0], box.width / shape[1])
+    return next(s for s in (8, 4, 2, 1) if room >= s or s == 1)
+
+
+def _decode_jpeg(data: bytes, header: JpegHeader, box: Box, shape: tuple[int, int]) -> np.ndarray:
+    """The box at 1, 1/2, 1/4 or 1/8 of its size, a view of this thread's buffer."""
+    scale = _scale(box, shape)
+    first, last = _rows_needed(header, box)
+    part, first, last = _cut(data, header, first, last)
+    image = _decode_whole(part, last - first, header.width, scale)
+    top, left = (box.top - first) // scale, box.left // scale
+    bottom = -(-(box.top + box.height - first) // scale)
+    right = -(-(box.left + box.width) // scale)
+    return image[top:bottom, left:right]
+
+
+def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
+    """The first and the last+1 row to decode, at ends of blocks.
+
+    One more block each way where colour is stored at half the height: its interpolation looks at
+    the neighbouring rows, so that the pixels are those of the whole image decoded.
+    """
+    height = header.block[0]
+    margin = height if height > 8 else 0
+    first = max((box.top - margin) // height * height, 0)
+    last = -(-(box.top + box.height + margin) // height) * height
+    return first, min(last, header.height)
+
+
+def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> tuple[bytes, int, int]:
+    """A JPEG of these rows or a few more, and which it has.
+
+    The frame header is told another height, and the decoder stops there. With a restart marker
+    after each row of blocks the coded data can also start at any of them, renumbered.
+    """
+    if not header.in_order or (first == 0 and last == header.height):
+        return data, 0, header.height
+    if header.restart and header.restart == -(-header.width // header.block[1]):
+        ends = _restart_markers(data, header.scan)
+        if len(ends) == -(-header.height // header.block[0]) - 1:
+            return _cut_at_markers(data, header, first, last, ends), first, last
+    part = bytearray(data)
+    part[header.frame + 5 : header.frame + 7] = last.to_bytes(2)
+    return part, 0, last
+
+
+def _restart_markers(data: bytes, scan: int) -> np.ndarray:
+    """Where the restart markers are; within coded data 0xFF is always followed by 0."""
+    coded = np.frombuffer(data, np.uint8, offset=scan)
+    marks = np.flatnonzero(coded[:-1] == 0xFF)
+    return marks[(coded[marks + 1] & 0xF8) == 0xD0] + scan
+
+
+def _cut_at_markers(
+    data: bytes, header: JpegHeader, first: int, last: int, ends: np.ndarray
+) -> bytearray:
+    height = header.block[0]
+    start_row, stop_row = first // height, -(-last // height)
+    start = int(ends[start_row - 1]) + 2 if start_row else header.scan
+    stop = int(ends[stop_row - 1]) if stop_row <= len(ends) else data.rfind(b"\xff\xd9")
+    part = bytearray(data[: header.scan])
+    part += data[start:stop]
+    part += b"\xff\xd9"
+    part[header.frame + 5 : header.frame + 7] = (last - first).to_bytes(2)
+    shift = header.scan - start
+    for number, end in enumerate(ends[start_row : stop_row - 1].tolist()):
+        part[end + shift + 1] = 0xD0 + number % 8
+    return part
+
+
+def _buffer(size: int) -> np.ndarray:
+    """This thread's memory to decode into: fresh memory costs a tenth of the decoding."""
+    buffer: np.ndarray | None = getattr(_LOCAL, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = _LOCAL.buffer = np.empty(size, np.uint8)
+    return buffer
+
+
+def _decode_whole(data: bytes, height: int, width: int, scale: int) -> np.ndarray:
+    """All of a JPEG at 1/scale of its size, in this thread's buffer.
+
+    Bytes left over after the last row are no damage: those of a JPEG that was cut, and of a few in
+    ImageNet that every decoder takes.
+    """
+    buffer = _buffer(height * width * 3)
+    height, width = -(-height // scale), -(-width // scale)
+    try:
+        simplejpeg.decode_jpeg(data, min_height=height, min_width=width, buffer=buffer)
+    except ValueError as error:
+        if "extraneous bytes before marker" not in str(error):
+            raise CorruptError(str(error)) from error
+    return buffer[: height * width * 3].reshape(height, width, 3)
