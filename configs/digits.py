@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.decay_epochs = (30.0, 60.0, 80.0)
     config.optimizer.weight_decay = 1e-4
     config.data.source = "digits"
+    config.data.crop = "padded"
     config.data.crop_padding = 1
     config.evaluation.every_epochs = 1.0
     config.checkpoint.every_epochs = 30.0

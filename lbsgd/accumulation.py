@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from lbsgd.errors import ConfigError
 from lbsgd.workers import Placement
 
-# The step's own batch, one more on its way to the device and one being handed over.
-BATCHES_ON_DEVICE = 3
+# The step's own batch, those of the updates that wait for it, and two that are loaded ahead.
+BATCHES_ON_DEVICE = 7
 
 
 def memory_of(compiled: Any, batch_bytes: int) -> int:

@@ -12,19 +12,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from lbsgd import accumulation, runtime
 from lbsgd import config as config_lib
-from lbsgd.data.augment import CropAndFlip
+from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
+from lbsgd.data.catalogue import build_sources
+from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
-from lbsgd.data.pipeline import EvalBatches, TrainBatches
-from lbsgd.data.sources import Source, Splits, build_sources
+from lbsgd.data.pipeline import (
+    EvalBatches,
+    Loader,
+    Prefetch,
+    Repeated,
+    TrainBatches,
+    random_batch,
+)
+from lbsgd.data.sources import Source, Splits
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
-from lbsgd.optim import learning_rate as rates
 from lbsgd.optim.chain import sgd
+from lbsgd.rate import Rate, build_rate
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
 from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
@@ -33,23 +44,6 @@ from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
 MOST_UPDATES = 10**8
 
 CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """The learning rate of a run: the schedule and the numbers it was made from.
-
-    Attributes:
-      schedule: update index -> rate.
-      full: k * eta, the rate after warmup.
-      warmup_updates: W; 0 for no warmup.
-      decay_updates: where steps of decay happen.
-    """
-
-    schedule: rates.Schedule
-    full: float
-    warmup_updates: int
-    decay_updates: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +56,8 @@ class Run:
       roles: of the parameters, like them.
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
+      image_shape: `(h, w, c)` of what the network sees.
+      corrupt: the examples that could not be read.
       preprocess: uint8 images -> input of the network.
       worker: `step.worker_loss`, bound.
     """
@@ -78,6 +74,8 @@ class Run:
     initial_state: Callable[[], TrainState]
     evaluate_after: frozenset[int]
     save_after: frozenset[int]
+    image_shape: tuple[int, int, int]
+    corrupt: Corrupt
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
 
@@ -117,23 +115,48 @@ class Run:
         )
         return jax.jit(step, out_shardings=self.placement.replicated)
 
+    @property
+    def mixing(self) -> Mixing:
+        """What is mixed and erased on the devices."""
+        data = self.config.data
+        return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
+
     def train_batches(self, purpose: str = "train") -> TrainBatches:
         """The minibatches of the training set, in an order of their own for each purpose."""
-        data = self.config.data
+        config, data = self.config, self.config.data
+        padding = data.crop_padding if data.crop == "padded" else 0
+        view: View = Whole(self.image_shape)
+        if data.crop == "inception":
+            view = InceptionCrop(self.image_shape, config.seed, data.crop_area, data.crop_aspect)
+        augment = (
+            CropAndFlip(config.seed, padding, data.flip),
+            Color(config.seed, data.color_jitter, data.lighting),
+        )
         return TrainBatches(
-            self.splits.train,
-            Order(len(self.splits.train), self.config.seed, purpose),
+            Loader(self.splits.train, view, augment, self.corrupt, data.threads),
+            Order(len(self.splits.train), config.seed, purpose),
             self.timeline,
             self.placement,
-            CropAndFlip(self.config.seed, data.crop_padding, data.flip),
-            data.threads,
+            self.mixing,
         )
+
+    def feed(self, start: int) -> Prefetch | Repeated:
+        """The batches of the updates from `start` on."""
+        if self.config.data.synthetic_on_device:
+            batch = random_batch(
+                self.abstract_batch(), len(self.splits.train.classes), self.config.seed
+            )
+            return Repeated(batch, self.total_updates - start)
+        return self.train_batches().between(start, self.total_updates)
 
     def eval_batches(self) -> EvalBatches:
         """The validation set, each example once."""
-        return EvalBatches(
-            self.splits.validation, self.placement, self.config.evaluation.batch_size
-        )
+        data = self.config.data
+        view: View = Whole(self.image_shape)
+        if data.crop == "inception":
+            view = CentreCrop(self.image_shape, data.evaluation_short_side)
+        loader = Loader(self.splits.validation, view, (), self.corrupt, data.threads)
+        return EvalBatches(loader, self.placement, self.config.evaluation.batch_size)
 
     def abstract_state(self, placement: Placement | None = None) -> TrainState:
         """Shapes, types and shardings of the state."""
@@ -147,10 +170,15 @@ class Run:
         """Shapes, types and shardings of a training batch."""
         p = placement or self.placement
         slots = (p.accumulation_steps, p.devices * p.lanes, p.worker_batch_size)
-        image = slots + self.splits.train.image_shape
+        row: dict[str, Any] = {
+            "image": np.zeros(self.image_shape, np.uint8),
+            "label": np.zeros((), np.int32),
+        }
+        none = np.zeros(1, np.int64)
+        row |= {key: drawn[0] for key, drawn in self.mixing.draw(none, none).items()}
         return {
-            "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=p.batch_sharding),
-            "label": jax.ShapeDtypeStruct(slots, jnp.int32, sharding=p.batch_sharding),
+            key: jax.ShapeDtypeStruct(slots + x.shape, x.dtype, sharding=p.batch_sharding)
+            for key, x in row.items()
         }
 
     def compile_train_step(self, placement: Placement | None = None) -> Any:
@@ -167,52 +195,6 @@ class Run:
         }
 
 
-def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
-    """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
-
-    Raises:
-      ConfigError: warmup longer than training, or of no length.
-    """
-    c = config.learning_rate
-    reference = c.reference_learning_rate
-    full = rates.scale_learning_rate(
-        reference, c.reference_batch_size, config.batch_size, c.scaling
-    )
-    warmup = 0
-    if c.warmup != "none" and config.batch_size > c.reference_batch_size:
-        warmup = config_lib.duration(c, "warmup", timeline)
-        if not warmup:
-            raise ConfigError(
-                f"learning_rate.warmup={c.warmup!r} needs a length of at least one update: set "
-                "learning_rate.warmup_epochs, _steps or _examples, or warmup='none'"
-            )
-    if warmup > total:
-        raise ConfigError(
-            f"the warmup of {warmup} updates is longer than the training of {total}; "
-            "lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
-        )
-    boundaries: tuple[int, ...] = ()
-    if c.decay == "steps":
-        boundaries = tuple(timeline.update_at_epoch(epoch) for epoch in c.decay_epochs)
-        if boundaries and boundaries[0] < warmup:
-            raise ConfigError(
-                f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
-                f"within the warmup of {warmup}; decay later or shorten the warmup"
-            )
-        schedule = rates.step_decay(full, boundaries, c.decay_factor)
-    elif c.decay == "cosine":
-        schedule = rates.cosine_decay(full, warmup, total)
-    elif c.decay == "polynomial":
-        schedule = rates.polynomial_decay(full, warmup, total, c.decay_power)
-    else:
-        schedule = rates.constant(full)
-    if warmup and c.warmup == "gradual":
-        schedule = rates.gradual_warmup(schedule, reference, full, warmup)
-    elif warmup:
-        schedule = rates.constant_warmup(schedule, reference, warmup)
-    return Rate(schedule, full, warmup, boundaries)
-
-
 def build(config: ml_collections.ConfigDict) -> Run:
     """The parts of the run that a resolved config describes.
 
@@ -223,7 +205,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
     workers = count_workers(config.batch_size, config.worker_batch_size)
     devices = runtime.count_devices(config.devices)
     splits = build_sources(config.data)
-    _check_channels(config, splits.train)
+    image_shape = _image_shape(config, splits.train)
+    _check_data(config, image_shape, len(splits.train.classes))
     timeline = Timeline.constant(len(splits.train), config.batch_size)
     total = config_lib.duration(config, "total", timeline)
     if not total:
@@ -231,8 +214,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if total > MOST_UPDATES:
         raise ConfigError(f"training of {total:,} updates is longer than {MOST_UPDATES:,}")
 
-    model = _build_network(config, splits.train)
-    init = functools.partial(_init_variables, model, splits.train.image_shape, config.seed)
+    model = _build_network(config, config.model.num_classes or len(splits.train.classes))
+    init = functools.partial(_init_variables, model, image_shape, config.seed)
     _, roles = split_roles(jax.eval_shape(init)["params"])
     rate = build_rate(config, timeline, total)
     optimizer = sgd(rate.schedule, roles, **config.optimizer)
@@ -266,6 +249,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
         initial_state=functools.partial(_initial_state, init, optimizer),
         evaluate_after=config_lib.every(config, "evaluation", timeline, total) | {total},
         save_after=config_lib.every(config, "checkpoint", timeline, total) | {total},
+        image_shape=image_shape,
+        corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
         worker=worker,
     )
@@ -274,10 +259,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
     return dataclasses.replace(run, placement=_fitting_placement(run, put, workers, devices))
 
 
-def _build_network(config: ml_collections.ConfigDict, source: Source) -> Any:
+def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
     return build_model(
         config.model.name,
-        num_classes=len(source.classes),
+        num_classes=num_classes,
         width=config.model.width,
         skip_connections=config.model.skip_connections,
         zero_init_residual=config.model.zero_init_residual,
@@ -305,14 +290,40 @@ def _initial_state(
     return TrainState(update, params, variables["batch_stats"], optimizer.init(params))
 
 
-def _check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
-    channels = source.image_shape[-1]
+def _image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
+    """`(h, w, c)` of what the network sees."""
+    height, width, channels = source.image_shape
+    if config.data.crop == "inception":
+        height = width = config.data.image_size
+    return height, width, channels
+
+
+def _check_data(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], classes: int
+) -> None:
+    """What the config says of the data against what they are."""
+    data, channels = config.data, image_shape[-1]
     for key in ("mean", "std"):
-        given = len(config.data[key])
+        given = len(data[key])
         if given not in (1, channels):
             raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
-    if not all(config.data.std):
+    if not all(data.std):
         raise ConfigError("data.std must not hold 0")
+    if channels != 3 and (any(data.color_jitter) or data.lighting):
+        raise ConfigError(
+            f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"
+        )
+    if 0 < config.model.num_classes < classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
+            "set it to 0 to take theirs"
+        )
+    if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
+        raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
+    if data.synthetic_on_device and data.source != "synthetic":
+        raise ConfigError(
+            f"data.synthetic_on_device=True, but data.source is {data.source!r}, not 'synthetic'"
+        )
 
 
 def _fitting_placement(

@@ -31,6 +31,8 @@ CHOICES = {
     "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
+    "data.crop": ("none", "padded", "inception"),
+    "data.on_corrupt": ("error", "skip"),
 }
 
 POSITIVE = (
@@ -41,7 +43,7 @@ POSITIVE = (
     "data.synthetic_classes",
     "data.synthetic_examples",
     "data.synthetic_validation_examples",
-    "data.threads",
+    "data.evaluation_short_side",
     "evaluation.batch_size",
     "learning_rate.reference_batch_size",
     "log.every_steps",
@@ -50,7 +52,10 @@ POSITIVE = (
     "batch_norm.epsilon",
 )
 
-FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
+FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum", "data.erasing")
+
+# Pairs of a least and a greatest number, and what the greatest may be.
+RANGES = {"data.crop_area": 1.0, "data.crop_aspect": math.inf}
 
 # Keys that say where and how a run is computed, not what: they may differ when it goes on.
 MACHINE_KEYS = (
@@ -59,6 +64,8 @@ MACHINE_KEYS = (
     "device_memory_gib",
     "data.dir",
     "data.threads",
+    "data.on_corrupt",
+    "data.max_corrupt",
     "evaluation.batch_size",
     "checkpoint.",
     "log.",
@@ -94,6 +101,8 @@ def default_config() -> ml_collections.ConfigDict:
             "model": {
                 # See lbsgd.models.resnet.ARCHITECTURES.
                 "name": "resnet50",
+                # 0 for as many as the data have.
+                "num_classes": 0,
                 # Multiplier of all channel counts.
                 "width": 1.0,
                 "skip_connections": True,
@@ -140,21 +149,50 @@ def default_config() -> ml_collections.ConfigDict:
                 "weight_decay_form": "coupled",
             },
             "data": {
-                # See lbsgd.data.sources.SOURCES.
+                # "packed", "folder", "tfds", "npz", "digits" or "synthetic".
                 "source": "digits",
+                # Where the data lie.
                 "dir": "",
-                # Zeros around the image before a random crop; 0 for no crop.
-                "crop_padding": 0,
+                # Of "tfds": the dataset, and its splits; no validation split means "validation"
+                # where there is one, else "test".
+                "tfds_name": "imagenet2012",
+                "tfds_train": "train",
+                "tfds_validation": "",
+                # "none": images as they are, all of one shape. "padded": zeros around them and back
+                # to their size. "inception": a random part, resized; in evaluation the centre.
+                "crop": "none",
+                # Of "padded": zeros on each side.
+                "crop_padding": 4,
+                # Of "inception": part of the image's area, width / height, and the size after it.
+                "crop_area": (0.08, 1.0),
+                "crop_aspect": (3 / 4, 4 / 3),
+                "image_size": 224,
+                # Of "inception": evaluation resizes the short side to this, and takes the centre.
+                "evaluation_short_side": 256,
                 "flip": False,
+                # Of brightness, contrast and saturation: factors within 1 - j and 1 + j.
+                "color_jitter": (0.0, 0.0, 0.0),
+                # Standard deviation of PCA lighting; 0.1 in Krizhevsky et al. 2012.
+                "lighting": 0.0,
+                # alpha of Beta(alpha, alpha); 0 for none. With both, an example takes either.
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                # Probability of random erasing.
+                "erasing": 0.0,
                 # Of pixels / 255, one number a channel.
                 "mean": (0.5,),
                 "std": (0.5,),
-                # Threads that load batches ahead.
-                "threads": 1,
-                "image_size": 224,
+                # "error": a corrupt image stops the run. "skip": it is named in the workdir, the
+                # next one takes its place, and the run stops past max_corrupt different ones.
+                "on_corrupt": "error",
+                "max_corrupt": 10,
+                # Threads that load batches; 0 for one a core.
+                "threads": 0,
+                # Of "synthetic"; on_device trains on one batch that is made there and never loaded.
                 "synthetic_classes": 1000,
                 "synthetic_examples": 1_281_167,
                 "synthetic_validation_examples": 50_000,
+                "synthetic_on_device": False,
             },
             "evaluation": {**_times("every"), "batch_size": 1024},
             "checkpoint": {**_times("every"), "keep": 3},
@@ -248,6 +286,14 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"{key} must be at least 0 and less than 1, not {value}")
         if isinstance(value, tuple) or _is_number(value):
             _check_numbers(key, value if isinstance(value, tuple) else (value,))
+    for key, most in RANGES.items():
+        if len(values[key]) != 2 or not 0 < values[key][0] <= values[key][1] <= most:
+            raise ConfigError(f"{key} must be a least and a greatest number, not {values[key]}")
+    if len(values["data.color_jitter"]) != 3 or max(values["data.color_jitter"]) > 1:
+        raise ConfigError(
+            "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
+            f"saturation), not {values['data.color_jitter']}"
+        )
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
         raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")

@@ -18,6 +18,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lbsgd.data.mixing import erase, mix, partner
 from lbsgd.models.normalization import add_distance, subtract_distance
 from lbsgd.optim.learning_rate import Schedule
 from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
@@ -46,7 +47,7 @@ class WorkerResult(NamedTuple):
 
     Attributes:
       loss: mean cross-entropy.
-      error: top-1 error, a fraction.
+      error: top-1 error, a fraction; of mixed examples, against their own label.
       batch_stats: the moments of its batch norms.
     """
 
@@ -108,14 +109,29 @@ def worker_loss(
     preprocess: Callable[[jax.Array], jax.Array],
     label_smoothing: float,
 ) -> WorkerResult:
-    """One worker: the loss of its n examples, batch norm seeing exactly those (equation 5)."""
+    """One worker: the loss of its n examples, batch norm seeing exactly those (equation 5).
+
+    Args:
+      batch: image, label, and what `Mixing.draw` drew for them, each `[n, ...]`.
+      preprocess: uint8 images -> input of the network.
+    """
+    images = preprocess(batch["image"])
+    if "erase_box" in batch:
+        images = erase(images, batch["erase_box"])
+    if "mix_share" in batch:
+        images = mix(images, batch["mix_share"], batch.get("mix_box"))
     logits, left = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        preprocess(batch["image"]),
+        images,
         train=True,
         mutable=["batch_stats"],
     )
-    loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
+    losses = cross_entropy(logits, batch["label"], label_smoothing)
+    if "mix_share" in batch:
+        share = batch["mix_share"].astype(losses.dtype)
+        others = cross_entropy(logits, partner(batch["label"]), label_smoothing)
+        losses = share * losses + (1 - share) * others
+    loss = jnp.mean(losses)
     error = jnp.mean(wrong_at(1, logits, batch["label"]).astype(loss.dtype))
     return WorkerResult(loss, error, left["batch_stats"])
 

@@ -5,8 +5,8 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,6 +22,8 @@ from lbsgd.workdir import Workdir
 # Updates that may wait on the devices. More would not be faster, and many more can deadlock
 # collectives between more CPU devices than cores.
 IN_FLIGHT = 4
+# Waiting for data longer than this part of the time is worth a line.
+INPUT_BOUND = 0.1
 # Logged updates over which images/s are measured: single ones come off the devices in bursts.
 RATE_WINDOW = 20
 
@@ -73,10 +75,12 @@ def run(
     progress = monitor.open_progress(parts.total_updates, start, speaks=speaks)
     metrics = monitor.MetricsFile(folder.metrics, keep_until=start) if speaks else None
     summaries: Any = monitor.NoSummaries()
+    batches: Any = None
     try:
         if start == parts.total_updates:
             progress.line(f"{folder.path} is complete: {start} updates are done")
             return _finish(parts, folder, progress, start, None)
+        parts.corrupt.record(folder.corrupt)
         for line in explain(parts):
             progress.line(line)
         if speaks and config.log.tensorboard:
@@ -92,13 +96,14 @@ def run(
             replicated = parts.placement.replicated
             state = jax.jit(parts.initial_state, out_shardings=replicated)()
         begun = time.monotonic()
+        batches = parts.feed(start)  # loads the first ones meanwhile
         step = parts.compile_train_step()
         evaluate = Evaluation(parts)
         progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
 
         log = Log(parts, metrics, summaries, progress, start)
         done = start
-        for batch in parts.train_batches().between(start, parts.total_updates):
+        for batch in log.fed(batches):
             state, values = step(state, batch)
             done += 1
             log.update(done, values)
@@ -114,13 +119,52 @@ def run(
             if stop:
                 break
         log.drain()
-        return _finish(parts, folder, progress, done, log.images_per_second)
+        return _finish(parts, folder, progress, done, log.speed())
     finally:
+        if batches:
+            batches.close()
         checkpoints.close()
         summaries.close()
         progress.close()
         if metrics:
             metrics.close()
+
+
+class Speed(NamedTuple):
+    """How fast training went.
+
+    Attributes:
+      delivered: images/s.
+      needed: images/s that the devices would have taken.
+      waited: part of the time that they stood still for want of data.
+    """
+
+    delivered: float
+    needed: float
+    waited: float
+
+    @classmethod
+    def over(cls, images: int, seconds: float, idle: float) -> "Speed":
+        """Of so many images in so many seconds, of which the devices stood still for some."""
+        seconds = max(seconds, 1e-9)
+        return cls(images / seconds, images / max(seconds - idle, 1e-9), idle / seconds)
+
+    def __str__(self) -> str:
+        text = f"{self.delivered:,.0f} images/s, waited for data {self.waited:.1%} of the time"
+        if self.waited <= INPUT_BOUND:
+            return text
+        return (
+            f"{text}; input-bound: {self.needed:,.0f} images/s needed, "
+            f"{self.delivered:,.0f} delivered"
+        )
+
+
+class Mark(NamedTuple):
+    """Where a run was: updates done, seconds of training, of them without data."""
+
+    done: int
+    seconds: float
+    idle: float
 
 
 class Log:
@@ -138,15 +182,32 @@ class Log:
         self._progress = progress
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._watch = monitor.Stopwatch()
-        # (updates done, seconds of training), to measure the rate over the newest few.
-        self._marks = collections.deque([(start, 0.0)], maxlen=RATE_WINDOW)
+        # To measure the speed over the newest few.
+        self._marks = collections.deque([Mark(start, 0.0, 0.0)], maxlen=RATE_WINDOW)
         self._start, self._fetched = start, start
+        self._idle, self._told = 0.0, False
 
-    @property
-    def images_per_second(self) -> float:
+    def fed(self, batches: Any) -> Iterator[Any]:
+        """The batches; measures how long the devices stand still until they come.
+
+        Time counts from the first batch on.
+        """
+        while True:
+            if not batches.ready and self._waiting:
+                # The devices have work until here; what is waited from now on they wait too.
+                jax.block_until_ready(self._waiting[-1][1])
+            before = self._watch.seconds
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._idle += self._watch.seconds - before
+            if not self._waiting and self._fetched == self._start:
+                self._watch, self._idle = monitor.Stopwatch(), 0.0
+            yield batch
+
+    def speed(self) -> Speed:
         """Over all updates so far."""
-        images = self._images(self._start, self._fetched)
-        return images / max(self._watch.seconds, 1e-9)
+        return self._speed_since(Mark(self._start, 0.0, 0.0))
 
     def update(self, done: int, values: dict[str, jax.Array]) -> None:
         """Notes the metrics of an update, and waits until at most IN_FLIGHT are on the devices."""
@@ -172,9 +233,10 @@ class Log:
         """Time in this context does not count as training."""
         return _Paused(self._watch)
 
-    def _images(self, start: int, stop: int) -> int:
-        timeline = self._parts.timeline
-        return timeline.examples_seen(stop) - timeline.examples_seen(start)
+    def _speed_since(self, mark: Mark) -> Speed:
+        seen = self._parts.timeline.examples_seen
+        images = seen(self._fetched) - seen(mark.done)
+        return Speed.over(images, self._watch.seconds - mark.seconds, self._idle - mark.idle)
 
     def _fetch(self) -> None:
         done, arrays = self._waiting.popleft()
@@ -188,11 +250,14 @@ class Log:
             )
         if done % self._parts.config.log.every_steps and done != self._parts.total_updates:
             return
-        before, then = self._marks[0]
-        now = self._watch.seconds
-        values["images_per_second"] = self._images(before, done) / max(now - then, 1e-9)
-        self._marks.append((done, now))
+        speed = self._speed_since(self._marks[0])
+        values["images_per_second"] = speed.delivered
+        values["data_wait_percent"] = 100.0 * speed.waited
+        self._marks.append(Mark(done, self._watch.seconds, self._idle))
         self._write(done, values)
+        if speed.waited > INPUT_BOUND and len(self._marks) == RATE_WINDOW and not self._told:
+            self._told = True
+            self._progress.line(str(speed))
         self._progress.show(done, self._parts.timeline.epoch(done), values)
 
     def _write(self, done: int, values: dict[str, float]) -> None:
@@ -230,14 +295,19 @@ class Evaluation:
         for batch in self._batches:
             totals += jax.device_get(self._step(state.params, stats, batch))
         loss, wrong, wrong_top5, examples = totals.tolist()
-        count = len(self._parts.splits.validation)
-        if examples != count:
-            raise RuntimeError(f"evaluated {examples:.0f} of {count} examples")
+        self._check_count(int(examples))
         return {
-            "val_loss": loss / count,
-            "val_error": 100.0 * wrong / count,
-            "val_error_top5": 100.0 * wrong_top5 / count,
+            "val_loss": loss / examples,
+            "val_error": 100.0 * wrong / examples,
+            "val_error_top5": 100.0 * wrong_top5 / examples,
         }
+
+    def _check_count(self, examples: int) -> None:
+        """Only corrupt examples may be left out."""
+        count, corrupt = len(self._parts.splits.validation), self._parts.corrupt
+        most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
+        if not count - most <= examples <= count:
+            raise RuntimeError(f"evaluated {examples} of {count} examples")
 
     def _statistics(self, done: int, state: TrainState) -> Any:
         """The running averages, or for precise batch norm the mean over a part of the set.
@@ -261,7 +331,7 @@ def _finish(
     folder: Workdir,
     progress: monitor.Progress,
     done: int,
-    images_per_second: float | None,
+    speed: Speed | None,
 ) -> Outcome:
     """Draws the curves and sums the run up."""
     if jax.process_index():
@@ -285,8 +355,10 @@ def _finish(
             f"evaluations; the last {evaluated[-1]['val_error']:.2f}%, "
             f"top-5 {evaluated[-1]['val_error_top5']:.2f}%)"
         )
-    if images_per_second is not None:
-        progress.line(f"{done:,} updates, {epochs:.4g} epochs, {images_per_second:,.0f} images/s")
+    if speed is not None:
+        progress.line(f"{done:,} updates, {epochs:.4g} epochs, {speed}")
+    if parts.corrupt.names:
+        progress.line(f"corrupt examples: {len(parts.corrupt.names)}, named in {folder.corrupt}")
     for name, path in (
         ("checkpoint", folder.checkpoints / str(done)),
         ("metrics", folder.metrics),

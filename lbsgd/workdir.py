@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from lbsgd.errors import ConfigError
 
 
@@ -29,6 +31,12 @@ class Workdir:
     @property
     def metrics(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def corrupt(self) -> pathlib.Path:
+        """Of this process: names of the examples that it could not read."""
+        process = jax.process_index()
+        return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
     def curves(self) -> pathlib.Path:

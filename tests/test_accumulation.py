@@ -161,4 +161,4 @@ def test_memory_of_a_compiled_step():
         alias_size_in_bytes=150,
     )
     compiled = SimpleNamespace(memory_analysis=lambda: analysis)
-    assert memory_of(compiled, batch_bytes=7) == 1000 + 200 + 50 - 150 + 2 * 7
+    assert memory_of(compiled, batch_bytes=7) == 1000 + 200 + 50 - 150 + 6 * 7

@@ -27,6 +27,12 @@ DEFAULTS = dict(flatten(default_config()))
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 # One of another type for each type.
 WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5}
+# Good values of keys that take but a few.
+GOOD = {
+    "data.crop_area": (0.5, 1.0),
+    "data.crop_aspect": (1.0, 2.0),
+    "data.color_jitter": (0.4, 0.4, 0.4),
+}
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
     "devices",
@@ -34,6 +40,8 @@ MACHINE = {
     "device_memory_gib",
     "data.dir",
     "data.threads",
+    "data.on_corrupt",
+    "data.max_corrupt",
     "evaluation.batch_size",
     "checkpoint.every_epochs",
     "checkpoint.every_steps",
@@ -349,6 +357,8 @@ def another(key: str) -> object:
     value = DEFAULTS[key]
     if key in CHOICES:
         return CHOICES[key][-1]
+    if key in GOOD:
+        return GOOD[key]
     others = {int: 10**6 + 1, float: 0.75, bool: not value, str: "another", tuple: (7.0,)}
     return others[type(value)]
 

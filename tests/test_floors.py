@@ -25,6 +25,7 @@ FLOORS = {
     "data": 2,
     "step": 2.5,  # applies what optim gives
     "accumulation": 3,
+    "rate": 3,
     "build": 3.5,  # asks accumulation where the config leaves the steps open
     "explain": 3.7,
     "train": 4,

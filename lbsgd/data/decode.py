@@ -232,7 +232,9 @@ def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
     return first, min(last, header.height)
 
 
-def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> tuple[bytes, int, int]:
+def _cut(
+    data: bytes, header: JpegHeader, first: int, last: int
+) -> tuple[bytes | bytearray, int, int]:
     """A JPEG of these rows or a few more, and which it has.
 
     The frame header is told another height, and the decoder stops there. With a restart marker
@@ -281,7 +283,7 @@ def _buffer(size: int) -> np.ndarray:
     return buffer
 
 
-def _decode_whole(data: bytes, height: int, width: int, scale: int) -> np.ndarray:
+def _decode_whole(data: bytes | bytearray, height: int, width: int, scale: int) -> np.ndarray:
     """All of a JPEG at 1/scale of its size, in this thread's buffer.
 
     Bytes left over after the last row are no damage: those of a JPEG that was cut, and of a few in

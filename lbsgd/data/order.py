@@ -24,7 +24,7 @@ MAX_EXAMPLES = 2**62
 _ROUNDS = 24
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def round_keys(seed: int, epoch: int, purpose: str, count: int = _ROUNDS) -> np.ndarray:
     """`count` independent uint64 keys for (seed, epoch, purpose).
 
@@ -118,6 +118,18 @@ class Order:
         return epochs, examples
 
 
+def _random_bits(
+    count: int, seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray
+) -> np.ndarray:
+    """`count` uint64 for each (epoch, example), `[..., count]`; they depend on nothing else."""
+    bits = np.repeat(np.asarray(examples).astype(np.uint64)[..., None], count, axis=-1)
+    for epoch in np.unique(epochs):
+        keys = round_keys(seed, int(epoch), purpose, 2 * count).reshape(count, 2)
+        here = epochs == epoch
+        bits[here] = _mix(_mix(bits[here] + keys[:, 0]) ^ keys[:, 1])
+    return bits
+
+
 def random_below(
     bound: int, seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray
 ) -> np.ndarray:
@@ -137,9 +149,20 @@ def random_below(
     """
     if not 0 < bound <= 2**32:
         raise ValueError(f"bound must be 1 to 2^32, not {bound}")
-    bits = np.asarray(examples).astype(np.uint64)
-    for epoch in np.unique(epochs):
-        first, second = round_keys(seed, int(epoch), purpose, 2)
-        here = epochs == epoch
-        bits[here] = _mix(_mix(bits[here] + first) ^ second)
+    bits = _random_bits(1, seed, purpose, epochs, examples)[..., 0]
     return _below(bits, bound).astype(np.int64)
+
+
+def uniform(
+    seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray, count: int
+) -> np.ndarray:
+    """`count` independent uniform numbers in [0, 1) for each (epoch, example), keyed like those.
+
+    Args:
+      epochs, examples: integers of one shape.
+
+    Returns:
+      float64 of that shape and `[..., count]`, multiples of 2^-53.
+    """
+    bits = _random_bits(count, seed, purpose, epochs, examples)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -2,33 +2,163 @@
 
 The batch of update t is a function of t: `timeline` gives the positions of its examples, `order`
 the examples, `placement` the slots that hold them. Every process loads what its own devices hold.
+
+Threads share the rows of a batch among them: decoding releases Python's lock, so they keep all
+cores busy, write straight into the batch, and need no copies between processes.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
-import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lbsgd.data.augment import View
+from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.decode import CorruptError
+from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.sources import Source
 from lbsgd.timeline import Timeline
 from lbsgd.workers import Placement
 
-Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Arrays = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
+
+# Batches that wait on the devices, ready for the step.
+AHEAD = 2
+# Rows that a thread loads at a time: few enough to share a small batch among all threads.
+MOST_ROWS = 64
 
 
-def gather(source: Source, examples: np.ndarray) -> Arrays:
-    """The examples `[N]` as image `[N, h, w, c]` and label int32 `[N]`."""
-    rows = [source[int(i)] for i in examples]
-    images = np.stack([row.image for row in rows])
-    return {"image": images, "label": np.array([row.label for row in rows], np.int32)}
+class Job(NamedTuple):
+    """A batch to be loaded: its arrays, and the calls that together fill them, in any order."""
+
+    arrays: Arrays
+    parts: Sequence[Callable[[], None]]
 
 
-def to_devices(local: Arrays, placement: Placement) -> dict[str, jax.Array]:
+class Rows(NamedTuple):
+    """Rows of a batch: what they are to hold, and the arrays for it, each `[N, ...]`.
+
+    Attributes:
+      real: which hold an example at all.
+    """
+
+    epochs: np.ndarray
+    examples: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    real: np.ndarray
+
+    def part(self, rows: slice) -> "Rows":
+        """Some of the rows; the arrays are views."""
+        return Rows(*(x[rows] for x in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Puts examples into arrays.
+
+    Attributes:
+      view: which part of each image is seen.
+      augment: (images, epochs, examples) of one shape, in place; one after the other.
+      threads: that share the rows of a batch; 0 for one a core.
+    """
+
+    source: Source
+    view: View
+    augment: tuple[Augment, ...] = ()
+    corrupt: Corrupt = dataclasses.field(default_factory=Corrupt)
+    threads: int = 0
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads load."""
+        if hasattr(os, "sched_getaffinity"):  # not on every system
+            return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or os.cpu_count() or 1
+
+    def job(self, epochs: np.ndarray, examples: np.ndarray, mask: np.ndarray | None = None) -> Job:
+        """Image uint8 `[..., h, w, c]` and label int32 `[...]` of the examples `[...]`.
+
+        Args:
+          mask: which are real. Given one, a corrupt example is masked (and must not count); without
+            one the next example in the set that can be read takes its place, so that the batch is
+            still a function of its index.
+        """
+        count = examples.size
+        arrays: Arrays = {
+            "image": np.empty((*examples.shape, *self.view.shape), np.uint8),
+            "label": np.empty(examples.shape, np.int32),
+        }
+        if mask is not None:
+            arrays["mask"] = mask
+        rows = Rows(
+            epochs.ravel(),
+            examples.ravel(),
+            arrays["image"].reshape(count, *self.view.shape),
+            arrays["label"].reshape(count),
+            np.ones(count, bool) if mask is None else mask.reshape(count),
+        )
+        size = max(1, min(MOST_ROWS, count // (4 * self.num_threads)))
+        parts = [rows.part(slice(i, i + size)) for i in range(0, count, size)]
+        return Job(arrays, [functools.partial(self._fill, p, mask is None) for p in parts])
+
+    def _fill(self, rows: Rows, replace: bool) -> None:
+        draws = self.view.draw(rows.epochs, rows.examples)
+        seen = rows.examples.copy()
+        rows.images[~rows.real], rows.labels[~rows.real] = 0, 0
+        for i in np.flatnonzero(rows.real).tolist():
+            out = rows.images[i]
+            try:
+                rows.labels[i] = self._see(int(seen[i]), draws[i], out)
+            except CorruptError as error:
+                self.corrupt.note(self.source.name(int(seen[i])), error)
+                if replace:
+                    seen[i], rows.labels[i] = self._replace(rows.epochs[i], int(seen[i]), out)
+                else:
+                    out[:], rows.labels[i], rows.real[i] = 0, 0, False
+        for augment in self.augment:
+            augment(rows.images, rows.epochs, seen)
+
+    def _see(self, example: int, draw: np.ndarray, out: np.ndarray) -> int:
+        image, label = self.source[example]
+        self.view(image, draw, out)
+        return label
+
+    def _replace(self, epoch: np.ndarray, corrupt: int, out: np.ndarray) -> tuple[int, int]:
+        """Puts the next example that can be read into `out`: which it is, and its label."""
+        count = len(self.source)
+        for step in range(1, count):
+            example = (corrupt + step) % count
+            draw = self.view.draw(epoch[None], np.array([example]))[0]
+            try:
+                return example, self._see(example, draw, out)
+            except CorruptError as error:
+                self.corrupt.note(self.source.name(example), error)
+        raise CorruptError("no example can be read")
+
+
+def load(job: Job) -> Arrays:
+    """Fills the arrays of a job, in this thread."""
+    for part in job.parts:
+        part()
+    return job.arrays
+
+
+def to_devices(local: Arrays, placement: Placement) -> Batch:
     """Global arrays `[steps, D * L, ...]` from this process's part, `[steps, S, ...]`."""
 
     def put(array: np.ndarray) -> jax.Array:
@@ -38,47 +168,136 @@ def to_devices(local: Arrays, placement: Placement) -> dict[str, jax.Array]:
     return {key: put(array) for key, array in local.items()}
 
 
+class Prefetch:
+    """An iterator over batches that are loaded ahead by threads, and put on the devices.
+
+    At most `AHEAD` wait on the devices, and the one after them is being loaded. An error in a
+    thread comes out of the next `next`, whichever batch it belongs to.
+    """
+
+    def __init__(self, jobs: Iterable[Job], placement: Placement, threads: int) -> None:
+        self._jobs, self._placement = iter(jobs), placement
+        self._loaded: queue.Queue[Batch | None] = queue.Queue()
+        self._room = threading.Semaphore(AHEAD)
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(threads, "lbsgd-load")
+        self._producer = threading.Thread(target=self._produce, name="lbsgd-batches", daemon=True)
+        self._producer.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch is there."""
+        return not self._loaded.empty()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self._loaded.get()
+        if self._error or batch is None:
+            self._loaded.put(None)  # for whoever asks again
+            self.close()
+            raise self._error or StopIteration
+        self._room.release()
+        return batch
+
+    def close(self) -> None:
+        """Ends the loading; what a thread is at, it finishes."""
+        self._stopped.set()
+        self._room.release()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _produce(self) -> None:
+        waiting: deque[tuple[Job, list[Future[None]]]] = deque()
+        try:
+            for job in self._jobs:
+                waiting.append((job, [self._pool.submit(part) for part in job.parts]))
+                # The threads go on with a second batch where the first runs out of rows for them.
+                if len(waiting) > 1 and not self._hand_over(*waiting.popleft()):
+                    return
+            while waiting and self._hand_over(*waiting.popleft()):
+                pass
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._loaded.put(None)
+
+    def _hand_over(self, job: Job, parts: list[Future[None]]) -> bool:
+        """Puts a batch on the devices when it is loaded and there is room; False once stopped."""
+        for part in parts:
+            part.result()
+        self._room.acquire()
+        if not self._stopped.is_set():
+            self._loaded.put(to_devices(job.arrays, self._placement))
+        return not self._stopped.is_set()
+
+
+class Repeated:
+    """One batch again and again, in place of `Prefetch` where nothing is to be loaded."""
+
+    ready = True
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        self._batches = itertools.repeat(batch, times)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def random_batch(shapes: dict[str, jax.ShapeDtypeStruct], classes: int, seed: int) -> Batch:
+    """A batch of random images and labels, made on the devices that are to hold it."""
+
+    def make() -> Batch:
+        keys = dict(zip(shapes, jax.random.split(jax.random.key(seed), len(shapes))))
+        most = {"image": 256, "label": classes}
+        return {
+            key: jax.random.randint(keys[key], shape.shape, 0, most[key], jnp.int32).astype(
+                shape.dtype
+            )
+            for key, shape in shapes.items()
+        }
+
+    return jax.jit(make, out_shardings={k: s.sharding for k, s in shapes.items()})()
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
     """The minibatches of a run, by update index.
 
     Attributes:
-      augment: (images, epochs, examples) -> images.
-      threads: that load batches ahead.
+      mixing: draws what the devices mix and erase.
     """
 
-    source: Source
+    loader: Loader
     order: Order
     timeline: Timeline
     placement: Placement
-    augment: Augment
-    threads: int = 1
+    mixing: Mixing
 
     def examples(self, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and example of each row of this process's slots, each `[A, S, n]`."""
         rows = self.placement.rows_of_slot()[:, self.placement.local_slots()]
         return self.order(self.timeline.examples_seen(update) + rows)
 
-    def load(self, update: int) -> Arrays:
-        """This process's part of the batch: image `[A, S, n, h, w, c]`, label `[A, S, n]`."""
+    def job(self, update: int) -> Job:
+        """This process's part of the batch: image `[A, S, n, h, w, c]`, label `[A, S, n]`, ..."""
         epochs, examples = self.examples(update)
-        batch = gather(self.source, examples.ravel())
-        batch["image"] = self.augment(batch["image"], epochs.ravel(), examples.ravel())
-        return {key: x.reshape(examples.shape + x.shape[1:]) for key, x in batch.items()}
+        job = self.loader.job(epochs, examples)
+        drawn = self.mixing.draw(epochs.ravel(), examples.ravel())
+        job.arrays.update({k: x.reshape(examples.shape + x.shape[1:]) for k, x in drawn.items()})
+        return job
 
-    def between(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
+    def between(self, start: int, stop: int) -> Prefetch:
         """The batches of updates start..stop-1 on the devices, loaded ahead."""
-        ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads + 1)
-        loaded = grain.MapDataset.range(start, stop).map(self.load).to_iter_dataset(ahead)
-        waiting: dict[str, jax.Array] | None = None
-        for local in loaded:
-            # One batch is already being copied to the devices while another is used.
-            batch = to_devices(local, self.placement)
-            if waiting is not None:
-                yield waiting
-            waiting = batch
-        if waiting is not None:
-            yield waiting
+        jobs = map(self.job, range(start, stop))
+        return Prefetch(jobs, self.placement, self.loader.num_threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +309,20 @@ class EvalBatches:
         as large is taken.
     """
 
-    source: Source
+    loader: Loader
     placement: Placement
     batch_size: int
 
-    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        """Batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
+    def jobs(self) -> Iterator[Job]:
+        """This process's part: image `[1, S, e, h, w, c]`, label and mask `[1, S, e]`."""
+        count = len(self.loader.source)
         slots = self.placement.devices * self.placement.lanes
-        each = math.ceil(min(self.batch_size, len(self.source)) / slots)
+        each = math.ceil(min(self.batch_size, count) / slots)
         local = self.placement.local_slots()
-        for start in range(0, len(self.source), slots * each):
+        for start in range(0, count, slots * each):
             index = start + np.arange(slots * each).reshape(1, slots, each)[:, local]
-            mask = index < len(self.source)
-            batch = gather(self.source, np.where(mask, index, 0).ravel())
-            batch = {key: x.reshape(index.shape + x.shape[1:]) for key, x in batch.items()}
-            yield to_devices({**batch, "mask": mask}, self.placement)
+            yield self.loader.job(np.zeros_like(index), index, index < count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
+        return Prefetch(self.jobs(), self.placement, self.loader.num_threads)

@@ -1,9 +1,11 @@
-"""Sources of examples, each random-access: `len(source)`, `source[i] -> Example`."""
+"""What a source of examples is, and those that need no files of their own kind.
+
+Each is random-access: `len(source)`, `source[i] -> Example`.
+"""
 
 import hashlib
 import pathlib
 import zipfile
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import ml_collections
@@ -181,21 +183,3 @@ def synthetic(config: ml_collections.ConfigDict) -> Splits:
         SyntheticSource(config.synthetic_examples, shape, classes, seed=0),
         SyntheticSource(config.synthetic_validation_examples, shape, classes, seed=1),
     )
-
-
-SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
-    "digits": digits,
-    "npz": npz,
-    "synthetic": synthetic,
-}
-
-
-def build_sources(config: ml_collections.ConfigDict) -> Splits:
-    """The splits that `config` (the `data` part) names.
-
-    Raises:
-      ConfigError: no such source, or its files are not what they should be.
-    """
-    if config.source not in SOURCES:
-        raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[config.source](config)

@@ -7,15 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from lbsgd.data.augment import CropAndFlip
+from lbsgd.data.augment import CropAndFlip, Whole
+from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
-from lbsgd.data.pipeline import EvalBatches, TrainBatches
+from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches, load
 from lbsgd.data.sources import ArraySource, Example, numbered
 from lbsgd.timeline import Timeline
 from lbsgd.workers import Placement, place
 
 COUNT = 37  # examples; no multiple of any minibatch here
 AUGMENT = CropAndFlip(seed=9, padding=2, flip=True)
+NO_MIXING = Mixing(0, mixup=0.0, cutmix=0.0, erasing=0.0, image_shape=(4, 5, 3))
 PLACES = list(itertools.product(range(1, 9), (1, 2, 4)))
 
 
@@ -27,8 +30,12 @@ def source(count: int = COUNT) -> ArraySource:
 
 def train_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
     timeline = Timeline.constant(COUNT, placement.batch_size)
-    order = Order(COUNT, seed=4)
-    return TrainBatches(examples or source(), order, timeline, placement, AUGMENT, threads)
+    loader = Loader(examples or source(), Whole((4, 5, 3)), (AUGMENT,), Corrupt(), threads)
+    return TrainBatches(loader, Order(COUNT, seed=4), timeline, placement, NO_MIXING)
+
+
+def eval_batches(placement: Placement, batch_size: int, count: int = COUNT) -> EvalBatches:
+    return EvalBatches(Loader(source(count), Whole((4, 5, 3))), placement, batch_size)
 
 
 def expected_minibatch(update: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +44,9 @@ def expected_minibatch(update: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     for position in range(update * size, (update + 1) * size):
         epoch, example = Order(COUNT, seed=4)(np.array([position]))
         image, label = source()[int(example[0])]
-        images.append(AUGMENT(image[None], epoch, example)[0])
+        augmented = image[None].copy()
+        AUGMENT(augmented, epoch, example)
+        images.append(augmented[0])
         labels.append(label)
     return np.stack(images), np.array(labels)
 
@@ -55,7 +64,7 @@ def test_workers_see_the_same_examples_in_every_place(devices, steps):
     placement = place(16, 2, devices=devices, accumulation_steps=steps)
     batches = train_batches(placement)
     for update in (0, 2, 100):
-        loaded = batches.load(update)
+        loaded = load(batches.job(update))
         images, labels = expected_minibatch(update, 16)
         assert loaded["image"].shape[:3] == placement.rows_of_slot().shape
         np.testing.assert_array_equal(real_rows(loaded["image"], placement), images)
@@ -63,7 +72,7 @@ def test_workers_see_the_same_examples_in_every_place(devices, steps):
 
 
 def test_types_of_a_batch():
-    loaded = train_batches(place(16, 2, devices=2)).load(0)
+    loaded = load(train_batches(place(16, 2, devices=2)).job(0))
     assert {key: str(array.dtype) for key, array in loaded.items()} == {
         "image": "uint8",
         "label": "int32",
@@ -73,7 +82,7 @@ def test_types_of_a_batch():
 def test_idle_slots_hold_a_worker_of_the_minibatch():
     """8 workers on 5 devices x 2 lanes."""
     placement = place(16, 2, devices=5)
-    loaded = train_batches(placement).load(1)
+    loaded = load(train_batches(placement).job(1))
     slots = loaded["image"].reshape(10, 2, 4, 5, 3)
     for idle in slots[8:]:
         assert any((idle == worker).all() for worker in slots[:8])
@@ -100,7 +109,7 @@ def test_between_yields_each_update_once_and_in_order(threads, start, stop):
     given = list(batches.between(start, stop))
     assert len(given) == stop - start
     for update, batch in zip(range(start, stop), given):
-        loaded = batches.load(update)
+        loaded = load(batches.job(update))
         assert batch.keys() == loaded.keys()
         for key, array in loaded.items():
             np.testing.assert_array_equal(batch[key], array)
@@ -111,7 +120,7 @@ def test_each_device_holds_the_slots_of_its_lanes(devices):
     placement = place(16, 1, devices=devices, accumulation_steps=2)
     batches = train_batches(placement)
     (batch,) = batches.between(3, 4)
-    loaded = batches.load(3)
+    loaded = load(batches.job(3))
     for key, array in batch.items():
         assert array.sharding.is_equivalent_to(placement.batch_sharding, array.ndim)
         assert len(array.addressable_shards) == devices
@@ -132,13 +141,13 @@ def test_a_far_update_is_there_at_once():
 def test_processes_load_the_slots_of_their_devices(monkeypatch):
     """Devices 0-2 of one process, 3 of another, 4-5 of a third: together the whole batch."""
     placement = place(24, 1, devices=6, accumulation_steps=2)
-    whole = train_batches(placement).load(2)
+    whole = load(train_batches(placement).job(2))
     fakes = [SimpleNamespace(process_index=process) for process in (0, 0, 0, 1, 2, 2)]
     placement.__dict__["mesh"] = SimpleNamespace(devices=np.array(fakes))
     parts = []
     for process, slots in enumerate((6, 2, 4)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        parts.append(train_batches(placement).load(2))
+        parts.append(load(train_batches(placement).job(2)))
         assert parts[-1]["label"].shape == (2, slots, 1)
     for key, array in whole.items():
         together = np.concatenate([part[key] for part in parts], axis=1)
@@ -170,7 +179,7 @@ def test_an_error_in_the_source_comes_out(threads):
 @pytest.mark.parametrize(("devices", "steps"), [(1, 1), (5, 1), (8, 1), (4, 2), (3, 4)])
 def test_evaluation_has_every_example_once(count, batch_size, devices, steps):
     placement = place(48, 2, devices=devices, accumulation_steps=steps)
-    batches = list(EvalBatches(source(count), placement, batch_size))
+    batches = list(eval_batches(placement, batch_size, count))
     labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in batches])
     assert sorted(labels.tolist()) == list(range(count))
     images = np.concatenate([np.asarray(b["image"])[np.asarray(b["mask"])] for b in batches])
@@ -184,7 +193,7 @@ def test_evaluation_batches_have_one_shape(devices, batch_size):
     placement = place(8, 1, devices=devices)
     slots = devices * placement.lanes
     each = next(e for e in itertools.count(1) if e * slots >= min(batch_size, COUNT))
-    batches = list(EvalBatches(source(), placement, batch_size))
+    batches = list(eval_batches(placement, batch_size))
     for batch in batches:
         assert batch["image"].shape == (1, slots, each, 4, 5, 3)
         assert batch["label"].shape == batch["mask"].shape == (1, slots, each)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from lbsgd.config import default_config
-from lbsgd.data.sources import SOURCES, build_sources
+from lbsgd.data.catalogue import SOURCES, build_sources
 from lbsgd.errors import ConfigError
 
 

@@ -1,0 +1,60 @@
+"""Examples that cannot be read: the run stops, or they are named, counted and replaced."""
+
+import json
+import pathlib
+import threading
+
+from lbsgd.data.decode import CorruptError
+from lbsgd.errors import ConfigError
+
+
+class Corrupt:
+    """The corrupt examples that this process has met.
+
+    Attributes:
+      policy: "error" stops at the first, "skip" at the first past `most`.
+      most: different examples.
+      names: of those met so far.
+    """
+
+    def __init__(self, policy: str = "error", most: int = 0) -> None:
+        self.policy, self.most = policy, most
+        self.names: set[str] = set()
+        self._path: pathlib.Path | None = None
+        self._lock = threading.Lock()
+
+    def record(self, path: pathlib.Path) -> None:
+        """Lists them in this file from now on, a JSON object a line; those in it count.
+
+        Raises:
+          ConfigError: it is damaged.
+        """
+        self._path = path
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            self.names |= {json.loads(line)["name"] for line in lines}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged; mend or remove it") from error
+
+    def note(self, name: str, error: CorruptError) -> None:
+        """Takes note of an example that cannot be read.
+
+        Raises:
+          ConfigError: that is one too many.
+        """
+        if self.policy == "error":
+            raise ConfigError(
+                f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
+            ) from error
+        with self._lock:
+            if name in self.names:
+                return
+            self.names.add(name)
+            if self._path:
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"name": name, "reason": str(error)}) + "\n")
+            if len(self.names) > self.most:
+                raise ConfigError(
+                    f"{name} is corrupt: {error}; it is number {len(self.names)}, more than "
+                    f"data.max_corrupt={self.most}"
+                ) from error

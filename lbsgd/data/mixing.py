@@ -1,0 +1,167 @@
+"""mixup, CutMix and random erasing: drawn on the host, done on the device.
+
+What is drawn is a few numbers for each example, keyed by (seed, epoch, example), that travel with
+the batch; the pixel work is `erase`, then `mix`, within the n examples of one worker. Row i is
+mixed with row i+1, the last with the first: the rows of a worker are in random order already. A
+worker of one example mixes it with itself, which changes nothing. The loss of a mixed example is
+
+    share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, partner(label))
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import betaincinv
+
+from lbsgd.data.order import random_below, uniform
+
+# The s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
+ERASED_AREA = (0.02, 0.4)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+# They try until a box fits. On a square image 1 in 23 does not, so that ten fail once in 10^13.
+ERASING_TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """Draws how each example is mixed with its partner, and what is erased of it.
+
+    With both mixup and CutMix an example takes either with probability 1/2 (as in timm).
+
+    Attributes:
+      seed: of the run.
+      mixup: alpha of Beta(alpha, alpha) in mixup (Zhang et al. 2018); 0 for none.
+      cutmix: the same in CutMix (Yun et al. 2019; 1 there).
+      erasing: probability of random erasing (Zhong et al. 2017; 0.5 there).
+      image_shape: `(h, w, c)` of the images as the network sees them.
+    """
+
+    seed: int
+    mixup: float
+    cutmix: float
+    erasing: float
+    image_shape: tuple[int, int, int]
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.mixup or self.cutmix or self.erasing)
+
+    def draw(self, epochs: np.ndarray, examples: np.ndarray) -> dict[str, np.ndarray]:
+        """The numbers for `mix` and `erase`, those of them that are needed.
+
+        Args:
+          epochs, examples: integers `[N]`.
+
+        Returns:
+          mix_share: of the example's own label, float32 `[N]`; the rest is its partner's.
+          mix_box: top, left, height and width of what CutMix takes from the partner, int32
+            `[N, 4]`; height 0 where the two are blended by mixup. Only with CutMix.
+          erase_box: of random erasing, int32 `[N, 4]`; height 0 for none.
+        """
+        drawn: dict[str, np.ndarray] = {}
+        if self.mixup or self.cutmix:
+            share, cut = self._share(epochs, examples)
+            if self.cutmix:
+                drawn["mix_box"] = box = self._cutmix_box(share, cut, epochs, examples)
+                area = box[:, 2] * box[:, 3] / (self.image_shape[0] * self.image_shape[1])
+                share = np.where(cut, 1.0 - area, share)
+            drawn["mix_share"] = share.astype(np.float32)
+        if self.erasing:
+            drawn["erase_box"] = self._erase_box(epochs, examples)
+        return drawn
+
+    def _share(self, epochs: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """lambda ~ Beta(alpha, alpha), and whether it is CutMix's, each `[N]`."""
+        cut = np.full(len(examples), not self.mixup)
+        if self.mixup and self.cutmix:
+            cut = random_below(2, self.seed, "mix switch", epochs, examples) == 1
+        alpha = np.where(cut, self.cutmix, self.mixup)
+        rank = uniform(self.seed, "mix share", epochs, examples, 1)[:, 0]
+        return betaincinv(alpha, alpha, rank), cut
+
+    def _cutmix_box(
+        self, share: np.ndarray, cut: np.ndarray, epochs: np.ndarray, examples: np.ndarray
+    ) -> np.ndarray:
+        """Equation 2 of Yun et al., rounded as in their code: an even side, clipped at the border.
+
+        Their box has sqrt(1 - lambda) of the height and of the width, round a uniform centre.
+        """
+        side = np.sqrt(1.0 - share)
+        starts, sizes = [], []
+        for axis, length in zip(("row", "column"), self.image_shape):
+            centre = random_below(length, self.seed, f"cutmix {axis}", epochs, examples)
+            half = (length * side).astype(np.int64) // 2
+            start, stop = np.maximum(centre - half, 0), np.minimum(centre + half, length)
+            starts.append(start)
+            sizes.append(stop - start)
+        return _boxes(cut, *starts, *sizes)
+
+    def _erase_box(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Algorithm 1 of Zhong et al.: the first box that fits, anywhere that it fits."""
+        height, width, _ = self.image_shape
+        tries = uniform(self.seed, "erase size", epochs, examples, 2 * ERASING_TRIES)
+        area = height * width * _between(ERASED_AREA, tries[:, ::2])
+        aspect = _between(ERASED_ASPECT, tries[:, 1::2])
+        heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (heights <= height) & (widths <= width)
+        first = np.arange(len(fits)), np.argmax(fits, axis=1)
+        whether, down, across = uniform(self.seed, "erase where", epochs, examples, 3).T
+        erased = fits[first] & (whether < self.erasing)
+        top = down * (height + 1 - heights[first])
+        left = across * (width + 1 - widths[first])
+        return _boxes(erased, top, left, heights[first], widths[first])
+
+
+def _between(limits: tuple[float, float], fraction: np.ndarray) -> np.ndarray:
+    return limits[0] + (limits[1] - limits[0]) * fraction
+
+
+def _boxes(valid: np.ndarray, *sides: np.ndarray) -> np.ndarray:
+    """int32 `[N, 4]` of four `[N]`, all zero where not valid."""
+    boxes = np.stack(sides, axis=1).astype(np.int32)
+    return np.where(valid[:, None], boxes, np.int32(0))
+
+
+def partner(rows: jax.Array) -> jax.Array:
+    """For each row of a worker `[n, ...]` the one that it is mixed with: the next, cyclically."""
+    return jnp.roll(rows, -1, axis=0)
+
+
+def erase(images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Sets a box of each image to 0, which after normalisation is the mean colour.
+
+    Args:
+      images: `[n, h, w, c]`; boxes: `erase_box` of `Mixing.draw`, `[n, 4]`.
+    """
+    return jnp.where(_inside(boxes, images), jnp.zeros_like(images), images)
+
+
+def mix(images: jax.Array, share: jax.Array, boxes: jax.Array | None = None) -> jax.Array:
+    """Mixes each image with its partner, in the images' dtype.
+
+    CutMix, pixels within the box from the partner and the others the image's own, where there is
+    a box; else mixup, share * own + (1 - share) * partner's.
+
+    Args:
+      images: `[n, h, w, c]`; share, boxes: `mix_share` and `mix_box` of `Mixing.draw`, `[n]` and
+        `[n, 4]`.
+    """
+    others = partner(images)
+    own = share.astype(images.dtype)[:, None, None, None]
+    blended = own * images + (1 - own) * others
+    if boxes is None:
+        return blended
+    cut = jnp.where(_inside(boxes, images), others, images)
+    return jnp.where(boxes[:, 2, None, None, None] > 0, cut, blended)
+
+
+def _inside(boxes: jax.Array, images: jax.Array) -> jax.Array:
+    """Whether a pixel lies in its image's box, bool `[n, h, w, 1]`."""
+    top, left, height, width = (boxes[:, i, None, None, None] for i in range(4))
+    row = jnp.arange(images.shape[1], dtype=boxes.dtype)[None, :, None, None]
+    column = jnp.arange(images.shape[2], dtype=boxes.dtype)[None, None, :, None]
+    rows = (row >= top) & (row < top + height)
+    return rows & (column >= left) & (column < left + width)

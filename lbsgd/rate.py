@@ -1,0 +1,73 @@
+"""From a config to the learning rate of its run."""
+
+import dataclasses
+
+import ml_collections
+
+from lbsgd import config as config_lib
+from lbsgd.errors import ConfigError
+from lbsgd.optim import learning_rate as rates
+from lbsgd.timeline import Timeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate of a run: the schedule and the numbers it was made from.
+
+    Attributes:
+      schedule: update index -> rate.
+      full: k * eta, the rate after warmup.
+      warmup_updates: W; 0 for no warmup.
+      decay_updates: where steps of decay happen.
+    """
+
+    schedule: rates.Schedule
+    full: float
+    warmup_updates: int
+    decay_updates: tuple[int, ...]
+
+
+def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
+    """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
+
+    Raises:
+      ConfigError: warmup longer than training, or of no length.
+    """
+    c = config.learning_rate
+    reference = c.reference_learning_rate
+    full = rates.scale_learning_rate(
+        reference, c.reference_batch_size, config.batch_size, c.scaling
+    )
+    warmup = 0
+    if c.warmup != "none" and config.batch_size > c.reference_batch_size:
+        warmup = config_lib.duration(c, "warmup", timeline)
+        if not warmup:
+            raise ConfigError(
+                f"learning_rate.warmup={c.warmup!r} needs a length of at least one update: set "
+                "learning_rate.warmup_epochs, _steps or _examples, or warmup='none'"
+            )
+    if warmup > total:
+        raise ConfigError(
+            f"the warmup of {warmup} updates is longer than the training of {total}; "
+            "lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
+        )
+    boundaries: tuple[int, ...] = ()
+    if c.decay == "steps":
+        boundaries = tuple(timeline.update_at_epoch(epoch) for epoch in c.decay_epochs)
+        if boundaries and boundaries[0] < warmup:
+            raise ConfigError(
+                f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
+                f"within the warmup of {warmup}; decay later or shorten the warmup"
+            )
+        schedule = rates.step_decay(full, boundaries, c.decay_factor)
+    elif c.decay == "cosine":
+        schedule = rates.cosine_decay(full, warmup, total)
+    elif c.decay == "polynomial":
+        schedule = rates.polynomial_decay(full, warmup, total, c.decay_power)
+    else:
+        schedule = rates.constant(full)
+    if warmup and c.warmup == "gradual":
+        schedule = rates.gradual_warmup(schedule, reference, full, warmup)
+    elif warmup:
+        schedule = rates.constant_warmup(schedule, reference, warmup)
+    return Rate(schedule, full, warmup, boundaries)
