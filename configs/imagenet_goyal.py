@@ -18,21 +18,30 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
     model=resnet101            Table 2c: batch=256 22.08+-0.06, 8k 22.36+-0.09
     smoke                      3 updates on random images at width 1/8 and 32 pixels, 64 a batch
 
-The source "tfds" is still to come; `--config.data.source=synthetic` trains on random images of the
-right size and number. Accumulation is automatic: as many steps as the devices' memory asks for.
+The images are those of tensorflow-datasets, prepared once as ArrayRecord; DIR is its data_dir. A folder
+of class folders or a set of lbsgd.data.prepare will do too (and load faster): --config.data.source=folder
+or =packed. Augmentation is that of the paper: random area and aspect, flip. Accumulation is automatic:
+as many steps as the devices' memory asks for.
 """
 
 import ml_collections
 
 from lbsgd.config import default_config
-from lbsgd.errors import ConfigError
+from lbsgd.recipes import select, set_smoke
+
+
+def _set_gamma(config: ml_collections.ConfigDict, _: str) -> None:
+    config.model.zero_init_residual = False
+
 
 ROWS = {
-    "batch": ("batch_size", int),
-    "warmup": ("learning_rate.warmup", str),
-    "rate": ("learning_rate.reference_learning_rate", float),
-    "scaling": ("learning_rate.scaling", str),
-    "model": ("model.name", str),
+    "batch=": "batch_size",
+    "warmup=": "learning_rate.warmup",
+    "rate=": "learning_rate.reference_learning_rate",
+    "scaling=": "learning_rate.scaling",
+    "model=": "model.name",
+    "gamma=1": _set_gamma,
+    "smoke": set_smoke,
 }
 
 
@@ -53,42 +62,11 @@ def get_config(arg: str = "batch=8192") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.data.source = "tfds"
+    config.data.tfds_name = "imagenet2012"
+    config.data.crop = "inception"
+    config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.evaluation.every_epochs = 1.0
     config.checkpoint.every_epochs = 1.0
-    for part in filter(None, arg.split(",")):
-        _set_row(config, part)
-    return config
-
-
-def _set_row(config: ml_collections.ConfigDict, part: str) -> None:
-    name, _, value = part.partition("=")
-    if part == "smoke":
-        _set_smoke(config)
-    elif part == "gamma=1":
-        config.model.zero_init_residual = False
-    elif name in ROWS and value:
-        key, kind = ROWS[name]
-        config.update_from_flattened_dict({key: kind(value)})
-    else:
-        known = ", ".join(f"{row}=..." for row in ROWS)
-        raise ConfigError(f"no row {part!r}; known: {known}, gamma=1, smoke")
-
-
-def _set_smoke(config: ml_collections.ConfigDict) -> None:
-    """Small enough for a test on a CPU; what later arguments select holds over it."""
-    config.batch_size = 64
-    config.worker_batch_size = 8
-    config.accumulation_steps = 1
-    config.total_epochs = 0.0
-    config.total_steps = 3
-    config.model.width = 0.125
-    config.learning_rate.reference_batch_size = 16
-    config.learning_rate.warmup_epochs = 0.0
-    config.learning_rate.warmup_steps = 2
-    config.data.source = "synthetic"
-    config.data.image_size = 32
-    config.data.synthetic_examples = 256
-    config.data.synthetic_validation_examples = 40
-    config.log.every_steps = 1
+    return select(config, arg, ROWS)

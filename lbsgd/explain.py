@@ -46,12 +46,16 @@ def explain(run: Run) -> list[str]:
     """How each number of the run follows from its config, a line each."""
     c = run.config
     train, validation = run.splits
-    shape = "x".join(map(str, train.image_shape))
+    shape = "x".join(map(str, run.image_shape))
     lines = [
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
         f"examples, {len(train.classes)} classes, {shape}",
+        _explain_augmentation(run),
         f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
     ]
+    outputs = c.model.num_classes
+    if outputs > len(train.classes):
+        lines.append(f"network: {outputs} outputs, more than the data have classes")
     asked = c.accumulation_steps
     if asked and asked != run.placement.accumulation_steps:
         lines.append(
@@ -67,6 +71,28 @@ def explain(run: Run) -> list[str]:
         _explain_batch_norm(run),
     ]
     return lines
+
+
+def _explain_augmentation(run: Run) -> str:
+    data, size = run.config.data, run.config.data.image_size
+    crops = {
+        "none": [],
+        "padded": [f"crops after {data.crop_padding} zeros on each side"],
+        "inception": [
+            "crops of {:g} to {:g} of the area".format(*data.crop_area),
+            "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
+            f"resized to {size}",
+        ],
+    }
+    parts = crops[data.crop] + ["flip"] * data.flip
+    if any(data.color_jitter):
+        parts.append("color jitter {:g}, {:g}, {:g}".format(*data.color_jitter))
+    named = {"lighting": "PCA lighting", "mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
+    parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
+    text = f"augmentation: {', '.join(parts) or 'none'}"
+    if data.crop == "inception":
+        text += f"; evaluated on the centre {size} of a short side of {data.evaluation_short_side}"
+    return text
 
 
 def _explain_rate(run: Run) -> str:

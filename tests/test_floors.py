@@ -14,6 +14,7 @@ ROOT = pathlib.Path(lbsgd.__file__).parent
 FLOORS = {
     "errors": 0,
     "config": 1,
+    "recipes": 1.5,  # changes what config lists
     "timeline": 1,
     "workers": 1,
     "runtime": 1,

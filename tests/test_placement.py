@@ -10,6 +10,7 @@ import pytest
 
 from lbsgd.build import Run, build
 from lbsgd.config import default_config, resolve
+from lbsgd.data.pipeline import load
 
 UPDATES = 20
 PLACES = [
@@ -142,7 +143,7 @@ def test_idle_slots_change_nothing(x64):
     assert run.placement.slots == 10
     step = run.compile_train_step()
     state = jax.jit(run.initial_state, out_shardings=run.placement.replicated)()
-    local = run.train_batches().load(0)
+    local = load(run.train_batches().job(0))
     copies = local["label"].copy()
     # Other labels in the two idle slots must change nothing at all.
     copies[0, 8:] = (copies[0, 8:] + 1) % 10

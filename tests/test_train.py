@@ -10,6 +10,7 @@ from lbsgd import monitor, train
 from lbsgd.build import build
 from lbsgd.checkpoint import Checkpoints
 from lbsgd.config import default_config, resolve
+from lbsgd.data.pipeline import load
 from lbsgd.errors import ConfigError
 
 UPDATES = 12
@@ -47,7 +48,8 @@ def final_state(config, workdir) -> dict[str, np.ndarray]:
 
 def metrics_without_speed(workdir) -> list[dict]:
     lines = monitor.read_metrics(workdir / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    timed = ("images_per_second", "data_wait_percent")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,13 @@ def test_the_workdir_holds_the_record_of_the_run(whole_run):
     lines = monitor.read_metrics(whole_run / "metrics.jsonl")
     updates = [line for line in lines if "train_loss" in line]
     assert [line["step"] for line in updates] == list(range(1, UPDATES + 1))
-    assert {"epoch", "train_error", "learning_rate", "images_per_second"} <= updates[0].keys()
+    assert {
+        "epoch",
+        "train_error",
+        "learning_rate",
+        "images_per_second",
+        "data_wait_percent",
+    } <= updates[0].keys()
     evaluations = [line for line in lines if "val_error" in line]
     assert [line["step"] for line in evaluations] == [5, 10, 12]
     assert {"val_loss", "val_error", "val_error_top5"} <= evaluations[0].keys()
@@ -150,7 +158,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     batches = parts.train_batches("precise_batch_norm")
     each = []
     for update in (3, 4):  # ceil(100 / 64) minibatches
-        images = batches.load(update)["image"].reshape(4, 16, 8, 8, 1)
+        images = load(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)
         for rows in images:
             _, left = parts.model.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},

@@ -11,6 +11,7 @@ import pytest
 
 from lbsgd.build import build
 from lbsgd.config import default_config, resolve
+from lbsgd.data.pipeline import load
 
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
@@ -160,7 +161,7 @@ def in_torch(run, start):
         rate = REFERENCE + (FULL - REFERENCE) * min(update / WARMUP, 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = workers_of(batches.load(update))
+        images, labels = workers_of(load(batches.job(update)))
         optimizer.zero_grad()
         loss, wrong, buffers = large_minibatch(params, buffers, images, labels)
         optimizer.step()

@@ -222,11 +222,11 @@ def _decode_jpeg(data: bytes, header: JpegHeader, box: Box, shape: tuple[int, in
 def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
     """The first and the last+1 row to decode, at ends of blocks.
 
-    One more block each way where colour is stored at half the height: its interpolation looks at
-    the neighbouring rows, so that the pixels are those of the whole image decoded.
+    Where colour is stored at half the height its interpolation looks at the neighbouring row of
+    colour, two rows of pixels away: with it the pixels are those of the whole image decoded.
     """
     height = header.block[0]
-    margin = height if height > 8 else 0
+    margin = 2 if height > 8 else 0
     first = max((box.top - margin) // height * height, 0)
     last = -(-(box.top + box.height + margin) // height) * height
     return first, min(last, header.height)

@@ -1,0 +1,57 @@
+"""CIFAR-10 with ResNet-20 and -56 of He et al. 2015 (section 4.2), from one worker to thirty-two.
+
+    python -m lbsgd.main --config configs/cifar10.py --config.data.dir=DIR
+
+Their recipe: minibatch 128, eta 0.1, weight decay 1e-4, 164 epochs (64,000 updates), x0.1 at one
+half and three quarters, padding 4, crop and flip. That is one worker of n=128 here; larger
+minibatches are k such workers, with linear scaling and gradual warmup over 5 epochs.
+
+    batch=128..4096       kn; the default is 128
+    model=resnet56        or any other of lbsgd.models.resnet
+    epochs=30             another length, decays in proportion
+    smoke                 3 updates on random images at width 1/8
+
+DIR is the data_dir of tensorflow-datasets, where CIFAR-10 was prepared once, with tensorflow, by
+    python -m tensorflow_datasets.scripts.cli.main build cifar10 --file_format=array_record
+or, with --config.data.source=packed, a set of lbsgd.data.prepare.
+
+He et al. report 8.75% error for ResNet-20 and 6.97% for ResNet-56 at batch=128 (best of 5 runs).
+"""
+
+import ml_collections
+
+from lbsgd.config import default_config
+from lbsgd.recipes import select, set_epochs, set_smoke
+
+ROWS = {
+    "batch=": "batch_size",
+    "model=": "model.name",
+    "epochs=": set_epochs,
+    "smoke": set_smoke,
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; see the arguments above."""
+    config = default_config()
+    config.batch_size = 128
+    config.worker_batch_size = 128
+    config.total_epochs = 164.0
+    config.model.name = "resnet20"
+    config.model.zero_init_residual = False
+    config.learning_rate.reference_learning_rate = 0.1
+    config.learning_rate.reference_batch_size = 128
+    config.learning_rate.warmup_epochs = 5.0
+    config.learning_rate.decay_epochs = (82.0, 123.0)
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 1e-4
+    config.data.source = "tfds"
+    config.data.tfds_name = "cifar10"
+    config.data.crop = "padded"
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.evaluation.every_epochs = 1.0
+    config.checkpoint.every_epochs = 5.0
+    return select(config, arg, ROWS)

@@ -1,0 +1,66 @@
+"""Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
+
+from collections.abc import Callable, Mapping
+
+import ml_collections
+
+from lbsgd.config import flatten
+from lbsgd.errors import ConfigError
+
+Change = Callable[[ml_collections.ConfigDict, str], None]
+
+
+def select(
+    config: ml_collections.ConfigDict, arg: str, rows: Mapping[str, str | Change]
+) -> ml_collections.ConfigDict:
+    """The config, changed by the parts of `arg` that commas separate, one after the other.
+
+    Args:
+      rows: what a part may be: "name=" with the key that its value is for, or with what to do with
+        the value; "word" (or "name=value") with what to do.
+
+    Raises:
+      ConfigError: an unknown part, or a value of the wrong type.
+    """
+    for part in filter(None, arg.split(",")):
+        name, sign, value = part.partition("=")
+        change = rows.get(part) or rows.get(name + sign)
+        if change is None or (sign and not value):
+            known = ", ".join(f"{row}..." if row.endswith("=") else row for row in rows)
+            raise ConfigError(f"no variant {part!r}; known: {known}")
+        try:
+            if isinstance(change, str):
+                kind = type(dict(flatten(config))[change])
+                config.update_from_flattened_dict({change: kind(value)})
+            else:
+                change(config, value)
+        except ValueError as error:
+            raise ConfigError(f"variant {part!r}: {error}") from error
+    return config
+
+
+def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
+    """Another length in epochs, its decays moved in proportion; the warmup stays."""
+    factor = float(value) / config.total_epochs
+    config.total_epochs = float(value)
+    decays = config.learning_rate.decay_epochs
+    config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
+
+
+def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
+    """Three updates on a few small random images, for a test on a CPU."""
+    config.batch_size = 64
+    config.worker_batch_size = 8
+    config.accumulation_steps = 1
+    config.total_epochs = 0.0
+    config.total_steps = 3
+    config.model.width = 0.125
+    config.learning_rate.reference_batch_size = 16
+    config.learning_rate.warmup_epochs = 0.0
+    config.learning_rate.warmup_steps = 2
+    config.data.source = "synthetic"
+    config.data.image_size = 32
+    config.data.evaluation_short_side = 36
+    config.data.synthetic_examples = 256
+    config.data.synthetic_validation_examples = 40
+    config.log.every_steps = 1
