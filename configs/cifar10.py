@@ -21,9 +21,9 @@ He et al. report 8.75% error for ResNet-20 and 6.97% for ResNet-56 at batch=128 
 import ml_collections
 
 from lbsgd.config import default_config
-from lbsgd.recipes import select, set_epochs, set_smoke
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke
 
-ROWS = {
+ROWS: Rows = {
     "batch=": "batch_size",
     "model=": "model.name",
     "epochs=": set_epochs,

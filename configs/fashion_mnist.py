@@ -3,8 +3,8 @@
     python -m lbsgd.main --config configs/fashion_mnist.py --config.data.dir=DIR
 
 60,000 grey images of 28x28. One worker of n=128 at eta = 0.1 is the reference; larger minibatches
-are k such workers, with linear scaling and gradual warmup over 2 epochs; 20 epochs, x0.1 at one half
-and three quarters; padding 2, crop and flip.
+are k such workers, with linear scaling and gradual warmup over 2 epochs; 20 epochs, x0.1 at one
+half and three quarters; padding 2, crop and flip.
 
     batch=128..8192       kn; the default is 1024
     model=resnet20        or any other of lbsgd.models.resnet; the default is resnet8
@@ -19,9 +19,9 @@ or, with --config.data.source=npz, a folder of train.npz and validation.npz.
 import ml_collections
 
 from lbsgd.config import default_config
-from lbsgd.recipes import select, set_epochs, set_smoke
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke
 
-ROWS = {
+ROWS: Rows = {
     "batch=": "batch_size",
     "model=": "model.name",
     "epochs=": set_epochs,

@@ -18,23 +18,23 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
     model=resnet101            Table 2c: batch=256 22.08+-0.06, 8k 22.36+-0.09
     smoke                      3 updates on random images at width 1/8 and 32 pixels, 64 a batch
 
-The images are those of tensorflow-datasets, prepared once as ArrayRecord; DIR is its data_dir. A folder
-of class folders or a set of lbsgd.data.prepare will do too (and load faster): --config.data.source=folder
-or =packed. Augmentation is that of the paper: random area and aspect, flip. Accumulation is automatic:
-as many steps as the devices' memory asks for.
+The images are those of tensorflow-datasets, prepared once as ArrayRecord; DIR is its data_dir. So
+are class folders in train/ and val/ (--config.data.source=folder), or what lbsgd.data.prepare makes
+of either (=packed, which loads fastest). Augmentation is the paper's: random area and aspect, flip.
+Accumulation is automatic: as many steps as the devices' memory asks for.
 """
 
 import ml_collections
 
 from lbsgd.config import default_config
-from lbsgd.recipes import select, set_smoke
+from lbsgd.recipes import Rows, select, set_smoke
 
 
 def _set_gamma(config: ml_collections.ConfigDict, _: str) -> None:
     config.model.zero_init_residual = False
 
 
-ROWS = {
+ROWS: Rows = {
     "batch=": "batch_size",
     "warmup=": "learning_rate.warmup",
     "rate=": "learning_rate.reference_learning_rate",

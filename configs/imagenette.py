@@ -18,7 +18,7 @@ lbsgd has not run this to the end.
 import ml_collections
 
 from lbsgd.config import default_config
-from lbsgd.recipes import select, set_epochs, set_smoke
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke
 
 
 def _set_size(config: ml_collections.ConfigDict, value: str) -> None:
@@ -26,7 +26,7 @@ def _set_size(config: ml_collections.ConfigDict, value: str) -> None:
     config.data.evaluation_short_side = round(int(value) * 8 / 7)
 
 
-ROWS = {
+ROWS: Rows = {
     "batch=": "batch_size",
     "model=": "model.name",
     "size=": _set_size,

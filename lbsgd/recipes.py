@@ -8,11 +8,10 @@ from lbsgd.config import flatten
 from lbsgd.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
+Rows = Mapping[str, str | Change]
 
 
-def select(
-    config: ml_collections.ConfigDict, arg: str, rows: Mapping[str, str | Change]
-) -> ml_collections.ConfigDict:
+def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collections.ConfigDict:
     """The config, changed by the parts of `arg` that commas separate, one after the other.
 
     Args:
