@@ -1,4 +1,4 @@
-"""The arguments of configs/imagenet_goyal.py select the paper's rows."""
+"""Configs are the recipes they say."""
 
 import math
 import pathlib
@@ -6,8 +6,9 @@ import runpy
 
 import pytest
 
-from lbsgd.build import build_rate
+from lbsgd import train
 from lbsgd.config import resolve
+from lbsgd.rate import build_rate
 from lbsgd.timeline import Timeline
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,3 +43,29 @@ def test_a_row_has_the_papers_numbers(arg):
     assert rate.warmup_updates == warmup
     assert config.model.zero_init_residual == (arg != "gamma=1")
     assert config.model.name == ("resnet101" if "101" in arg else "resnet50")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "imagenette", "imagenet_goyal"])
+def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
+    """All that a machine needs to try the config: three updates, and an evaluation of 40 images."""
+    get_config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
+    args = {"imagenette": "smoke,model=resnet18", "imagenet_goyal": "smoke,model=resnet18"}
+    config = get_config(args.get(name, "smoke"))
+    assert config.data.source == "synthetic"
+    outcome = train.run(resolve(config), tmp_path)
+    assert (outcome.updates, outcome.complete) == (3, True)
+    assert 0 <= outcome.final_error <= 100
+
+
+@pytest.mark.parametrize("batch_size", [128, 256, 512, 1024, 2048, 4096])
+def test_cifar10_minibatches_are_workers_of_128(batch_size):
+    """He et al. 2015, section 4.2: 64,000 updates of 128 at 0.1; k times the rate for k workers."""
+    get_config = runpy.run_path(str(ROOT / "configs" / "cifar10.py"))["get_config"]
+    config = resolve(get_config(f"batch={batch_size}"))
+    timeline = Timeline.constant(50_000, batch_size)
+    rate = build_rate(config, timeline, timeline.update_at_epoch(config.total_epochs))
+    assert rate.full == pytest.approx(0.1 * batch_size / 128, rel=1e-12)
+    if batch_size == 128:
+        assert timeline.update_at_epoch(config.total_epochs) == pytest.approx(64_000, rel=0.001)
+        assert rate.decay_updates == pytest.approx((32_000, 48_000), rel=0.002)
+        assert rate.warmup_updates == 0

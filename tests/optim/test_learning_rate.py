@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.build import Rate, build_rate
 from lbsgd.config import default_config
 from lbsgd.errors import ConfigError
 from lbsgd.optim import learning_rate as rates
+from lbsgd.rate import Rate, build_rate
 from lbsgd.timeline import Timeline
 
 N = 1_281_167

@@ -1,0 +1,377 @@
+"""Decoding against simplejpeg and Pillow on whole images, brute force, and files that are damaged.
+
+Every image is made here, but for those of ImageNet in a folder beside the repository.
+"""
+
+import concurrent.futures
+import io
+import pathlib
+import struct
+import tarfile
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lbsgd.data.decode import Box, decode, image_size, read_jpeg_header, resize
+
+SAMPLES = pathlib.Path(__file__).parents[3] / "shared/data/imagenet_samples/imagenet_samples.tar"
+HEIGHT, WIDTH = 75, 56
+
+
+def picture(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Waves, edges and noise, uint8 `[h, w, 3]`, so that no two rows or columns are alike."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 7 + y / 9), np.cos(x / 5 - y / 11), np.sign(np.sin(x * y / 50))]
+    noise = np.random.default_rng(height).normal(0, 12, (height, width, 3))
+    return np.clip(127 + 90 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+
+
+def pillow(image: np.ndarray, kind: str = "JPEG", mode: str = "RGB", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def opencv(image: np.ndarray, sampling: str, restart: int = 0) -> bytes:
+    factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
+    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor, cv2.IMWRITE_JPEG_RST_INTERVAL, restart]
+    return cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes()
+
+
+def with_segment(data: bytes, marker: int, payload: bytes) -> bytes:
+    """The JPEG with one more segment after its first two bytes."""
+    segment = struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+    return data[:2] + segment + data[2:]
+
+
+def with_frame(data: bytes, offset: int, value: bytes) -> bytes:
+    """The JPEG with other bytes in its frame header."""
+    at = read_jpeg_header(data).frame + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+def as_ycck(cmyk: bytes) -> bytes:
+    """Adobe's segment says in its last byte how the colours are coded."""
+    last = cmyk.index(b"Adobe") + 11
+    return cmyk[:last] + b"\2" + cmyk[last + 1 :]
+
+
+def rotated() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def jpegs(height: int = HEIGHT, width: int = WIDTH) -> dict[str, bytes]:
+    """The kinds of JPEG that come up."""
+    image = picture(height, width)
+    row = {"444": 8, "422": 16, "420": 16, "411": 32, "440": 8}  # width of a coded unit
+    files = {f"{s} rows": opencv(image, s, -(-width // w)) for s, w in row.items()}
+    files |= {s: simplejpeg.encode_jpeg(image, 85, colorsubsampling=s) for s in row}
+    plain = files["420"]
+    return files | {
+        "grey": pillow(image, mode="L"),
+        "grey rows": pillow(image, mode="L", restart_marker_rows=1),
+        "progressive": pillow(image, progressive=True),
+        "progressive rows": pillow(image, progressive=True, restart_marker_rows=1),
+        "restart rows": pillow(image, restart_marker_rows=1),
+        "restart two rows": pillow(image, restart_marker_rows=2),
+        "restart blocks": pillow(image, restart_marker_blocks=3),
+        "optimized": pillow(image, optimize=True, subsampling=0),
+        "rgb": pillow(image, keep_rgb=True, subsampling=0),
+        "orientation": pillow(image, exif=rotated()),
+        "profile": pillow(image, icc_profile=np.random.default_rng(0).bytes(100_000)),
+        "comment": with_segment(plain, 0xFE, b"\xff\xd9 and \xff\xda\0\0 \xff\xd0"),
+        "thumbnail": with_segment(plain, 0xE1, b"Exif\0\0" + files["444"]),
+        "fill bytes": plain[:2] + b"\xff\xff\xff" + plain[2:],
+        "more behind": plain + b"\xff\xd8\xff more \xff\xd0\xff\xda" + bytes(1000),
+    }
+
+
+JPEGS = jpegs()
+CMYK = pillow(picture(), mode="CMYK", quality=95)
+# Without the damage that JPEG does, the pixels are those that went in.
+LOSSLESS = {
+    "png": (pillow(picture(), "PNG"), picture()),
+    "png grey": (
+        pillow(picture(), "PNG", "L"),
+        np.asarray(Image.fromarray(picture()).convert("L")),
+    ),
+    "png alpha": (
+        pillow(np.dstack([picture(), picture()[..., 0]]), "PNG", "RGBA"),
+        picture(),
+    ),
+    "bmp": (pillow(picture(), "BMP"), picture()),
+    "webp": (pillow(picture(), "WEBP", lossless=True), picture()),
+}
+OTHERS = {
+    "cmyk": CMYK,
+    "ycck": as_ycck(CMYK),
+    "png palette": pillow(picture(), "PNG", "P", transparency=bytes(range(256))),
+    "png 16 bit": pillow(picture()[..., 0].astype(np.uint16) * 257, "PNG", "I;16"),
+    "gif": pillow(picture(), "GIF", "P"),
+    "webp lossy": pillow(picture(), "WEBP"),
+} | {name: data for name, (data, _) in LOSSLESS.items()}
+FILES = JPEGS | OTHERS
+
+
+def whole(data: bytes) -> np.ndarray:
+    """All of an image as Pillow has it."""
+    with Image.open(io.BytesIO(data)) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bytes that say how transparent a palette is
+        return np.asarray(image.convert("RGB"))
+
+
+WHOLE = {name: whole(data) for name, data in FILES.items()}
+
+
+@st.composite
+def boxes(draw: st.DrawFn, height: int = HEIGHT, width: int = WIDTH) -> Box:
+    """Any box within an image."""
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    return Box(top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left)))
+
+
+def part(image: np.ndarray, box: Box) -> np.ndarray:
+    return image[box.top :, box.left :][: box.height, : box.width]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_of_an_image_is_what_other_decoders_give(name):
+    image = decode(FILES[name])
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, WHOLE[name])
+    if name in JPEGS:
+        np.testing.assert_array_equal(image, simplejpeg.decode_jpeg(FILES[name]))
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    assert image_size(FILES[name]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_pixels_of_lossless_files_are_those_that_went_in(name):
+    data, image = LOSSLESS[name]
+    grey = image.ndim == 2
+    np.testing.assert_array_equal(decode(data), np.dstack([image] * 3) if grey else image)
+
+
+def test_cmyk_is_turned_into_the_colours_that_went_in():
+    """Pillow wrote C, M, Y = 255 - R, G, B; quality 95 with 4:2:0 blurs the noise by 8 or so."""
+    smooth = cv2.GaussianBlur(picture(), (0, 0), 4)
+    difference = decode(pillow(smooth, mode="CMYK", quality=95)).astype(float) - smooth
+    assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(deadline=None, max_examples=40)
+@given(box=boxes())
+@example(box=Box(0, 0, HEIGHT, WIDTH))
+@example(box=Box(HEIGHT - 1, WIDTH - 1, 1, 1))
+@example(box=Box(16, 8, 16, 8))
+@example(box=Box(15, 0, 1, WIDTH))
+@example(box=Box(0, 0, 16, 1))
+def test_a_box_is_what_slicing_the_whole_gives(name, box):
+    np.testing.assert_array_equal(decode(FILES[name], box), part(WHOLE[name], box))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 13), (2, 300), (7, 7), (1200, 1600)])
+def test_boxes_of_images_of_any_size(height, width):
+    random = np.random.default_rng(height)
+    for name, data in jpegs(height, width).items():
+        image = whole(data)
+        np.testing.assert_array_equal(decode(data), image, err_msg=name)
+        top, left = random.integers(height), random.integers(width)
+        sides = random.integers(1, height - top + 1), random.integers(1, width - left + 1)
+        box = Box(int(top), int(left), *map(int, sides))
+        np.testing.assert_array_equal(decode(data, box), part(image, box), err_msg=name)
+
+
+# One picture with the same DCT coefficients; of the progressive file no rows can be left out.
+ALIKE = [
+    pillow(picture(210, 170), **o) for o in ({}, {"optimize": True}, {"restart_marker_rows": 1})
+]
+ALIKE_WHOLE = pillow(picture(210, 170), progressive=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(box=boxes(210, 170), height=st.integers(1, 60), width=st.integers(1, 60))
+def test_which_rows_were_decoded_is_not_seen_at_any_scale(box, height, width):
+    expected = decode(ALIKE_WHOLE, box, (height, width))
+    for data in ALIKE:
+        np.testing.assert_array_equal(decode(data, box, (height, width)), expected)
+
+
+def slopes(height: int, width: int) -> np.ndarray:
+    """Grey that rises by 0.3 a row and 0.15 a column."""
+    y, x = np.mgrid[:height, :width]
+    return np.repeat((10 + 0.3 * y + 0.15 * x)[..., None], 3, axis=2)
+
+
+SLOPES = pillow(np.round(slopes(480, 640)).astype(np.uint8), quality=100, subsampling=0)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("corner", [(0, 0), (96, 160)])
+def test_scaled_pixels_are_means_in_their_place(scale, corner):
+    """On a slope the mean is the value in the middle.
+
+    Half- and quarter-size DCTs are off by at most 0.28 of the slope; two roundings, of the picture
+    and of the result, by 1 together, and on the mean of 400 pixels by nearly nothing: a shift by
+    one pixel of the file would be 0.15 or more.
+    """
+    box = Box(*corner, 20 * scale, 20 * scale)
+    actual = decode(SLOPES, box, (20, 20)).astype(float)
+    crop = part(slopes(480, 640), box)
+    expected = crop.reshape(20, scale, 20, scale, 3).mean(axis=(1, 3))
+    assert np.abs(actual - expected).mean() < 0.28 * 0.45 + 1
+    assert abs((actual - expected).mean()) < 0.12
+
+
+@settings(deadline=None, max_examples=100)
+@given(box=boxes(480, 640), height=st.integers(4, 40), width=st.integers(4, 40))
+def test_scaled_boxes_begin_and_end_within_a_scaled_pixel(box, height, width):
+    """So that a pixel is never off by more than its own size in the file."""
+    actual = decode(SLOPES, box, (height, width)).astype(float)
+    down, across = box.height / height, box.width / width
+    rows = box.top + down * (np.arange(height) + 0.5) - 0.5
+    columns = box.left + across * (np.arange(width) + 0.5) - 0.5
+    rows, columns = np.clip(rows, box.top, None), np.clip(columns, box.left, None)
+    rows = np.minimum(rows, box.top + box.height - 1)
+    columns = np.minimum(columns, box.left + box.width - 1)
+    expected = 10 + 0.3 * rows[:, None] + 0.15 * columns[None]
+    bound = 0.3 * max(down, 1) + 0.15 * max(across, 1) + 0.28 * 0.45 + 1.5
+    assert np.abs(actual - expected[..., None]).max() < bound
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_scaled_pictures_are_near_the_mean_over_areas(scale, subsampling):
+    """Of waves of 60 pixels or more, whose slope g is at most 6.3 and whose curvature 0.66.
+
+    Reduced DCTs differ from means by 0.28 g and 0.24 of the curvature in each direction; JPEG of
+    quality 100, the conversion of colours and rounding add at most 1.5 on average.
+    """
+    y, x = np.mgrid[:320, :320]
+    phases = (x / 10 + y / 30, x / 25 - y / 14, (x + y) / 20)
+    image = np.round(127 + 60 * np.sin(np.stack(phases, -1))).astype(np.uint8)
+    data = pillow(image, quality=100, subsampling=subsampling)
+    size = 320 // scale
+    expected = image.reshape(size, scale, size, scale, 3).mean(axis=(1, 3))
+    difference = np.abs(decode(data, shape=(size, size)) - expected)
+    assert difference.mean() < 0.28 * 60 * (1 / 10 + 1 / 14) * 2 / np.pi + 1.5
+
+
+def area_weights(size: int, pixels: int) -> np.ndarray:
+    """Row i: how much of each of `size` pixels the i-th of `pixels` covers."""
+    edges = np.arange(pixels + 1) * size / pixels
+    j = np.arange(size)
+    covered = np.minimum(edges[1:, None], j + 1) - np.maximum(edges[:-1, None], j)
+    return np.clip(covered, 0, None) * pixels / size
+
+
+def bilinear_weights(size: int, pixels: int) -> np.ndarray:
+    """Row i: of the two pixels whose middles are nearest to that of the i-th of `pixels`."""
+    weights = np.zeros((pixels, size))
+    for i in range(pixels):
+        middle = (i + 0.5) * size / pixels - 0.5
+        below = int(np.floor(middle))
+        weights[i, max(below, 0)] += below + 1 - middle
+        weights[i, min(below + 1, size - 1)] += middle - below
+    return weights
+
+
+def resized(image: np.ndarray, shape: tuple[int, int], weights) -> np.ndarray:
+    down, across = (weights(size, pixels) for size, pixels in zip(image.shape, shape))
+    return np.einsum("ai,ijc,bj->abc", down, image.astype(float), across)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("before", "after", "weights"),
+    [
+        ((10, 12), (20, 20), bilinear_weights),
+        ((33, 35), (20, 20), bilinear_weights),
+        ((39, 20), (20, 20), bilinear_weights),
+        ((1, 1), (4, 3), bilinear_weights),
+        ((20, 7), (20, 13), bilinear_weights),
+        ((40, 40), (20, 20), area_weights),
+        ((41, 47), (20, 20), area_weights),
+        ((100, 30), (25, 28), area_weights),
+        ((57, 133), (19, 11), area_weights),
+        ((64, 48), (1, 1), area_weights),
+    ],
+)
+def test_resize_weighs_pixels_as_it_should(before, after, weights, channels):
+    random = np.random.default_rng(before[0])
+    image = random.integers(0, 256, (*before, channels), dtype=np.uint8)
+    actual = resize(image, after)
+    assert actual.shape == (*after, channels)
+    assert actual.dtype == np.uint8
+    assert np.abs(actual - resized(image, after, weights)).max() <= 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("wide", [1, 19, 20, 35])
+def test_resize_leaves_no_pixel_out_where_one_side_shrinks(wide, flip):
+    """The other side, along which the image is constant, becomes 20."""
+    column = np.random.default_rng(0).integers(0, 256, (100, 1, 3), dtype=np.uint8)
+    image = np.repeat(column, wide, axis=1)
+    expected = np.repeat(column.reshape(20, 5, 1, 3).mean(axis=1), 20, axis=1)
+    if flip:
+        image, expected = image.swapaxes(0, 1).copy(), expected.swapaxes(0, 1)
+    assert np.abs(resize(image, (20, 20)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["420", "restart rows", "progressive", "grey", "png", "cmyk"])
+@pytest.mark.parametrize("shape", [(40, 30), (60, 50), (11, 9), (4, 4)])
+def test_out_is_filled_in_place(name, shape):
+    box = Box(9, 11, 40, 30)
+    rows = np.full((3, *shape, 3), 77, np.uint8)
+    result = decode(FILES[name], box, shape, rows[1])
+    assert np.shares_memory(result, rows)
+    np.testing.assert_array_equal(rows[1], decode(FILES[name], box, shape))
+    assert (rows[[0, 2]] == 77).all()
+
+
+@pytest.mark.parametrize("name", ["420", "restart rows", "png"])
+def test_a_result_outlives_the_next_image(name):
+    results = [decode(FILES[name]), decode(FILES[name], Box(9, 11, 40, 30), (5, 5))]
+    copies = [result.copy() for result in results]
+    decode(pillow(255 - picture(300, 200)))
+    for result, copy in zip(results, copies):
+        np.testing.assert_array_equal(result, copy)
+        result[:] = 0  # it may be written to
+
+
+def test_threads_do_not_get_in_each_others_way():
+    work = [(data, shape) for data in FILES.values() for shape in (None, (20, 30), (3, 5))] * 10
+    alone = [decode(data, shape=shape) for data, shape in work]
+    filters = list(warnings.filters)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: decode(job[0], shape=job[1]), work))
+    for ours, expected in zip(together, alone):
+        np.testing.assert_array_equal(ours, expected)
+    assert warnings.filters == filters
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="the ImageNet samples are not in ../shared/data")
+@pytest.mark.long
+def test_images_of_imagenet_and_boxes_of_them():
+    random = np.random.default_rng(0)
+    with tarfile.open(SAMPLES) as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}
+    assert len(files) == 365
+    for name, data in files.items():
+        image = simplejpeg.decode_jpeg(data)
+        height, width = image.shape[:2]
+        assert image_size(data) == (height, width)
+        np.testing.assert_array_equal(decode(data), image, err_msg=name)
+        top, left = int(random.integers(height)), int(random.integers(width))
+        sides = random.integers(1, height - top + 1), random.integers(1, width - left + 1)
+        box = Box(top, left, *map(int, sides))
+        np.testing.assert_array_equal(decode(data, box), part(image, box), err_msg=name)
