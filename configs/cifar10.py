@@ -11,8 +11,7 @@ minibatches are k such workers, with linear scaling and gradual warmup over 5 ep
     epochs=30             another length, decays in proportion
     smoke                 3 updates on random images at width 1/8
 
-DIR is the data_dir of tensorflow-datasets, where CIFAR-10 was prepared once, with tensorflow, by
-    python -m tensorflow_datasets.scripts.cli.main build cifar10 --file_format=array_record
+DIR is a data_dir of tensorflow-datasets that has cifar10 as ArrayRecord (docs/data.md says how),
 or, with --config.data.source=packed, a set of lbsgd.data.prepare.
 
 He et al. report 8.75% error for ResNet-20 and 6.97% for ResNet-56 at batch=128 (best of 5 runs).

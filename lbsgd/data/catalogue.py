@@ -5,9 +5,11 @@ from collections.abc import Callable
 import ml_collections
 
 from lbsgd.data.sources import Splits, digits, npz, synthetic
+from lbsgd.data.tfds_source import tfds
 from lbsgd.errors import ConfigError
 
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
+    "tfds": tfds,
     "npz": npz,
     "digits": digits,
     "synthetic": synthetic,

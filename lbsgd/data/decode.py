@@ -9,7 +9,6 @@ EXIF orientation is ignored, as the published results on ImageNet do.
 
 import io
 import threading
-import warnings
 from typing import NamedTuple
 
 import cv2
@@ -24,6 +23,9 @@ _LOCAL = threading.local()
 
 # Larger is an attack or an accident: 100 million pixels.
 MAX_PIXELS = 10**8
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Not those that Pillow runs other programs for.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class CorruptError(ValueError):
@@ -37,6 +39,21 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Part(NamedTuple):
+    """Some rows of a JPEG, as a JPEG.
+
+    Attributes:
+      first, last: the first row and the one after the last, of the whole image.
+      surplus: whether bytes left over after the last row are no damage: where the JPEG was cut, and
+        in a few of ImageNet's that every decoder takes.
+    """
+
+    data: bytes | bytearray
+    first: int
+    last: int
+    surplus: bool
 
 
 class JpegHeader(NamedTuple):
@@ -95,14 +112,19 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 def _read_frame(data: bytes, frame: int, scan: int, restart: int) -> JpegHeader:
     height = int.from_bytes(data[frame + 5 : frame + 7])
     width = int.from_bytes(data[frame + 7 : frame + 9])
-    components = data[frame + 9]
-    if not frame or not components or not 0 < height * width <= MAX_PIXELS:
+    components = int.from_bytes(data[frame + 9 : frame + 10])
+    length = int.from_bytes(data[frame + 2 : frame + 4])
+    coded = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4])
+    if not frame or not components or length != 8 + 3 * components or coded > len(data):
+        raise CorruptError("the JPEG header is cut short or damaged")
+    if not 0 < height * width <= MAX_PIXELS:
         raise CorruptError(f"a JPEG of {width} x {height} pixels")
     # One component alone is not interleaved: its unit is one block of 8 x 8.
     sampling = [data[frame + 11 + 3 * i] for i in range(components)] if components > 1 else [0x11]
+    if not all(0 < s >> 4 <= 4 and 0 < s & 15 <= 4 for s in sampling):
+        raise CorruptError("the JPEG header is damaged")
     block = (8 * max(s & 15 for s in sampling), 8 * max(s >> 4 for s in sampling))
     in_order = data[frame + 1] in (0xC0, 0xC1) and data[scan + 4] == components
-    coded = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4])
     return JpegHeader(height, width, components, in_order, frame, coded, block, restart)
 
 
@@ -140,6 +162,7 @@ def decode(
     header = read_jpeg_header(data)
     _check_whole(data, header)
     if header.components not in (1, 3):
+        _check_code(data)
         return resize(_crop(_decode_by_pillow(data), box), shape, out)
     box = box or Box(0, 0, header.height, header.width)
     return resize(_decode_jpeg(data, header, box, shape or box[2:]), shape, out)
@@ -160,6 +183,9 @@ def resize(
         out[:] = image
     else:
         shrink = max(image.shape[0] / height, image.shape[1] / width)
+        less = min(image.shape[0], height), min(image.shape[1], width)
+        if shrink >= 2 and less != (height, width):  # OpenCV's mean is only for both sides
+            return resize(resize(image, less), shape, out)
         method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
         resized = cv2.resize(image, (width, height), dst=out, interpolation=method)
         if not np.may_share_memory(resized, out):  # OpenCV drops a single channel
@@ -175,10 +201,8 @@ def _crop(image: np.ndarray, box: Box | None) -> np.ndarray:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (OSError, SyntaxError, ValueError, *_TOO_LARGE) as error:
         raise CorruptError("not an image that can be read") from error
     if image.width * image.height > MAX_PIXELS:
         raise CorruptError(f"an image of {image.width} x {image.height} pixels")
@@ -188,9 +212,10 @@ def _open(data: bytes) -> Image.Image:
 def _decode_by_pillow(data: bytes) -> np.ndarray:
     with _open(data) as image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return np.asarray(image.convert("RGB"))
+            if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image.info.pop("transparency", None)  # which Pillow would warn of
+            return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise CorruptError(str(error)) from error
 
@@ -199,6 +224,14 @@ def _check_whole(data: bytes, header: JpegHeader) -> None:
     """Raises CorruptError for a JPEG without its end, which decoders fill with grey."""
     if data.rfind(b"\xff\xd9") < header.scan:
         raise CorruptError("the JPEG is cut short")
+
+
+def _check_code(data: bytes) -> None:
+    """Raises CorruptError for a CMYK JPEG with damaged code, which Pillow overlooks."""
+    try:
+        simplejpeg.decode_jpeg(data, "CMYK")
+    except ValueError as error:
+        raise CorruptError(str(error)) from error
 
 
 def _scale(box: Box, shape: tuple[int, int]) -> int:
@@ -211,10 +244,10 @@ def _decode_jpeg(data: bytes, header: JpegHeader, box: Box, shape: tuple[int, in
     """The box at 1, 1/2, 1/4 or 1/8 of its size, a view of this thread's buffer."""
     scale = _scale(box, shape)
     first, last = _rows_needed(header, box)
-    part, first, last = _cut(data, header, first, last)
-    image = _decode_whole(part, last - first, header.width, scale)
-    top, left = (box.top - first) // scale, box.left // scale
-    bottom = -(-(box.top + box.height - first) // scale)
+    part = _cut(data, header, first, last)
+    image = _decode_whole(part, header.width, scale)
+    top, left = (box.top - part.first) // scale, box.left // scale
+    bottom = -(-(box.top + box.height - part.first) // scale)
     right = -(-(box.left + box.width) // scale)
     return image[top:bottom, left:right]
 
@@ -232,23 +265,21 @@ def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
     return first, min(last, header.height)
 
 
-def _cut(
-    data: bytes, header: JpegHeader, first: int, last: int
-) -> tuple[bytes | bytearray, int, int]:
-    """A JPEG of these rows or a few more, and which it has.
+def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> Part:
+    """A JPEG of these rows or a few more.
 
     The frame header is told another height, and the decoder stops there. With a restart marker
     after each row of blocks the coded data can also start at any of them, renumbered.
     """
     if not header.in_order or (first == 0 and last == header.height):
-        return data, 0, header.height
+        return Part(data, 0, header.height, not header.restart)
     if header.restart and header.restart == -(-header.width // header.block[1]):
         ends = _restart_markers(data, header.scan)
         if len(ends) == -(-header.height // header.block[0]) - 1:
-            return _cut_at_markers(data, header, first, last, ends), first, last
+            return Part(_cut_at_markers(data, header, first, last, ends), first, last, False)
     part = bytearray(data)
     part[header.frame + 5 : header.frame + 7] = last.to_bytes(2)
-    return part, 0, last
+    return Part(part, 0, last, True)
 
 
 def _restart_markers(data: bytes, scan: int) -> np.ndarray:
@@ -283,17 +314,16 @@ def _buffer(size: int) -> np.ndarray:
     return buffer
 
 
-def _decode_whole(data: bytes | bytearray, height: int, width: int, scale: int) -> np.ndarray:
-    """All of a JPEG at 1/scale of its size, in this thread's buffer.
-
-    Bytes left over after the last row are no damage: those of a JPEG that was cut, and of a few in
-    ImageNet that every decoder takes.
-    """
+def _decode_whole(part: Part, width: int, scale: int) -> np.ndarray:
+    """All of a JPEG at 1/scale of its size, in this thread's buffer."""
+    height = part.last - part.first
     buffer = _buffer(height * width * 3)
     height, width = -(-height // scale), -(-width // scale)
     try:
-        simplejpeg.decode_jpeg(data, min_height=height, min_width=width, buffer=buffer)
+        simplejpeg.decode_jpeg(part.data, min_height=height, min_width=width, buffer=buffer)
     except ValueError as error:
-        if "extraneous bytes before marker" not in str(error):
+        # libjpeg tells its first complaint only: before a marker of another kind this one would
+        # hide those that matter.
+        if not part.surplus or "extraneous bytes before marker 0xd" not in str(error):
             raise CorruptError(str(error)) from error
     return buffer[: height * width * 3].reshape(height, width, 3)
