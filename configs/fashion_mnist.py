@@ -11,8 +11,8 @@ half and three quarters; padding 2, crop and flip.
     epochs=40             another length, decays in proportion
     smoke                 3 updates on random images at width 1/8
 
-DIR is a data_dir of tensorflow-datasets that has fashion_mnist as ArrayRecord (docs/data.md says how),
-or, with --config.data.source=npz, a folder of train.npz and validation.npz.
+DIR is a data_dir of tensorflow-datasets that has fashion_mnist as ArrayRecord (docs/data.md says
+how), or, with --config.data.source=npz, a folder of train.npz and validation.npz.
 """
 
 import ml_collections

@@ -18,10 +18,10 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
     model=resnet101            Table 2c: batch=256 22.08+-0.06, 8k 22.36+-0.09
     smoke                      3 updates on random images at width 1/8 and 32 pixels, 64 a batch
 
-The images are those of tensorflow-datasets, prepared as ArrayRecord (docs/data.md); DIR is its data_dir. So
-are class folders in train/ and val/ (--config.data.source=folder), or what lbsgd.data.prepare makes
-of either (=packed, which loads fastest). Augmentation is the paper's: random area and aspect, flip.
-Accumulation is automatic: as many steps as the devices' memory asks for.
+DIR is the data_dir of tensorflow-datasets with imagenet2012 as ArrayRecord (docs/data.md says how);
+or class folders in train/ and val/, with --config.data.source=folder; or what lbsgd.data.prepare
+makes of either, with =packed, which loads fastest. Augmentation is the paper's: random area and
+aspect, flip. Accumulation is automatic: as many steps as the devices' memory asks for.
 """
 
 import ml_collections

@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import ml_collections
 
+from lbsgd.data.folder import folder
+from lbsgd.data.packed import packed
 from lbsgd.data.sources import Splits, digits, npz, synthetic
 from lbsgd.data.tfds_source import tfds
 from lbsgd.errors import ConfigError
 
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
+    "packed": packed,
+    "folder": folder,
     "tfds": tfds,
     "npz": npz,
     "digits": digits,

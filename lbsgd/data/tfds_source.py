@@ -11,65 +11,25 @@ import itertools
 import json
 import os
 import pathlib
-import resource
 import shlex
-import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from lbsgd.data.decode import CorruptError, image_size
+from lbsgd.data.records import RecordFile, allow_open_files
 from lbsgd.data.sources import Example, Source, Splits
 from lbsgd.errors import ConfigError
 
-# No read-ahead: examples are read one by one, anywhere.
-READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
+class Piece(NamedTuple):
+    """Some records of a file that follow one another: `take` from `skip` on."""
 
-class Shard:
-    """Records `skip` to `skip` + `take` of an ArrayRecord file, which is opened when first read.
-
-    `instruction` is a FileInstruction of tensorflow-datasets.
-    """
-
-    def __init__(self, instruction: Any) -> None:
-        self.path = pathlib.Path(instruction.filename)
-        self.skip, self.take = instruction.skip, instruction.take
-        self._records_in_file = instruction.examples_in_shard
-        self._lock = threading.Lock()
-        self._reader: Any = None
-
-    def _open(self) -> Any:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        with self._lock:
-            if self._reader is None:
-                reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
-                if reader.num_records() != self._records_in_file:
-                    self.path.open("rb").close()  # says why, where the file cannot be opened
-                    raise CorruptError(f"{self.path} is cut short or damaged")
-                self._reader = reader
-            return self._reader
-
-    def read(self, position: int) -> bytes:
-        """The record at `position` of this part.
-
-        A range of one record is asked for: `read()` after `seek()` needs a lock, and keeps the
-        interpreter's while it waits for the disk; `read([i])` starts threads.
-
-        Raises:
-          ConfigError: the file cannot be opened.
-          CorruptError: the record or the whole file is damaged.
-        """
-        at = self.skip + position
-        try:
-            return (self._reader or self._open()).read(at, at + 1)[0]
-        except OSError as error:
-            raise ConfigError(f"cannot open {self.path}: {error.strerror}") from error
-        except RuntimeError as error:
-            raise CorruptError(f"{self.path.name}: {error}") from error
+    file: RecordFile
+    skip: int
+    take: int
 
 
 class TfdsSource:
@@ -91,8 +51,8 @@ class TfdsSource:
         self.split, self._parse = split, tf_example_pb2.Example.FromString
         self._image, self._label = _image_and_label(info)
         self.classes = tuple(info.features[self._label].names)
-        self._shards = _shards(info, split, key)
-        self._ends = list(itertools.accumulate(shard.take for shard in self._shards))
+        self._pieces = _pieces(info, split, key)
+        self._ends = list(itertools.accumulate(piece.take for piece in self._pieces))
         sizes = {name: [s.num_examples, int(s.num_bytes)] for name, s in info.splits.items()}
         what = json.dumps([info.full_name, split, len(self), sizes], sort_keys=True)
         self.fingerprint = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
@@ -101,21 +61,21 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def _find(self, index: int) -> tuple[Shard, int]:
-        """The shard of an example and its position there."""
+    def _find(self, index: int) -> tuple[RecordFile, int]:
+        """The file of an example, and which record there it is."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
-        shard = self._shards[which]
-        return shard, index - self._ends[which] + shard.take
+        file, skip, take = self._pieces[which]
+        return file, skip + take + index - self._ends[which]
 
     def __getitem__(self, index: int) -> Example:
         return Example(*self._read(index))
 
     def _read(self, index: int) -> tuple[bytes, int]:
-        shard, position = self._find(index)
+        file, record = self._find(index)
         try:
-            features = self._parse(shard.read(position)).features.feature
+            features = self._parse(file.read(record, record + 1)[0]).features.feature
             image = features[self._image].bytes_list.value[0]
             label = features[self._label].int64_list.value[0]
         except (DecodeError, IndexError) as error:
@@ -125,8 +85,8 @@ class TfdsSource:
         return image, label
 
     def name(self, index: int) -> str:
-        shard, position = self._find(index)
-        return f"{self.split}[{index}], record {shard.skip + position} of {shard.path.name}"
+        file, record = self._find(index)
+        return f"{self.split}[{index}], record {record} of {file.path.name}"
 
     def _first_shape(self, key: str) -> tuple[int, int, int]:
         """The shape of the first image that can be read; once decoded it is RGB."""
@@ -203,34 +163,28 @@ def _image_and_label(info: Any) -> tuple[str, str]:
     )
 
 
-def _shards(info: Any, split: str, key: str) -> list[Shard]:
+def _pieces(info: Any, split: str, key: str) -> list[Piece]:
     """The files of a split, or the parts of them."""
     try:
-        shards = [Shard(instruction) for instruction in info.splits[split].file_instructions]
+        pieces = [
+            Piece(RecordFile(pathlib.Path(i.filename), i.examples_in_shard), i.skip, i.take)
+            for i in info.splits[split].file_instructions
+        ]
     except ValueError as error:
         reason = str(error).splitlines()[0]
     else:
-        reason = "" if shards else "it has no examples"
+        reason = "" if pieces else "it has no examples"
     if reason:
         there = ", ".join(f"{name} ({s.num_examples} examples)" for name, s in info.splits.items())
         raise ConfigError(
             f"{key}={split!r} is no split of {info.full_name}: {reason.rstrip('.')}; there are "
             f"{there} and slices such as 'train[:90%]'"
         )
-    for shard in shards:
-        if not shard.path.exists():
-            raise ConfigError(f"{shard.path} is missing; prepare {info.full_name} again")
-    _allow_open_files(len(shards))
-    return shards
-
-
-def _allow_open_files(more: int) -> None:
-    """Raises this process's limit: ImageNet has 1,088 shards, and the usual limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = soft + more
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for piece in pieces:
+        if not piece.file.path.exists():
+            raise ConfigError(f"{piece.file.path} is missing; prepare {info.full_name} again")
+    allow_open_files(len(pieces))
+    return pieces
 
 
 def load(folder: pathlib.Path, name: str = "") -> Any:

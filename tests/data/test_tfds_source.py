@@ -246,8 +246,9 @@ def test_damaged_record_is_corrupt_and_others_are_not(pets):
     source = tfds(data_config(pets)).train
     for index in range(TRAIN):
         if index == 15:
-            with pytest.raises(CorruptError, match=path.name):
+            with pytest.raises(CorruptError):
                 source[index]
+            assert path.name in source.name(index)
         else:
             assert source[index].image in IMAGES
 
@@ -258,7 +259,7 @@ def test_records_of_a_file_cut_short_are_corrupt(pets):
     source = tfds(data_config(pets)).train
     for index in range(TRAIN):
         if 10 <= index < 20:
-            with pytest.raises(CorruptError, match=r"cut short or damaged"):
+            with pytest.raises(CorruptError, match="records, not 10"):
                 source[index]
         else:
             assert source[index].image in IMAGES

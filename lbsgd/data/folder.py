@@ -1,0 +1,334 @@
+"""Image files in a folder for each class, as they are or in a tar."""
+
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import posixpath
+import shlex
+import tarfile
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from lbsgd.data.decode import CorruptError, image_size
+from lbsgd.data.sources import Example, Source, Splits
+from lbsgd.errors import ConfigError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# By the name of the split, the folders that may hold it; the first that is there does.
+SPLITS = {"train": ("train",), "validation": ("val", "validation", "test")}
+# Asking a network disk for the sizes of a million files one after the other takes an hour.
+SCANNERS = 32
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\xfd7zXZ": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+
+class File(NamedTuple):
+    """An image file.
+
+    Attributes:
+      path: below the folder of the split, with "/"; the first part is the class.
+      size: in bytes; -1 for a link that leads nowhere.
+      start: where its bytes start in the tar; 0 elsewhere.
+    """
+
+    path: str
+    size: int
+    start: int = 0
+
+
+class Files:
+    """Image files by class, in the order of torchvision's ImageFolder, in little memory.
+
+    Args:
+      found: the files of each folder of a class, by its name.
+      classes: by label; () for the names of the folders, sorted.
+      where: they lie, for messages.
+
+    Attributes:
+      labels, starts, sizes: `[N]`.
+      fingerprint: of classes, paths and sizes.
+
+    Raises:
+      ConfigError: no classes, one without images, or one that is not in `classes`.
+    """
+
+    def __init__(
+        self, found: dict[str, list[File]], classes: tuple[str, ...], where: pathlib.Path
+    ) -> None:
+        names = sorted(found)
+        if not names:
+            raise ConfigError(f"{where} has no folder of images for each class")
+        self.classes = classes or tuple(names)
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        for name in names:
+            if not found[name]:
+                raise ConfigError(
+                    f"{where}: class {name!r} has no images ({' '.join(EXTENSIONS)}); add some or "
+                    "remove its folder"
+                )
+            if name not in label_of:
+                raise ConfigError(f"{where} has a class {name!r}, which the training split has not")
+        files = [file for name in names for file in sorted(found[name], key=_folder_and_name)]
+        labels = [label_of[name] for name in names for _ in found[name]]
+        self.labels = np.array(labels, np.int32)
+        # Bytes of one width take a third of the memory of Python's strings.
+        self._paths = np.array([os.fsencode(file.path) for file in files], np.bytes_)
+        self.sizes = np.array([file.size for file in files], np.int64)
+        self.starts = np.array([file.start for file in files], np.int64)
+        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
+        for array in (self._paths, self.sizes):
+            digest.update(array.data)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """The path of a file below the folder of the split."""
+        return os.fsdecode(bytes(self._paths[index]))
+
+
+def _folder_and_name(file: File) -> list[str]:
+    return file.path.rsplit("/", 1)
+
+
+class FolderSource:
+    """A folder with a folder of images (JPEG, PNG, BMP, WebP) for each class.
+
+    The classes are the names of the folders, sorted; images may lie in folders further below;
+    hidden files do not count. The files are not read before they are asked for.
+
+    Args:
+      classes: by label, where they are not to be those of this folder.
+
+    Raises:
+      ConfigError: no classes, one without images, or one that is not in `classes`.
+    """
+
+    def __init__(self, root: pathlib.Path, classes: tuple[str, ...] = ()) -> None:
+        self._root = os.path.abspath(root)
+        try:
+            names = _folders(root)
+            with ThreadPoolExecutor(SCANNERS, "lbsgd-scan") as pool:
+                found = list(pool.map(lambda name: list(_images(self._root, name)), names))
+        except OSError as error:
+            raise ConfigError(f"cannot read {error.filename} ({error.strerror})") from error
+        self._files = Files(dict(zip(names, found)), classes, root)
+        self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
+        self.image_shape = first_shape(self)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        path = f"{self._root}/{self._files.path(index)}"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return Example(file.read(), int(self._files.labels[index]))
+        except OSError as error:
+            raise CorruptError(f"cannot be read ({error.strerror})") from error
+
+    def name(self, index: int) -> str:
+        return f"{os.path.basename(self._root)}/{self._files.path(index)}"
+
+
+def _visible(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _folders(folder: pathlib.Path) -> list[str]:
+    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+
+
+def _images(root: str, below: str) -> Iterator[File]:
+    """The images in a folder below `root` and further below."""
+    for entry in _visible(f"{root}/{below}"):
+        path = f"{below}/{entry.name}"
+        if entry.is_dir():
+            yield from _images(root, path)
+        elif path.lower().endswith(EXTENSIONS):
+            try:
+                yield File(path, entry.stat().st_size)
+            except OSError:  # reading it will say what is wrong
+                yield File(path, -1)
+
+
+def first_shape(source: Source) -> tuple[int, int, int]:
+    """The shape of the first image file that can be read; once decoded it is RGB.
+
+    Raises:
+      ConfigError: none of the first hundred can be read.
+    """
+    for index in range(min(len(source), 100)):
+        try:
+            image = source[index].image
+            return (*image_size(image), 3) if isinstance(image, bytes) else image.shape
+        except CorruptError as error:
+            reason = f"{source.name(index)}: {error}"
+    raise ConfigError(f"not one of the first images is good ({reason})")
+
+
+def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of "train" and "validation" below `root` that have folders for classes.
+
+    Raises:
+      ConfigError: `root` cannot be read.
+    """
+    try:
+        there = set(_folders(root))
+        found: dict[str, pathlib.Path] = {}
+        for split, names in SPLITS.items():
+            for name in names:
+                if name in there and _folders(root / name):
+                    found.setdefault(split, root / name)
+        return found
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename} ({error.strerror})") from error
+
+
+def folder(config: ml_collections.ConfigDict) -> Splits:
+    """Images in `train/CLASS/` and `val/CLASS/` (or `validation/`, or `test/`) of data.dir.
+
+    The labels of both follow the classes of `train/`.
+    """
+    root = pathlib.Path(config.dir).expanduser()
+    if not config.dir or not root.is_dir():
+        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
+    found = split_folders(root)
+    for split, names in SPLITS.items():
+        if split not in found:
+            raise ConfigError(
+                f"data.dir={config.dir!r} has no {'/, '.join(names)}/ with a folder of images for "
+                "each class"
+            )
+    train = FolderSource(found["train"])
+    return Splits(train, FolderSource(found["validation"], train.classes))
+
+
+class TarSource:
+    """Image files in an uncompressed tar, read where they lie in it.
+
+    Args:
+      files: all those of the tar, with their whole paths.
+      below: the folder in the tar with the folders of the classes; "" or with "/" at its end.
+      classes: by label, where they are not to be those in the tar.
+
+    Raises:
+      ConfigError: no classes, or one that is not in `classes`.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, files: list[File], below: str, classes: tuple[str, ...] = ()
+    ) -> None:
+        found: dict[str, list[File]] = {}
+        for file in files:
+            name, slash, _ = file.path.removeprefix(below).partition("/")
+            if slash and file.path.startswith(below):
+                found.setdefault(name, []).append(file._replace(path=file.path.removeprefix(below)))
+        self._files, self._below = Files(found, classes, path), below
+        self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self.image_shape = first_shape(self)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        start, size = int(self._files.starts[index]), int(self._files.sizes[index])
+        try:
+            data = os.pread(self._descriptor, size, start)  # moves no pointer that threads share
+        except OSError as error:
+            raise CorruptError(f"cannot be read ({error.strerror})") from error
+        if len(data) != size:
+            raise CorruptError("the tar has been cut short")
+        return Example(data, int(self._files.labels[index]))
+
+    def name(self, index: int) -> str:
+        return self._below + self._files.path(index)
+
+
+def tar_splits(path: pathlib.Path, classes: tuple[str, ...] = ()) -> dict[str, TarSource]:
+    """The "train" and "validation" of a tar of `train/CLASS/` and `val/CLASS/`, those there are.
+
+    A tar of `CLASS/` alone has one split, of name "". Folders around all of it do not count.
+
+    Args:
+      classes: of a split that has no training split beside it, where not those in the tar.
+
+    Raises:
+      ConfigError: it cannot be read, is compressed, or holds no such folders.
+    """
+    files = _read_tar(path)
+    around = _around(files)
+    inside = (file.path.removeprefix(around).split("/") for file in files)
+    tops = {parts[0] for parts in inside if len(parts) > 2}
+    found: dict[str, TarSource] = {}
+    for split, names in SPLITS.items():
+        top = next((name for name in names if name in tops), None)
+        if top:
+            known = found["train"].classes if found else classes
+            found[split] = TarSource(path, files, f"{around}{top}/", known)
+    return found or {"": TarSource(path, files, around, classes)}
+
+
+def _around(files: list[File]) -> str:
+    """The folders around all of the files that are neither a split nor a class."""
+    folders = [file.path.split("/")[:-2] for file in files]
+    splits = set(itertools.chain(*SPLITS.values()))
+    around = ""
+    for first, last in zip(min(folders), max(folders)):
+        if first != last or first in splits:
+            break
+        around += f"{first}/"
+    return around
+
+
+def _read_tar(path: pathlib.Path) -> list[File]:
+    """The image files of a tar that are in a folder, and where their bytes are."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            for magic, command in COMPRESSED.items():
+                if start.startswith(magic):
+                    raise ConfigError(
+                        f"{path} is compressed; it can be read at random after: "
+                        f"{command} {shlex.quote(str(path))}"
+                    )
+        with tarfile.open(path, "r:") as tar:
+            found = {file.path: file for file in _members(tar, path)}  # of two, the later one
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+    except tarfile.TarError as error:
+        raise ConfigError(f"{path} is no tar, or damaged ({error})") from error
+    if not found:
+        raise ConfigError(f"{path} has no folder of images for each class")
+    return list(found.values())
+
+
+def _members(tar: tarfile.TarFile, path: pathlib.Path) -> Iterator[File]:
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
+        name = posixpath.normpath(member.name).lstrip("/")
+        parts = name.split("/")
+        if len(parts) < 2 or any(part.startswith(".") for part in parts):
+            continue
+        if member.isdir() or not name.lower().endswith(EXTENSIONS):
+            continue
+        if not member.isreg() or member.issparse():
+            raise ConfigError(
+                f"{path}: {name} is a link or sparse; unpack the tar and use the folder"
+            )
+        yield File(name, member.size, member.offset_data)

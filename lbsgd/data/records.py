@@ -1,0 +1,67 @@
+"""ArrayRecord files: records with checksums of their own, each of which can be read alone."""
+
+import pathlib
+import resource
+import threading
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from lbsgd.data.decode import CorruptError
+from lbsgd.errors import ConfigError
+
+# One record a group, so that reading it reads no other; images are compressed already.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+# No read-ahead: records are read one by one, anywhere.
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class RecordFile:
+    """An ArrayRecord file, opened when a record is first read; several threads may read at once.
+
+    Attributes:
+      records: how many it must have.
+    """
+
+    def __init__(self, path: pathlib.Path, records: int) -> None:
+        self.path, self.records = path, records
+        self._lock = threading.Lock()
+        self._reader: Any = None
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._reader is None:
+                reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
+                if reader.num_records() != self.records:
+                    self.path.open("rb").close()  # says why, where the file cannot be opened
+                    raise CorruptError(
+                        f"{self.path.name} has {reader.num_records()} records, not {self.records}"
+                    )
+                self._reader = reader
+            return self._reader
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """The records from `start` to before `stop`.
+
+        A range is asked for even for one record: `read()` after `seek()` needs a lock, and
+        `read([i])` takes a time that grows with the file.
+
+        Raises:
+          ConfigError: the file cannot be opened.
+          CorruptError: a record or the whole file is damaged.
+        """
+        try:
+            return (self._reader or self._open()).read(start, stop)
+        except OSError as error:
+            raise ConfigError(f"cannot open {self.path} ({error.strerror})") from error
+        except RuntimeError as error:
+            raise CorruptError(str(error)) from error
+
+
+def allow_open_files(more: int) -> None:
+    """Raises this process's limit: a large set has a thousand shards, as many as is usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
