@@ -9,11 +9,12 @@ import pytest
 from lbsgd.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/design.md", "launch/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/data.md", "launch/README.md"]
 
 
-@pytest.mark.parametrize("benchmark", ["digits", "step"])
-def test_tables_are_those_of_the_results(benchmark):
+@pytest.mark.parametrize("benchmark", ["digits", "input_pipeline", "step"])
+def test_tables_are_those_of_the_results(benchmark, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     table = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["table"]()
     pages = "\n".join((ROOT / page).read_text() for page in PAGES)
     assert table in pages

@@ -8,14 +8,16 @@ whole batches of one shape.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import cv2
 import numpy as np
 from scipy import special
 
-from lbsgd.data.decode import Box, decode, image_size, resize
+from lbsgd.data.decode import Box, decode, see
 from lbsgd.data.order import random_below, uniform
 from lbsgd.errors import ConfigError
 
@@ -106,7 +108,7 @@ class InceptionCrop:
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        see(image, self.box(*size_of(image), draw), out)
+        look(image, functools.partial(self.box, draw=draw), out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +132,15 @@ class CentreCrop:
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        see(image, self.box(*size_of(image)), out)
+        look(image, self.box, out)
 
 
-def size_of(image: np.ndarray | bytes) -> tuple[int, int]:
-    """Height and width of an image, pixels or the bytes of a file."""
-    return image_size(image) if isinstance(image, bytes) else image.shape[:2]
-
-
-def see(image: np.ndarray | bytes, box: Box, out: np.ndarray) -> None:
-    """Puts a box of the image into `out`, resized to its size."""
+def look(image: np.ndarray | bytes, box: Callable[[int, int], Box], out: np.ndarray) -> None:
+    """Puts a box of an image, pixels or the bytes of a file, into `out`, resized to its size."""
     if isinstance(image, bytes):
         decode(image, box, out.shape[:2], out)
     else:
-        part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        resize(part, out.shape[:2], out)
+        see(image, box, out.shape[:2], out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ EXIF orientation is ignored, as the published results on ImageNet do.
 
 import io
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -23,6 +24,7 @@ _LOCAL = threading.local()
 
 # Larger is an attack or an accident: 100 million pixels.
 MAX_PIXELS = 10**8
+_RESTARTS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Not those that Pillow runs other programs for.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -143,7 +145,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def decode(
     data: bytes,
-    box: Box | None = None,
+    box: Box | Callable[[int, int], Box] | None = None,
     shape: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -152,20 +154,38 @@ def decode(
     Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it.
 
     Args:
+      box: or what makes one from height and width; None for all of the image.
       out: where to put it, uint8 `[h, w, 3]`; by default a new array.
 
     Raises:
       CorruptError: the file is cut short, or its code is damaged.
     """
     if not is_jpeg(data):
-        return resize(_crop(_decode_by_pillow(data), box), shape, out)
+        return see(_decode_by_pillow(data), box, shape, out)
     header = read_jpeg_header(data)
     _check_whole(data, header)
     if header.components not in (1, 3):
         _check_code(data)
-        return resize(_crop(_decode_by_pillow(data), box), shape, out)
-    box = box or Box(0, 0, header.height, header.width)
+        return see(_decode_by_pillow(data), box, shape, out)
+    box = _box(box, header.height, header.width)
     return resize(_decode_jpeg(data, header, box, shape or box[2:]), shape, out)
+
+
+def see(
+    image: np.ndarray,
+    box: Box | Callable[[int, int], Box] | None = None,
+    shape: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """`decode` of an image uint8 `[h, w, c]` that is decoded already."""
+    top, left, height, width = _box(box, *image.shape[:2])
+    return resize(image[top : top + height, left : left + width], shape, out)
+
+
+def _box(box: Box | Callable[[int, int], Box] | None, height: int, width: int) -> Box:
+    if isinstance(box, Box):
+        return box
+    return box(height, width) if box else Box(0, 0, height, width)
 
 
 def resize(
@@ -191,12 +211,6 @@ def resize(
         if not np.may_share_memory(resized, out):  # OpenCV drops a single channel
             out[:] = resized.reshape(out.shape)
     return out
-
-
-def _crop(image: np.ndarray, box: Box | None) -> np.ndarray:
-    if box is None:
-        return image
-    return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -274,34 +288,42 @@ def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> Part:
     if not header.in_order or (first == 0 and last == header.height):
         return Part(data, 0, header.height, not header.restart)
     if header.restart and header.restart == -(-header.width // header.block[1]):
-        ends = _restart_markers(data, header.scan)
-        if len(ends) == -(-header.height // header.block[0]) - 1:
+        ends = _restart_markers(data, header.scan, -(-last // header.block[0]))
+        if ends:
             return Part(_cut_at_markers(data, header, first, last, ends), first, last, False)
     part = bytearray(data)
     part[header.frame + 5 : header.frame + 7] = last.to_bytes(2)
     return Part(part, 0, last, True)
 
 
-def _restart_markers(data: bytes, scan: int) -> np.ndarray:
-    """Where the restart markers are; within coded data 0xFF is always followed by 0."""
-    coded = np.frombuffer(data, np.uint8, offset=scan)
-    marks = np.flatnonzero(coded[:-1] == 0xFF)
-    return marks[(coded[marks + 1] & 0xF8) == 0xD0] + scan
+def _restart_markers(data: bytes, scan: int, rows: int) -> list[int]:
+    """Where the coded data of each of so many rows of blocks end; [] where a marker is missing.
+
+    Within coded data 0xFF is always followed by 0, so what looks like a marker is one.
+    """
+    ends, at = [], scan
+    for row in range(rows - 1):
+        at = data.find(_RESTARTS[row % 8], at)
+        if at < 0:
+            return []
+        ends.append(at)
+        at += 2
+    # The last row of an image ends with it.
+    at = data.find(_RESTARTS[(rows - 1) % 8], at)
+    return [*ends, at if at >= 0 else data.rfind(b"\xff\xd9")]
 
 
 def _cut_at_markers(
-    data: bytes, header: JpegHeader, first: int, last: int, ends: np.ndarray
+    data: bytes, header: JpegHeader, first: int, last: int, ends: list[int]
 ) -> bytearray:
-    height = header.block[0]
-    start_row, stop_row = first // height, -(-last // height)
-    start = int(ends[start_row - 1]) + 2 if start_row else header.scan
-    stop = int(ends[stop_row - 1]) if stop_row <= len(ends) else data.rfind(b"\xff\xd9")
+    row = first // header.block[0]
+    start = ends[row - 1] + 2 if row else header.scan
     part = bytearray(data[: header.scan])
-    part += data[start:stop]
-    part += b"\xff\xd9"
     part[header.frame + 5 : header.frame + 7] = (last - first).to_bytes(2)
+    part += data[start : ends[-1]]
+    part += b"\xff\xd9"
     shift = header.scan - start
-    for number, end in enumerate(ends[start_row : stop_row - 1].tolist()):
+    for number, end in enumerate(ends[row:-1]):
         part[end + shift + 1] = 0xD0 + number % 8
     return part
 

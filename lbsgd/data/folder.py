@@ -22,7 +22,7 @@ from lbsgd.errors import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # By the name of the split, the folders that may hold it; the first that is there does.
-SPLITS = {"train": ("train",), "validation": ("val", "validation", "test")}
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "test")}
 # Asking a network disk for the sizes of a million files one after the other takes an hour.
 SCANNERS = 32
 COMPRESSED = {
@@ -99,6 +99,11 @@ class Files:
         return os.fsdecode(bytes(self._paths[index]))
 
 
+def _printable(path: str) -> str:
+    """The path with marks in place of bytes that are no UTF-8, which a file name may have."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def _folder_and_name(file: File) -> list[str]:
     return file.path.rsplit("/", 1)
 
@@ -140,7 +145,7 @@ class FolderSource:
             raise CorruptError(f"cannot be read ({error.strerror})") from error
 
     def name(self, index: int) -> str:
-        return f"{os.path.basename(self._root)}/{self._files.path(index)}"
+        return _printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
 
 
 def _visible(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
@@ -189,13 +194,32 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     try:
         there = set(_folders(root))
         found: dict[str, pathlib.Path] = {}
-        for split, names in SPLITS.items():
+        for split, names in SPLIT_FOLDERS.items():
             for name in names:
                 if name in there and _folders(root / name):
                     found.setdefault(split, root / name)
         return found
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename} ({error.strerror})") from error
+
+
+def folder_splits(
+    root: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
+) -> dict[str, FolderSource]:
+    """The "train" and "validation" below `root`, those there are.
+
+    Args:
+      alone: the split that a folder of `CLASS/` is.
+      classes: of the validation where the training split is elsewhere; () for those in its folder.
+
+    Raises:
+      ConfigError: there are no such folders, or as `FolderSource` does.
+    """
+    found: dict[str, FolderSource] = {}
+    for split, below in (split_folders(root) or {alone: root}).items():
+        known = found["train"].classes if found else classes
+        found[split] = FolderSource(below, () if split == "train" else known)
+    return found
 
 
 def folder(config: ml_collections.ConfigDict) -> Splits:
@@ -207,14 +231,13 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
     if not config.dir or not root.is_dir():
         raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
     found = split_folders(root)
-    for split, names in SPLITS.items():
+    for split, names in SPLIT_FOLDERS.items():
         if split not in found:
             raise ConfigError(
                 f"data.dir={config.dir!r} has no {'/, '.join(names)}/ with a folder of images for "
                 "each class"
             )
-    train = FolderSource(found["train"])
-    return Splits(train, FolderSource(found["validation"], train.classes))
+    return Splits(**folder_splits(root))
 
 
 class TarSource:
@@ -257,16 +280,19 @@ class TarSource:
         return Example(data, int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
-        return self._below + self._files.path(index)
+        return _printable(self._below + self._files.path(index))
 
 
-def tar_splits(path: pathlib.Path, classes: tuple[str, ...] = ()) -> dict[str, TarSource]:
+def tar_splits(
+    path: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
+) -> dict[str, TarSource]:
     """The "train" and "validation" of a tar of `train/CLASS/` and `val/CLASS/`, those there are.
 
-    A tar of `CLASS/` alone has one split, of name "". Folders around all of it do not count.
+    Folders around all of it do not count.
 
     Args:
-      classes: of a split that has no training split beside it, where not those in the tar.
+      alone: the split that a tar of `CLASS/` is.
+      classes: of the validation where the training split is elsewhere; () for those in the tar.
 
     Raises:
       ConfigError: it cannot be read, is compressed, or holds no such folders.
@@ -275,19 +301,22 @@ def tar_splits(path: pathlib.Path, classes: tuple[str, ...] = ()) -> dict[str, T
     around = _around(files)
     inside = (file.path.removeprefix(around).split("/") for file in files)
     tops = {parts[0] for parts in inside if len(parts) > 2}
+    named = {
+        split: next((f"{around}{name}/" for name in names if name in tops), "")
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    folders = {split: below for split, below in named.items() if below} or {alone: around}
     found: dict[str, TarSource] = {}
-    for split, names in SPLITS.items():
-        top = next((name for name in names if name in tops), None)
-        if top:
-            known = found["train"].classes if found else classes
-            found[split] = TarSource(path, files, f"{around}{top}/", known)
-    return found or {"": TarSource(path, files, around, classes)}
+    for split, below in folders.items():
+        known = found["train"].classes if found else classes
+        found[split] = TarSource(path, files, below, () if split == "train" else known)
+    return found
 
 
 def _around(files: list[File]) -> str:
     """The folders around all of the files that are neither a split nor a class."""
     folders = [file.path.split("/")[:-2] for file in files]
-    splits = set(itertools.chain(*SPLITS.values()))
+    splits = set(itertools.chain(*SPLIT_FOLDERS.values()))
     around = ""
     for first, last in zip(min(folders), max(folders)):
         if first != last or first in splits:

@@ -1,0 +1,258 @@
+"""Packs images into lbsgd's own form, and verifies what was packed.
+
+    python -m lbsgd.data.prepare INPUT OUTPUT [options]
+    python -m lbsgd.data.prepare --verify OUTPUT
+
+Stopped at any moment, the same command goes on where it was. Exit codes: 0 done, 2 a mistake of the
+user or damage, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import ml_collections
+
+from lbsgd.data.encode import Encoding
+from lbsgd.data.folder import folder_splits, tar_splits
+from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
+from lbsgd.data.packed_writer import Job, write_split
+from lbsgd.data.progress import Progress
+from lbsgd.data.sources import ArraySource, Source, _read_npz, npz, numbered
+from lbsgd.errors import ConfigError
+
+EXIT_DONE = 0
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+
+KINDS = (
+    "a folder or a tar of a folder of images for each class (below train/ and val/, or of one "
+    "split), a folder of tensorflow-datasets with dataset_info.json, train.npz and validation.npz, "
+    "or one .npz"
+)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments.
+
+    Raises:
+      ConfigError: a mistake in them.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m lbsgd.data.prepare",
+        description="Packs images into shards that lbsgd reads fast, or verifies what was packed.",
+    )
+    add = parser.add_argument
+    add("input", nargs="?", type=pathlib.Path, help=KINDS)
+    add("output", nargs="?", type=pathlib.Path, help="folder of the packed set")
+    add("--verify", type=pathlib.Path, metavar="OUTPUT", help="recompute the checksums of a set")
+    add(
+        "--split",
+        choices=list(SPLITS),
+        help="of an input without splits (train), or one of several",
+    )
+    add("--max-side", type=int, default=0, metavar="N", help="shrink the longer side to N pixels")
+    add(
+        "--short-side", type=int, default=0, metavar="N", help="shrink the shorter side to N pixels"
+    )
+    add(
+        "--quality",
+        type=int,
+        default=0,
+        metavar="Q",
+        help="of JPEG, when images are encoded anew (90)",
+    )
+    add("--raw", action="store_true", help="store pixels instead of JPEGs")
+    add("--on-corrupt", choices=("error", "skip"), default="error", help="stop, or leave it out")
+    add("--workers", type=int, default=0, metavar="N", help="threads; one a core by default")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            args = parser.parse_args(argv)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    wrong = ""
+    if args.verify and args.input:
+        wrong = "--verify takes the packed set alone"
+    elif not args.verify and not args.output:
+        wrong = "INPUT and OUTPUT are needed, or --verify OUTPUT; --help says more"
+    elif args.max_side and args.short_side:
+        wrong = "--max-side and --short-side exclude each other"
+    elif args.raw and args.quality:
+        wrong = "--raw and --quality exclude each other"
+    elif min(args.max_side, args.short_side, args.workers) < 0:
+        wrong = "numbers must be positive"
+    elif not 0 <= args.quality <= 100:
+        wrong = f"--quality must be within 1 and 100, not {args.quality}"
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def open_input(
+    path: pathlib.Path, split: str | None, known: tuple[str, ...] = ()
+) -> dict[str, Source]:
+    """The sources by split: "train" and "validation", those there are.
+
+    Args:
+      split: that an input without splits is ("train" by default); of others, the one wanted.
+      known: the classes of the training split, where that is prepared already.
+
+    Raises:
+      ConfigError: nothing that is understood.
+    """
+    found = _open_any(path, split or "train", known)
+    if split and split not in found:
+        raise ConfigError(f"{path} has no {split} split, only {', '.join(found)}")
+    return {split: found[split]} if split else found
+
+
+def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[str, Source]:
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        return {alone: _open_npz(path, known if alone != "train" else ())}
+    if not path.is_dir():
+        return dict(tar_splits(path, alone, known))
+    if (path / "dataset_info.json").exists():
+        from lbsgd.data.tfds_source import tfds_splits  # slow to import
+
+        return tfds_splits(path)
+    arrays = {split: path / f"{split}.npz" for split in SPLITS if (path / f"{split}.npz").exists()}
+    if len(arrays) == 2:
+        return npz(ml_collections.ConfigDict({"dir": str(path)}))._asdict()
+    if arrays:
+        ((split, file),) = arrays.items()
+        return {split: _open_npz(file, known if split != "train" else ())}
+    return dict(folder_splits(path, alone, known))
+
+
+def _open_npz(path: pathlib.Path, classes: tuple[str, ...]) -> Source:
+    images, labels = _read_npz(path)
+    highest = int(labels.max())
+    if classes and highest >= len(classes):
+        raise ConfigError(
+            f"{path} has a label {highest}, the training split only 0 to {len(classes) - 1}"
+        )
+    return ArraySource(images, labels, classes or numbered(highest + 1))
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Packs the splits of INPUT.
+
+    Raises:
+      ConfigError: it cannot be done.
+    """
+    start, done = time.monotonic(), 0
+    train = args.output / "train"
+    known = read_index(train).classes if (train / INDEX).exists() else ()
+    for split, source in open_input(args.input, args.split, known).items():
+        progress = Progress(f"{split}, images", len(source))
+        job = Job(
+            source,
+            args.output / split,
+            f"{args.input.resolve().name}, {split}",
+            Encoding(args.max_side, args.short_side, args.quality, args.raw),
+            progress,
+            skip=args.on_corrupt == "skip",
+            threads=args.workers or num_cores(),
+        )
+        with contextlib.closing(progress):
+            index = write_split(job)
+        done += progress.advanced
+        print(_describe(split, index))
+    seconds = time.monotonic() - start
+    if done:
+        print(f"{done:,} images in {seconds:.1f} s ({done / seconds:,.0f} images/s)")
+    else:
+        print("nothing was left to do")
+    print(_how_to_train(args.output))
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _describe(split: str, index: Index) -> str:
+    shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
+    text = (
+        f"{split}: {index.examples:,} images of {len(index.classes):,} classes, "
+        f"{index.bytes / 1e6:,.1f} MB in {shards}"
+    )
+    return text + (f"; {len(index.corrupt):,} corrupt ones left out" if index.corrupt else "")
+
+
+def _how_to_train(output: pathlib.Path) -> str:
+    missing = [split for split in SPLITS if not (output / split / INDEX).exists()]
+    if missing:
+        return f"{missing[0]} is still missing: prepare it with --split {missing[0]}"
+    packed(ml_collections.ConfigDict({"dir": str(output)}))  # opens as it will for training
+    return (
+        "to train with it: python -m lbsgd.main --config CONFIG "
+        f"--config.data.source=packed --config.data.dir={shlex.quote(str(output))}"
+    )
+
+
+def verify_all(output: pathlib.Path, threads: int) -> None:
+    """Checks all splits of a packed set.
+
+    Raises:
+      ConfigError: it is damaged, or there is none.
+    """
+    folders = [output / split for split in SPLITS if (output / split).exists()]
+    if not folders:
+        raise ConfigError(f"{output} is no packed set: it has neither train/ nor validation/")
+    indices = [read_index(folder) for folder in folders]
+    progress = Progress("verify, bytes", sum(index.bytes for index in indices))
+    damage = []
+    with contextlib.closing(progress):
+        progress.start(0)
+        for folder in folders:
+            found = verify(folder, threads, lambda shard: progress.advance(shard.bytes))
+            damage += [f"{folder / shard.file} {shard.reason}" for shard in found]
+    if damage:
+        raise ConfigError(
+            f"damaged: {'; '.join(damage)}; remove the folder of the split, and prepare it again"
+        )
+    for folder, index in zip(folders, indices):
+        print(f"{_describe(folder.name, index)}: whole")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the arguments say, and returns the exit code."""
+    try:
+        args = _parse(argv)
+        if args.verify:
+            verify_all(args.verify, args.workers or num_cores())
+        else:
+            prepare(args)
+    except ConfigError as error:
+        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("lbsgd: stopped; run again, a preparation goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(code)  # without waiting for threads that still read a shard back
+    sys.exit(code)
