@@ -1,6 +1,12 @@
 """A run from its config to its workdir, and on again after a stop."""
 
 import json
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import jax
 import numpy as np
@@ -12,6 +18,8 @@ from lbsgd.checkpoint import Checkpoints
 from lbsgd.config import default_config, resolve
 from lbsgd.data.pipeline import load
 from lbsgd.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 UPDATES = 12
 
@@ -172,3 +180,72 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
     )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
+def test_a_run_that_ends_early_leaves_no_threads(tmp_path, error):
+    before = set(threading.enumerate())
+
+    def die(done: int) -> bool:
+        raise error
+
+    with pytest.raises(error):
+        train.run(tiny_config(), tmp_path, should_stop=die)
+    loading = [t for t in set(threading.enumerate()) - before if t.name.startswith("lbsgd")]
+    for thread in loading:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+# After a few updates an example takes longer than anyone would wait.
+STUCK = """
+import itertools
+import time
+from lbsgd.config import default_config
+from lbsgd.data import catalogue
+from lbsgd.data.sources import Splits, SyntheticSource
+
+class Stuck(SyntheticSource):
+    asked = itertools.count()
+    def __getitem__(self, index):
+        if next(self.asked) > 200:
+            time.sleep(1000)
+        return super().__getitem__(index)
+
+catalogue.SOURCES["stuck"] = lambda config: Splits(*[Stuck(500, (8, 8, 3), 10, 0)] * 2)
+
+def get_config(arg=""):
+    config = default_config()
+    config.batch_size, config.worker_batch_size, config.total_steps = 16, 8, 100
+    config.model.name, config.model.width = "resnet8", 0.25
+    config.data.source = "stuck"
+    config.learning_rate.warmup = "none"
+    config.log.tensorboard, config.log.every_steps = False, 1
+    return config
+"""
+
+
+def test_a_second_interrupt_ends_a_run_whose_data_do_not_come(tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, "-m", "lbsgd.main", f"--config={tmp_path / 'stuck.py'}"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(monitor.read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert "once more ends at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGINT

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from lbsgd.data.decode import CorruptError, image_size
-from lbsgd.data.sources import Example, Source, Splits
+from lbsgd.data.decode import CorruptError
+from lbsgd.data.sources import Example, Splits, first_shape
 from lbsgd.errors import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -168,21 +168,6 @@ def _images(root: str, below: str) -> Iterator[File]:
                 yield File(path, entry.stat().st_size)
             except OSError:  # reading it will say what is wrong
                 yield File(path, -1)
-
-
-def first_shape(source: Source) -> tuple[int, int, int]:
-    """The shape of the first image file that can be read; once decoded it is RGB.
-
-    Raises:
-      ConfigError: none of the first hundred can be read.
-    """
-    for index in range(min(len(source), 100)):
-        try:
-            image = source[index].image
-            return (*image_size(image), 3) if isinstance(image, bytes) else image.shape
-        except CorruptError as error:
-            reason = f"{source.name(index)}: {error}"
-    raise ConfigError(f"not one of the first images is good ({reason})")
 
 
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:

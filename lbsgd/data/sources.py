@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import ml_collections
 import numpy as np
 
+from lbsgd.data.decode import CorruptError, image_size
 from lbsgd.errors import ConfigError
 
 
@@ -57,6 +58,21 @@ class Source(Protocol):
 def numbered(count: int) -> tuple[str, ...]:
     """Names of classes that have none: "0", "1", ..."""
     return tuple(map(str, range(count)))
+
+
+def first_shape(source: Source) -> tuple[int, int, int]:
+    """The shape of the first image file that can be read; once decoded it is RGB.
+
+    Raises:
+      ConfigError: none of the first hundred can be read.
+    """
+    for index in range(min(len(source), 100)):
+        try:
+            image = source[index].image
+            return (*image_size(image), 3) if isinstance(image, bytes) else image.shape
+        except CorruptError as error:
+            reason = f"{source.name(index)}: {error}"
+    raise ConfigError(f"not one of the first images is good ({reason})")
 
 
 class ArraySource:

@@ -18,9 +18,9 @@ import ml_collections
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
-from lbsgd.data.decode import CorruptError, image_size
+from lbsgd.data.decode import CorruptError
 from lbsgd.data.records import RecordFile, allow_open_files
-from lbsgd.data.sources import Example, Source, Splits
+from lbsgd.data.sources import Example, Source, Splits, first_shape
 from lbsgd.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ class TfdsSource:
         sizes = {name: [s.num_examples, int(s.num_bytes)] for name, s in info.splits.items()}
         what = json.dumps([info.full_name, split, len(self), sizes], sort_keys=True)
         self.fingerprint = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-        self.image_shape = self._first_shape(key)
+        self.image_shape = first_shape(self)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -70,9 +70,6 @@ class TfdsSource:
         return file, skip + take + index - self._ends[which]
 
     def __getitem__(self, index: int) -> Example:
-        return Example(*self._read(index))
-
-    def _read(self, index: int) -> tuple[bytes, int]:
         file, record = self._find(index)
         try:
             features = self._parse(file.read(record, record + 1)[0]).features.feature
@@ -82,20 +79,11 @@ class TfdsSource:
             raise CorruptError("not the record of an image and its class") from error
         if not 0 <= label < len(self.classes):
             raise CorruptError(f"label {label}, of {len(self.classes)} classes")
-        return image, label
+        return Example(image, label)
 
     def name(self, index: int) -> str:
         file, record = self._find(index)
         return f"{self.split}[{index}], record {record} of {file.path.name}"
-
-    def _first_shape(self, key: str) -> tuple[int, int, int]:
-        """The shape of the first image that can be read; once decoded it is RGB."""
-        for index in range(min(len(self), 100)):
-            try:
-                return *image_size(self._read(index)[0]), 3
-            except CorruptError as error:
-                reason = f"{self.name(index)}: {error}"
-        raise ConfigError(f"{key}={self.split!r}: not one of the first examples is good ({reason})")
 
 
 def tfds(config: ml_collections.ConfigDict) -> Splits:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lbsgd.data.order import MAX_EXAMPLES, Order, random_below
+from lbsgd.data.order import MAX_EXAMPLES, Order, random_below, uniform
 
 IMAGENET = 1_281_167
 TINY = 1e-6
@@ -235,6 +235,70 @@ def test_random_numbers_reach_the_largest_bound():
     assert values.max() < 2**32
     # P(all 1000 below the bound) = (bound / 2^32)^1000 = TINY.
     assert values.max() >= 2**32 * TINY ** (1 / 1000)
+
+
+@pytest.mark.parametrize("over", ["examples", "epochs", "seeds"])
+def test_uniform_numbers_are_uniform(over):
+    """Each of three columns, over whatever varies."""
+    index, fixed = np.arange(2000), np.full(2000, 17)
+    if over == "examples":
+        values = uniform(0, "test", fixed, index, 3)
+    elif over == "epochs":
+        values = uniform(0, "test", index, fixed, 3)
+    else:
+        values = np.stack([uniform(s, "test", fixed[:1], fixed[:1], 3)[0] for s in index])
+    for column in values.T:
+        assert stats.kstest(column, stats.uniform.cdf).pvalue > TINY
+
+
+def test_uniform_numbers_have_53_random_bits():
+    """They are below 1, and their lowest byte is as uniform as the others."""
+    examples = np.arange(256 * 40)
+    values = uniform(0, "test", np.zeros_like(examples), examples, 2)
+    assert values.dtype == np.float64
+    assert values.min() >= 0
+    assert values.max() < 1
+    whole = values * 2.0**53
+    assert (whole == np.floor(whole)).all()
+    for shift in range(0, 53, 8):
+        part = (whole.astype(np.int64) >> shift) % min(256, 2 ** (53 - shift))
+        for column in part.T:
+            assert_uniform(np.bincount(column, minlength=min(256, 2 ** (53 - shift))))
+
+
+@pytest.mark.parametrize(
+    ("seed", "purpose", "epoch", "example", "column"),
+    [
+        pytest.param(0, "test", 0, 0, 1, id="column"),
+        pytest.param(1, "test", 0, 0, 0, id="seed"),
+        pytest.param(0, "other", 0, 0, 0, id="purpose"),
+        pytest.param(0, "test", 1, 0, 0, id="epoch"),
+        pytest.param(0, "test", 0, 1, 0, id="next example"),
+        pytest.param(0, "test", 1, 1, 1, id="next of all"),
+        pytest.param(1, "test", 1, -1, 0, id="same sum"),
+    ],
+)
+def test_uniform_numbers_are_independent_of_those_for_another(
+    seed, purpose, epoch, example, column
+):
+    """Pairs of sevenths: all 49 equally likely."""
+    examples = np.arange(1, 4901)
+    zero = np.zeros_like(examples)
+    first = uniform(0, "test", zero, examples, 2)[:, 0]
+    second = uniform(seed, purpose, zero + epoch, examples + example, 2)[:, column]
+    pairs = 7 * np.floor(7 * first) + np.floor(7 * second)
+    assert_uniform(np.bincount(pairs.astype(int), minlength=49))
+
+
+def test_uniform_numbers_do_not_depend_on_the_batch():
+    random = np.random.default_rng(0)
+    epochs, examples = random.integers(0, 4, 60), random.integers(0, 1000, 60)
+    whole = uniform(3, "test", epochs, examples, 5)
+    assert whole.shape == (60, 5)
+    alone = [uniform(3, "test", e[None], x[None], 5)[0] for e, x in zip(epochs, examples)]
+    np.testing.assert_array_equal(whole, alone)
+    shaped = uniform(3, "test", epochs.reshape(4, 15), examples.reshape(4, 15), 5)
+    np.testing.assert_array_equal(shaped, whole.reshape(4, 15, 5))
 
 
 @pytest.mark.parametrize("num_examples", [0, -1, MAX_EXAMPLES + 1])

@@ -1,13 +1,18 @@
 """Batches are a function of the update index, whatever holds them."""
 
+import collections
+import functools
+import io
 import itertools
+import math
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from lbsgd.data.augment import CropAndFlip, Whole
+from lbsgd.data.augment import Color, CropAndFlip, InceptionCrop, Whole
 from lbsgd.data.corrupt import Corrupt
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
@@ -20,6 +25,9 @@ COUNT = 37  # examples; no multiple of any minibatch here
 AUGMENT = CropAndFlip(seed=9, padding=2, flip=True)
 NO_MIXING = Mixing(0, mixup=0.0, cutmix=0.0, erasing=0.0, image_shape=(4, 5, 3))
 PLACES = list(itertools.product(range(1, 9), (1, 2, 4)))
+IMAGENET = 1_281_167
+CROP = InceptionCrop((6, 7, 3), seed=9)
+COLOURS = (CropAndFlip(seed=9, flip=True), Color(9, (0.4, 0.4, 0.4), 0.1))
 
 
 def source(count: int = COUNT) -> ArraySource:
@@ -152,6 +160,165 @@ def test_processes_load_the_slots_of_their_devices(monkeypatch):
     for key, array in whole.items():
         together = np.concatenate([part[key] for part in parts], axis=1)
         np.testing.assert_array_equal(together, array)
+
+
+@functools.cache
+def jpeg(index: int) -> bytes:
+    """An image of noise, of a size of its own."""
+    random = np.random.default_rng(index)
+    pixels = random.integers(0, 256, (15 + index % 11, 28 - index % 9, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90, progressive=index % 2 == 0)
+    return file.getvalue()
+
+
+class Jpegs:
+    """The label of each is its own index; notes which are asked for."""
+
+    image_shape = (15, 28, 3)
+    fingerprint = "jpegs"
+
+    def __init__(self, count: int = COUNT) -> None:
+        self.count, self.classes = count, numbered(count)
+        self.asked: collections.deque[int] = collections.deque()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        self.asked.append(index)
+        return Example(jpeg(index), index)
+
+    def name(self, index: int) -> str:
+        return f"{index}.jpg"
+
+
+def jpeg_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
+    examples = examples or Jpegs()
+    count = len(examples)
+    timeline = Timeline.constant(count, placement.batch_size)
+    loader = Loader(examples, CROP, COLOURS, Corrupt(), threads)
+    return TrainBatches(loader, Order(count, seed=4), timeline, placement, NO_MIXING)
+
+
+@functools.cache
+def expected_crops(update: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row by row, as `expected_minibatch`."""
+    images, labels = [], []
+    for position in range(update * size, (update + 1) * size):
+        epoch, example = Order(COUNT, seed=4)(np.array([position]))
+        image = np.empty((1, *CROP.shape), np.uint8)
+        CROP(jpeg(int(example[0])), CROP.draw(epoch, example)[0], image[0])
+        for augment in COLOURS:
+            augment(image, epoch, example)
+        images.append(image[0])
+        labels.append(int(example[0]))
+    return np.stack(images), np.array(labels)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize(("devices", "steps"), [(1, 1), (2, 1), (3, 2), (5, 1), (1, 4), (8, 1)])
+def test_jpegs_of_any_size_are_seen_alike_in_every_place(devices, steps, threads):
+    """Bitwise: crop, flip and colours belong to the example."""
+    placement = place(16, 2, devices=devices, accumulation_steps=steps)
+    for update, batch in enumerate(jpeg_batches(placement, threads).between(0, 4)):
+        images, labels = expected_crops(update, 16)
+        np.testing.assert_array_equal(real_rows(batch["image"], placement), images)
+        np.testing.assert_array_equal(real_rows(batch["label"], placement), labels)
+
+
+def test_rows_are_shared_among_threads_whatever_their_number():
+    """Of batches of 1 to 700 rows, in no, few and many parts."""
+    crop = Whole((4, 5, 3))
+    for threads, rows in itertools.product((1, 2, 7, 64), (1, 2, 3, 63, 65, 700)):
+        examples = np.arange(rows).reshape(1, rows, 1) % COUNT
+        job = Loader(source(), crop, threads=threads).job(np.zeros_like(examples), examples)
+        np.testing.assert_array_equal(load(job)["image"], source().images[examples])
+        assert len(job.parts) <= rows
+
+
+def as_processes(placement: Placement, devices: tuple[int, ...], monkeypatch):
+    """Goes through processes that have so many of the placement's devices each."""
+    owners = np.repeat(np.arange(len(devices)), devices)
+    fakes = [SimpleNamespace(process_index=int(process)) for process in owners]
+    placement.__dict__["mesh"] = SimpleNamespace(devices=np.array(fakes))
+    for process in range(len(devices)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        yield process
+
+
+@pytest.mark.parametrize("devices", [(6,), (3, 3), (4, 2), (2, 2, 2), (1, 3, 2)])
+@pytest.mark.parametrize("count", [37, 48])
+def test_processes_load_each_example_once_an_epoch(monkeypatch, devices, count):
+    """Together, over the first updates that make up whole epochs; each what it alone holds."""
+    placement = place(24, 1, devices=6, accumulation_steps=2)
+    updates = count // math.gcd(count, 24)
+    pairs, rows = [], []
+    for process in as_processes(placement, devices, monkeypatch):
+        examples = Jpegs(count)
+        batches = jpeg_batches(placement, examples=examples)
+        asked = [batches.examples(update) for update in range(updates)]
+        rows.append([load(batches.job(update)) for update in range(updates)])
+        pairs += [pair for part in asked for pair in zip(*(x.ravel().tolist() for x in part))]
+        assert len(examples.asked) == updates * 4 * devices[process]
+        assert sorted(examples.asked) == sorted(i for part in asked for i in part[1].ravel())
+    assert sorted(pairs) == list(itertools.product(range(updates * 24 // count), range(count)))
+    if count == COUNT:
+        for update in range(updates):
+            whole = np.concatenate([parts[update]["image"] for parts in rows], axis=1)
+            images = expected_crops(update, 24)[0]
+            np.testing.assert_array_equal(real_rows(whole, placement), images)
+
+
+@pytest.mark.parametrize("devices", [(6,), (3, 3), (4, 2), (2, 2, 2), (1, 3, 2)])
+@pytest.mark.parametrize("count", [1, 37, 48])
+def test_processes_evaluate_each_example_once(monkeypatch, devices, count):
+    placement = place(24, 1, devices=6, accumulation_steps=2)
+    labels, asked = [], []
+    for _ in as_processes(placement, devices, monkeypatch):
+        examples = Jpegs(count)
+        for job in EvalBatches(Loader(examples, CROP), placement, 24).jobs():
+            part = load(job)
+            labels += part["label"][part["mask"]].tolist()
+        asked += examples.asked
+    assert sorted(labels) == sorted(asked) == list(range(count))
+
+
+class Counted:
+    """As many examples as ImageNet has, of next to no size; notes which are asked for."""
+
+    classes, image_shape, fingerprint = numbered(1000), (4, 5, 3), "counted"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return IMAGENET
+
+    def __getitem__(self, index: int) -> Example:
+        self.asked.append(index)
+        return Example(np.full((4, 5, 3), index % 251, np.uint8), index % 1000)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+@pytest.mark.parametrize("update", [0, 14_000, 14_075, 10**6])
+def test_a_far_update_of_imagenet_touches_its_own_rows_alone(monkeypatch, update):
+    """kn=8192 on 8 devices of 4 processes: the third holds rows 4096 to 6143."""
+    placement = place(8192, 32, devices=8)
+    expected = Order(IMAGENET, seed=4)(8192 * update + np.arange(4096, 6144))[1]
+    for process in as_processes(placement, (2, 2, 2, 2), monkeypatch):
+        if process != 2:
+            continue
+        examples = Counted()
+        loader = Loader(examples, Whole((4, 5, 3)))
+        timeline = Timeline.constant(IMAGENET, 8192)
+        batches = TrainBatches(loader, Order(IMAGENET, seed=4), timeline, placement, NO_MIXING)
+        batch = load(batches.job(update))
+        assert examples.asked == expected.tolist()
+        np.testing.assert_array_equal(batch["label"].ravel(), expected % 1000)
+        np.testing.assert_array_equal(batch["image"][..., 0, 0, 0].ravel(), expected % 251)
 
 
 class TornSource(ArraySource):
