@@ -309,6 +309,11 @@ def _check_data(
             raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
     if not all(data.std):
         raise ConfigError("data.std must not hold 0")
+    if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
+        raise ConfigError(
+            f"data.evaluation_short_side={data.evaluation_short_side} is less than "
+            f"data.image_size={data.image_size}, which is taken out of it"
+        )
     if channels != 3 and (any(data.color_jitter) or data.lighting):
         raise ConfigError(
             f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"

@@ -112,6 +112,7 @@ def _default_workdir(argv: Sequence[str]) -> pathlib.Path:
 def _quiet() -> None:
     """Leaves the terminal to the run: libraries speak up from warnings on."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
     logging.set_verbosity(logging.WARNING)
 
 

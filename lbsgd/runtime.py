@@ -150,8 +150,8 @@ class StopSignal:
         if self._requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._requested = True
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"stopping after this update; once more ends at once\n")
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        self._requested = True

@@ -47,14 +47,16 @@ class Corrupt:
                 f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
             ) from error
         with self._lock:
-            if name in self.names:
-                return
-            self.names.add(name)
-            if self._path:
-                with self._path.open("a") as file:
-                    file.write(json.dumps({"name": name, "reason": str(error)}) + "\n")
+            if name not in self.names:
+                self.names.add(name)
+                self._write({"name": name, "reason": str(error)})
             if len(self.names) > self.most:
                 raise ConfigError(
                     f"{name} is corrupt: {error}; it is number {len(self.names)}, more than "
                     f"data.max_corrupt={self.most}"
                 ) from error
+
+    def _write(self, line: dict[str, str]) -> None:
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")

@@ -29,6 +29,7 @@ from lbsgd.data.decode import CorruptError
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.sources import Source
+from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline
 from lbsgd.workers import Placement
 
@@ -148,7 +149,7 @@ class Loader:
                 return example, self._see(example, draw, out)
             except CorruptError as error:
                 self.corrupt.note(self.source.name(example), error)
-        raise CorruptError("no example can be read")
+        raise ConfigError(f"no example can be read: all {count} are corrupt")
 
 
 def load(job: Job) -> Arrays:
@@ -171,7 +172,7 @@ def to_devices(local: Arrays, placement: Placement) -> Batch:
 class Prefetch:
     """An iterator over batches that are loaded ahead by threads, and put on the devices.
 
-    At most `AHEAD` wait on the devices, and the one after them is being loaded. An error in a
+    At most `AHEAD` wait on the devices, and the two after them are being loaded. An error in a
     thread comes out of the next `next`, whichever batch it belongs to.
     """
 
@@ -252,13 +253,16 @@ class Repeated:
 
 
 def random_batch(shapes: dict[str, jax.ShapeDtypeStruct], classes: int, seed: int) -> Batch:
-    """A batch of random images and labels, made on the devices that are to hold it."""
+    """A batch of random images and labels, made on the devices that are to hold it.
+
+    What else a batch has is 0.
+    """
 
     def make() -> Batch:
         keys = dict(zip(shapes, jax.random.split(jax.random.key(seed), len(shapes))))
         most = {"image": 256, "label": classes}
         return {
-            key: jax.random.randint(keys[key], shape.shape, 0, most[key], jnp.int32).astype(
+            key: jax.random.randint(keys[key], shape.shape, 0, most.get(key, 1), jnp.int32).astype(
                 shape.dtype
             )
             for key, shape in shapes.items()
