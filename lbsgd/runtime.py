@@ -21,8 +21,9 @@ REPORTED_PACKAGES = (
     "flax",
     "optax",
     "orbax-checkpoint",
-    "grain",
     "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
 )
 
 

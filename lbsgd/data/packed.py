@@ -19,7 +19,8 @@ import ml_collections
 import numpy as np
 
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.records import RecordFile, allow_open_files
+from lbsgd.data.limits import allow_open_files
+from lbsgd.data.records import RecordFile
 from lbsgd.data.sources import Example, Splits
 from lbsgd.errors import ConfigError
 

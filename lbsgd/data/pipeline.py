@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 import queue
 import threading
 from collections import deque
@@ -26,6 +25,7 @@ import numpy as np
 from lbsgd.data.augment import View
 from lbsgd.data.corrupt import Corrupt
 from lbsgd.data.decode import CorruptError
+from lbsgd.data.limits import num_cores
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.sources import Source
@@ -87,9 +87,7 @@ class Loader:
     @property
     def num_threads(self) -> int:
         """How many threads load."""
-        if hasattr(os, "sched_getaffinity"):  # not on every system
-            return self.threads or len(os.sched_getaffinity(0))
-        return self.threads or os.cpu_count() or 1
+        return self.threads or num_cores()
 
     def job(self, epochs: np.ndarray, examples: np.ndarray, mask: np.ndarray | None = None) -> Job:
         """Image uint8 `[..., h, w, c]` and label int32 `[...]` of the examples `[...]`.

@@ -21,10 +21,11 @@ import ml_collections
 
 from lbsgd.data.encode import Encoding
 from lbsgd.data.folder import folder_splits, tar_splits
+from lbsgd.data.limits import num_cores
 from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
 from lbsgd.data.progress import Progress
-from lbsgd.data.sources import ArraySource, Source, _read_npz, npz, numbered
+from lbsgd.data.sources import ArraySource, Source, npz, numbered, read_npz
 from lbsgd.errors import ConfigError
 
 EXIT_DONE = 0
@@ -140,7 +141,7 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
 
 
 def _open_npz(path: pathlib.Path, classes: tuple[str, ...]) -> Source:
-    images, labels = _read_npz(path)
+    images, labels = read_npz(path)
     highest = int(labels.max())
     if classes and highest >= len(classes):
         raise ConfigError(
@@ -179,13 +180,6 @@ def prepare(args: argparse.Namespace) -> None:
     else:
         print("nothing was left to do")
     print(_how_to_train(args.output))
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _describe(split: str, index: Index) -> str:

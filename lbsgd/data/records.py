@@ -1,7 +1,6 @@
 """ArrayRecord files: records with checksums of their own, each of which can be read alone."""
 
 import pathlib
-import resource
 import threading
 from typing import Any
 
@@ -56,12 +55,3 @@ class RecordFile:
             raise ConfigError(f"cannot open {self.path} ({error.strerror})") from error
         except RuntimeError as error:
             raise CorruptError(str(error)) from error
-
-
-def allow_open_files(more: int) -> None:
-    """Raises this process's limit: a large set has a thousand shards, as many as is usual."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = soft + more
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

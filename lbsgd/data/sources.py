@@ -150,7 +150,7 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
     parts = {}
     for name in ("train", "validation"):
         path = pathlib.Path(config.dir, f"{name}.npz")
-        parts[name] = _read_npz(path)
+        parts[name] = read_npz(path)
     num_classes = int(parts["train"][1].max()) + 1
     highest = int(parts["validation"][1].max())
     if highest >= num_classes:
@@ -164,7 +164,12 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
     return Splits(ArraySource(*parts["train"], classes), ArraySource(*parts["validation"], classes))
 
 
-def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays `images`, uint8 `[N, h, w, c]`, and `labels`, `[N]`, of a file.
+
+    Raises:
+      ConfigError: they are not there, or not of that kind.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]

@@ -19,7 +19,8 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.records import RecordFile, allow_open_files
+from lbsgd.data.limits import allow_open_files
+from lbsgd.data.records import RecordFile
 from lbsgd.data.sources import Example, Source, Splits, first_shape
 from lbsgd.errors import ConfigError
 
