@@ -11,8 +11,8 @@ flipped. Each runs in a process of its own, on one core with one worker and on t
 take turns, and are stopped while it is another's; a ratio is of neighbours in time. Before that
 each has to show a round of batches of the right shape, labels, colours and variety.
 
-`pip install -e ".[benchmarks]"` installs tensorflow, PyTorch and grain. FFCV wants an environment of
-its own; --ffcv-python names its interpreter. Peers that are not installed are named as missing.
+`pip install -e ".[benchmarks]"` installs tensorflow, PyTorch and grain. FFCV wants an environment
+of its own; --ffcv-python names its interpreter. Peers that are not installed are named as missing.
 
 Of lbsgd alone: the time to the first batch of a packed set of 1,281,167 small examples, none of it
 in memory, and the memory that 20,000 batches of it take.
