@@ -52,7 +52,7 @@ POSITIVE = (
     "batch_norm.epsilon",
 )
 
-FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum", "data.erasing")
+FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
 
 # Pairs of a least and a greatest number, and what the greatest may be.
 RANGES = {"data.crop_area": 1.0, "data.crop_aspect": math.inf}
@@ -294,6 +294,8 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
             f"saturation), not {values['data.color_jitter']}"
         )
+    if values["data.erasing"] > 1:
+        raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
         raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")

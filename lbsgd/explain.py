@@ -53,6 +53,8 @@ def explain(run: Run) -> list[str]:
         _explain_augmentation(run),
         f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
     ]
+    smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
+    lines.append(f"network: {c.model.name}, computed in {c.dtype}{smoothing}")
     outputs = c.model.num_classes
     if outputs > len(train.classes):
         lines.append(f"network: {outputs} outputs, more than the data have classes")
@@ -75,6 +77,8 @@ def explain(run: Run) -> list[str]:
 
 def _explain_augmentation(run: Run) -> str:
     data, size = run.config.data, run.config.data.image_size
+    if data.synthetic_on_device:
+        return "augmentation: none; one random batch, made on the devices, is used again and again"
     crops = {
         "none": [],
         "padded": [f"crops after {data.crop_padding} zeros on each side"],

@@ -134,7 +134,10 @@ class Loader:
 
     def _see(self, example: int, draw: np.ndarray, out: np.ndarray) -> int:
         image, label = self.source[example]
-        self.view(image, draw, out)
+        try:
+            self.view(image, draw, out)
+        except ConfigError as error:
+            raise ConfigError(f"{self.source.name(example)}: {error}") from error
         return label
 
     def _replace(self, epoch: np.ndarray, corrupt: int, out: np.ndarray) -> tuple[int, int]:
