@@ -303,7 +303,8 @@ def first_batch_line(result: dict[str, object]) -> str:
     opened, first = ([m[key] for m in result["measured"]] for key in ("open", "first_batch"))
     return (
         f"A packed set of {SMALL_EXAMPLES:,} examples, none of it in memory: open after "
-        f"{spread(opened, 2)} s, the first batch (kn=256, k=32) after {spread(first, 2)} s."
+        f"{spread(opened, 2)} s without imports, the first batch (kn=256, k=32) after "
+        f"{spread(first, 2)} s."
     )
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from lbsgd.data.pipeline import AHEAD
 from lbsgd.errors import ConfigError
+from lbsgd.runtime import IN_FLIGHT
 from lbsgd.workers import Placement
 
-# The step's own batch, those of the updates that wait for it, and two that are loaded ahead.
-BATCHES_ON_DEVICE = 7
+# Besides the step's own: those of the updates that wait for it, and those that are loaded ahead.
+BATCHES_WAITING = IN_FLIGHT + AHEAD
 
 
 def memory_of(compiled: Any, batch_bytes: int) -> int:
@@ -29,7 +31,7 @@ def memory_of(compiled: Any, batch_bytes: int) -> int:
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    return int(step + (BATCHES_ON_DEVICE - 1) * batch_bytes)
+    return int(step + BATCHES_WAITING * batch_bytes)
 
 
 def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[Placement]:

@@ -14,6 +14,10 @@ from jax.experimental import multihost_utils
 
 from lbsgd.errors import ConfigError
 
+# Updates that may wait on the devices. More would not be faster, and many more can deadlock
+# collectives between more CPU devices than cores.
+IN_FLIGHT = 4
+
 REPORTED_PACKAGES = (
     "lbsgd",
     "jax",

@@ -19,9 +19,6 @@ from lbsgd.explain import explain, parameter_table
 from lbsgd.step import EvalSums, TrainState
 from lbsgd.workdir import Workdir
 
-# Updates that may wait on the devices. More would not be faster, and many more can deadlock
-# collectives between more CPU devices than cores.
-IN_FLIGHT = 4
 # Waiting for data longer than this part of the time is worth a line.
 INPUT_BOUND = 0.1
 # Logged updates over which images/s are measured: single ones come off the devices in bursts.
@@ -210,9 +207,9 @@ class Log:
         return self._speed_since(Mark(self._start, 0.0, 0.0))
 
     def update(self, done: int, values: dict[str, jax.Array]) -> None:
-        """Notes the metrics of an update, and waits until at most IN_FLIGHT are on the devices."""
+        """Notes the metrics of an update, and waits until few enough are on the devices."""
         self._waiting.append((done, values))
-        while len(self._waiting) > IN_FLIGHT:
+        while len(self._waiting) > runtime.IN_FLIGHT:
             self._fetch()
 
     def drain(self) -> None:

@@ -81,8 +81,13 @@ class Workdir:
                 "choose another --workdir"
             ) from error
 
+    def _holds_updates(self) -> bool:
+        """Whether a run got anywhere: one that did not leaves the folder to the next."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+
     def _check_owner(self, identity: dict[str, Any]) -> None:
-        if not self.config.is_file():
+        if not self.config.is_file() or not self._holds_updates():
             return
         try:
             owner = json.loads(self.config.read_text())["run"]

@@ -1,5 +1,6 @@
 """The documentation is true: its tables come from results, its links lead somewhere."""
 
+import json
 import pathlib
 import re
 import runpy
@@ -37,3 +38,12 @@ def test_the_readme_lists_every_config_and_only_known_keys():
         assert f"(configs/{config.name})" in text
     known = {key for key, _ in flatten(default_config())}
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known
+
+
+def test_the_error_on_cifar10_is_that_of_its_run():
+    result = json.loads((ROOT / "docs/results/cifar10.json").read_text())
+    last = result["evaluations"][-1]
+    text = (ROOT / "configs/cifar10.py").read_text()
+    assert f"{last['val_error']:.2f}% error" in text
+    assert f"after {last['epoch']:.0f} epochs" in text
+    assert f"{last['val_error']:.1f}% error" in (ROOT / "README.md").read_text()

@@ -18,6 +18,7 @@ from lbsgd.checkpoint import Checkpoints
 from lbsgd.config import default_config, resolve
 from lbsgd.data.pipeline import load
 from lbsgd.errors import ConfigError
+from lbsgd.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -141,6 +142,22 @@ def test_the_workdir_holds_the_record_of_the_run(whole_run):
     assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # The newest two, of those at 4, 8 and the end.
     assert sorted(p.name for p in (whole_run / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_a_run_that_got_nowhere_leaves_its_workdir_to_another(tmp_path):
+    """What stopped it, such as other data, may be what is different now."""
+    folder = Workdir(tmp_path)
+    folder.claim({"batch_size": 8}, {}, {})
+    folder.metrics.touch()
+    folder.claim({"batch_size": 16}, {}, {})
+    assert json.loads(folder.config.read_text())["run"] == {"batch_size": 16}
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(ConfigError, match="differs in batch_size"):
+        folder.claim({"batch_size": 8}, {}, {})
+    folder.metrics.unlink()
+    (folder.checkpoints / "8").mkdir()
+    with pytest.raises(ConfigError, match="differs in batch_size"):
+        folder.claim({"batch_size": 8}, {}, {})
 
 
 def test_another_run_may_not_use_the_workdir(whole_run):

@@ -169,6 +169,9 @@ def unpack_name(record: bytes) -> str:
 class PackedSource:
     """A split of a packed set, in the order of what it was made from.
 
+    Attributes:
+      one_shape: whether `image_shape` is that of all images.
+
     Raises:
       ConfigError: it is not whole: no index, or a shard that is missing or of another size.
     """
@@ -176,7 +179,7 @@ class PackedSource:
     def __init__(self, folder: pathlib.Path) -> None:
         index = read_index(folder)
         self.classes, self.image_shape = index.classes, index.image_shape
-        self.fingerprint = index.fingerprint
+        self.fingerprint, self.one_shape = index.fingerprint, index.one_shape
         for shard in index.shards:
             wrong = check_size(folder / shard.file, shard)
             if wrong:
@@ -223,13 +226,18 @@ def packed(config: ml_collections.ConfigDict) -> Splits:
         raise ConfigError(
             f"data.dir={config.dir!r} is no folder; make it by python -m lbsgd.data.prepare"
         )
-    splits = Splits(*(PackedSource(root / split) for split in SPLITS))
-    if splits.train.classes != splits.validation.classes:
+    train, validation = (PackedSource(root / split) for split in SPLITS)
+    if config.crop != "inception" and not (train.one_shape and validation.one_shape):
+        raise ConfigError(
+            f"data.dir={config.dir!r} holds images of several sizes; set data.crop='inception', "
+            f"not {config.crop!r}"
+        )
+    if train.classes != validation.classes:
         raise ConfigError(
             f"data.dir={config.dir!r}: the classes of train/ and validation/ differ; remove "
             "validation/ and prepare it again, when train/ is there"
         )
-    return splits
+    return Splits(train, validation)
 
 
 class Damage(NamedTuple):

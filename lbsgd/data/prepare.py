@@ -195,7 +195,8 @@ def _how_to_train(output: pathlib.Path) -> str:
     missing = [split for split in SPLITS if not (output / split / INDEX).exists()]
     if missing:
         return f"{missing[0]} is still missing: prepare it with --split {missing[0]}"
-    packed(ml_collections.ConfigDict({"dir": str(output)}))  # opens as it will for training
+    # Opens as it will for training.
+    packed(ml_collections.ConfigDict({"dir": str(output), "crop": "inception"}))
     return (
         "to train with it: python -m lbsgd.main --config CONFIG "
         f"--config.data.source=packed --config.data.dir={shlex.quote(str(output))}"

@@ -58,6 +58,7 @@ def copy(made, tmp_path) -> pathlib.Path:
 
 def data_config(root: pathlib.Path | str):
     config = default_config().data
+    config.crop = "inception"
     config.update({"source": "packed", "dir": str(root)})
     return config
 
@@ -112,6 +113,18 @@ def test_index_tells_what_is_there(made):
         assert path.stat().st_size == shard["bytes"]
         assert ArrayRecordReader(str(path)).num_records() == shard["examples"]
     assert (index["image_shape"], index["one_shape"]) == ([20, 30, 3], False)
+
+
+@pytest.mark.parametrize("crop", ["none", "padded"])
+def test_images_of_several_sizes_need_a_crop_that_takes_them(made, tmp_path, crop):
+    config = data_config(made / "set")
+    config.crop = crop
+    with pytest.raises(ConfigError, match=r"several sizes; set data\.crop='inception'"):
+        packed(config)
+    for split in ("train", "validation"):
+        pack_split(arrays(), tmp_path / split)
+    config.dir = str(tmp_path)
+    assert len(packed(config).train) == 20
 
 
 def test_index_tells_that_all_images_have_one_shape(tmp_path):

@@ -396,7 +396,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     assert len(PackedSource(out / "train")) == 21
 
 
-@pytest.mark.skipif(not IMAGENETTE.exists(), reason=f"{IMAGENETTE} is not there")
+@pytest.mark.skipif(not IMAGENETTE.exists(), reason="Imagenette is not in ../shared/data")
 def test_imagenette(out):
     """Its 1,000 images for validation, in the order of their names."""
     assert run(IMAGENETTE, out, "--split", "validation") == 0
