@@ -1,0 +1,149 @@
+"""Looks at the checkpoints of a run; changes nothing.
+
+python -m lbsgd.checkpoint list|verify|show WORKDIR [UPDATE]
+
+Exit code 0: all is well; 1: `verify` or `show` found damage; 2: asked for something that is not.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import jax
+import numpy as np
+
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.manifest import DamagedError, Manifest
+from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
+
+USAGE = "python -m lbsgd.checkpoint list|verify|show WORKDIR [UPDATE]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command, and returns the exit code."""
+    try:
+        args = _parse(argv)
+        folder = _checkpoints_folder(args.workdir)
+        updates = _updates(folder, args.update)
+    except ConfigError as error:
+        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+    # No need of the accelerator, which may be training.
+    jax.config.update("jax_platforms", "cpu")
+    store.quiet_orbax()
+    commands: dict[str, Callable[[pathlib.Path, list[int]], int]] = {
+        "list": list_,
+        "verify": verify,
+        "show": show,
+    }
+    return commands[args.command](folder, updates)
+
+
+def list_(folder: pathlib.Path, updates: list[int]) -> int:
+    """A table of what there is; the arrays are not read."""
+    print(f"{'update':>10}  {'MB':>9}  {'written':<25}  state")
+    for update in sorted(updates):
+        path = folder / str(update)
+        try:
+            manifest = store.read_manifest(path)
+            size = store.size(path)
+            megabytes = f"{size / 1e6:.1f}"
+            if size < manifest.nbytes:
+                raise DamagedError(f"it has {size} bytes of {manifest.nbytes}")
+            written, state = store.printable(manifest.written), "whole; `verify` reads it"
+        except DamagedError as error:
+            megabytes, written, state = "?", "?", f"damaged: {error}"
+        print(f"{update:>10}  {megabytes:>9}  {written:<25}  {state}")
+    for path in store.leftovers_in(folder):
+        print(f"{path.name}: a save that is under way, or was interrupted; never used")
+    return EXIT_DONE
+
+
+def verify(folder: pathlib.Path, updates: list[int]) -> int:
+    """Reads every array and compares it with its checksum."""
+    damaged = False
+    for update in sorted(updates):
+        path = folder / str(update)
+        try:
+            manifest = store.read_manifest(path)
+            store.read_arrays(path, manifest)
+            print(f"{path}: ok, {_content(manifest)}")
+        except DamagedError as error:
+            damaged = True
+            print(f"{path}: damaged: {error}")
+    return EXIT_FAILED if damaged else EXIT_DONE
+
+
+def show(folder: pathlib.Path, updates: list[int]) -> int:
+    """The newest one's identity and arrays, with norm, mean and the start of their checksums."""
+    path = folder / str(max(updates))
+    try:
+        manifest = store.read_manifest(path)
+        arrays = store.read_arrays(path, manifest)
+    except DamagedError as error:
+        print(f"{path}: damaged: {error}")
+        return EXIT_FAILED
+    print(f"{path}: {_content(manifest)}, lbsgd {store.printable(manifest.version)}")
+    print(json.dumps(manifest.identity, indent=2))  # escapes what is not ASCII
+    print(f"{'sha256':<12}  {'norm':>12}  {'mean':>12}  array")
+    for name, entry in sorted(manifest.arrays.items()):
+        values = arrays[name].astype(np.float64)
+        mean = np.mean(values) if values.size else 0.0
+        print(
+            f"{entry.sha256[:12]}  {np.linalg.norm(values):12.6g}  {mean:12.6g}  "
+            f"{store.printable(name)} {entry}"
+        )
+    return EXIT_DONE
+
+
+def _content(manifest: Manifest) -> str:
+    return (
+        f"{len(manifest.arrays)} arrays of {manifest.nbytes / 1e6:.1f} MB, written "
+        f"{store.printable(manifest.written)}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m lbsgd.checkpoint", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", choices=["list", "verify", "show"])
+    parser.add_argument("workdir", type=pathlib.Path, help="of a run, or its folder of checkpoints")
+    parser.add_argument(
+        "update", type=int, nargs="?", help="that one only; show: by default the newest"
+    )
+
+    def fail(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; usage: {USAGE}")
+
+    setattr(parser, "error", fail)  # noqa: B010  # one line, where argparse prints its own
+    return parser.parse_args(argv)
+
+
+def _checkpoints_folder(workdir: pathlib.Path) -> pathlib.Path:
+    inside = workdir / "checkpoints"
+    folder = inside if inside.is_dir() else workdir
+    if not folder.is_dir():
+        raise ConfigError(f"{workdir} is no folder")
+    return folder.absolute()
+
+
+def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
+    try:
+        there = store.updates_in(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read ({store.reason(error)})") from error
+    if not there:
+        raise ConfigError(f"there are no checkpoints in {folder}")
+    if update is None:
+        return there
+    if update not in there:
+        known = ", ".join(map(str, sorted(there)))
+        raise ConfigError(f"there is no checkpoint {update} in {folder}, only {known}")
+    return [update]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""What a checkpoint says of itself: its update, whose run it is, and a checksum of each array.
+
+A manifest that is read is not trusted: `from_json` takes it apart field by field.
+"""
+
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401  # makes numpy know bfloat16 and the like by name
+import numpy as np
+
+import lbsgd
+
+FORMAT = 1
+# More differences than these do not help.
+SHOWN = 3
+
+
+class DamagedError(ValueError):
+    """Why a checkpoint is not to be used."""
+
+
+class ArrayEntry(NamedTuple):
+    """One array: name of its dtype, shape, and `checksum`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+class Manifest(NamedTuple):
+    """A checkpoint's own description.
+
+    Attributes:
+      update: the updates that were done.
+      version: of lbsgd.
+      written: when, ISO 8601.
+      identity: what decides the numbers of the run.
+      arrays: by name.
+    """
+
+    update: int
+    version: str
+    written: str
+    identity: dict[str, Any]
+    arrays: dict[str, ArrayEntry]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.arrays.values())
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path, as in "params/head/bias".
+
+    Raises:
+      ValueError: two leaves have the same.
+    """
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs]
+    if len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"the leaves have no names of their own: {sorted(names)}")
+    return dict(zip(names, [leaf for _, leaf in pairs]))
+
+
+def checksum(name: str, array: np.ndarray) -> str:
+    """SHA-256 of name, dtype, shape, and the values in row-major order."""
+    head = json.dumps([name, array.dtype.name, array.shape])
+    digest = hashlib.sha256(head.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def describe(
+    update: int, identity: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Manifest:
+    """The manifest of arrays that are about to be written."""
+    entries = {
+        name: ArrayEntry(x.dtype.name, x.shape, checksum(name, x)) for name, x in arrays.items()
+    }
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Manifest(update, lbsgd.__version__, now, normalized(identity), entries)
+
+
+def normalized(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(identity))
+
+
+def to_json(manifest: Manifest) -> dict[str, Any]:
+    """JSON, with a digest of itself."""
+    entries = {name: entry._asdict() for name, entry in manifest.arrays.items()}
+    body = {"format": FORMAT, **manifest._asdict(), "arrays": entries}
+    body = normalized(body)
+    return {**body, "sha256": _digest(body)}
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def from_json(value: Any) -> Manifest:
+    """The manifest in a JSON value that may be anything.
+
+    Raises:
+      DamagedError: it is not what `to_json` gives.
+    """
+    if not isinstance(value, dict):
+        raise DamagedError("its manifest is not one")
+    body = {key: part for key, part in value.items() if key != "sha256"}
+    if value.get("sha256") != _digest(body):
+        raise DamagedError("its manifest does not have the checksum that it names")
+    if body.get("format") != FORMAT:
+        raise DamagedError(f"its manifest has format {body.get('format')!r}, not {FORMAT}")
+    kinds = {"update": int, "version": str, "written": str, "identity": dict, "arrays": dict}
+    for key, kind in kinds.items():
+        if type(body.get(key)) is not kind:
+            raise DamagedError(f"its manifest has no {key}")
+    arrays = {name: _entry(name, entry) for name, entry in body["arrays"].items()}
+    return Manifest(**{key: body[key] for key in kinds} | {"arrays": arrays})
+
+
+def _entry(name: str, value: Any) -> ArrayEntry:
+    try:
+        entry = ArrayEntry(str(value["dtype"]), tuple(value["shape"]), str(value["sha256"]))
+        dtype = np.dtype(entry.dtype)
+        sound = len(entry.shape) <= 32 and all(type(n) is int and n >= 0 for n in entry.shape)
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    # Nothing but numbers: no objects, no records.
+    if not sound or dtype.hasobject or dtype.name != entry.dtype or dtype.itemsize > 16:
+        raise DamagedError(f"its manifest does not describe {name!r}")
+    return entry
+
+
+def check_array(name: str, array: Any, entry: ArrayEntry) -> None:
+    """Compares an array that was read with what the manifest says of it.
+
+    Raises:
+      DamagedError: it is another.
+    """
+    if not isinstance(array, np.ndarray):
+        raise DamagedError(f"{name} is no array")
+    found = ArrayEntry(array.dtype.name, array.shape, "")
+    if found[:2] != entry[:2]:
+        raise DamagedError(f"{name} is {found}, not {entry}")
+    if checksum(name, array) != entry.sha256:
+        raise DamagedError(f"{name} does not have the checksum that it was saved with")
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Where two identities differ, for people; "" if nowhere."""
+    one, other = _flat(there), _flat(here)
+    keys = [
+        key
+        for key in sorted(one.keys() | other.keys())
+        # As text, for NaN is not itself.
+        if one.get(key) != other.get(key) and repr(one.get(key)) != repr(other.get(key))
+    ]
+    parts = [
+        f"{key} ({_short(one.get(key))} there, {_short(other.get(key))} here)"
+        for key in keys[:SHOWN]
+    ]
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(parts) + more
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def misfits(manifest: Manifest, like: Mapping[str, Any]) -> str:
+    """Where a manifest's arrays are not those of `like`, for people; "" if nowhere.
+
+    Args:
+      like: by name, something with shape and dtype.
+    """
+    wanted = {name: ArrayEntry(np.dtype(x.dtype).name, x.shape, "") for name, x in like.items()}
+    lacks = [f"{name} is not in it" for name in wanted if name not in manifest.arrays]
+    extra = [f"{name} is only in it" for name in manifest.arrays if name not in wanted]
+    other = [
+        f"{name} is {entry} there, {wanted[name]} here"
+        for name, entry in manifest.arrays.items()
+        if name in wanted and entry[:2] != wanted[name][:2]
+    ]
+    found = lacks + other + extra
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
