@@ -1,8 +1,19 @@
-"""The one exception that speaks to the user."""
+"""What ends a run early, and the exit codes of the command line."""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
 
 
 class ConfigError(ValueError):
     """Something the user can put right: one line that says what is wrong and what to do.
 
-    `lbsgd.main` prints the line without a traceback and ends with exit code 2.
+    `lbsgd.main` prints the line without a traceback and ends with `EXIT_USER`.
     """
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient are not finite; `lbsgd.main` ends with `EXIT_DIVERGED`."""
