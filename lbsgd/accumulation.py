@@ -6,6 +6,7 @@ it for any number of them; the placement chosen is compiled and checked before i
 
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,14 +43,23 @@ def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[P
       most_lanes: lanes of a device that has all its workers side by side.
     """
     seen: set[int] = set()
-    for steps in range(1, most_lanes + 1):
+    for lanes in _quotients(most_lanes):
         try:
-            placement = place(steps)
+            placement = place(math.ceil(most_lanes / lanes))
         except ConfigError:
             continue
         if placement.lanes not in seen:
             seen.add(placement.lanes)
             yield placement
+
+
+def _quotients(number: int) -> Iterator[int]:
+    """ceil(number / 1), ceil(number / 2), ... down to 1, each once: at most 2 sqrt(number)."""
+    quotient = number
+    while quotient > 1:
+        yield quotient
+        quotient = -(-number // -(-number // (quotient - 1)))
+    yield 1
 
 
 def choose(
@@ -76,7 +86,9 @@ def choose(
     """
     known = _read(cache)
     key = f"{cache_key}/{limit}"
-    steps = known.get(key) or _search(place, workers_per_device, memory, limit)
+    steps = known.get(key)
+    if not isinstance(steps, int) or steps < 1:  # a cache may be damaged
+        steps = _search(place, workers_per_device, memory, limit)
     steps = int(multihost_utils.broadcast_one_to_all(steps)) if jax.process_count() > 1 else steps
     if cache and known.get(key) != steps and jax.process_index() == 0:
         with contextlib.suppress(OSError):  # a cache is no reason to stop
@@ -115,7 +127,7 @@ def _line(points: dict[int, int]) -> Callable[[int], float]:
     return lambda lanes: y0 + slope * (lanes - x0)
 
 
-def _read(cache: pathlib.Path | None) -> dict[str, int]:
+def _read(cache: pathlib.Path | None) -> dict[str, Any]:
     try:
         known = json.loads(cache.read_text()) if cache else {}
     except (OSError, ValueError):

@@ -11,17 +11,15 @@ Times can be given in epochs, steps (updates) or examples: by one key of the thr
 """
 
 import difflib
-import itertools
-import math
-import numbers
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 import ml_collections
 
+from lbsgd import bounds
+from lbsgd.bounds import shown
 from lbsgd.errors import ConfigError
-from lbsgd.timeline import Timeline, exact
+from lbsgd.times import given
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
@@ -33,6 +31,9 @@ CHOICES = {
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
     "data.crop": ("none", "padded", "inception"),
     "data.on_corrupt": ("error", "skip"),
+    "on_nonfinite": ("stop", "skip"),
+    "checkpoint.on_error": ("continue", "stop"),
+    "runtime.on_stall": ("report", "end"),
 }
 
 POSITIVE = (
@@ -48,14 +49,16 @@ POSITIVE = (
     "learning_rate.reference_batch_size",
     "log.every_steps",
     "checkpoint.keep",
+    "runtime.heartbeat_seconds",
+    "runtime.start_seconds",
     "model.width",
     "batch_norm.epsilon",
 )
 
 FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
 
-# Pairs of a least and a greatest number, and what the greatest may be.
-RANGES = {"data.crop_area": 1.0, "data.crop_aspect": math.inf}
+# Pairs of a least and a greatest number, and what these may be.
+RANGES = {"data.crop_area": (1e-6, 1.0), "data.crop_aspect": (1e-3, 1e3)}
 
 # Keys that say where and how a run is computed, not what: they may differ when it goes on.
 MACHINE_KEYS = (
@@ -67,8 +70,11 @@ MACHINE_KEYS = (
     "data.on_corrupt",
     "data.max_corrupt",
     "evaluation.batch_size",
+    "on_nonfinite",
+    "max_nonfinite",
     "checkpoint.",
     "log.",
+    "runtime.",
 )
 
 
@@ -98,6 +104,10 @@ def default_config() -> ml_collections.ConfigDict:
             # Of activations. float64 makes parameters float64 too (to study exactness).
             "dtype": "float32",
             "label_smoothing": 0.0,
+            # "stop": the run ends when loss or gradient are not finite. "skip": such an update
+            # leaves the state as it was, and the run ends past max_nonfinite of them.
+            "on_nonfinite": "stop",
+            "max_nonfinite": 10,
             "model": {
                 # See lbsgd.models.resnet.ARCHITECTURES.
                 "name": "resnet50",
@@ -195,9 +205,27 @@ def default_config() -> ml_collections.ConfigDict:
                 "synthetic_on_device": False,
             },
             "evaluation": {**_times("every"), "batch_size": 1024},
-            "checkpoint": {**_times("every"), "keep": 3},
+            "checkpoint": {
+                **_times("every"),
+                # Besides; 0 for never.
+                "every_minutes": 10.0,
+                # How many; the newest that verifies is never removed.
+                "keep": 3,
+                # "continue": training goes on when one cannot be written. "stop": it ends.
+                "on_error": "continue",
+            },
             # Metrics every so many updates; TensorBoard summaries where tensorflow is installed.
             "log": {"every_steps": 100, "tensorboard": True},
+            "runtime": {
+                # Several processes: one that has not been heard of for so long ends all, and how
+                # long they wait for each other at the start.
+                "heartbeat_seconds": 60,
+                "start_seconds": 300,
+                # Without an update for so long, the stacks of all threads are written to the log of
+                # the process, and with "end" it ends (exit code 1); 0 for never.
+                "stall_minutes": 10.0,
+                "on_stall": "report",
+            },
         }
     )
     return config.lock()
@@ -215,6 +243,7 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tup
 
 def nearest_key(key: str) -> str:
     """The known key most like `key`: in its last part first, then as a whole."""
+    key = key[:100]  # more would take long
     known = [name for name, _ in flatten(default_config())]
     known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
     last_parts = {name.rsplit(".", 1)[-1] for name in known}
@@ -229,7 +258,7 @@ def check_known(key: str) -> None:
     known = [name for name, _ in flatten(default_config())]
     if not any(name == key or name.startswith(key + ".") for name in known):
         raise ConfigError(
-            f"unknown config key {key!r}; the nearest known one is {nearest_key(key)!r}"
+            f"unknown config key {shown(key)}; the nearest known one is {nearest_key(key)!r}"
         )
 
 
@@ -253,126 +282,70 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       ConfigError: an unknown key, a wrong type, or a value out of range.
     """
     resolved = default_config()
-    for key, value in flatten(config):
+    for key, value in _read(config):
         check_known(key)
         *groups, leaf = key.split(".")
         part = resolved
         for group in groups:
             part = part[group]
         if isinstance(part.get(leaf), ml_collections.ConfigDict):
-            raise ConfigError(f"config key {key!r} is a group of keys, not {value!r}")
+            raise ConfigError(f"config key {key!r} is a group of keys, not {shown(value)}")
         kind = part.get_type(leaf)
         try:
             # ml_collections itself takes None for anything and True for 1.
             if value is None or (isinstance(value, bool) and kind is not bool):
                 raise TypeError
             part[leaf] = value
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
-                f"{key} must be {kind.__name__}, not {value!r} ({type(value).__name__})"
+                f"{key} must be {kind.__name__}, not {shown(value)} ({type(value).__name__})"
             ) from error
     _check_values(resolved)
     return ml_collections.FrozenConfigDict(resolved)
+
+
+def _read(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
+    """All keys and values, or ConfigError where a file made something else of its config."""
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"get_config must return a ConfigDict, not {shown(config)}")
+    try:
+        return list(flatten(config))
+    except RecursionError as error:
+        raise ConfigError("the config holds itself; a group must not be one of its keys") from error
+    except Exception as error:  # of references between keys, which are computed now
+        raise ConfigError(f"the config cannot be read: {shown(error)}") from error
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
     values = dict(flatten(config))
     for key, value in values.items():
         if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(f"unknown {key} {value!r}; known: {', '.join(CHOICES[key])}")
+            raise ConfigError(f"unknown {key} {shown(value)}; known: {', '.join(CHOICES[key])}")
         if key in POSITIVE and value <= 0:
-            raise ConfigError(f"{key} must be positive, not {value}")
+            raise ConfigError(f"{key} must be positive, not {shown(value)}")
         if key in FRACTIONS and not 0 <= value < 1:
-            raise ConfigError(f"{key} must be at least 0 and less than 1, not {value}")
-        if isinstance(value, tuple) or _is_number(value):
-            _check_numbers(key, value if isinstance(value, tuple) else (value,))
-    for key, most in RANGES.items():
-        if len(values[key]) != 2 or not 0 < values[key][0] <= values[key][1] <= most:
-            raise ConfigError(f"{key} must be a least and a greatest number, not {values[key]}")
+            raise ConfigError(f"{key} must be at least 0 and less than 1, not {shown(value)}")
+        bounds.check(key, value)
+    for key, (least, most) in RANGES.items():
+        if len(values[key]) != 2 or not least <= values[key][0] <= values[key][1] <= most:
+            raise ConfigError(
+                f"{key} must be a least and a greatest number, from {least:g} to {most:g}, not "
+                f"{shown(values[key])}"
+            )
     if len(values["data.color_jitter"]) != 3 or max(values["data.color_jitter"]) > 1:
         raise ConfigError(
             "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
-            f"saturation), not {values['data.color_jitter']}"
+            f"saturation), not {shown(values['data.color_jitter'])}"
         )
     if values["data.erasing"] > 1:
         raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
-        raise ConfigError(f"learning_rate.decay_epochs must increase, not {decays}")
-    _given(config, "total")
-    _given(config.learning_rate, "warmup")
-    _given(config.evaluation, "every")
-    _given(config.checkpoint, "every")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _check_numbers(key: str, values: tuple[Any, ...]) -> None:
-    # Only the means of pixels can sensibly be negative.
-    lowest = -math.inf if key == "data.mean" else 0
-    for value in values:
-        if not _is_number(value):
-            raise ConfigError(f"{key} must hold numbers, not {value!r}")
-        if not (lowest <= value and math.isfinite(value)):
-            raise ConfigError(f"{key} must be finite and not negative, not {value}")
-
-
-def _given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
-    """The unit and the number of the time called `name`; ("", 0) if none is given.
-
-    Raises:
-      ConfigError: it is given twice.
-    """
-    units = ("epochs", "steps", "examples")
-    given = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
-    if len(given) > 1:
-        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in given.items())
-        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
-    return next(iter(given.items()), ("", 0))
-
-
-def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
-    if unit == "epochs":
-        return timeline.update_at_epoch(number)
-    if unit == "examples":
-        return timeline.update_at_example(Fraction(number))
-    return int(number)
-
-
-def duration(config: ml_collections.ConfigDict, name: str, timeline: Timeline) -> int:
-    """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
-
-    Raises:
-      ConfigError: two of them are given.
-    """
-    unit, number = _given(config, name)
-    return _update_at(timeline, unit, number)
-
-
-def every(
-    config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
-) -> frozenset[int]:
-    """The updates up to `total` after which the group's `every_epochs` (...) comes round.
-
-    Raises:
-      ConfigError: two of them are given, or one shorter than an update.
-    """
-    unit, interval = _given(config[group], "every")
-    updates: set[int] = set()
-    if not unit:
-        return frozenset()
-    if not _update_at(timeline, unit, exact(interval)):
-        raise ConfigError(
-            f"{group}.every_{unit}={interval} is less than one update; make it longer"
-        )
-    for i in itertools.count(1):
-        update = _update_at(timeline, unit, i * exact(interval))
-        if update > total:
-            return frozenset(updates)
-        updates.add(update)
-    raise AssertionError("unreachable")
+        raise ConfigError(f"learning_rate.decay_epochs must increase, not {shown(decays)}")
+    given(config, "total")
+    given(config.learning_rate, "warmup")
+    given(config.evaluation, "every")
+    given(config.checkpoint, "every")
 
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """From a config to the learning rate of its run."""
 
 import dataclasses
+import math
 
 import ml_collections
 
-from lbsgd import config as config_lib
+from lbsgd import times
 from lbsgd.errors import ConfigError
 from lbsgd.optim import learning_rate as rates
 from lbsgd.timeline import Timeline
+
+# Which float32 can still hold.
+MOST_RATE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,15 @@ class Rate:
     decay_updates: tuple[int, ...]
 
 
+def _check_decay(full: float, factor: float, times: int) -> None:
+    """Raises ConfigError where a factor above 1 takes the rate out of float32."""
+    if factor > 1 and times * math.log(factor) + math.log(max(full, 1e-30)) > math.log(MOST_RATE):
+        raise ConfigError(
+            f"learning_rate.decay_factor={factor:g} at {times} epochs makes a learning rate of "
+            f"more than {MOST_RATE:g}; a factor below 1 lowers it"
+        )
+
+
 def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
     """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
 
@@ -40,7 +53,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     )
     warmup = 0
     if c.warmup != "none" and config.batch_size > c.reference_batch_size:
-        warmup = config_lib.duration(c, "warmup", timeline)
+        warmup = times.duration(c, "warmup", timeline)
         if not warmup:
             raise ConfigError(
                 f"learning_rate.warmup={c.warmup!r} needs a length of at least one update: set "
@@ -59,6 +72,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
                 f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
                 f"within the warmup of {warmup}; decay later or shorten the warmup"
             )
+        _check_decay(full, c.decay_factor, len(boundaries))
         schedule = rates.step_decay(full, boundaries, c.decay_factor)
     elif c.decay == "cosine":
         schedule = rates.cosine_decay(full, warmup, total)

@@ -159,8 +159,7 @@ def place(
             f"batch_norm.synced_workers={group_size} does not divide the k={workers} workers"
         )
     steps = math.ceil(workers / (devices * lanes))
-    while not _holds_whole_groups(lanes, devices, group_size):
-        lanes += 1
+    lanes = _lanes_of_whole_groups(lanes, devices, group_size)
     steps_of_groups = math.ceil(workers / (devices * lanes))
     if steps_of_groups < steps:
         raise ConfigError(
@@ -171,8 +170,8 @@ def place(
     return Placement(workers, worker_batch_size, devices, steps, lanes, group_size)
 
 
-def _holds_whole_groups(lanes: int, devices: int, group_size: int) -> bool:
-    """Whether groups fill the lanes of a device, or a group the lanes of a few devices."""
-    if lanes % group_size == 0:
-        return True
-    return group_size % lanes == 0 and devices % (group_size // lanes) == 0
+def _lanes_of_whole_groups(least: int, devices: int, group_size: int) -> int:
+    """The fewest lanes that groups fill, or of which a group fills those of a few devices."""
+    spans = (d for d in range(1, devices + 1) if devices % d == 0 and group_size % d == 0)
+    spread = [group_size // d for d in spans if group_size // d >= least]
+    return min(spread) if spread else math.ceil(least / group_size) * group_size

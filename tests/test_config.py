@@ -14,14 +14,13 @@ from lbsgd.config import (
     FRACTIONS,
     POSITIVE,
     default_config,
-    duration,
-    every,
     flatten,
     resolve,
     run_keys,
 )
 from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline
+from lbsgd.times import duration, every
 
 DEFAULTS = dict(flatten(default_config()))
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
@@ -46,9 +45,17 @@ MACHINE = {
     "checkpoint.every_epochs",
     "checkpoint.every_steps",
     "checkpoint.every_examples",
+    "checkpoint.every_minutes",
     "checkpoint.keep",
+    "checkpoint.on_error",
     "log.every_steps",
     "log.tensorboard",
+    "on_nonfinite",
+    "max_nonfinite",
+    "runtime.heartbeat_seconds",
+    "runtime.start_seconds",
+    "runtime.stall_minutes",
+    "runtime.on_stall",
 }
 
 
@@ -359,7 +366,7 @@ def another(key: str) -> object:
         return CHOICES[key][-1]
     if key in GOOD:
         return GOOD[key]
-    others = {int: 10**6 + 1, float: 0.75, bool: not value, str: "another", tuple: (7.0,)}
+    others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7.0,)}
     return others[type(value)]
 
 

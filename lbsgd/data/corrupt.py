@@ -31,9 +31,10 @@ class Corrupt:
         """
         self._path = path
         try:
-            lines = path.read_text().splitlines() if path.exists() else []
+            # A last line without an end was cut short by whatever ended the run.
+            lines = path.read_text().split("\n")[:-1] if path.exists() else []
             self.names |= {json.loads(line)["name"] for line in lines}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} is damaged; mend or remove it") from error
 
     def note(self, name: str, error: CorruptError) -> None:

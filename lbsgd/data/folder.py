@@ -7,6 +7,7 @@ import os
 import pathlib
 import posixpath
 import shlex
+import stat
 import tarfile
 import weakref
 from collections.abc import Iterator
@@ -16,13 +17,16 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.sources import Example, Splits, first_shape
+from lbsgd.data.sources import Example, Splits, at_home, first_shape
 from lbsgd.errors import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # By the name of the split, the folders that may hold it; the first that is there does.
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "test")}
+# Of an image file; 100 million pixels are less.
+MOST_BYTES = 10**9
 # Asking a network disk for the sizes of a million files one after the other takes an hour.
 SCANNERS = 32
 COMPRESSED = {
@@ -99,9 +103,10 @@ class Files:
         return os.fsdecode(bytes(self._paths[index]))
 
 
-def _printable(path: str) -> str:
-    """The path with marks in place of bytes that are no UTF-8, which a file name may have."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def printable(path: str) -> str:
+    """The path with marks in place of what no terminal should be sent, which a name may have."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _folder_and_name(file: File) -> list[str]:
@@ -139,13 +144,14 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path = f"{self._root}/{self._files.path(index)}"
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+                _check_size(os.fstat(file.fileno()))
                 return Example(file.read(), int(self._files.labels[index]))
         except OSError as error:
             raise CorruptError(f"cannot be read ({error.strerror})") from error
 
     def name(self, index: int) -> str:
-        return _printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
+        return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
 
 
 def _visible(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
@@ -157,12 +163,32 @@ def _folders(folder: pathlib.Path) -> list[str]:
     return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
-def _images(root: str, below: str) -> Iterator[File]:
-    """The images in a folder below `root` and further below."""
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_size(status: os.stat_result) -> None:
+    """Raises CorruptError for what could not be read to its end: a pipe, a device, a huge file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptError("is no regular file")
+    if status.st_size > MOST_BYTES:
+        raise CorruptError(f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}")
+
+
+def _images(root: str, below: str, around: tuple[os.stat_result, ...] = ()) -> Iterator[File]:
+    """The images in a folder below `root` and further below; links are followed.
+
+    Args:
+      around: the folders that it lies in.
+    """
+    here = os.stat(f"{root}/{below}")
+    if any(os.path.samestat(here, folder) for folder in around):
+        raise ConfigError(f"{root}/{below} leads back to a folder that it lies in; remove the link")
     for entry in _visible(f"{root}/{below}"):
         path = f"{below}/{entry.name}"
         if entry.is_dir():
-            yield from _images(root, path)
+            yield from _images(root, path, (*around, here))
         elif path.lower().endswith(EXTENSIONS):
             try:
                 yield File(path, entry.stat().st_size)
@@ -212,9 +238,11 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
     The labels of both follow the classes of `train/`.
     """
-    root = pathlib.Path(config.dir).expanduser()
-    if not config.dir or not root.is_dir():
+    root = at_home(config.dir)
+    if not config.dir or not os.path.isdir(root):
         raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
+    if (root / "train" / "index.json").exists():
+        raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
     found = split_folders(root)
     for split, names in SPLIT_FOLDERS.items():
         if split not in found:
@@ -265,7 +293,7 @@ class TarSource:
         return Example(data, int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
-        return _printable(self._below + self._files.path(index))
+        return printable(self._below + self._files.path(index))
 
 
 def tar_splits(
@@ -324,16 +352,24 @@ def _read_tar(path: pathlib.Path) -> list[File]:
         with tarfile.open(path, "r:") as tar:
             found = {file.path: file for file in _members(tar, path)}  # of two, the later one
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+        raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
     except tarfile.TarError as error:
         raise ConfigError(f"{path} is no tar, or damaged ({error})") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of damaged headers tarfile lets many kinds through
+        raise ConfigError(f"{path} is no tar, or damaged ({shown(error)})") from error
     if not found:
         raise ConfigError(f"{path} has no folder of images for each class")
     return list(found.values())
 
 
 def _members(tar: tarfile.TarFile, path: pathlib.Path) -> Iterator[File]:
+    end = 0
     while (member := tar.next()) is not None:
+        if member.size < 0 or member.offset < end:  # some versions of tarfile never get past these
+            raise tarfile.ReadError("a member starts within another")
+        end = member.offset_data + member.size
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
         name = posixpath.normpath(member.name).lstrip("/")
         parts = name.split("/")
@@ -343,6 +379,9 @@ def _members(tar: tarfile.TarFile, path: pathlib.Path) -> Iterator[File]:
             continue
         if not member.isreg() or member.issparse():
             raise ConfigError(
-                f"{path}: {name} is a link or sparse; unpack the tar and use the folder"
+                f"{path}: {printable(name)} is a link, a device or sparse; unpack the tar and use "
+                "the folder"
             )
+        if member.size > MOST_BYTES:
+            raise ConfigError(f"{path}: {printable(name)} has {member.size:,} bytes; leave it out")
         yield File(name, member.size, member.offset_data)

@@ -11,6 +11,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def allow_open_files(more: int) -> None:
     """Raises the limit of open files by so many.
 

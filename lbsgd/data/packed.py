@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import re
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +20,19 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from lbsgd.data.decode import CorruptError
+from lbsgd.data.decode import MAX_PIXELS, CorruptError
 from lbsgd.data.limits import allow_open_files
 from lbsgd.data.records import RecordFile
-from lbsgd.data.sources import Example, Splits
+from lbsgd.data.sources import Example, Splits, at_home
 from lbsgd.errors import ConfigError
 
 INDEX = "index.json"
 FORMAT, VERSION = "lbsgd packed images", 1
 SPLITS = ("train", "validation")
+
+SHARD = re.compile(r"shard-\d{5,}\.array_record")
+SHA256 = re.compile("[0-9a-f]{64}")
+MOST_EXAMPLES = 2**62
 
 # Label, height, width, bytes of the name, channels, kind of image; little-endian.
 HEADER = struct.Struct("<IIIHBB")
@@ -99,7 +105,7 @@ def read_index(folder: pathlib.Path) -> Index:
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged, or of another version of lbsgd; remove {folder} and prepare the "
             "split again"
@@ -119,11 +125,28 @@ def _parse_index(text: bytes) -> Index:
         corrupt=tuple(values.pop("corrupt")),
         **values,
     )
+    _check_types(index)
     if len(index.classes) != len(index.class_examples):
         raise ValueError("numbers of classes differ")
     if not sum(index.class_examples) == index.examples > 0:
         raise ValueError("numbers of examples differ")
     return index
+
+
+def _check_types(index: Index) -> None:
+    """Raises ValueError for what `prepare` never writes: an index is data, and may be anyone's."""
+    height, width, channels = index.image_shape
+    counts = [height, width, channels, *index.class_examples]
+    good = all(isinstance(name, str) for name in (*index.classes, *index.corrupt))
+    for shard in index.shards:
+        counts += [shard.examples, shard.bytes]
+        # With no folder in it: nothing outside the split's own is ever read.
+        good &= bool(SHARD.fullmatch(shard.file) and SHA256.fullmatch(shard.sha256))
+        good &= shard.examples != 0
+    good &= all(type(count) is int and 0 <= count <= MOST_EXAMPLES for count in counts)
+    good &= 0 < height * width <= MAX_PIXELS and 0 < channels <= 0xFF
+    if not good or type(index.one_shape) is not bool or not isinstance(index.made, dict):
+        raise ValueError("values that no index has")
 
 
 def pack(name: str, label: int, image: np.ndarray | bytes, shape: tuple[int, int, int]) -> bytes:
@@ -152,8 +175,8 @@ def unpack(record: bytes) -> Example:
         start = HEADER.size + named
         if kind == FILE:
             return Example(record[start:], label)
-        if kind != PIXELS:
-            raise ValueError(f"images of kind {kind} are unknown")
+        if kind != PIXELS or not height * width * channels:
+            raise ValueError(f"kind {kind}, {width} x {height} pixels of {channels} channels")
         pixels = np.frombuffer(record, np.uint8, offset=start)
         return Example(pixels.reshape(height, width, channels), label)
     except (struct.error, ValueError) as error:
@@ -208,6 +231,9 @@ class PackedSource:
         example = unpack(shard.read(position, position + 1)[0])
         if example.label >= len(self.classes):
             raise CorruptError(f"label {example.label}, of {len(self.classes)} classes")
+        channels = 3 if isinstance(example.image, bytes) else example.image.shape[2]
+        if channels != self.image_shape[2]:
+            raise CorruptError(f"{channels} channels, the set has {self.image_shape[2]}")
         return example
 
     def name(self, index: int) -> str:
@@ -221,10 +247,15 @@ class PackedSource:
 
 def packed(config: ml_collections.ConfigDict) -> Splits:
     """What `python -m lbsgd.data.prepare` has made: `train/` and `validation/` in data.dir."""
-    root = pathlib.Path(config.dir).expanduser()
-    if not config.dir or not root.is_dir():
+    root = at_home(config.dir)
+    if not config.dir or not os.path.isdir(root):
         raise ConfigError(
             f"data.dir={config.dir!r} is no folder; make it by python -m lbsgd.data.prepare"
+        )
+    if (root / INDEX).exists():
+        raise ConfigError(
+            f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "
+            "around it"
         )
     train, validation = (PackedSource(root / split) for split in SPLITS)
     if config.crop != "inception" and not (train.one_shape and validation.one_shape):

@@ -36,6 +36,7 @@ from lbsgd.data.shard_writer import (
     Limits,
     Part,
     ShardWriter,
+    damaged_note,
     finished_parts,
     read_note,
     shard_path,
@@ -154,6 +155,10 @@ def _begin(job: Job) -> None:
 
 def _check_same(job: Job, begun: dict[str, Any]) -> None:
     made = job.made
+    if not isinstance(begun, dict) or not all(
+        isinstance(begun.get(key), type(made[key])) for key in SAME
+    ):
+        raise damaged_note(job.folder / BEGUN)
     for key, word in SAME.items():
         if begun[key] != made[key]:
             raise ConfigError(

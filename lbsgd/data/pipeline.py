@@ -328,6 +328,6 @@ class EvalBatches:
             index = start + np.arange(slots * each).reshape(1, slots, each)[:, local]
             yield self.loader.job(np.zeros_like(index), index, index < count)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Prefetch:
         """Batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
         return Prefetch(self.jobs(), self.placement, self.loader.num_threads)

@@ -70,12 +70,27 @@ def finished_parts(folder: pathlib.Path) -> list[Part]:
         note = _note(path)
         if not note.exists():
             break
-        shard, following, labels, shape, *others = read_note(note)
-        part = Part(Shard(*shard), following, labels, tuple(shape), *others)
-        if check_size(path, part.shard):
+        part = _part(note)
+        if part.shard.file != path.name or check_size(path, part.shard):
             break
         parts.append(part)
     return parts
+
+
+def _part(note: pathlib.Path) -> Part:
+    try:
+        shard, following, labels, shape, *others = read_note(note)
+        part = Part(Shard(*shard), following, labels, tuple(shape), *others)
+        if any(type(number) is not int for number in (following, *labels, *shape)):
+            raise ValueError("not numbers")
+        return part
+    except (TypeError, ValueError) as error:
+        raise damaged_note(note) from error
+
+
+def damaged_note(path: pathlib.Path) -> ConfigError:
+    """What to do where a file of JSON is not what was written."""
+    return ConfigError(f"{path} is damaged; remove {path.parent} and prepare it again")
 
 
 def shard_path(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -95,10 +110,8 @@ def read_note(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged; remove {path.parent} and prepare it again"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged_note(path) from error
 
 
 def write_file(path: pathlib.Path, text: str) -> None:

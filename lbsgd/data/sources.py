@@ -4,6 +4,8 @@ Each is random-access: `len(source)`, `source[i] -> Example`.
 """
 
 import hashlib
+import math
+import os
 import pathlib
 import zipfile
 from typing import NamedTuple, Protocol
@@ -11,8 +13,14 @@ from typing import NamedTuple, Protocol
 import ml_collections
 import numpy as np
 
+from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError, image_size
+from lbsgd.data.limits import memory
 from lbsgd.errors import ConfigError
+
+CHANNELS = (1, 3, 4)
+# As many as there are labels below the highest, whether they come up or not.
+MOST_CLASSES = 10**6
 
 
 class Example(NamedTuple):
@@ -53,6 +61,11 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Where a person finds the example: its file, or its record."""
         ...
+
+
+def at_home(path: str) -> pathlib.Path:
+    """The path, with the home of the user, or of another one there is, in place of ~."""
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -149,7 +162,7 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
     """
     parts = {}
     for name in ("train", "validation"):
-        path = pathlib.Path(config.dir, f"{name}.npz")
+        path = at_home(config.dir) / f"{name}.npz"
         parts[name] = read_npz(path)
     num_classes = int(parts["train"][1].max()) + 1
     highest = int(parts["validation"][1].max())
@@ -171,29 +184,62 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
       ConfigError: they are not there, or not of that kind.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except OSError as error:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            images, labels = (_read_array(archive, name) for name in ("images", "labels"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}); set data.dir") from error
+    except Exception as error:  # zipfile, its decoders and numpy have many names for damage
         raise ConfigError(
-            f"cannot read {path} ({error.strerror or error}); set data.dir"
-        ) from error
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path} must be an npz file of arrays `images` and `labels`: {error}"
+            f"{path} must be an npz file of arrays `images` and `labels`: {shown(error)}"
         ) from error
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8:
+    _check_arrays(path, images, labels)
+    return images, labels
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an npz file, once its header is known to be harmless.
+
+    numpy's own reader would make room for whatever the header says, and zipfile decompress it.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is of another version of numpy")
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects (a pickle), which are never loaded")
+        size = math.prod(shape) * dtype.itemsize
+        if size != member.file_size - file.tell():
+            raise ValueError(f"{name} is not as large as its header says")
+        if size > memory():
+            raise ValueError(
+                f"{name} has {size / 1e9:,.1f} GB, the machine {memory() / 1e9:,.1f}; prepare "
+                "them as image files"
+            )
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # at its end the checksum is looked at
+    return np.asarray(array)
+
+
+def _check_arrays(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in CHANNELS:
         raise ConfigError(
-            f"{path}: images must be uint8 [N, h, w, c], not {images.dtype} {images.shape}"
+            f"{path}: images must be uint8 [N, h, w, c], not {images.dtype} {images.shape}; c is "
+            "1, 3 or 4"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ConfigError(f"{path}: labels must be {len(images)} integers")
-    if not len(labels):
-        raise ConfigError(f"{path} holds no examples")
+    if not images.size:
+        raise ConfigError(f"{path} holds no examples, or images without pixels")
     if labels.min() < 0:
         raise ConfigError(f"{path}: labels must not be negative")
-    return images, labels
+    if labels.max() >= MOST_CLASSES:
+        raise ConfigError(f"{path} has a label {labels.max()}; labels must be below {MOST_CLASSES}")
 
 
 def synthetic(config: ml_collections.ConfigDict) -> Splits:

@@ -12,17 +12,22 @@ import json
 import os
 import pathlib
 import shlex
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
-from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
+from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.limits import allow_open_files
 from lbsgd.data.records import RecordFile
-from lbsgd.data.sources import Example, Source, Splits, first_shape
+from lbsgd.data.sources import Example, Source, Splits, at_home, first_shape
 from lbsgd.errors import ConfigError
+
+# What names a class in a features.json, and those that are of tensorflow-datasets itself.
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+OWN_CLASSES = "tensorflow_datasets.core.features."
 
 
 class Piece(NamedTuple):
@@ -96,7 +101,7 @@ def tfds(config: ml_collections.ConfigDict) -> Splits:
     from tensorflow_datasets.core.constants import DATA_DIR
 
     _parse_name(config.tfds_name)
-    builder = load(pathlib.Path(config.dir or DATA_DIR).expanduser(), config.tfds_name)
+    builder = load(at_home(config.dir or DATA_DIR), config.tfds_name)
     _check_name(builder.info, config.tfds_name)
     _use_array_records(builder)
     validation = config.tfds_validation or _validation(builder.info)
@@ -184,6 +189,8 @@ def load(folder: pathlib.Path, name: str = "") -> Any:
     """
     import tensorflow_datasets
 
+    for file in _features_files(folder, name):
+        _check_features(file)
     try:
         if not name or (folder / "dataset_info.json").exists():
             return tensorflow_datasets.builder_from_directory(folder)
@@ -191,9 +198,42 @@ def load(folder: pathlib.Path, name: str = "") -> Any:
         return find(name, data_dir=folder)
     except tensorflow_datasets.core.DatasetNotFoundError:
         raise ConfigError(_not_found(folder, name)) from None
-    except (OSError, ValueError, ParseError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{folder} holds no dataset that can be read: {reason}") from error
+    except Exception as error:  # of damaged files tensorflow-datasets says it in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{folder} holds no dataset that can be read: {shown(reason)}") from error
+
+
+def _features_files(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    if not name or (folder / "dataset_info.json").exists():
+        return iter([folder / "features.json"])
+    return folder.glob(f"{_parse_name(name)[0]}/**/features.json")
+
+
+def _check_features(path: pathlib.Path) -> None:
+    """Raises ConfigError where the features are of classes that tensorflow-datasets would import.
+
+    It imports whatever module a features.json names: data would choose what code runs.
+    """
+    named: list[Any] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        named.extend(value for key, value in pairs if key in CLASS_KEYS)
+        return dict(pairs)
+
+    try:
+        json.loads(path.read_bytes(), object_pairs_hook=note)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path.parent} holds no dataset that can be read: {path.name} is damaged"
+        ) from error
+    for name in named:
+        if not (isinstance(name, str) and name.startswith(OWN_CLASSES)):
+            raise ConfigError(
+                f"{path} names the class {shown(name)}, which is none of tensorflow-datasets; "
+                "it is not imported"
+            )
 
 
 def _use_array_records(builder: Any) -> None:

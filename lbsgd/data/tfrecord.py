@@ -97,7 +97,7 @@ def main() -> None:
     try:
         convert(parser.parse_args().folder)
     except (ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ def build_model(name: str, **options: Any) -> ResNet:
       ConfigError: no such network, or no residual blocks to initialise as the identity.
     """
     if name not in ARCHITECTURES:
-        raise ConfigError(f"unknown network {name!r}; known: {', '.join(ARCHITECTURES)}")
+        raise ConfigError(f"unknown model.name {name!r}; known: {', '.join(ARCHITECTURES)}")
     model = ResNet(ARCHITECTURES[name], **options)
     if model.zero_init_residual and not model.skip_connections:
         raise ConfigError(

@@ -213,10 +213,10 @@ def test_starting_again_allows_no_more_of_them(tmp_path):
         start_again()
 
 
-@pytest.mark.parametrize("text", ["{", '"a"', "[1]", '{"reason": "torn"}', "3\n"])
+@pytest.mark.parametrize("text", ["{", '"a"', "[1]", '{"reason": "torn"}', "3"])
 def test_a_damaged_list_is_an_error(tmp_path, text):
     path = tmp_path / "corrupt.jsonl"
-    path.write_text(text)
+    path.write_text(f"{text}\n")
     with pytest.raises(ConfigError, match=r"corrupt\.jsonl is damaged; mend or remove it"):
         Corrupt("skip", 3).record(path)
 

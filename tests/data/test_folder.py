@@ -303,7 +303,7 @@ def flat(path):
         (pathlib.Path.unlink, r"cannot read .*x.tar \(No such file or directory\)"),
         (no_tar, "x.tar is no tar, or damaged"),
         (cut_short, r"x.tar is no tar, or damaged \(unexpected end of data\)"),
-        (with_links, "x.tar: dog/link.jpg is a link or sparse; unpack the tar"),
+        (with_links, "x.tar: dog/link.jpg is a link, a device or sparse; unpack the tar"),
         (flat, "x.tar has no folder of images for each class"),
     ],
 )

@@ -41,7 +41,7 @@ def run(*arguments) -> int:
 
 def data_config(root: pathlib.Path):
     config = default_config().data
-    config.dir = str(root)
+    config.dir, config.crop = str(root), "inception"
     return config
 
 
@@ -102,6 +102,7 @@ def test_said_command_line_is_of_keys_that_there_are(images, out, capsys):
     for flag in flags:
         key, _, value = flag.removeprefix("--config.").partition("=")
         config.update_from_flattened_dict({key: value})
+    config.data.crop = "inception"
     assert len(packed(config.data).train) == 21
 
 
@@ -278,11 +279,16 @@ def test_number_of_workers_changes_nothing(images, tmp_path, options):
 
 def test_again_there_is_nothing_to_do(images, out, capsys):
     run(images, out)
-    before = {path: path.stat() for path in out.rglob("*")}
+
+    def written() -> set[tuple]:
+        stats = ((path, path.stat()) for path in out.rglob("*"))
+        return {(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+    before = written()
     capsys.readouterr()
     assert run(images, out) == 0
     assert "nothing was left to do" in capsys.readouterr().out
-    assert {path: path.stat() for path in out.rglob("*")} == before
+    assert written() == before
 
 
 def test_other_options_on_a_set_are_an_error(images, out, capsys):
@@ -379,11 +385,18 @@ def test_help_is_for_reading(capsys):
 
 
 def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
-    """Though threads wait for files: pipes that nobody writes to."""
-    pipes = [images / "val" / name / "pipe.jpg" for name in ("dog", "owl")]
-    for pipe in pipes:
-        os.mkfifo(pipe)
-    command = [sys.executable, "-m", "lbsgd.data.prepare", str(images), str(out), "--workers", "2"]
+    """Though threads wait for files, as those of a network disk that is gone."""
+    waits = (
+        "import runpy, time\n"
+        "from lbsgd.data import folder\n"
+        "read = folder.FolderSource.__getitem__\n"
+        "def wait(self, index):\n"
+        "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"
+        "folder.FolderSource.__getitem__ = wait\n"
+        "folder.first_shape = lambda source: (20, 30, 3)\n"
+        "runpy.run_module('lbsgd.data.prepare', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", waits, str(images), str(out), "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (out / "validation/preparing.json").exists():
         assert process.poll() is None

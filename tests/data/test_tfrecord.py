@@ -72,7 +72,7 @@ def test_full_disk_is_reported(tfrecord):
     )
     done = run("-c", code, check=False)
     assert done.returncode == 2
-    assert re.fullmatch(r"cannot write .*incomplete.*File too large.*\n", done.stderr)
+    assert re.fullmatch(r"lbsgd: cannot write .*incomplete.*File too large.*\n", done.stderr)
     assert shards(tfrecord) == []
 
 

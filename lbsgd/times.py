@@ -1,0 +1,73 @@
+"""Times in a config, given in epochs, steps (updates) or examples, as updates."""
+
+import itertools
+from fractions import Fraction
+
+import ml_collections
+
+from lbsgd.errors import ConfigError
+from lbsgd.timeline import Timeline, exact
+
+# Evaluations, or checkpoints, of one run.
+MOST_TIMES = 100_000
+
+
+def given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
+    """The unit and the number of the time called `name`; ("", 0) if none is given.
+
+    Raises:
+      ConfigError: it is given twice.
+    """
+    units = ("epochs", "steps", "examples")
+    times = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
+    if len(times) > 1:
+        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in times.items())
+        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
+    return next(iter(times.items()), ("", 0))
+
+
+def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
+    if unit == "epochs":
+        return timeline.update_at_epoch(number)
+    if unit == "examples":
+        return timeline.update_at_example(Fraction(number))
+    return int(number)
+
+
+def duration(config: ml_collections.ConfigDict, name: str, timeline: Timeline) -> int:
+    """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
+
+    Raises:
+      ConfigError: two of them are given.
+    """
+    unit, number = given(config, name)
+    return _update_at(timeline, unit, number)
+
+
+def every(
+    config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
+) -> frozenset[int]:
+    """The updates up to `total` after which the group's `every_epochs` (...) comes round.
+
+    Raises:
+      ConfigError: two of them are given, or one shorter than an update.
+    """
+    unit, interval = given(config[group], "every")
+    updates: set[int] = set()
+    if not unit:
+        return frozenset()
+    if not _update_at(timeline, unit, exact(interval)):
+        raise ConfigError(
+            f"{group}.every_{unit}={interval} is less than one update; make it longer"
+        )
+    for i in itertools.count(1):
+        update = _update_at(timeline, unit, i * exact(interval))
+        if update > total:
+            return frozenset(updates)
+        updates.add(update)
+        if len(updates) > MOST_TIMES:
+            raise ConfigError(
+                f"{group}.every_{unit}={interval} comes round more than {MOST_TIMES:,} times; make "
+                "it longer"
+            )
+    raise AssertionError("unreachable")
