@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from lbsgd import accumulation, runtime
-from lbsgd import config as config_lib
+from lbsgd import accumulation, runtime, times
+from lbsgd.config import run_keys
 from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
 from lbsgd.data.catalogue import build_sources
 from lbsgd.data.corrupt import Corrupt
@@ -42,6 +42,10 @@ from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
 
 # A run with more would take decades; update indices stay far within int32.
 MOST_UPDATES = 10**8
+# The largest networks there are have a trillion; these are for images.
+MOST_PARAMETERS = 10**11
+# Of 1/255, the step between two pixels' values; less is a slip.
+LEAST_STD = 1e-6
 
 CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
 
@@ -83,6 +87,18 @@ class Run:
     def precise_batches(self) -> int:
         """Minibatches that precise batch norm takes its statistics over; 0 for none."""
         return math.ceil(self.config.batch_norm.precise_examples / self.config.batch_size)
+
+    def start(self) -> TrainState:
+        """The initial state, on the devices."""
+        # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
+        # third of the time for the same bits when told so.
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        initial = jax.jit(
+            self.initial_state,
+            out_shardings=self.placement.replicated,
+            compiler_options=options,
+        )
+        return initial()
 
     def train_step(self, placement: Placement | None = None) -> Any:
         """The compiled-to-be step: (state, batch) -> (state, metrics); the state is donated."""
@@ -189,7 +205,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of the run; a workdir belongs to one of these."""
         return {
-            **config_lib.run_keys(self.config),
+            **run_keys(self.config),
             "the training set": self.splits.train.fingerprint,
             "the validation set": self.splits.validation.fingerprint,
         }
@@ -208,15 +224,19 @@ def build(config: ml_collections.ConfigDict) -> Run:
     image_shape = _image_shape(config, splits.train)
     _check_data(config, image_shape, len(splits.train.classes))
     timeline = Timeline.constant(len(splits.train), config.batch_size)
-    total = config_lib.duration(config, "total", timeline)
+    total = times.duration(config, "total", timeline)
     if not total:
         raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
     if total > MOST_UPDATES:
-        raise ConfigError(f"training of {total:,} updates is longer than {MOST_UPDATES:,}")
+        raise ConfigError(
+            f"training of {total:,} updates is longer than {MOST_UPDATES:,}; lower total_epochs "
+            "(_steps, _examples)"
+        )
 
     model = _build_network(config, config.model.num_classes or len(splits.train.classes))
     init = functools.partial(_init_variables, model, image_shape, config.seed)
-    _, roles = split_roles(jax.eval_shape(init)["params"])
+    params, roles = split_roles(jax.eval_shape(init)["params"])
+    _check_size(params)
     rate = build_rate(config, timeline, total)
     optimizer = sgd(rate.schedule, roles, **config.optimizer)
 
@@ -247,8 +267,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
         rate=rate,
         optimizer=optimizer,
         initial_state=functools.partial(_initial_state, init, optimizer),
-        evaluate_after=config_lib.every(config, "evaluation", timeline, total) | {total},
-        save_after=config_lib.every(config, "checkpoint", timeline, total) | {total},
+        evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
+        save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,
         corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
@@ -286,8 +306,8 @@ def _initial_state(
 ) -> TrainState:
     variables = init()
     params, _ = split_roles(variables["params"])
-    update = jnp.zeros((), jnp.int32)
-    return TrainState(update, params, variables["batch_stats"], optimizer.init(params))
+    update, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(update, params, variables["batch_stats"], optimizer.init(params), skipped)
 
 
 def _image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
@@ -296,6 +316,15 @@ def _image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int
     if config.data.crop == "inception":
         height = width = config.data.image_size
     return height, width, channels
+
+
+def _check_size(params: Any) -> None:
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"a network of {count:,} parameters is larger than {MOST_PARAMETERS:,}; lower "
+            "model.width or model.num_classes"
+        )
 
 
 def _check_data(
@@ -307,8 +336,13 @@ def _check_data(
         given = len(data[key])
         if given not in (1, channels):
             raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
-    if not all(data.std):
-        raise ConfigError("data.std must not hold 0")
+    if min(data.std) < LEAST_STD:
+        raise ConfigError(f"data.std must not hold 0, nor less than {LEAST_STD:g}")
+    if data.crop == "padded" and data.crop_padding >= min(image_shape[:2]):
+        raise ConfigError(
+            f"data.crop_padding={data.crop_padding} can leave nothing of images of "
+            f"{image_shape[0]}x{image_shape[1]}; set it to less"
+        )
     if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
         raise ConfigError(
             f"data.evaluation_short_side={data.evaluation_short_side} is less than "

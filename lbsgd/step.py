@@ -34,12 +34,14 @@ class TrainState(struct.PyTreeNode):
       params: parameters.
       batch_stats: running averages of batch norm.
       opt_state: the optimizer's state.
+      skipped: updates whose loss or gradient was not finite, an int32 scalar.
     """
 
     update: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    skipped: jax.Array
 
 
 class WorkerResult(NamedTuple):
@@ -232,6 +234,11 @@ def device_gradient(
     return lax.pmean(sum_over_steps(gradient, (steps, batch)), DEVICE_AXES)
 
 
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in the tree is finite, a bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -244,6 +251,9 @@ def train_step(
     total_variance: bool,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update (Goyal et al., equation 4, with momentum and decay as the optimizer has them).
+
+    Where the loss or the gradient is not finite, the update leaves the state as it was, but for its
+    counters: the host learns of it updates later.
 
     Args:
       state: donated when compiled.
@@ -270,18 +280,25 @@ def train_step(
     if total_variance:
         stats = subtract_distance(stats, state.batch_stats)
     m = batch_norm_momentum
+    finite = all_finite((result.loss, gradients))
+    kept = (state.params, state.batch_stats, state.opt_state)
+    changed = (
+        jax.tree.map(jnp.add, state.params, changes),
+        jax.tree.map(lambda r, new: m * r + (1.0 - m) * new, state.batch_stats, stats),
+        opt_state,
+    )
+    params, batch_stats, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), changed, kept
+    )
+    skipped = state.skipped + jnp.where(finite, 0, 1).astype(state.skipped.dtype)
     metrics = {
         "train_loss": result.loss,
         "train_error": 100.0 * result.error,
         "learning_rate": learning_rate(state.update),
+        "gradient_norm": optax.tree.norm(gradients),
+        "skipped": skipped,
     }
-    next_state = TrainState(
-        update=state.update + 1,
-        params=jax.tree.map(jnp.add, state.params, changes),
-        batch_stats=jax.tree.map(lambda r, new: m * r + (1.0 - m) * new, state.batch_stats, stats),
-        opt_state=opt_state,
-    )
-    return next_state, metrics
+    return TrainState(state.update + 1, params, batch_stats, opt_state, skipped), metrics
 
 
 def moments_step(

@@ -4,6 +4,7 @@ The oracle knows the network's forward pass (checked against PyTorch elsewhere) 
 nothing of placements, lanes or reductions.
 """
 
+import dataclasses
 import functools
 import itertools
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pytest
 
 from lbsgd.build import Run, build
 from lbsgd.config import default_config, resolve
-from lbsgd.step import cross_entropy, normalize, wrong_at
+from lbsgd.step import wrong_at
 
 EPS = np.finfo(np.float64).eps
 WORKERS, N, CLASSES, SIZE = 8, 32, 10, 8
@@ -94,6 +95,7 @@ def start():
     state = jax.eval_shape(run_on(1).initial_state)
     return state.replace(
         update=np.int32(0),
+        skipped=np.int32(0),
         params=jax.tree_util.tree_map_with_path(fill, state.params),
         batch_stats=jax.tree_util.tree_map_with_path(fill, state.batch_stats),
         opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.opt_state),
@@ -179,7 +181,13 @@ def written_out(start) -> list[WrittenOut]:
             kind: {path: 0.9 * r + 0.1 * new[kind][path] for path, r in old.items()}
             for kind, old in running.items()
         }
-        metrics = {"train_loss": loss, "train_error": 100 * error, "learning_rate": rate}
+        metrics = {
+            "train_loss": loss,
+            "train_error": 100 * error,
+            "learning_rate": rate,
+            "gradient_norm": np.linalg.norm(np.concatenate([g.ravel() for g in gradient.values()])),
+            "skipped": 0,
+        }
         history.append(WrittenOut(params, running, metrics))
     return history
 
@@ -250,45 +258,48 @@ def test_metrics_are_of_this_update(trained, written_out):
         # Multiples of 100 / 256, so they are as good as integers.
         assert found["train_error"] == pytest.approx(expected["train_error"], abs=1e-9)
         assert found["learning_rate"] == pytest.approx(expected["learning_rate"], rel=4 * EPS)
+        assert abs(found["gradient_norm"] - expected["gradient_norm"]) < TOLERANCE
+        assert found["skipped"] == expected["skipped"]
 
 
-# --- the loss --------------------------------------------------------------------------------
+def hurt(run, what: str):
+    """The run with a worker whose loss, or whose gradient alone, is not finite."""
+
+    def worker(params, *others):
+        result = run.worker(params, *others)
+        square = jnp.sum(params["classifier"]["bias"] ** 2)
+        # The derivative of a square root at 0 times 0 is not a number.
+        wrong = jnp.log(-square) if what == "loss" else jnp.sqrt(0.0 * square)
+        return result._replace(loss=result.loss + wrong)
+
+    return dataclasses.replace(run, worker=worker)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_cross_entropy_is_pytorch_s(smoothing):
-    torch = pytest.importorskip("torch")
-    random = np.random.default_rng(0)
-    logits = 5 * random.normal(size=(20, 7))
-    labels = random.integers(0, 7, 20)
-    expected = torch.nn.functional.cross_entropy(
-        torch.tensor(logits), torch.tensor(labels), label_smoothing=smoothing, reduction="none"
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, what):
+    run = run_on(2)
+    step = hurt(run, what).compile_train_step()
+    batch = {k: x[None] for k, x in minibatch(0).items()}
+    batch = jax.device_put(batch, run.placement.batch_sharding)
+    state = jax.device_put(start, run.placement.replicated)
+    for skipped in (1, 2):
+        state, metrics = step(state, batch)
+        assert np.isfinite(metrics["train_loss"]) == (what == "gradient")
+        assert np.isfinite(metrics["gradient_norm"]) == (what == "loss")
+        assert metrics["skipped"] == skipped
+    found = jax.device_get(state)
+    assert (found.update, found.skipped) == (2, 2)
+    for name in ("params", "batch_stats", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(start, name))
+    state, metrics = run.compile_train_step()(state, batch)  # and on it goes
+    assert (state.update, metrics["skipped"]) == (3, 2)
+    assert (
+        leaves(state.params)["classifier/bias"].tolist()
+        != start.params["classifier"]["bias"].tolist()
     )
-    found = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
-    # Sums of seven terms below thirty.
-    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=10 * 30 * EPS)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_cross_entropy_of_equal_logits_is_log_classes(classes, smoothing):
-    found = cross_entropy(jnp.full((1, classes), 3.0), jnp.zeros(1, jnp.int32), smoothing)
-    np.testing.assert_allclose(found, np.log(classes), rtol=classes * EPS)
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_cross_entropy_of_two_classes(label):
-    """Logits (a, 0): log(1 + exp(-a)) for class 0, that and a for class 1; smoothing mixes them."""
-    a, s = 1.5, 0.2
-    of_class = [np.log1p(np.exp(-a)), np.log1p(np.exp(-a)) + a]
-    expected = (1 - s) * of_class[label] + s * np.mean(of_class)
-    found = cross_entropy(jnp.asarray([[a, 0.0]]), jnp.asarray([label]), s)
-    np.testing.assert_allclose(found, expected, rtol=10 * EPS)
-
-
-def test_cross_entropy_of_large_logits_is_finite():
-    logits = jnp.asarray([[1e4, 0.0], [0.0, 1e4]])
-    np.testing.assert_array_equal(cross_entropy(logits, jnp.zeros(2, jnp.int32)), [0.0, 1e4])
+# --- classes that are wrong ------------------------------------------------------------------
 
 
 def by_sorting(k: int, logits, labels) -> list[bool]:
@@ -330,23 +341,6 @@ def test_infinite_logits_are_ordered():
     logits = jnp.asarray([[jnp.inf, 0.0, -jnp.inf]] * 3)
     assert wrong_at(1, logits, jnp.arange(3)).tolist() == [False, True, True]
     assert wrong_at(2, logits, jnp.arange(3)).tolist() == [False, False, True]
-
-
-def test_normalize_is_by_channel():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
-    expected = np.empty(images.shape)
-    for c in range(3):
-        expected[..., c] = (images[..., c] / 255.0 - MEAN[c]) / STD[c]
-    found = normalize(jnp.asarray(images), MEAN, STD, jnp.float64)
-    assert found.dtype == jnp.float64
-    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * EPS)
-
-
-def test_normalize_by_one_number_for_all_channels():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
-    found = normalize(jnp.asarray(images), (0.5,), (0.25,), jnp.float32)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, (images / 255.0 - 0.5) / 0.25, rtol=0, atol=4 * 6e-8 * 2)
 
 
 # --- evaluation ------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def start(run):
     state = jax.eval_shape(run.initial_state)
     return state.replace(
         update=np.int32(0),
+        skipped=np.int32(0),
         params=jax.tree_util.tree_map_with_path(fill, state.params),
         batch_stats=jax.tree_util.tree_map_with_path(
             lambda path, leaf: np.full(leaf.shape, float(path[-1].key == "var")), state.batch_stats
@@ -164,9 +165,11 @@ def in_torch(run, start):
         images, labels = workers_of(load(batches.job(update)))
         optimizer.zero_grad()
         loss, wrong, buffers = large_minibatch(params, buffers, images, labels)
+        norm = torch.linalg.vector_norm(torch.cat([p.grad.ravel() for p in params.values()]))
         optimizer.step()
-        error = 100 * wrong / (WORKERS * N)
-        metrics.append({"train_loss": loss, "train_error": error, "learning_rate": rate})
+        of_update = {"train_loss": loss, "train_error": 100 * wrong / (WORKERS * N)}
+        of_update |= {"learning_rate": rate, "gradient_norm": float(norm), "skipped": 0}
+        metrics.append(of_update)
     return metrics, {path: from_torch(x) for path, x in params.items()}, buffers
 
 
