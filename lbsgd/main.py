@@ -14,26 +14,33 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lbsgd import config as config_lib
-from lbsgd.errors import ConfigError
-
-EXIT_DONE = 0
-EXIT_USER = 2
-EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 75
+from lbsgd.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    EXIT_USER,
+    ConfigError,
+    DivergedError,
+)
+from lbsgd.preemption import StopSignal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file: configs/x.py[:arg].")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ and the name of the config."
 )
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Print how the run is resolved, and train nothing.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of this run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+
+
+def _complain(message: str) -> None:
+    print(f"lbsgd: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    print(f"lbsgd: {line}", file=sys.stderr)
+    _complain(message)
     raise SystemExit(EXIT_USER)
 
 
@@ -71,12 +78,19 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             kind = config_lib.kind_of(wrong.group(1))
             text = f"{wrong.group(1)} must be {kind}, not {wrong.group(2)!r}"
         _fail(text)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not _frames_in(_config_path(argv), error):
+            raise  # of --help
         _fail(_explain_load_error(error, argv))
     return rest
 
 
-def _explain_load_error(error: Exception, argv: Sequence[str]) -> str:
+def _frames_in(path: pathlib.Path, error: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if path.name and f.filename.endswith(path.name)]
+
+
+def _explain_load_error(error: BaseException, argv: Sequence[str]) -> str:
     """One line for whatever came up while the config file was read."""
     path = _config_path(argv)
     text = str(error)
@@ -88,9 +102,7 @@ def _explain_load_error(error: Exception, argv: Sequence[str]) -> str:
     if unknown:
         near = config_lib.nearest_key(unknown.group(1))
         return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path.name)
-    ]
+    frames = _frames_in(path, error)
     where = f", line {frames[-1].lineno}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{path}{where}: {type(error).__name__}: {first}"
@@ -119,28 +131,41 @@ def _quiet() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs, and returns the exit code."""
     _quiet()
-    from lbsgd import (
-        build,
-        explain,
-        runtime,
-        train,
-    )  # jax takes its time; mistakes in flags need not wait for it
+    with StopSignal() as stop:
+        # jax takes its time; mistakes in flags need not wait for it.
+        from lbsgd import runtime
 
-    try:
-        runtime.start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        config = config_lib.resolve(_CONFIG.value)
-        if _EXPLAIN.value:
-            parts = build.build(config)
+        try:
+            return _run(stop)
+        except ConfigError as error:
+            _complain(str(error))
+            code = EXIT_USER
+        except DivergedError as error:
+            _complain(f"diverged: {error}")
+            return EXIT_DIVERGED  # all processes have
+        except Exception as error:
+            traceback.print_exc()
+            if runtime.is_of_a_collective(error):
+                _complain("a collective failed: see what the other processes say, and their logs")
+            code = EXIT_FAILED
+        runtime.leave(code)
+        return code
+
+
+def _run(stop: StopSignal) -> int:
+    from lbsgd import build, explain, runtime, train
+
+    config = config_lib.resolve(_CONFIG.value)
+    runtime.start_processes(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, config.runtime
+    )
+    if _EXPLAIN.value:
+        parts = build.build(config)
+        if runtime.is_first():
             print("\n".join([explain.parameter_table(parts), *explain.explain(parts)]))
-            return EXIT_DONE
-        workdir = _WORKDIR.value or _default_workdir(sys.argv)
-        with runtime.StopSignal() as stop:
-            outcome = train.run(config, workdir, should_stop=stop.reached)
-    except ConfigError as error:
-        _fail(str(error))
-    except train.DivergedError as error:
-        print(f"lbsgd: diverged: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
+        return EXIT_DONE
+    workdir = _WORKDIR.value or _default_workdir(sys.argv)
+    outcome = train.run(config, workdir, should_stop=lambda done: stop.reached())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
 
 

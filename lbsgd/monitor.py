@@ -1,13 +1,16 @@
 """What a run shows and leaves behind: metrics.jsonl, TensorBoard summaries, progress, curves."""
 
+import contextlib
+import functools
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import rich.console
@@ -19,7 +22,10 @@ Values = Mapping[str, float]
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line with `step` (updates done), `epoch` and named values."""
+    """metrics.jsonl: one object a line with `step` (updates done), `epoch` and named values.
+
+    What a full disk refuses waits in memory, to be written with the next line.
+    """
 
     def __init__(self, path: pathlib.Path, *, keep_until: int = 0) -> None:
         """Opens the file for appending, dropping what a run that goes on will write again.
@@ -30,24 +36,46 @@ class MetricsFile:
         Raises:
           ConfigError: the file cannot be written, or is damaged.
         """
-        lines = read_metrics(path)
-        kept = [line for line in lines if line["step"] <= keep_until]
+        self.kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
+        self._path, self._waiting = path, b""
         try:
             # In one step, so that whatever happens the file is the one or the other.
             rewritten = path.with_suffix(".tmp")
-            rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
             rewritten.replace(path)
-            self._file = path.open("a", buffering=1)
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
+            raise ConfigError(
+                f"{path} cannot be written ({error.strerror or error}); make room there, or choose "
+                "another --workdir"
+            ) from error
 
     def write(self, step: int, epoch: float, values: Values) -> None:
         """Appends a line; a value that is not finite becomes null, as JSON has no word for it."""
         numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 6), **numbers}) + "\n")
+        line = json.dumps({"step": step, "epoch": round(epoch, 6), **numbers}) + "\n"
+        self._waiting += line.encode()
+        with contextlib.suppress(OSError):  # `flush` tells
+            self._write()
+
+    def flush(self) -> str:
+        """Brings all lines to the disk: "", or why that cannot be."""
+        try:
+            self._write()
+            os.fsync(self._file.fileno())
+            if not os.fstat(self._file.fileno()).st_nlink:
+                return f"{self._path} was removed"
+        except OSError as error:
+            return f"{self._path} cannot be written ({error.strerror or error})"
+        return ""
 
     def close(self) -> None:
         self._file.close()
+
+    def _write(self) -> None:
+        while self._waiting:
+            # Of a line that is written in part only the rest waits.
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -58,16 +86,36 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    *whole, _ = path.read_text().split("\n")
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error
     lines = []
     for number, text in enumerate(whole, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError as error:
+            lines.append(_numbers(json.loads(text)))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}, line {number} is damaged; mend it or choose another --workdir"
             ) from error
     return lines
+
+
+def _numbers(line: Any) -> dict[str, Any]:
+    """A line as `MetricsFile` writes it, or ValueError."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise ValueError("no step")
+    if not all(value is None or isinstance(value, (int, float)) for value in line.values()):
+        raise ValueError("not a number")
+    return line
+
+
+class Summaries(Protocol):
+    """Where scalars go to be looked at."""
+
+    def write_scalars(self, step: int, scalars: Values) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class NoSummaries:
@@ -80,21 +128,49 @@ class NoSummaries:
         pass
 
 
-def open_summaries(folder: pathlib.Path) -> tuple[Any, str]:
-    """clu's TensorBoard writer and "", or a writer of nothing and a line that says why."""
+class DispensableSummaries:
+    """Summaries that end where they cannot be written, as on a full disk; training goes on."""
+
+    def __init__(self, summaries: Summaries, say: Callable[[str], None]) -> None:
+        self._summaries, self._say = summaries, say
+
+    def write_scalars(self, step: int, scalars: Values) -> None:
+        self._try(lambda: self._summaries.write_scalars(step, scalars))
+
+    def close(self) -> None:
+        self._try(self._summaries.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # tensorflow's own, which cannot be named without it
+            self._summaries = NoSummaries()
+            reason = str(error).splitlines()[0].rpartition("; ")[2]  # after names of its kernels
+            self._say(f"TensorBoard summaries end here, they cannot be written ({reason})")
+
+
+def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summaries:
+    """clu's TensorBoard writer, or a writer of nothing and a line that says why."""
     missing = [m for m in ("tensorflow", "tensorboard") if importlib.util.find_spec(m) is None]
     if missing:
-        return NoSummaries(), (
+        say(
             f"TensorBoard summaries are off ({missing[0]} is not installed); "
             "pip install 'lbsgd[tensorboard]' turns them on"
         )
+        return NoSummaries()
     from clu import metric_writers  # imports tensorflow
 
-    return metric_writers.SummaryWriter(str(folder)), ""
+    try:
+        return DispensableSummaries(metric_writers.SummaryWriter(str(folder)), say)
+    except Exception as error:
+        say(f"TensorBoard summaries are off ({str(error).splitlines()[0]})")
+        return NoSummaries()
 
 
 class Progress(Protocol):
     """Shows how far a run is."""
+
+    def begin(self, step: int) -> None: ...
 
     def show(self, step: int, epoch: float, values: Values) -> None: ...
 
@@ -122,10 +198,16 @@ def _duration(seconds: float) -> str:
 class PlainProgress:
     """Lines, at most one every `seconds`."""
 
-    def __init__(self, total: int, seconds: float = 10.0) -> None:
+    def __init__(
+        self, total: int, seconds: float = 10.0, write: Callable[[str], None] | None = None
+    ) -> None:
         self._total, self._seconds = total, seconds
+        self._write = write or functools.partial(print, flush=True)
         self._first: tuple[int, float] | None = None
         self._last = time.monotonic()
+
+    def begin(self, step: int) -> None:
+        pass
 
     def show(self, step: int, epoch: float, values: Values) -> None:
         now = time.monotonic()
@@ -140,7 +222,7 @@ class PlainProgress:
         self.line(f"epoch {epoch:.2f}  update {step}/{self._total}  {_short(values)}{left}")
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        self._write(text)
 
     def close(self) -> None:
         pass
@@ -149,7 +231,7 @@ class PlainProgress:
 class BarProgress:
     """A bar on a terminal."""
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self, total: int) -> None:
         console = rich.console.Console(highlight=False)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch {task.fields[epoch]:.1f}"),
@@ -159,8 +241,11 @@ class BarProgress:
             rich.progress.TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._bar.add_task("", total=total, completed=start, epoch=0.0, text="")
+        self._task = self._bar.add_task("", total=total, epoch=0.0, text="")
         self._bar.start()
+
+    def begin(self, step: int) -> None:
+        self._bar.reset(self._task, completed=step, epoch=0.0, text="")
 
     def show(self, step: int, epoch: float, values: Values) -> None:
         text = _short(values).replace("  ", " ").replace("images", "img")  # 80 columns are enough
@@ -173,24 +258,47 @@ class BarProgress:
         self._bar.stop()
 
 
-class Silent:
-    """For the processes that do not speak."""
+class LoggedProgress:
+    """Progress that is seen on the terminal, where this process speaks, and kept in its log."""
+
+    def __init__(self, shown: Progress | None, log: Callable[[str], None], total: int) -> None:
+        self._parts: list[Progress] = [PlainProgress(total, 60.0, log)]
+        if shown:
+            self._parts.append(shown)
+
+    def begin(self, step: int) -> None:
+        """Training goes on after `step` updates."""
+        for part in self._parts:
+            part.begin(step)
 
     def show(self, step: int, epoch: float, values: Values) -> None:
-        pass
+        for part in self._parts:
+            part.show(step, epoch, values)
 
     def line(self, text: str) -> None:
-        pass
+        for part in self._parts if text else self._parts[1:]:  # no empty lines in the log
+            part.line(text)
 
     def close(self) -> None:
-        pass
+        for part in self._parts:
+            part.close()
 
 
-def open_progress(total: int, start: int, *, speaks: bool) -> Progress:
-    """A bar on a terminal, lines elsewhere, nothing where this process does not speak."""
-    if not speaks:
-        return Silent()
-    return BarProgress(total, start) if sys.stdout.isatty() else PlainProgress(total)
+def open_progress(
+    total: int, log: Callable[[str], None], process: int = 0, processes: int = 1
+) -> LoggedProgress:
+    """A bar on a terminal, lines elsewhere; but for process 0 only what goes to the log.
+
+    Of several processes none draws a bar: what starts them may give each a terminal to fill.
+
+    Args:
+      log: writes a line into it.
+    """
+    shown: Progress | None = None
+    if process == 0:
+        bar = processes == 1 and sys.stdout.isatty()
+        shown = BarProgress(total) if bar else PlainProgress(total)
+    return LoggedProgress(shown, log, total)
 
 
 class Stopwatch:

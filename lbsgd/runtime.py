@@ -1,22 +1,32 @@
-"""The machine: devices, precision, processes and signals."""
+"""The machine: devices, precision and processes."""
 
+import json
 import os
 import platform
-import signal
 import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from importlib import metadata
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental import multihost_utils
 
-from lbsgd.errors import ConfigError
+from lbsgd.errors import EXIT_USER, ConfigError
+
+Result = TypeVar("Result")
 
 # Updates that may wait on the devices. More would not be faster, and many more can deadlock
 # collectives between more CPU devices than cores.
 IN_FLIGHT = 4
+
+# A process that waits longer for the others to start says so.
+WAITING_SECONDS = 10.0
+# What a process that finds a mistake gives the others to find it too.
+LEAVE_SECONDS = 5.0
 
 REPORTED_PACKAGES = (
     "lbsgd",
@@ -31,23 +41,176 @@ REPORTED_PACKAGES = (
 )
 
 
-def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+def start_processes(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    limits: ml_collections.ConfigDict,
+) -> None:
     """Joins this process to the others of the run (`jax.distributed`), if there are any.
 
+    Without any of the three, JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
+
+    Args:
+      coordinator: host:port of process 0, who listens there; on a loopback address only there.
+      limits: the config's `runtime`.
+
     Raises:
-      ConfigError: numbers that name no process of a run.
+      ConfigError: what is given names no process of a run, or the others did not come.
     """
-    if num_processes == 1:
+    given = (coordinator, num_processes, process_id)
+    alone = all(x is None for x in given) and _is_single_task()
+    if num_processes == 1 or alone:
         return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    how: dict[str, Any] = {
+        "heartbeat_timeout_seconds": limits.heartbeat_seconds,
+        "initialization_timeout": limits.start_seconds,
+    }
+    if any(x is not None for x in given):
+        how |= _check_process(coordinator, num_processes, process_id)
+    who = f"process {process_id} of {num_processes} at {coordinator}" if coordinator else "it"
+    told = threading.Timer(
+        min(WAITING_SECONDS, limits.start_seconds / 2),
+        lambda: print(
+            f"lbsgd: {who} waits for the other processes; ends after {limits.start_seconds} s "
+            "without them",
+            file=sys.stderr,
+        ),
+    )
+    told.daemon = True
+    told.start()
+    try:
+        jax.distributed.initialize(**how)
+    except jax.errors.JaxRuntimeError:
+        raise  # of the connection, which may be better next time
+    except (RuntimeError, ValueError) as error:  # of JAX's own detection
+        reason = str(error).strip().splitlines()[0]
+        if "coordinator_address should be defined" not in reason:  # there is no cluster
+            raise ConfigError(f"the processes did not find each other: {reason}") from error
+    finally:
+        told.cancel()
+
+
+def _is_single_task() -> bool:
+    """Whether a cluster manager started this process alone."""
+    return "1" in (os.environ.get("SLURM_NTASKS"), os.environ.get("OMPI_COMM_WORLD_SIZE"))
+
+
+def _check_process(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> dict[str, Any]:
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ConfigError(
+            "--coordinator=host:port, --num_processes and --process_id belong together; give all "
+            "three"
+        )
     if num_processes < 1:
         raise ConfigError(f"--num_processes must be at least 1, not {num_processes}")
-    if not coordinator or not 0 <= process_id < num_processes:
+    if not 0 <= process_id < num_processes:
         raise ConfigError(
-            f"--num_processes={num_processes} needs --coordinator=host:port and a --process_id "
-            f"from 0 to {num_processes - 1}, not {process_id}"
+            f"--process_id must be from 0 to {num_processes - 1} of --num_processes="
+            f"{num_processes}, not {process_id}"
         )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--coordinator must be host:port of process 0, not {coordinator!r}")
+    how = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+        "cluster_detection_method": "deactivate",
+    }
+    if host in ("localhost", "[::1]") or host.startswith("127."):
+        how["coordinator_bind_address"] = coordinator  # JAX's own choice is every interface
+    return how
+
+
+def is_first() -> bool:
+    """Whether this is process 0, who speaks."""
+    return jax.process_index() == 0
+
+
+def from_process_0(tree: Any) -> Any:
+    """The numpy arrays of process 0 in every process, bit by bit.
+
+    Args:
+      tree: arrays; of the others, their shapes and types alone count.
+    """
+    if jax.process_count() == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    # As bytes, for a sum of zeros and x is not always x: -0.0 + 0.0 = 0.0.
+    flat = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves])
+    flat = np.asarray(multihost_utils.broadcast_one_to_all(flat))
+    ends = np.cumsum([x.nbytes for x in leaves])
+    parts = np.split(flat, ends[:-1])
+    leaves = [p.view(x.dtype).reshape(x.shape) for p, x in zip(parts, leaves)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def in_process_0(action: Callable[[], Result]) -> Result | None:
+    """What `action` returns, in process 0; the others wait for it and get None.
+
+    Raises:
+      ConfigError: it found a mistake; in all processes.
+    """
+    result, mistake = None, None
+    if is_first():
+        try:
+            result = action()
+        except ConfigError as error:
+            mistake = error
+    if from_process_0(np.array(mistake is not None)):
+        raise mistake or ConfigError("process 0 found a mistake, and says which")
+    return result
+
+
+def check_alike(what: dict[str, Any]) -> None:
+    """Whether all processes have the same, for else they would train one network in two ways.
+
+    Raises:
+      ConfigError: they have not; in all processes.
+    """
+    mine = {key: json.dumps(value, sort_keys=True) for key, value in what.items()}
+    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    size = int(from_process_0(np.array(text.size)))
+    there = json.loads(from_process_0(np.resize(text, size)).tobytes())
+    keys = sorted(mine.keys() | there.keys())
+    differ = [
+        f"{key} ({there.get(key)} there, {mine.get(key)} here)"
+        for key in keys
+        if mine.get(key) != there.get(key)
+    ]
+    if not np.any(multihost_utils.process_allgather(np.array(bool(differ)))):
+        return
+    if differ:
+        raise ConfigError(
+            f"process {jax.process_index()} differs from process 0 in {', '.join(differ)}; start "
+            "all with the same config, data and versions"
+        )
+    raise ConfigError("a process differs from process 0, and says in what")
+
+
+def is_of_a_collective(error: Exception) -> bool:
+    """Whether an error may be of other processes: one of them fails, and the collectives of all."""
+    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+
+
+def leave(code: int) -> None:
+    """Ends this process of several after a failure, though the others may not be at their end.
+
+    JAX would wait for them. For a mistake that all of them find they get a few seconds.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if code == EXIT_USER:
+        waits = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        waits.start()
+        waits.join(LEAVE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def set_precision(dtype: str) -> None:
@@ -105,6 +268,15 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def describe_process() -> str:
+    """Which process this is, for its log."""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}: pid {os.getpid()} on "
+        f"{platform.node()}, {jax.local_device_count()} of {jax.device_count()} devices "
+        f"({jax.default_backend()})"
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -120,43 +292,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-class StopSignal:
-    """While entered, a first SIGINT or SIGTERM only asks the run to stop; a second ends it at once.
-
-    Several processes agree on the update to stop after, through JAX's own handler of SIGTERM, which
-    no Python handler may replace; their SIGINT is passed on to it.
-    """
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._before: dict[int, Any] = {}
-
-    def reached(self, update: int) -> bool:
-        """Whether to stop after this update; every process asks after every update."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(update)
-        return self._requested
-
-    def __enter__(self) -> "StopSignal":
-        caught = [signal.SIGINT]
-        if jax.process_count() == 1:
-            caught.append(signal.SIGTERM)
-        for number in caught:
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._requested = True
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"stopping after this update; once more ends at once\n")
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)

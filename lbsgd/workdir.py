@@ -1,13 +1,24 @@
 """The folder of a run: whose it is, and what lies where."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
-from typing import Any
+import platform
+import re
+import time
+from collections.abc import Callable
+from typing import IO, Any
 
 import jax
 
 from lbsgd.errors import ConfigError
+
+# The run before may still be saving (a pod has five minutes for it), or a file server still hold
+# the lock of a machine that is gone.
+LOCK_SECONDS = 360.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,11 @@ class Workdir:
         return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
+    def log(self) -> pathlib.Path:
+        """Of this process."""
+        return self.path / "logs" / f"{jax.process_index()}.log"
+
+    @property
     def curves(self) -> pathlib.Path:
         return self.path / "curves.png"
 
@@ -51,35 +67,77 @@ class Workdir:
         return self.path / "tensorboard"
 
     def claim(
-        self, identity: dict[str, Any], config: dict[str, Any], machine: dict[str, Any]
-    ) -> None:
+        self,
+        identity: dict[str, Any],
+        config: dict[str, Any],
+        machine: dict[str, Any],
+        say: Callable[[str], None] = print,
+    ) -> IO[str]:
         """Makes the folder this run's, or checks that it is one already.
 
         Args:
           identity: what decides the numbers of the run.
           config: all keys of the resolved config.
           machine: versions and hardware, added to those it ran on before.
+          say: takes a line, where another process has the folder and this one waits for it.
+
+        Returns:
+          A lock: the folder is this process's until it is closed, or the process ends.
 
         Raises:
-          ConfigError: it cannot be written, or belongs to a run that computes something else.
+          ConfigError: it cannot be written, is in use, or belongs to a run that computes something
+            else.
         """
+        if "://" in str(self.path) or re.match("[a-z0-9]+:/", str(self.path)):
+            raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
         self._check_owner(identity)
+        with contextlib.ExitStack() as opened:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context((self.path / ".lock").open("a+"))
+                self._await(lock, say)
+                self._describe(identity, config, machine)
+                self.checkpoints.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"workdir {self.path} cannot be written ({error.strerror or error}); "
+                    "choose another --workdir"
+                ) from error
+            opened.pop_all()
+        return lock
+
+    def _describe(
+        self, identity: dict[str, Any], config: dict[str, Any], machine: dict[str, Any]
+    ) -> None:
+        text = json.dumps({"run": identity, "config": config}, indent=2)
+        _replace(self.config, text + "\n")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"run": identity, "config": config}, indent=2)
-            self.config.write_text(text + "\n")
             machines = json.loads(self.machine.read_text()) if self.machine.exists() else []
-            if not machines or machines[-1] != machine:
-                machines.append(machine)
-            self.machine.write_text(json.dumps(machines, indent=2) + "\n")
-            self.checkpoints.mkdir(exist_ok=True)
-        except ValueError as error:
+            if not isinstance(machines, list):
+                raise ValueError("not a list")
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{self.machine} is damaged; mend or remove it") from error
-        except OSError as error:
-            raise ConfigError(
-                f"workdir {self.path} cannot be written ({error.strerror or error}); "
-                "choose another --workdir"
-            ) from error
+        if not machines or machines[-1] != machine:
+            machines.append(machine)
+        _replace(self.machine, json.dumps(machines, indent=2) + "\n")
+
+    def _await(self, lock: IO[str], say: Callable[[str], None]) -> None:
+        """Waits until the lock is this process's, and writes into it whose it is."""
+        until = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(lock):
+            lock.seek(0)
+            holder = lock.read().strip() or "another run"
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"workdir {self.path} is in use by {holder}; end that or choose another "
+                    "--workdir"
+                )
+            say(f"waits for workdir {self.path}, which is in use by {holder}")
+            say = _silent
+            time.sleep(0.5)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
 
     def _holds_updates(self) -> bool:
         """Whether a run got anywhere: one that did not leaves the folder to the next."""
@@ -90,10 +148,11 @@ class Workdir:
         if not self.config.is_file() or not self._holds_updates():
             return
         try:
-            owner = json.loads(self.config.read_text())["run"]
-        except (ValueError, KeyError, TypeError) as error:
+            owner = dict(json.loads(self.config.read_text())["run"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
-                f"{self.config} is not a run's config; choose another --workdir"
+                f"{self.config} is not a run's config; choose another --workdir, or remove it: "
+                "checkpoints know whose they are"
             ) from error
         identity = json.loads(json.dumps(identity))
         differ = [
@@ -106,3 +165,25 @@ class Workdir:
                 f"workdir {self.path} holds a run that differs in {', '.join(differ)}; "
                 "choose another --workdir or set these back"
             )
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether nobody else has it; where the file system knows no locks, nobody has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _silent(text: str) -> None:
+    """For what was said already."""
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that whoever is killed meanwhile leaves the old one or the new."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text)
+    fresh.replace(path)

@@ -42,6 +42,7 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_automatic_accumulation_takes_the_fewest_steps_that_fit(own_cache):
     """By compiling every choice: 8 workers in 1, 2, 3, 4 or 8 steps."""
     needed = {steps: memory(steps) for steps in (1, 2, 3, 4, 8)}

@@ -144,6 +144,15 @@ def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
     assert steps == [1, 2, 3, 3]
 
 
+def test_a_run_that_diverges_ends_with_one_line_and_exit_code_3(tmp_path):
+    rate = "--config.learning_rate.reference_learning_rate=1e15"
+    done = lbsgd(*SMALL, rate, "--config.total_steps=40", f"--workdir={tmp_path}")
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"lbsgd: diverged: the (loss|gradient) of update \d+ is not finite \(", line)
+    assert line.endswith("; there is no checkpoint")
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     args = [*SMALL, "--config.total_steps=2000", f"--workdir={tmp_path}"]
     command = [sys.executable, "-m", "lbsgd.main", *args]
@@ -177,7 +186,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        "smoke",
+        pytest.param("smoke", marks=pytest.mark.long),
         pytest.param("smoke,gamma=1,scaling=sqrt,warmup=constant", marks=pytest.mark.long),
         pytest.param("smoke,model=resnet101", marks=pytest.mark.long),
     ],

@@ -81,15 +81,58 @@ def test_plain_progress_prints_lines(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_process_that_does_not_speak_writes_to_its_log_alone(capsys):
+    said = []
+    progress = monitor.open_progress(10, said.append, 1, 2)
+    progress.begin(4)
+    progress.line("a line")
+    progress.close()
+    assert said == ["a line"]
+    assert capsys.readouterr().out == ""
+
+
+# A file that can hold so many bytes, as on a full disk, and then more; writes that fail say so.
+FULL = """
+import json, os, pathlib, resource, signal, sys
+from lbsgd import monitor
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = pathlib.Path(sys.argv[1])
+file = monitor.MetricsFile(path)
+file.write(1, 0.1, {"train_loss": 1.0})
+resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+for step in range(2, 6):
+    file.write(step, 0.1, {"train_loss": 1.0})
+print(path.stat().st_size, file.flush())
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+file.write(6, 0.1, {"train_loss": 1.0})
+print(repr(file.flush()))
+file.close()
+"""
+
+
+def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
+    """The line that was cut in the middle is completed, and none is lost or written twice."""
+    path = tmp_path / "metrics.jsonl"
+    command = [sys.executable, "-c", FULL, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, empty = done.stdout.splitlines()
+    assert refused == f"60 {path} cannot be written (File too large)"
+    assert empty == "''"
+    assert [line["step"] for line in monitor.read_metrics(path)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_terminal_gets_a_bar():
     """In a terminal of its own, as a user sees it."""
     script = (
         "from lbsgd import monitor\n"
-        "progress = monitor.open_progress(10, 4, speaks=True)\n"
-        "assert isinstance(progress, monitor.BarProgress), progress\n"
+        "said = []\n"
+        "progress = monitor.open_progress(10, said.append)\n"
+        "progress.begin(4)\n"
         "progress.show(7, 1.5, {'train_loss': 2.0, 'learning_rate': 0.1})\n"
         "progress.line('a line [bold] above')\n"
         "progress.close()\n"
+        "assert said == ['a line [bold] above'], said\n"
     )
     terminal, end = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", script], stdin=end, stdout=end, stderr=end)
@@ -104,13 +147,28 @@ def test_a_terminal_gets_a_bar():
         assert part in shown
 
 
+def test_summaries_that_cannot_be_written_end_and_training_goes_on():
+    class Full:
+        def write_scalars(self, step, scalars):
+            raise OSError("kernel.cc:1; No space left on device\nmore")
+
+    said = []
+    summaries = monitor.DispensableSummaries(Full(), said.append)
+    for step in (1, 2):
+        summaries.write_scalars(step, {})
+    summaries.close()
+    end = "TensorBoard summaries end here, they cannot be written (No space left on device)"
+    assert said == [end]
+
+
 def test_summaries_reach_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     script = f"""
 from lbsgd import monitor
 import pathlib
-writer, note = monitor.open_summaries(pathlib.Path({str(tmp_path)!r}))
-assert note == "", note
+said = []
+writer = monitor.open_summaries(pathlib.Path({str(tmp_path)!r}), said.append)
+assert not said, said
 writer.write_scalars(7, {{"train_loss": 2.5}})
 writer.close()
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,11 +1,14 @@
-"""Several processes train what one does."""
+"""Several processes without a launcher: they stop together, and none is left when one fails."""
 
+import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -14,67 +17,153 @@ from lbsgd import monitor
 ROOT = pathlib.Path(__file__).parent.parent
 ARGS = [
     "--config=configs/digits.py",
-    "--config.dtype=float64",
     "--config.model.width=0.25",
     "--config.total_epochs=0",
     "--config.learning_rate.warmup_epochs=0.5",
+    "--config.log.tensorboard=False",
 ]
 
 
-def start(workdir: pathlib.Path, devices: int, *args: str) -> subprocess.Popen:
+def start(workdir: pathlib.Path, *args: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "lbsgd.main", *ARGS, f"--workdir={workdir}", *args]
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def start_group(workdir: pathlib.Path, processes: int, *args: str) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            workdir,
-            2,
-            f"--coordinator=localhost:{port}",
-            f"--num_processes={processes}",
-            f"--process_id={i}",
-            *args,
-        )
-        for i in range(processes)
-    ]
+@pytest.fixture
+def start_group():
+    """Starts two processes of a run; none is left after the test."""
+    started: list[subprocess.Popen] = []
+
+    def begin(*args: str, each: tuple[tuple[str, ...], ...] = ((), ())) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+        for i, own in enumerate(each):
+            workdir, *rest = (*own, *args)
+            started.append(start(pathlib.Path(workdir), *flags, f"--process_id={i}", *rest))
+        return started
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def finish(group: list[subprocess.Popen], code: int = 0) -> None:
-    for process in group:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == code, out
+def wait_for(line: str, process: subprocess.Popen) -> str:
+    """What a process says, up to the line with these words."""
+    said = ""
+    for text in process.stdout:
+        said += text
+        if line in text:
+            return said
+    raise AssertionError(said)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_processes_train_as_one(tmp_path, processes):
-    """3 processes have 6 devices for 8 workers, so one of them has only idle slots."""
-    finish(start_group(tmp_path / "many", processes, "--config.total_steps=8"))
-    finish([start(tmp_path / "one", 1, "--config.total_steps=8")])
-    many, one = (monitor.read_metrics(tmp_path / w / "metrics.jsonl") for w in ("many", "one"))
-    assert len(many) == len(one) == 10  # 8 updates, evaluated after the first epoch and the last
-    for there, here in zip(many, one):
-        for key in ("images_per_second", "data_wait_percent"):
-            there.pop(key, None)
-        there.pop("val_loss", None)
-        for key in there:
-            assert there[key] == pytest.approx(here[key], rel=1e-9), key
+def ends(process: subprocess.Popen) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_processes_stop_together_and_go_on(tmp_path, number):
-    group = start_group(tmp_path, 2, "--config.total_steps=4000")
-    for line in group[0].stdout:
-        if "validation" in line:
-            break
+def test_processes_stop_together_and_go_on(tmp_path, start_group, number):
+    group = start_group("--config.total_steps=4000", each=((str(tmp_path),),) * 2)
+    wait_for("validation loss", group[0])
     group[1].send_signal(number)  # one alone: the other learns of it
-    finish(group, code=75)
+    for process in group:
+        code, out = ends(process)
+        assert code == 75, out
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == monitor.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_survivor_ends_when_the_other_is_killed(tmp_path, start_group, killed):
+    """Its collective fails, or the coordinator is gone: it ends long before the heartbeat."""
+    group = start_group("--config.total_steps=4000", each=((str(tmp_path),),) * 2)
+    wait_for("validation loss", group[0])
+    group[killed].kill()
+    code, out = ends(group[1 - killed])
+    assert code in (1, -signal.SIGABRT), out
+    if code == 1:
+        assert "lbsgd: a collective failed: see what the other processes say" in out
+        assert "JaxRuntimeError" in (tmp_path / "logs" / f"{1 - killed}.log").read_text()
+
+
+@pytest.mark.long
+def test_a_survivor_ends_when_the_other_hangs(tmp_path, start_group):
+    """Stopped, it sends no heartbeat; JAX aborts the other from C++."""
+    group = start_group(
+        "--config.total_steps=4000",
+        "--config.runtime.heartbeat_seconds=5",
+        each=((str(tmp_path),),) * 2,
+    )
+    wait_for("validation loss", group[0])
+    group[1].send_signal(signal.SIGSTOP)
+    code, out = ends(group[0])
+    assert code in (1, -signal.SIGABRT), out
+
+
+@pytest.mark.long
+def test_a_mistake_that_process_0_finds_ends_all(tmp_path, start_group):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1}\n')
+    (tmp_path / "config.json").write_text(json.dumps({"run": {}, "config": {}}))
+    group = start_group("--config.total_steps=8", each=((str(tmp_path),),) * 2)
+    code, out = ends(group[0])
+    assert code == 2
+    assert "choose another --workdir" in out
+    code, out = ends(group[1])
+    assert code == 2
+    assert "lbsgd: process 0 found a mistake, and says which" in out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("key", ["batch_size=512", "accumulation_steps=2"])
+def test_processes_with_different_configs_do_not_start(tmp_path, start_group, key):
+    """Else they would train one network in two ways, or wait for each other for ever."""
+    each = ((str(tmp_path),), (str(tmp_path), f"--config.{key}"))
+    group = start_group("--config.total_steps=8", each=each)
+    (code, said), (other_code, other_said) = map(ends, group)
+    assert (code, other_code) == (2, 2), (said, other_said)
+    assert "lbsgd: a process differs from process 0, and says in what" in said
+    name, value = key.split("=")
+    assert re.search(
+        rf"process 1 differs from process 0 in {name} \(.* there, {value} here\)", other_said
+    )
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.long
+def test_a_process_whose_others_do_not_come_says_so_and_ends(tmp_path):
+    begun = time.monotonic()
+    process = start(
+        tmp_path,
+        "--coordinator=127.0.0.1:1",
+        "--num_processes=2",
+        "--process_id=1",
+        "--config.runtime.start_seconds=15",
+    )
+    code, out = ends(process)
+    assert "lbsgd: process 1 of 2 at 127.0.0.1:1 waits for the other processes; ends " in out
+    assert code == -signal.SIGABRT
+    assert time.monotonic() - begun > 10
+
+
+@pytest.mark.long
+def test_only_process_0_needs_the_workdir_and_speaks(tmp_path, start_group):
+    group = start_group(
+        "--config.total_steps=8",
+        each=((str(tmp_path / "first"),), (str(tmp_path / "second"),)),
+    )
+    (code, said), (other_code, other_said) = map(ends, group)
+    assert (code, other_code) == (0, 0), (said, other_said)
+    assert re.search("8 updates", said)
+    assert "update" not in other_said
+    names = {path.name for path in (tmp_path / "second").rglob("*")}
+    assert names == {"logs", "1.log"}
+    assert "process 1 of 2: pid " in (tmp_path / "second/logs/1.log").read_text()
+    assert os.listdir(tmp_path / "first/checkpoints") == ["8"]

@@ -11,6 +11,8 @@ from lbsgd import monitor, train
 from lbsgd.config import default_config, resolve
 from lbsgd.data import catalogue
 from lbsgd.data.sources import ArraySource, Example, Splits, numbered
+from lbsgd.log import Log, Speed
+from lbsgd.record import NoRecord
 from lbsgd.timeline import Timeline
 
 
@@ -46,15 +48,15 @@ class Clock:
 class OnDevice:
     """A number that is there at a time."""
 
-    def __init__(self, clock: Clock, there: float) -> None:
-        self.clock, self.there = clock, there
+    def __init__(self, clock: Clock, there: float, value: float = 1.0) -> None:
+        self.clock, self.there, self.value = clock, there, value
 
     def block_until_ready(self) -> None:
         self.clock.wait_until(self.there)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         self.block_until_ready()
-        return np.array(1.0)
+        return np.array(self.value)
 
 
 class Loaded:
@@ -100,7 +102,7 @@ def simulate(monkeypatch, load_seconds: np.ndarray, pauses: tuple[int, ...] = ()
     config = SimpleNamespace(log=SimpleNamespace(every_steps=1))
     timeline = Timeline.constant(1000, 10)
     parts = SimpleNamespace(config=config, timeline=timeline, total_updates=count)
-    log = train.Log(parts, None, monitor.NoSummaries(), out, 0)
+    log = Log(parts, NoRecord(), out, lambda: None, 0, 0)
     idle, free, begun, paused = 0.0, 0.0, 0.0, 0.0
     for i in log.fed(Loaded(clock, load_seconds)):
         if i == 0:
@@ -109,7 +111,7 @@ def simulate(monkeypatch, load_seconds: np.ndarray, pauses: tuple[int, ...] = ()
         start = max(clock.now, free)
         idle, free = idle + start - free, start + 1.0
         value = OnDevice(clock, free)
-        log.update(i + 1, {"train_loss": value, "learning_rate": value})
+        log.update(i + 1, {"train_loss": value, "skipped": OnDevice(clock, free, 0.0)})
         if i in pauses:
             log.drain()
             with log.paused():
@@ -168,7 +170,7 @@ def test_batches_that_are_there_are_not_waited_for(monkeypatch):
     ],
 )
 def test_past_a_tenth_of_the_time_a_run_is_input_bound(idle, text):
-    assert str(train.Speed.over(1000, 10.0, idle)) == text
+    assert str(Speed.over(1000, 10.0, idle)) == text
 
 
 class Slow(ArraySource):

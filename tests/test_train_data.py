@@ -31,10 +31,11 @@ def small_config(**keys: object):
 
 
 def final_state(config, workdir) -> dict[str, np.ndarray]:
-    checkpoints = Checkpoints(workdir / "checkpoints", 1)
-    state = checkpoints.restore(build(config).abstract_state())
+    parts = build(config)
+    checkpoints = Checkpoints(workdir / "checkpoints", 1, parts.identity(), say=pytest.fail)
+    _, state = checkpoints.restore(parts.abstract_state())
     checkpoints.close()
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -152,7 +153,11 @@ ON_DEVICE = {
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"data.mixup": 0.2, "data.cutmix": 1, "data.erasing": 0.5}]
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.long),
+        {"data.mixup": 0.2, "data.cutmix": 1, "data.erasing": 0.5},
+    ],
 )
 def test_synthetic_images_on_the_devices_need_no_loading(tmp_path, monkeypatch, changes):
     train_set, validation = (kind(64, (8, 8, 3), 7, 0) for kind in (Unreadable, SyntheticSource))

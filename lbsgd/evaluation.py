@@ -1,0 +1,72 @@
+"""What a state is worth: its loss and errors over the validation set."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lbsgd.build import Run
+from lbsgd.step import EvalSums, TrainState
+
+
+class Evaluation:
+    """Loss and errors over every validation example exactly once.
+
+    Attributes:
+      alive: called after each batch.
+      should_stop: asked with the number of updates done, before each batch.
+    """
+
+    def __init__(
+        self, parts: Run, alive: Callable[[], None], should_stop: Callable[[int], bool]
+    ) -> None:
+        self._alive, self._should_stop = alive, should_stop
+        self._parts, self._batches = parts, parts.eval_batches()
+        self._step, self._moments = parts.eval_step(), parts.moments_step()
+
+    def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
+        """Evaluates the state after `done` updates; None if the run is to stop meanwhile.
+
+        Raises:
+          RuntimeError: examples were counted twice or not at all.
+        """
+        stats = self._statistics(done, state)
+        totals = np.zeros(len(EvalSums._fields))
+        with contextlib.closing(iter(self._batches)) as batches:
+            for batch in batches:
+                if self._should_stop(done):
+                    return None
+                totals += jax.device_get(self._step(state.params, stats, batch))
+                self._alive()
+        loss, wrong, wrong_top5, examples = totals.tolist()
+        self._check_count(int(examples))
+        return {
+            "val_loss": loss / examples,
+            "val_error": 100.0 * wrong / examples,
+            "val_error_top5": 100.0 * wrong_top5 / examples,
+        }
+
+    def _check_count(self, examples: int) -> None:
+        """Only corrupt examples may be left out."""
+        count, corrupt = len(self._parts.splits.validation), self._parts.corrupt
+        most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
+        if not count - most <= examples <= count:
+            raise RuntimeError(f"evaluated {examples} of {count} examples")
+
+    def _statistics(self, done: int, state: TrainState) -> Any:
+        """The running averages, or for precise batch norm the mean over a part of the set.
+
+        That part and its augmentation are a function of the update index.
+        """
+        batches = self._parts.precise_batches
+        if not batches:
+            return state.batch_stats
+        source = self._parts.train_batches("precise_batch_norm")
+        total: Any = None
+        for batch in source.between(done, done + batches):
+            moments = self._moments(state.params, state.batch_stats, batch)
+            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
+            jax.block_until_ready(total)
+        return jax.tree.map(lambda x: x / batches, total)

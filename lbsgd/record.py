@@ -1,0 +1,147 @@
+"""What a run leaves on the disk as it goes on: metrics, summaries and checkpoints, in that order.
+
+Only process 0 keeps a record; the others have `NoRecord`.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lbsgd import monitor
+from lbsgd.build import Run
+from lbsgd.checkpoint import Checkpoints
+from lbsgd.errors import ConfigError
+from lbsgd.workdir import Workdir
+
+Values = dict[str, float]
+
+
+class Record:
+    """The record of a run in its workdir.
+
+    The metrics up to an update are on the disk before its checkpoint is, and a run that goes on
+    from a checkpoint drops the later ones; so each update stands in the metrics once.
+    """
+
+    def __init__(self, parts: Run, folder: Workdir, say: Callable[[str], None]) -> None:
+        """Opens the checkpoints; `begin` opens the rest."""
+        config = parts.config.checkpoint
+        self._parts, self._folder, self._say = parts, folder, say
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, config.keep, parts.identity(), on_error=config.on_error, say=say
+        )
+        self._metrics: monitor.MetricsFile | None = None
+        self._summaries: monitor.Summaries = monitor.NoSummaries()
+        self._saved_at = time.monotonic()
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """Update and state of the newest good checkpoint (`Checkpoints.restore`)."""
+        return self._checkpoints.restore(like)
+
+    def begin(self, start: int) -> None:
+        """Opens metrics and summaries of a run that goes on after `start` updates."""
+        self._metrics = monitor.MetricsFile(self._folder.metrics, keep_until=start)
+        if self._parts.config.log.tensorboard:
+            self._summaries = monitor.open_summaries(self._folder.tensorboard, self._say)
+        self._saved_at = time.monotonic()
+
+    def holds_evaluation(self, update: int) -> bool:
+        """Whether the state after `update` updates was evaluated."""
+        lines = monitor.evaluations(monitor.read_metrics(self._folder.metrics))
+        return any(line["step"] == update for line in lines)
+
+    def write(self, done: int, values: Values) -> None:
+        """Metrics after `done` updates."""
+        assert self._metrics
+        self._metrics.write(done, self._parts.timeline.epoch(done), values)
+        self._summaries.write_scalars(done, values)
+
+    def due(self, done: int) -> bool:
+        """Whether the state after `done` updates is to be saved."""
+        minutes = self._parts.config.checkpoint.every_minutes
+        late = minutes and time.monotonic() - self._saved_at > 60 * minutes
+        return done in self._parts.save_after or bool(late)
+
+    def save(self, done: int, state: Any) -> None:
+        """Starts to save; the state may be changed when this returns.
+
+        Raises:
+          ConfigError: a checkpoint could not be written, and `checkpoint.on_error` is "stop".
+        """
+        self._checkpoints.check()
+        self._saved_at = time.monotonic()
+        problem = self._metrics.flush() if self._metrics else ""
+        if not problem:
+            self._checkpoints.save(done, state)
+        elif self._parts.config.checkpoint.on_error == "stop":
+            raise ConfigError(f"{problem}, so there is no checkpoint of update {done}")
+        else:
+            self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
+
+    def finish(self, done: int, state: Any) -> None:
+        """Saves the last state, and waits until it is on the disk.
+
+        Raises:
+          ConfigError: it cannot be brought there.
+        """
+        self.save(done, state)
+        self._checkpoints.wait()
+        self._checkpoints.check()
+        if self._checkpoints.newest != done:
+            raise ConfigError(
+                f"checkpoint {done} is not on the disk; {self.newest()}; once "
+                f"{self._folder.path} can be written again, the same command goes on from there"
+            )
+
+    def newest(self) -> str:
+        """Which checkpoint is the newest good one, once all are on the disk."""
+        self._checkpoints.wait()
+        newest = self._checkpoints.newest
+        if newest is None:
+            return "there is no checkpoint"
+        return f"the newest good checkpoint is {self._folder.checkpoints / str(newest)}"
+
+    def summary(self) -> str:
+        """What the checkpoints cost."""
+        return self._checkpoints.summary()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpoints.close()
+        self._summaries.close()
+        if self._metrics:
+            self._metrics.close()
+
+
+class NoRecord:
+    """That of the processes that keep none."""
+
+    def restore(self, like: Any) -> None:
+        return None
+
+    def begin(self, start: int) -> None:
+        pass
+
+    def holds_evaluation(self, update: int) -> bool:
+        return False
+
+    def write(self, done: int, values: Values) -> None:
+        pass
+
+    def due(self, done: int) -> bool:
+        return False
+
+    def save(self, done: int, state: Any) -> None:
+        pass
+
+    def finish(self, done: int, state: Any) -> None:
+        pass
+
+    def newest(self) -> str:
+        return "process 0 knows of the checkpoints"
+
+    def summary(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,81 @@
+"""Signals: the first asks the run to stop, wherever the main thread is."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from lbsgd.preemption import StopSignal
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_first_signal_asks_and_the_handlers_come_back(number, capfd):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.reached()
+        os.kill(os.getpid(), number)
+        until(stop.reached)
+        assert f"{number.name}: saves a checkpoint as soon as it can" in capfd.readouterr().err
+    assert signal.getsignal(number) == before
+    until(lambda: "lbsgd-signals" not in {t.name for t in threading.enumerate()})
+
+
+def run(script: str) -> subprocess.CompletedProcess:
+    head = "import os, signal, time\nfrom lbsgd.preemption import StopSignal\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + script], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_before_there_is_anything_to_save_it_ends_at_once(number):
+    done = run(f"with StopSignal():\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(60)\n")
+    assert done.returncode == 75
+    said = f"lbsgd: {number.name} before training began; the same command starts it\n"
+    assert done.stderr == said
+
+
+# The second comes while the main thread is in C and Python cannot run a handler in it.
+TWICE = """
+import ctypes, threading
+with StopSignal() as stop:
+    stop.reached()
+    def send():
+        for number in ({first}, {second}):
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+    threading.Thread(target=send).start()
+    busy = ctypes.CDLL(None)
+    rest = {seconds}
+    while rest:
+        rest = busy.sleep(rest)
+print("still here")
+"""
+
+
+def test_a_second_interrupt_ends_at_once():
+    done = run(TWICE.format(first=2, second=2, seconds=60))
+    assert done.returncode == 130
+    assert "SIGINT again: ends at once; the same command goes on" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("first", "second"), [(15, 15), (2, 15), (15, 2)])
+def test_no_other_second_signal_ends_it(first, second):
+    """Cluster managers send SIGTERM more than once."""
+    done = run(TWICE.format(first=first, second=second, seconds=2))
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+    assert done.stderr.count("\n") == 1
