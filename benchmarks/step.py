@@ -134,7 +134,7 @@ def our_step(name, size, batch_size, worker_batch_size, dtype):
         }
     )
     parts = build(resolve(config))
-    state = jax.jit(parts.initial_state, out_shardings=parts.placement.replicated)()
+    state = parts.start()
     batch = next(parts.train_batches().between(0, 1))
     return parts.compile_train_step(), state, batch
 
