@@ -162,9 +162,11 @@ _COROUTINES = "NumpyHandler|JsonCheckpointHandler|BasePyTreeCheckpointHandler"
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
     """Of several reads or writes that fail, asyncio logs those that Orbax does not ask for."""
+    orbax = f"{os.sep}orbax{os.sep}"
     if record.name == "asyncio":
-        return "OCDBT" not in record.getMessage()
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+        text = record.getMessage()
+        return "OCDBT" not in text and orbax not in text
+    return orbax not in record.pathname
 
 
 def _unraisable(args: Any) -> None:

@@ -1,5 +1,7 @@
 """A checkpoint that cannot be written is one line, and costs no good one."""
 
+import logging
+
 import pytest
 from checkpoint_folder import IDENTITY, Opened, flip, on_disk, restored, state
 
@@ -113,3 +115,14 @@ def test_someone_who_cannot_be_told_stops_nothing(tmp_path):
     checkpoints.save(1, state())
     checkpoints.close()
     assert checkpoints.costs.failed == 1
+
+
+def test_what_orbax_leaves_unasked_for_is_not_logged(caplog):
+    """Whether asyncio logs it depends on when memory is cleared."""
+    store.quiet_orbax()
+    logger = logging.getLogger("asyncio")
+    logger.error(
+        "Task exception was never retrieved\nfuture: <Task defined at /x/orbax/checkpoint/y>"
+    )
+    logger.error("Task exception was never retrieved\nfuture: <Task defined at /x/mine/y>")
+    assert [record.getMessage()[-7:] for record in caplog.records] == ["mine/y>"]
