@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from lbsgd import accumulation, runtime, times
+from lbsgd import accumulation, growth, runtime, times
+from lbsgd.checks import check_data, check_size, image_shape_of
 from lbsgd.config import run_keys
 from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
 from lbsgd.data.catalogue import build_sources
@@ -30,22 +31,19 @@ from lbsgd.data.pipeline import (
     TrainBatches,
     random_batch,
 )
-from lbsgd.data.sources import Source, Splits
+from lbsgd.data.sources import Splits
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import sgd
-from lbsgd.rate import Rate, build_rate
+from lbsgd.optim.learning_rate import Schedule
+from lbsgd.rate import Rate, build_rate, sgd_noise_scale
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
-from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
+from lbsgd.workers import LANE_AXIS, Placement, place
 
 # A run with more would take decades; update indices stay far within int32.
 MOST_UPDATES = 10**8
-# The largest networks there are have a trillion; these are for images.
-MOST_PARAMETERS = 10**11
-# Of 1/255, the step between two pixels' values; less is a slip.
-LEAST_STD = 1e-6
 
 CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
 
@@ -55,9 +53,11 @@ class Run:
     """The parts of a run, each a function of its config.
 
     Attributes:
+      placements: where the workers are, by batch size.
       total_updates: T; updates are 0..T-1.
       model: the network in training, with the mapped axes of synced batch norm.
       roles: of the parameters, like them.
+      schedules: what varies with the update index, by the name it has among the metrics.
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees.
@@ -69,11 +69,12 @@ class Run:
     config: ml_collections.FrozenConfigDict
     splits: Splits
     timeline: Timeline
-    placement: Placement
+    placements: Mapping[int, Placement]
     total_updates: int
     model: Any
     roles: Any
     rate: Rate
+    schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformationExtraArgs
     initial_state: Callable[[], TrainState]
     evaluate_after: frozenset[int]
@@ -82,6 +83,11 @@ class Run:
     corrupt: Corrupt
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the workers of the first update are; evaluations too use its devices."""
+        return self.placements[self.config.batch_size]
 
     @property
     def precise_batches(self) -> int:
@@ -107,7 +113,7 @@ class Run:
             train_step,
             worker=self.worker,
             optimizer=self.optimizer,
-            learning_rate=self.rate.schedule,
+            schedules=self.schedules,
             placement=placement,
             batch_norm_momentum=self.config.batch_norm.momentum,
             total_variance=self.config.batch_norm.running_variance == "total",
@@ -137,8 +143,14 @@ class Run:
         data = self.config.data
         return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
 
-    def train_batches(self, purpose: str = "train") -> TrainBatches:
-        """The minibatches of the training set, in an order of their own for each purpose."""
+    def train_batches(self) -> TrainBatches:
+        """The minibatches of the training, by update index."""
+        return self.other_batches("train", self.timeline, self.placements)
+
+    def other_batches(
+        self, purpose: str, timeline: Timeline, placements: Mapping[int, Placement]
+    ) -> TrainBatches:
+        """Minibatches of the training set in an order of their own for each purpose."""
         config, data = self.config, self.config.data
         padding = data.crop_padding if data.crop == "padded" else 0
         view: View = Whole(self.image_shape)
@@ -151,18 +163,21 @@ class Run:
         return TrainBatches(
             Loader(self.splits.train, view, augment, self.corrupt, data.threads),
             Order(len(self.splits.train), config.seed, purpose),
-            self.timeline,
-            self.placement,
+            timeline,
+            placements,
             self.mixing,
         )
 
     def feed(self, start: int) -> Prefetch | Repeated:
         """The batches of the updates from `start` on."""
         if self.config.data.synthetic_on_device:
-            batch = random_batch(
-                self.abstract_batch(), len(self.splits.train.classes), self.config.seed
-            )
-            return Repeated(batch, self.total_updates - start)
+            classes, seed = len(self.splits.train.classes), self.config.seed
+            batch_of = {
+                size: random_batch(self.abstract_batch(placement), classes, seed)
+                for size, placement in self.placements.items()
+            }
+            updates = range(start, self.total_updates)
+            return Repeated(batch_of[self.timeline.batch_size(t)] for t in updates)
         return self.train_batches().between(start, self.total_updates)
 
     def eval_batches(self) -> EvalBatches:
@@ -218,12 +233,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
       ConfigError: the parts do not fit together, or not on this machine.
     """
     runtime.set_precision(config.dtype)
-    workers = count_workers(config.batch_size, config.worker_batch_size)
     devices = runtime.count_devices(config.devices)
     splits = build_sources(config.data)
-    image_shape = _image_shape(config, splits.train)
-    _check_data(config, image_shape, len(splits.train.classes))
-    timeline = Timeline.constant(len(splits.train), config.batch_size)
+    image_shape = image_shape_of(config, splits.train)
+    check_data(config, image_shape, len(splits.train.classes))
+    timeline = growth.build_timeline(config, len(splits.train))
     total = times.duration(config, "total", timeline)
     if not total:
         raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
@@ -236,9 +250,15 @@ def build(config: ml_collections.ConfigDict) -> Run:
     model = _build_network(config, config.model.num_classes or len(splits.train.classes))
     init = functools.partial(_init_variables, model, image_shape, config.seed)
     params, roles = split_roles(jax.eval_shape(init)["params"])
-    _check_size(params)
+    check_size(params)
     rate = build_rate(config, timeline, total)
-    optimizer = sgd(rate.schedule, roles, **config.optimizer)
+    sizes = timeline.sizes_between(0, total)
+    momenta = {size: growth.momentum_of_size(config, size) for size in sizes}
+    optimizer = sgd(
+        rate.schedule,
+        roles,
+        **{**config.optimizer, "momentum": growth.momentum_schedule(timeline, momenta)},
+    )
 
     preprocess = functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
@@ -251,20 +271,25 @@ def build(config: ml_collections.ConfigDict) -> Run:
     )
     put = functools.partial(
         place,
-        config.batch_size,
-        config.worker_batch_size,
+        worker_batch_size=config.worker_batch_size,
         devices=devices,
         group_size=config.batch_norm.synced_workers,
     )
+    steps = config.accumulation_steps or 1
     run = Run(
         config=config,
         splits=splits,
         timeline=timeline,
-        placement=put(accumulation_steps=config.accumulation_steps or 1),
+        placements={size: put(size, accumulation_steps=steps) for size in sizes},
         total_updates=total,
         model=model,
         roles=roles,
         rate=rate,
+        schedules={
+            "learning_rate": rate.schedule,
+            "batch_size": growth.by_size(timeline, {size: float(size) for size in sizes}),
+            "sgd_noise_scale": sgd_noise_scale(rate.schedule, momenta, timeline),
+        },
         optimizer=optimizer,
         initial_state=functools.partial(_initial_state, init, optimizer),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
@@ -276,7 +301,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
     )
     if config.accumulation_steps:
         return run
-    return dataclasses.replace(run, placement=_fitting_placement(run, put, workers, devices))
+    fitting = {
+        size: _fitting_placement(run, functools.partial(put, size), p.workers, devices)
+        for size, p in run.placements.items()
+    }
+    return dataclasses.replace(run, placements=fitting)
 
 
 def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
@@ -310,61 +339,6 @@ def _initial_state(
     return TrainState(update, params, variables["batch_stats"], optimizer.init(params), skipped)
 
 
-def _image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
-    """`(h, w, c)` of what the network sees."""
-    height, width, channels = source.image_shape
-    if config.data.crop == "inception":
-        height = width = config.data.image_size
-    return height, width, channels
-
-
-def _check_size(params: Any) -> None:
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    if count > MOST_PARAMETERS:
-        raise ConfigError(
-            f"a network of {count:,} parameters is larger than {MOST_PARAMETERS:,}; lower "
-            "model.width or model.num_classes"
-        )
-
-
-def _check_data(
-    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], classes: int
-) -> None:
-    """What the config says of the data against what they are."""
-    data, channels = config.data, image_shape[-1]
-    for key in ("mean", "std"):
-        given = len(data[key])
-        if given not in (1, channels):
-            raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
-    if min(data.std) < LEAST_STD:
-        raise ConfigError(f"data.std must not hold 0, nor less than {LEAST_STD:g}")
-    if data.crop == "padded" and data.crop_padding >= min(image_shape[:2]):
-        raise ConfigError(
-            f"data.crop_padding={data.crop_padding} can leave nothing of images of "
-            f"{image_shape[0]}x{image_shape[1]}; set it to less"
-        )
-    if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
-        raise ConfigError(
-            f"data.evaluation_short_side={data.evaluation_short_side} is less than "
-            f"data.image_size={data.image_size}, which is taken out of it"
-        )
-    if channels != 3 and (any(data.color_jitter) or data.lighting):
-        raise ConfigError(
-            f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"
-        )
-    if 0 < config.model.num_classes < classes:
-        raise ConfigError(
-            f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
-            "set it to 0 to take theirs"
-        )
-    if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
-        raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
-    if data.synthetic_on_device and data.source != "synthetic":
-        raise ConfigError(
-            f"data.synthetic_on_device=True, but data.source is {data.source!r}, not 'synthetic'"
-        )
-
-
 def _fitting_placement(
     run: Run, put: Callable[..., Placement], workers: int, devices: int
 ) -> Placement:
@@ -374,12 +348,12 @@ def _fitting_placement(
         )
         return accumulation.memory_of(run.compile_train_step(placement), batch // devices)
 
-    identity = json.dumps([run.identity(), devices, runtime.describe_machine()], sort_keys=True)
+    identity = [run.identity(), devices, workers, runtime.describe_machine()]
     return accumulation.choose(
         lambda steps: put(accumulation_steps=steps),
         math.ceil(workers / devices),
         memory,
         runtime.device_memory(run.config),
         CACHE / "accumulation_steps.json",
-        hashlib.sha256(identity.encode()).hexdigest(),
+        hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )

@@ -31,6 +31,7 @@ CHOICES = {
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
     "data.crop": ("none", "padded", "inception"),
     "data.on_corrupt": ("error", "skip"),
+    "batch_growth.compensate": ("none", "rate", "momentum"),
     "on_nonfinite": ("stop", "skip"),
     "checkpoint.on_error": ("continue", "stop"),
     "runtime.on_stall": ("report", "end"),
@@ -95,6 +96,20 @@ def default_config() -> ml_collections.ConfigDict:
             "worker_batch_size": 32,
             # Length of training.
             **_times("total"),
+            # A batch size that changes; n stays, and k follows.
+            "batch_growth": {
+                # The batch sizes after the first, and when each begins, by epoch or by update.
+                "sizes": (),
+                "at_epochs": (),
+                "at_steps": (),
+                # Instead of these: where learning_rate.decay="steps" would decay the rate, the
+                # batch grows by as much, up to `largest` (0: any); from there on the rate decays.
+                "in_place_of_decay": False,
+                "largest": 0,
+                # What changes with the size: "none", the "rate" by learning_rate.scaling, or the
+                # "momentum", so that the noise scale stays.
+                "compensate": "none",
+            },
             # How many devices; 0 for all there are.
             "devices": 0,
             # Steps in which a device goes through its workers; 0 for the fewest that fit in it.
@@ -339,6 +354,12 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
         )
     if values["data.erasing"] > 1:
         raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
+    sizes = values["batch_growth.sizes"]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(f"batch_growth.sizes must be whole and positive, not {shown(sizes)}")
+    steps = values["batch_growth.at_steps"]
+    if not all(isinstance(step, int) for step in steps):
+        raise ConfigError(f"batch_growth.at_steps must be whole numbers, not {shown(steps)}")
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
         raise ConfigError(f"learning_rate.decay_epochs must increase, not {shown(decays)}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from lbsgd.build import Run
 from lbsgd.step import EvalSums, TrainState
+from lbsgd.timeline import Timeline
 
 
 class Evaluation:
@@ -63,7 +64,12 @@ class Evaluation:
         batches = self._parts.precise_batches
         if not batches:
             return state.batch_stats
-        source = self._parts.train_batches("precise_batch_norm")
+        placement = self._parts.placement
+        source = self._parts.other_batches(
+            "precise_batch_norm",
+            Timeline.constant(len(self._parts.splits.train), placement.batch_size),
+            {placement.batch_size: placement},
+        )
         total: Any = None
         for batch in source.between(done, done + batches):
             moments = self._moments(state.params, state.batch_stats, batch)

@@ -51,7 +51,7 @@ def explain(run: Run) -> list[str]:
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
         f"examples, {len(train.classes)} classes, {shape}",
         _explain_augmentation(run),
-        f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}",
+        *_explain_batch_sizes(run),
     ]
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
     lines.append(f"network: {c.model.name}, computed in {c.dtype}{smoothing}")
@@ -99,6 +99,27 @@ def _explain_augmentation(run: Run) -> str:
     return text
 
 
+def _explain_batch_sizes(run: Run) -> list[str]:
+    sizes, growth = run.timeline.segments, run.config.batch_growth
+    lines = [f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}"]
+    for segment in sizes[1:]:
+        update, size = segment.first_update, segment.batch_size
+        if update >= run.total_updates:
+            lines.append(f"minibatch: kn={size} would begin past the end, at update {update:,}")
+            continue
+        epoch = run.timeline.epoch(update)
+        lines.append(
+            f"minibatch: kn={size} from update {update:,} (epoch {epoch:.4g}), "
+            f"{run.placements[size].describe()}"
+        )
+    if len(sizes) > 1:
+        kept = {"none": "rate and momentum do not change with the size"}
+        kept["rate"] = f"{run.config.learning_rate.scaling} scaling of the rate at each size"
+        kept["momentum"] = "momentum rises with the size, so that the noise scale stays"
+        lines.append(f"minibatch: {kept[growth.compensate]}")
+    return lines
+
+
 def _explain_rate(run: Run) -> str:
     c, rate = run.config.learning_rate, run.rate
     ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
@@ -111,6 +132,11 @@ def _explain_rate(run: Run) -> str:
         )
     else:
         text += "; no warmup"
+    if run.config.batch_growth.in_place_of_decay and not rate.decay_updates:
+        return f"{text}; no decay, the batch grows instead"
+    if run.config.batch_growth.in_place_of_decay:
+        at = ", ".join(str(t) for t in rate.decay_updates)
+        return f"{text}; decays as far as the batch does not grow, at updates {at}"
     if rate.decay_updates:
         reached = [str(t) for t in rate.decay_updates if t < run.total_updates]
         past = len(rate.decay_updates) - len(reached)

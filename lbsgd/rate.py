@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 
-from lbsgd import times
+from lbsgd import growth, times
 from lbsgd.errors import ConfigError
 from lbsgd.optim import learning_rate as rates
 from lbsgd.timeline import Timeline
@@ -22,7 +25,7 @@ class Rate:
       schedule: update index -> rate.
       full: k * eta, the rate after warmup.
       warmup_updates: W; 0 for no warmup.
-      decay_updates: where steps of decay happen.
+      decay_updates: where a decay in steps changes the rate.
     """
 
     schedule: rates.Schedule
@@ -64,24 +67,87 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             f"the warmup of {warmup} updates is longer than the training of {total}; "
             "lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
-    boundaries: tuple[int, ...] = ()
+    decays: tuple[int, ...] = ()
     if c.decay == "steps":
-        boundaries = tuple(timeline.update_at_epoch(epoch) for epoch in c.decay_epochs)
-        if boundaries and boundaries[0] < warmup:
-            raise ConfigError(
-                f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
-                f"within the warmup of {warmup}; decay later or shorten the warmup"
-            )
-        _check_decay(full, c.decay_factor, len(boundaries))
-        schedule = rates.step_decay(full, boundaries, c.decay_factor)
+        schedule, decays = _step_decay(config, timeline, full, warmup)
     elif c.decay == "cosine":
-        schedule = rates.cosine_decay(full, warmup, total)
+        schedule = rates.cosine_decay(full, *_clock(timeline, warmup, total))
     elif c.decay == "polynomial":
-        schedule = rates.polynomial_decay(full, warmup, total, c.decay_power)
+        start, end, clock = _clock(timeline, warmup, total)
+        schedule = rates.polynomial_decay(full, start, end, c.decay_power, clock=clock)
     else:
         schedule = rates.constant(full)
     if warmup and c.warmup == "gradual":
         schedule = rates.gradual_warmup(schedule, reference, full, warmup)
     elif warmup:
         schedule = rates.constant_warmup(schedule, reference, warmup)
-    return Rate(schedule, full, warmup, boundaries)
+    if config.batch_growth.compensate == "rate":
+        schedule = rates.product(schedule, _in_proportion(config, timeline, full))
+    return Rate(schedule, full, warmup, decays)
+
+
+def _step_decay(
+    config: ml_collections.ConfigDict, timeline: Timeline, full: float, warmup: int
+) -> tuple[rates.Schedule, tuple[int, ...]]:
+    """The decay in steps, or what growing the batch leaves of it, and the updates where it is."""
+    c = config.learning_rate
+    boundaries = [timeline.update_at_epoch(epoch) for epoch in c.decay_epochs]
+    if boundaries and boundaries[0] < warmup:
+        raise ConfigError(
+            f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "
+            f"within the warmup of {warmup}; decay later or shorten the warmup"
+        )
+    _check_decay(full, c.decay_factor, len(boundaries))
+    if not config.batch_growth.in_place_of_decay:
+        return rates.step_decay(full, boundaries, c.decay_factor), tuple(boundaries)
+    phases = growth.phases_of(config)
+    levels = [full * float(phase.rate) for phase in phases]
+    changes = [t for t, a, b in zip(boundaries, phases, phases[1:]) if a.rate != b.rate]
+    return rates.piecewise(boundaries, levels), tuple(changes)
+
+
+def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rates.Schedule]:
+    """Two updates as times, and update -> time; time is examples seen / first batch size.
+
+    So a rate that falls with time falls alike for each example, whatever the batch size is. With
+    one size time is the update index, exactly.
+    """
+    first = timeline.segments[0].batch_size
+    starts = [s.first_update for s in timeline.segments]
+    times = [s.first_example / first for s in timeline.segments]
+    lengths = [s.batch_size / first for s in timeline.segments]
+
+    def clock(update: jax.typing.ArrayLike) -> jax.Array:
+        at = [rates.piecewise(starts[1:], levels)(update) for levels in (starts, times, lengths)]
+        return at[1] + (jnp.asarray(update).astype(at[0].dtype) - at[0]) * at[2]
+
+    time_of = [timeline.examples_seen(update) / first for update in (start, end)]
+    return time_of[0], time_of[1], clock
+
+
+def _in_proportion(
+    config: ml_collections.ConfigDict, timeline: Timeline, full: float
+) -> rates.Schedule:
+    """What the scaling rule multiplies the rate by as the batch size changes."""
+    c = config.learning_rate
+
+    def factor(size: int) -> float:
+        rate = rates.scale_learning_rate(
+            c.reference_learning_rate, c.reference_batch_size, size, c.scaling
+        )
+        return rate / full
+
+    return growth.by_size(timeline, {s.batch_size: factor(s.batch_size) for s in timeline.segments})
+
+
+def sgd_noise_scale(
+    rate: rates.Schedule, momenta: Mapping[int, float], timeline: Timeline
+) -> rates.Schedule:
+    """eta N / (B (1 - m)), the scale of the noise of SGD for B << N (Smith et al. 2018).
+
+    Args:
+      momenta: m by batch size B.
+    """
+    count = timeline.examples_per_epoch
+    per_rate = {size: count / (size * (1.0 - m)) for size, m in momenta.items()}
+    return rates.product(rate, growth.by_size(timeline, per_rate))

@@ -245,7 +245,7 @@ def train_step(
     *,
     worker: Callable[..., WorkerResult],
     optimizer: optax.GradientTransformationExtraArgs,
-    learning_rate: Schedule,
+    schedules: Mapping[str, Schedule],
     placement: Placement,
     batch_norm_momentum: float,
     total_variance: bool,
@@ -259,6 +259,7 @@ def train_step(
       state: donated when compiled.
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
       worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `worker_loss`, bound.
+      schedules: what varies with the update index, to be among the metrics, by name.
       batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
       total_variance: average mean(var) + var(mean) instead of mean(var).
 
@@ -294,9 +295,9 @@ def train_step(
     metrics = {
         "train_loss": result.loss,
         "train_error": 100.0 * result.error,
-        "learning_rate": learning_rate(state.update),
         "gradient_norm": optax.tree.norm(gradients),
         "skipped": skipped,
+        **{name: schedule(state.update) for name, schedule in schedules.items()},
     }
     return TrainState(state.update + 1, params, batch_stats, opt_state, skipped), metrics
 

@@ -43,7 +43,7 @@ class Timeline:
 
     @classmethod
     def from_schedule(
-        cls, examples_per_epoch: int, schedule: Sequence[tuple[float, int]]
+        cls, examples_per_epoch: int, schedule: Sequence[tuple[float | Fraction, int]]
     ) -> "Timeline":
         """Batch sizes by epoch: pairs (epoch, batch size), the first at epoch 0.
 
@@ -54,22 +54,27 @@ class Timeline:
           ValueError: sizes not positive, first epoch not 0, or epochs not increasing.
         """
         epochs = [exact(epoch) for epoch, _ in schedule]
-        sizes = [size for _, size in schedule]
-        if examples_per_epoch <= 0 or any(size <= 0 for size in sizes):
-            raise ValueError("examples_per_epoch and batch sizes must be positive")
-        if not schedule or epochs[0] != 0 or any(b <= a for a, b in itertools.pairwise(epochs)):
-            raise ValueError("epochs of a batch-size schedule must start at 0 and increase")
-        segments = [Segment(0, 0, sizes[0])]
-        for epoch, size in zip(epochs[1:], sizes[1:]):
-            last = segments[-1]
-            updates = _updates_until(last, epoch * examples_per_epoch)
-            segments.append(
-                Segment(
-                    last.first_update + updates,
-                    last.first_example + updates * last.batch_size,
-                    size,
-                )
-            )
+        _check_schedule(examples_per_epoch, epochs, [size for _, size in schedule])
+        segments = [Segment(0, 0, schedule[0][1])]
+        for epoch, (_, size) in zip(epochs[1:], schedule[1:]):
+            updates = _updates_until(segments[-1], epoch * examples_per_epoch)
+            segments.append(_after(segments[-1], updates, size))
+        return cls(examples_per_epoch, tuple(segments))
+
+    @classmethod
+    def from_updates(
+        cls, examples_per_epoch: int, schedule: Sequence[tuple[int, int]]
+    ) -> "Timeline":
+        """Batch sizes by update: pairs (update, batch size), the first at update 0.
+
+        Raises:
+          ValueError: sizes not positive, first update not 0, or updates not increasing.
+        """
+        starts = [start for start, _ in schedule]
+        _check_schedule(examples_per_epoch, starts, [size for _, size in schedule])
+        segments = [Segment(0, 0, schedule[0][1])]
+        for start, size in schedule[1:]:
+            segments.append(_after(segments[-1], start - segments[-1].first_update, size))
         return cls(examples_per_epoch, tuple(segments))
 
     def batch_size(self, update: int) -> int:
@@ -95,9 +100,37 @@ class Timeline:
         segment = self.segments[max(bisect.bisect_right(starts, example) - 1, 0)]
         return segment.first_update + _updates_until(segment, example)
 
+    def sizes_between(self, start: int, stop: int) -> list[int]:
+        """The batch sizes of updates start..stop-1, each once, in the order in which they come."""
+        ends = [segment.first_update for segment in self.segments[1:]] + [stop]
+        reached = [
+            segment.batch_size
+            for segment, end in zip(self.segments, ends)
+            if max(segment.first_update, start) < min(end, stop)
+        ]
+        return list(dict.fromkeys(reached))
+
     def _segment_of_update(self, update: int) -> Segment:
         starts = [segment.first_update for segment in self.segments]
         return self.segments[max(bisect.bisect_right(starts, update) - 1, 0)]
+
+
+def _check_schedule(
+    examples_per_epoch: int, starts: Sequence[int | Fraction], sizes: Sequence[int]
+) -> None:
+    if examples_per_epoch <= 0 or any(size <= 0 for size in sizes):
+        raise ValueError("examples_per_epoch and batch sizes must be positive")
+    if not starts or starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts)):
+        raise ValueError("a batch-size schedule must start at 0 and increase")
+
+
+def _after(segment: Segment, updates: int, batch_size: int) -> Segment:
+    """The segment that follows so many updates of another."""
+    return Segment(
+        segment.first_update + updates,
+        segment.first_example + updates * segment.batch_size,
+        batch_size,
+    )
 
 
 def _updates_until(segment: Segment, example: int | Fraction) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lbsgd import monitor, runtime
 from lbsgd.build import Run, build
+from lbsgd.compilation import CompiledSteps
 from lbsgd.config import flatten
 from lbsgd.errors import DivergedError
 from lbsgd.evaluation import Evaluation
@@ -22,6 +23,7 @@ from lbsgd.process_log import ProcessLog
 from lbsgd.record import NoRecord, Record
 from lbsgd.step import TrainState
 from lbsgd.workdir import Workdir
+from lbsgd.workers import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +133,13 @@ def _train(
     """The updates after `start`, until they are done or are to stop."""
     (state, owed, _), begun = start, time.monotonic()
     done = int(state.update)
-    with contextlib.closing(parts.feed(done)) as batches:  # loads the first ones meanwhile
-        step = parts.compile_train_step()
-        progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
+    with contextlib.ExitStack() as opened:
+        # The first batches are loaded while the step is compiled.
+        batches = opened.enter_context(contextlib.closing(parts.feed(done)))
+        steps = opened.enter_context(contextlib.closing(CompiledSteps(parts, done)))
+        if done < parts.total_updates:
+            steps(done)
+            progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
         progress.begin(done)
         alive = log_file.watch(parts.config.runtime)
         evaluate = Evaluation(parts, alive, should_stop)
@@ -154,7 +160,7 @@ def _train(
                     record.save(done, state)
             if stop or done == parts.total_updates:
                 break
-            state, metrics = step(state, next(feed))
+            state, metrics = steps(done)(state, next(feed))
             done += 1
             log.update(done, metrics)
             owed = done in parts.evaluate_after
@@ -184,6 +190,12 @@ def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:
     )
 
 
+def _first_and_last(parts: Run) -> list[Placement]:
+    """The placements of the first and the last update, once if they are one."""
+    last = parts.placements[parts.timeline.batch_size(parts.total_updates - 1)]
+    return [parts.placement] if last == parts.placement else [parts.placement, last]
+
+
 def _finish(
     parts: Run,
     folder: Workdir,
@@ -200,7 +212,10 @@ def _finish(
     evaluated = list(monitor.evaluations(lines))
     error = monitor.final_error(lines) if evaluated else None
     title = f"{parts.config.model.name} on {parts.config.data.source}, "
-    title += f"minibatch {parts.config.batch_size} = {parts.placement.workers} workers"
+    title += "minibatch " + " to ".join(
+        f"{placement.batch_size} = {placement.workers} workers"
+        for placement in _first_and_last(parts)
+    )
     try:
         monitor.draw_curves(lines, folder.curves, title)
     except OSError as failure:

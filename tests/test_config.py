@@ -366,7 +366,7 @@ def another(key: str) -> object:
         return CHOICES[key][-1]
     if key in GOOD:
         return GOOD[key]
-    others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7.0,)}
+    others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
     return others[type(value)]
 
 

@@ -161,7 +161,7 @@ folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv
 config = resolve(runpy.run_path(str(folder / "chain.py"))["get_config"]())
 runtime.start_processes(f"127.0.0.1:{port}", processes, process, config.runtime)
 batches = build(config).train_batches()
-arrays = {"slots": np.arange(8)[batches.placement.local_slots()]}
+arrays = {"slots": np.arange(8)[batches.placement(0).local_slots()]}
 for update in (0, 7, 23):
     arrays |= {f"{update} {k}": x for k, x in load(batches.job(update)).items()}
     arrays[f"{update} examples"] = batches.examples(update)[1]

@@ -31,8 +31,11 @@ FLOORS = {
     "data": 2,
     "step": 2.5,  # applies what optim gives
     "accumulation": 3,
+    "checks": 3,
+    "growth": 2.5,
     "rate": 3,
     "build": 3.5,  # asks accumulation where the config leaves the steps open
+    "compilation": 3.7,
     "explain": 3.7,
     "evaluation": 3.7,
     "record": 3.7,

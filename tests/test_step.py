@@ -253,13 +253,17 @@ def test_metrics_are_of_this_update(trained, written_out):
     """Loss and error with the parameters before the update, and the rate it was made with."""
     _, history = trained
     for (_, found), (_, _, expected) in zip(history, written_out, strict=True):
-        assert found.keys() == expected.keys()
+        assert found.keys() == expected.keys() | {"batch_size", "sgd_noise_scale"}
         assert abs(found["train_loss"] - expected["train_loss"]) < TOLERANCE
         # Multiples of 100 / 256, so they are as good as integers.
         assert found["train_error"] == pytest.approx(expected["train_error"], abs=1e-9)
         assert found["learning_rate"] == pytest.approx(expected["learning_rate"], rel=4 * EPS)
         assert abs(found["gradient_norm"] - expected["gradient_norm"]) < TOLERANCE
         assert found["skipped"] == expected["skipped"]
+        assert found["batch_size"] == WORKERS * N
+        # Smith et al. 2018: eta N / (B (1 - m))
+        noise = expected["learning_rate"] * 4096 / (WORKERS * N * (1 - MOMENTUM))
+        assert found["sgd_noise_scale"] == pytest.approx(noise, rel=8 * EPS)
 
 
 def hurt(run, what: str):

@@ -306,7 +306,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     parts = build(config)
     state = parts.start()
     found = Evaluation(parts, lambda: None, lambda done: False)._statistics(3, state)
-    batches = parts.train_batches("precise_batch_norm")
+    batches = parts.other_batches("precise_batch_norm", parts.timeline, parts.placements)
     each = []
     for update in (3, 4):  # ceil(100 / 64) minibatches
         images = load(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)

@@ -169,6 +169,8 @@ def in_torch(run, start):
         optimizer.step()
         of_update = {"train_loss": loss, "train_error": 100 * wrong / (WORKERS * N)}
         of_update |= {"learning_rate": rate, "gradient_norm": float(norm), "skipped": 0}
+        noise = rate * len(run.splits.train) / (WORKERS * N * (1 - MOMENTUM))
+        of_update |= {"batch_size": WORKERS * N, "sgd_noise_scale": noise}
         metrics.append(of_update)
     return metrics, {path: from_torch(x) for path, x in params.items()}, buffers
 

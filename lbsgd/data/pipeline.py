@@ -9,12 +9,11 @@ cores busy, write straight into the batch, and need no copies between processes.
 
 import dataclasses
 import functools
-import itertools
 import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -173,12 +172,14 @@ def to_devices(local: Arrays, placement: Placement) -> Batch:
 class Prefetch:
     """An iterator over batches that are loaded ahead by threads, and put on the devices.
 
+    Takes pairs of a job and the placement that its arrays are for.
+
     At most `AHEAD` wait on the devices, and the two after them are being loaded. An error in a
     thread comes out of the next `next`, whichever batch it belongs to.
     """
 
-    def __init__(self, jobs: Iterable[Job], placement: Placement, threads: int) -> None:
-        self._jobs, self._placement = iter(jobs), placement
+    def __init__(self, jobs: Iterable[tuple[Job, Placement]], threads: int) -> None:
+        self._jobs = iter(jobs)
         self._loaded: queue.Queue[Batch | None] = queue.Queue()
         self._room = threading.Semaphore(AHEAD)
         self._stopped = threading.Event()
@@ -211,10 +212,11 @@ class Prefetch:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _produce(self) -> None:
-        waiting: deque[tuple[Job, list[Future[None]]]] = deque()
+        waiting: deque[tuple[Job, Placement, list[Future[None]]]] = deque()
         try:
-            for job in self._jobs:
-                waiting.append((job, [self._pool.submit(part) for part in job.parts]))
+            for job, placement in self._jobs:
+                parts = [self._pool.submit(part) for part in job.parts]
+                waiting.append((job, placement, parts))
                 # The threads go on with a second batch where the first runs out of rows for them.
                 if len(waiting) > 1 and not self._hand_over(*waiting.popleft()):
                     return
@@ -225,23 +227,23 @@ class Prefetch:
         finally:
             self._loaded.put(None)
 
-    def _hand_over(self, job: Job, parts: list[Future[None]]) -> bool:
+    def _hand_over(self, job: Job, placement: Placement, parts: list[Future[None]]) -> bool:
         """Puts a batch on the devices when it is loaded and there is room; False once stopped."""
         for part in parts:
             part.result()
         self._room.acquire()
         if not self._stopped.is_set():
-            self._loaded.put(to_devices(job.arrays, self._placement))
+            self._loaded.put(to_devices(job.arrays, placement))
         return not self._stopped.is_set()
 
 
 class Repeated:
-    """One batch again and again, in place of `Prefetch` where nothing is to be loaded."""
+    """The same batches again and again, in place of `Prefetch` where nothing is to be loaded."""
 
     ready = True
 
-    def __init__(self, batch: Batch, times: int) -> None:
-        self._batches = itertools.repeat(batch, times)
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -277,18 +279,24 @@ class TrainBatches:
     """The minibatches of a run, by update index.
 
     Attributes:
+      placements: by batch size.
       mixing: draws what the devices mix and erase.
     """
 
     loader: Loader
     order: Order
     timeline: Timeline
-    placement: Placement
+    placements: Mapping[int, Placement]
     mixing: Mixing
+
+    def placement(self, update: int) -> Placement:
+        """Where the workers of an update are."""
+        return self.placements[self.timeline.batch_size(update)]
 
     def examples(self, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and example of each row of this process's slots, each `[A, S, n]`."""
-        rows = self.placement.rows_of_slot()[:, self.placement.local_slots()]
+        placement = self.placement(update)
+        rows = placement.rows_of_slot()[:, placement.local_slots()]
         return self.order(self.timeline.examples_seen(update) + rows)
 
     def job(self, update: int) -> Job:
@@ -301,8 +309,8 @@ class TrainBatches:
 
     def between(self, start: int, stop: int) -> Prefetch:
         """The batches of updates start..stop-1 on the devices, loaded ahead."""
-        jobs = map(self.job, range(start, stop))
-        return Prefetch(jobs, self.placement, self.loader.num_threads)
+        jobs = ((self.job(t), self.placement(t)) for t in range(start, stop))
+        return Prefetch(jobs, self.loader.num_threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,4 +338,5 @@ class EvalBatches:
 
     def __iter__(self) -> Prefetch:
         """Batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
-        return Prefetch(self.jobs(), self.placement, self.loader.num_threads)
+        jobs = ((job, self.placement) for job in self.jobs())
+        return Prefetch(jobs, self.loader.num_threads)

@@ -53,7 +53,7 @@ def sgd(
     learning_rate: Schedule,
     roles: Any,
     *,
-    momentum: float = 0.9,
+    momentum: float | Schedule = 0.9,
     nesterov: bool = False,
     momentum_form: str = "rate_outside",
     momentum_correction: bool = True,
@@ -65,7 +65,7 @@ def sgd(
     Args:
       learning_rate: schedule of the rate.
       roles: like the parameters (`models.roles.split_roles`); decides what decays.
-      momentum: m; 0 for none.
+      momentum: m, or a schedule of it; 0 for none.
       nesterov: Nesterov's momentum.
       momentum_form: "rate_outside", equation (9), or "rate_inside", equation (10).
       momentum_correction: of form (10); form (9) needs none.

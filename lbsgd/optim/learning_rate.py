@@ -33,8 +33,8 @@ def _float(update: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(update).astype(jnp.result_type(float))
 
 
-def _fraction(update: jax.typing.ArrayLike, start: int, end: int) -> jax.Array:
-    return jnp.clip((_float(update) - start) / max(end - start, 1), 0.0, 1.0)
+def _fraction(time: jax.Array, start: float, end: float) -> jax.Array:
+    return jnp.clip((time - start) / max(end - start, 1), 0.0, 1.0)
 
 
 def constant(rate: float) -> Schedule:
@@ -42,9 +42,8 @@ def constant(rate: float) -> Schedule:
     return lambda update: jnp.full_like(_float(update), rate)
 
 
-def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedule:
-    """rate * factor^(number of boundaries at or before update t); boundaries increase."""
-    levels = [rate * factor**passed for passed in range(len(boundaries) + 1)]
+def piecewise(boundaries: Sequence[int], levels: Sequence[float]) -> Schedule:
+    """levels[number of boundaries at or before update t]; boundaries do not decrease."""
 
     def schedule(update: jax.typing.ArrayLike) -> jax.Array:
         at = jnp.asarray(boundaries, jnp.result_type(float))
@@ -54,20 +53,46 @@ def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedul
     return schedule
 
 
-def cosine_decay(rate: float, start: int, end: int) -> Schedule:
-    """Half a cosine from `rate` at update `start` to 0 at update `end` (Loshchilov and Hutter)."""
-    return lambda update: rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(update, start, end)))
+def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedule:
+    """rate * factor^(number of boundaries at or before update t); boundaries increase."""
+    return piecewise(boundaries, [rate * factor**n for n in range(len(boundaries) + 1)])
+
+
+def cosine_decay(rate: float, start: float, end: float, clock: Schedule = _float) -> Schedule:
+    """Half a cosine from `rate` at time `start` to 0 at time `end` (Loshchilov and Hutter 2017).
+
+    Args:
+      clock: update -> time; the update itself unless the batch size changes.
+    """
+    return lambda update: (
+        rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(clock(update), start, end)))
+    )
 
 
 def polynomial_decay(
-    rate: float, start: int, end: int, power: float, end_rate: float = 0.0
+    rate: float,
+    start: float,
+    end: float,
+    power: float,
+    end_rate: float = 0.0,
+    clock: Schedule = _float,
 ) -> Schedule:
-    """end_rate + (rate - end_rate) * (1 - (t - start) / (end - start))^power."""
+    """end_rate + (rate - end_rate) * (1 - (t - start) / (end - start))^power.
+
+    Args:
+      clock: update -> time t; the update itself unless the batch size changes.
+    """
 
     def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        return end_rate + (rate - end_rate) * (1.0 - _fraction(update, start, end)) ** power
+        left = 1.0 - _fraction(clock(update), start, end)
+        return end_rate + (rate - end_rate) * left**power
 
     return schedule
+
+
+def product(first: Schedule, second: Schedule) -> Schedule:
+    """One schedule times the other."""
+    return lambda update: first(update) * second(update)
 
 
 def gradual_warmup(after: Schedule, start_rate: float, full_rate: float, updates: int) -> Schedule:

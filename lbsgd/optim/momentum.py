@@ -23,32 +23,56 @@ class MomentumState(NamedTuple):
     buffer: Any
 
 
+def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: jax.Array) -> Any:
+    """m at this update; a schedule's in the type of `like`."""
+    return decay(update_index).astype(like.dtype) if callable(decay) else decay
+
+
 def _init(params: Any) -> MomentumState:
     return MomentumState(jax.tree.map(jnp.zeros_like, params))
 
 
 def rate_outside_momentum(
-    decay: float, *, nesterov: bool = False
+    decay: float | Schedule, *, nesterov: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Equation (9) without its learning rate: u <- m u + g, which is also the result.
 
     With Nesterov momentum the result is g + m u (as in torch.optim.SGD).
+
+    The update function needs the keyword `update_index`, t.
+
+    Args:
+      decay: m, or a schedule of it.
     """
 
     def update(
-        gradient: Any, state: MomentumState, params: Any = None, **_: Any
+        gradient: Any,
+        state: MomentumState,
+        params: Any = None,
+        *,
+        update_index: jax.typing.ArrayLike,
+        **_: Any,
     ) -> tuple[Any, MomentumState]:
-        buffer = jax.tree.map(lambda g, u: decay * u + g, gradient, state.buffer)
+        def move(g: jax.Array, u: jax.Array) -> jax.Array:
+            return _at(decay, update_index, u) * u + g
+
+        buffer = jax.tree.map(move, gradient, state.buffer)
         result = buffer
         if nesterov:
-            result = jax.tree.map(lambda g, u: g + decay * u, gradient, buffer)
+            result = jax.tree.map(
+                lambda g, u: g + _at(decay, update_index, u) * u, gradient, buffer
+            )
         return result, MomentumState(buffer)
 
     return optax.GradientTransformationExtraArgs(_init, update)
 
 
 def rate_inside_momentum(
-    learning_rate: Schedule, decay: float, *, nesterov: bool = False, correction: bool = True
+    learning_rate: Schedule,
+    decay: float | Schedule,
+    *,
+    nesterov: bool = False,
+    correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Equation (10), rate included: v <- m c v + eta g, which is also the result.
 
@@ -57,6 +81,9 @@ def rate_inside_momentum(
     without it c is 1. With Nesterov momentum the result is eta g + m v.
 
     The update function needs the keyword `update_index`, t.
+
+    Args:
+      decay: m, or a schedule of it.
     """
 
     def update(
@@ -68,11 +95,12 @@ def rate_inside_momentum(
         **_: Any,
     ) -> tuple[Any, MomentumState]:
         rate = learning_rate(update_index)
-        keep = jnp.full_like(rate, decay)
+        m = _at(decay, update_index, rate)
+        keep = jnp.full_like(rate, m)
         if correction:
             last = learning_rate(jnp.maximum(jnp.asarray(update_index) - 1, 0))
             usable = last != 0
-            keep = decay * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
+            keep = m * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
 
         def move(g: jax.Array, v: jax.Array) -> jax.Array:
             return keep.astype(v.dtype) * v + rate.astype(g.dtype) * g
@@ -81,7 +109,9 @@ def rate_inside_momentum(
         result = buffer
         if nesterov:
             result = jax.tree.map(
-                lambda g, v: rate.astype(g.dtype) * g + decay * v, gradient, buffer
+                lambda g, v: rate.astype(g.dtype) * g + _at(decay, update_index, v) * v,
+                gradient,
+                buffer,
             )
         return result, MomentumState(buffer)
 

@@ -39,7 +39,9 @@ def source(count: int = COUNT) -> ArraySource:
 def train_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
     timeline = Timeline.constant(COUNT, placement.batch_size)
     loader = Loader(examples or source(), Whole((4, 5, 3)), (AUGMENT,), Corrupt(), threads)
-    return TrainBatches(loader, Order(COUNT, seed=4), timeline, placement, NO_MIXING)
+    return TrainBatches(
+        loader, Order(COUNT, seed=4), timeline, {placement.batch_size: placement}, NO_MIXING
+    )
 
 
 def eval_batches(placement: Placement, batch_size: int, count: int = COUNT) -> EvalBatches:
@@ -198,7 +200,9 @@ def jpeg_batches(placement: Placement, threads: int = 1, examples=None) -> Train
     count = len(examples)
     timeline = Timeline.constant(count, placement.batch_size)
     loader = Loader(examples, CROP, COLOURS, Corrupt(), threads)
-    return TrainBatches(loader, Order(count, seed=4), timeline, placement, NO_MIXING)
+    return TrainBatches(
+        loader, Order(count, seed=4), timeline, {placement.batch_size: placement}, NO_MIXING
+    )
 
 
 @functools.cache
@@ -314,7 +318,8 @@ def test_a_far_update_of_imagenet_touches_its_own_rows_alone(monkeypatch, update
         examples = Counted()
         loader = Loader(examples, Whole((4, 5, 3)))
         timeline = Timeline.constant(IMAGENET, 8192)
-        batches = TrainBatches(loader, Order(IMAGENET, seed=4), timeline, placement, NO_MIXING)
+        placements = {placement.batch_size: placement}
+        batches = TrainBatches(loader, Order(IMAGENET, seed=4), timeline, placements, NO_MIXING)
         batch = load(batches.job(update))
         assert examples.asked == expected.tolist()
         np.testing.assert_array_equal(batch["label"].ravel(), expected % 1000)

@@ -29,6 +29,11 @@ def job(number: int, *parts) -> Job:
     return Job({"label": np.full((1, 4, 1), number, np.int32)}, parts or (nothing,))
 
 
+def placed(jobs):
+    """As `Prefetch` takes them."""
+    return ((job, PLACEMENT) for job in jobs)
+
+
 def number(batch) -> int:
     return int(np.asarray(batch["label"])[0, 0, 0])
 
@@ -76,7 +81,7 @@ def test_a_slow_consumer_has_few_batches_loaded_ahead(threads):
             started.append((i + 1, asked))
             yield job(i)
 
-    batches = Prefetch(jobs(), PLACEMENT, threads)
+    batches = Prefetch(placed(jobs()), threads)
     for i in range(40):
         wait_until(lambda i=i: batches.ready and len(started) >= min(i + AHEAD, 40))
         time.sleep(0.2 if i == 0 else 0.002)  # for it to run on, if it would
@@ -88,7 +93,7 @@ def test_a_slow_consumer_has_few_batches_loaded_ahead(threads):
 def test_two_batches_wait_on_the_devices():
     shape = (1, 4, 17)  # of no other array
     arrays = [{"label": np.full(shape, i, np.int32)} for i in range(10)]
-    batches = Prefetch((Job(a, (nothing,)) for a in arrays), PLACEMENT, threads=2)
+    batches = Prefetch(placed(Job(a, (nothing,)) for a in arrays), threads=2)
 
     def on_devices() -> int:
         return sum(array.shape == shape for array in jax.live_arrays())
@@ -109,7 +114,7 @@ def test_batches_come_in_order_whichever_is_loaded_first(threads):
         filled.append((i, row))
 
     jobs = [job(i, *(lambda i=i, r=r: part(i, r) for r in range(5))) for i in range(8)]
-    for i, batch in enumerate(Prefetch(jobs, PLACEMENT, threads)):
+    for i, batch in enumerate(Prefetch(placed(jobs), threads)):
         assert number(batch) == i
         assert {(i, row) for row in range(5)} <= set(filled)
     assert sorted(filled) == [(i, row) for i in range(8) for row in range(5)]
@@ -124,7 +129,7 @@ def test_an_error_does_not_wait_for_later_batches(threads, parts):
     def stuck() -> None:
         late.append(release.wait(LONG))
 
-    batches = Prefetch([job(0), job(1, *parts), job(2, stuck), job(3, stuck)], PLACEMENT, threads)
+    batches = Prefetch(placed([job(0), job(1, *parts), job(2, stuck), job(3, stuck)]), threads)
     taken = []
     with pytest.raises(ValueError, match=r"^row 7 is torn$"):
         taken += [number(next(batches)) for _ in range(2)]
@@ -137,12 +142,12 @@ def test_an_error_does_not_wait_for_later_batches(threads, parts):
 
 def test_an_error_in_making_a_job_comes_out():
     with pytest.raises(ValueError, match=r"^row 7 is torn$"):
-        list(Prefetch(torn_jobs([job(0), job(1)]), PLACEMENT, threads=2))
+        list(Prefetch(placed(torn_jobs([job(0), job(1)])), threads=2))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_after_the_last_batch_there_is_none_however_often_one_asks(count):
-    batches = Prefetch(map(job, range(count)), PLACEMENT, threads=2)
+    batches = Prefetch(placed(map(job, range(count))), threads=2)
     assert [number(batch) for batch in batches] == list(range(count))
     for _ in range(3):
         assert batches.ready
@@ -152,7 +157,7 @@ def test_after_the_last_batch_there_is_none_however_often_one_asks(count):
 def test_ready_says_whether_the_next_batch_is_there():
     events = [threading.Event() for _ in range(3)]
     jobs = [job(i, lambda e=event: e.wait(LONG)) for i, event in enumerate(events)]
-    batches = Prefetch(jobs, PLACEMENT, threads=2)
+    batches = Prefetch(placed(jobs), threads=2)
     for i, event in enumerate(events):
         assert not batches.ready
         event.set()
@@ -165,7 +170,7 @@ def test_ready_says_whether_the_next_batch_is_there():
 @pytest.mark.parametrize("full", [False, True])
 def test_closing_ends_the_threads(left_over, taken, threads, full):
     """At work or waiting for room, in the middle and at the end; once more does no harm."""
-    batches = Prefetch(map(job, range(10)), PLACEMENT, threads)
+    batches = Prefetch(placed(map(job, range(10))), threads)
     for _ in range(taken):
         next(batches)
     if full:
@@ -179,7 +184,7 @@ def test_closing_ends_the_threads(left_over, taken, threads, full):
 
 @pytest.mark.parametrize("jobs", [[job(0), job(1)], [job(0, torn)]])
 def test_the_end_and_an_error_end_the_threads_too(left_over, jobs):
-    batches = Prefetch(jobs, PLACEMENT, threads=3)
+    batches = Prefetch(placed(jobs), threads=3)
     with contextlib.suppress(ValueError):
         list(batches)
     for thread in left_over():
@@ -196,7 +201,7 @@ def test_closing_lets_threads_finish_what_they_are_at(left_over):
         finished.append(0)
 
     jobs = [job(0, slow, slow, slow), job(1, slow)]
-    batches = Prefetch(jobs, PLACEMENT, threads=1)
+    batches = Prefetch(placed(jobs), threads=1)
     begun.wait(LONG)
     batches.close()
     assert not finished
@@ -220,7 +225,7 @@ def jobs():
     while True:
         yield Job({"label": np.zeros((1, 4, 1), np.int32)}, [lambda: time.sleep(part)] * 3)
 
-batches = Prefetch(jobs(), place(4, 1, devices=1), threads=2)
+batches = Prefetch(((job, place(4, 1, devices=1)) for job in jobs()), threads=2)
 print(next(batches)["label"].shape)
 time.sleep(pause)
 raise KeyboardInterrupt
@@ -274,7 +279,7 @@ def test_random_batches_are_a_function_of_the_seed():
 
 def test_one_batch_repeated():
     batch = random_batch(shapes(1), 10, seed=0)
-    batches = Repeated(batch, 3)
+    batches = Repeated([batch] * 3)
     for _ in range(3):
         assert batches.ready
         assert next(batches) is batch

@@ -1,0 +1,71 @@
+"""What a config says of images and network against what they are."""
+
+import math
+from typing import Any
+
+import jax
+import ml_collections
+
+from lbsgd.data.sources import Source
+from lbsgd.errors import ConfigError
+
+# The largest networks there are have a trillion; these are for images.
+MOST_PARAMETERS = 10**11
+# Of 1/255, the step between two pixels' values; less is a slip.
+LEAST_STD = 1e-6
+
+
+def image_shape_of(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
+    """`(h, w, c)` of what the network sees."""
+    height, width, channels = source.image_shape
+    if config.data.crop == "inception":
+        height = width = config.data.image_size
+    return height, width, channels
+
+
+def check_size(params: Any) -> None:
+    """Raises ConfigError if the network has more parameters than any machine holds."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"a network of {count:,} parameters is larger than {MOST_PARAMETERS:,}; lower "
+            "model.width or model.num_classes"
+        )
+
+
+def check_data(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], classes: int
+) -> None:
+    """Raises ConfigError where the config says of the data what they are not."""
+    data, channels = config.data, image_shape[-1]
+    for key in ("mean", "std"):
+        given = len(data[key])
+        if given not in (1, channels):
+            raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
+    if min(data.std) < LEAST_STD:
+        raise ConfigError(f"data.std must not hold 0, nor less than {LEAST_STD:g}")
+    if data.crop == "padded" and data.crop_padding >= min(image_shape[:2]):
+        raise ConfigError(
+            f"data.crop_padding={data.crop_padding} can leave nothing of images of "
+            f"{image_shape[0]}x{image_shape[1]}; set it to less"
+        )
+    if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
+        raise ConfigError(
+            f"data.evaluation_short_side={data.evaluation_short_side} is less than "
+            f"data.image_size={data.image_size}, which is taken out of it"
+        )
+    if channels != 3 and (any(data.color_jitter) or data.lighting):
+        raise ConfigError(
+            f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"
+        )
+    if 0 < config.model.num_classes < classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
+            "set it to 0 to take theirs"
+        )
+    if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
+        raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
+    if data.synthetic_on_device and data.source != "synthetic":
+        raise ConfigError(
+            f"data.synthetic_on_device=True, but data.source is {data.source!r}, not 'synthetic'"
+        )
