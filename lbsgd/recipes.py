@@ -1,5 +1,7 @@
 """Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
 
+import pathlib
+import runpy
 from collections.abc import Callable, Mapping
 
 import ml_collections
@@ -9,6 +11,19 @@ from lbsgd.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
 Rows = Mapping[str, str | Change]
+
+
+def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
+    """The config of another recipe in the same folder, to be changed by the one that asks.
+
+    Args:
+      file: `__file__` of the one that asks.
+      name: of the other, without ".py".
+      arg: its argument.
+    """
+    path = pathlib.Path(file).with_name(f"{name}.py")
+    config: ml_collections.ConfigDict = runpy.run_path(str(path))["get_config"](arg)
+    return config
 
 
 def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collections.ConfigDict:
@@ -47,7 +62,11 @@ def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
 
 
 def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
-    """Three updates on a few small random images, for a test on a CPU."""
+    """Three updates on a few small random images, for a test on a CPU; a batch that grows, grows."""
+    growth = config.batch_growth
+    if growth.in_place_of_decay or growth.sizes:
+        growth.update({"sizes": (128,), "at_steps": (2,), "at_epochs": ()})
+        growth.update({"in_place_of_decay": False, "largest": 0})
     config.batch_size = 64
     config.worker_batch_size = 8
     config.accumulation_steps = 1

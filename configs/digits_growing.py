@@ -1,0 +1,34 @@
+"""Digits: growing the batch instead of decaying the rate (Smith et al. 2018), and its twin.
+
+    python -m lbsgd.main --config configs/digits_growing.py
+
+configs/digits.py from kn=128 on (eta = 0.4 by linear scaling) with three decays of a factor 5, as
+Smith et al. have them, at epochs 30, 60 and 80. Here the batch grows instead, to 640 and then 1024
+where it ends, and the rate decays by what is left. At any epoch the noise scale eta N / (B (1 - m))
+is that of the twin.
+
+    decay       the twin: kn=128 throughout, and the rate decays
+
+Expected: EXPECTED
+"""
+
+import ml_collections
+
+from lbsgd.recipes import Rows, select, sibling
+
+
+def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:
+    config.batch_growth.in_place_of_decay = False
+
+
+ROWS: Rows = {"decay": _set_decay}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; see the argument above."""
+    config = sibling(__file__, "digits")
+    config.batch_size = 128
+    config.learning_rate.decay_factor = 0.2
+    config.batch_growth.in_place_of_decay = True
+    config.batch_growth.largest = 1024
+    return select(config, arg, ROWS)
