@@ -34,7 +34,7 @@ from lbsgd.data.sources import Source, Splits
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
-from lbsgd.optim.chain import sgd
+from lbsgd.optim.chain import build_optimizer
 from lbsgd.rate import Rate, build_rate
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
@@ -238,7 +238,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     params, roles = split_roles(jax.eval_shape(init)["params"])
     _check_size(params)
     rate = build_rate(config, timeline, total)
-    optimizer = sgd(rate.schedule, roles, **config.optimizer)
+    optimizer = build_optimizer(rate.schedule, roles, **config.optimizer)
 
     preprocess = functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype

@@ -27,6 +27,7 @@ CHOICES = {
     "learning_rate.scaling": ("linear", "sqrt", "none"),
     "learning_rate.warmup": ("gradual", "constant", "none"),
     "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
+    "optimizer.name": ("sgd", "lars", "lamb"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
     "data.crop": ("none", "padded", "inception"),
@@ -47,6 +48,7 @@ POSITIVE = (
     "data.evaluation_short_side",
     "evaluation.batch_size",
     "learning_rate.reference_batch_size",
+    "optimizer.trust_coefficient",
     "log.every_steps",
     "checkpoint.keep",
     "runtime.heartbeat_seconds",
@@ -55,7 +57,13 @@ POSITIVE = (
     "batch_norm.epsilon",
 )
 
-FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
+FRACTIONS = (
+    "label_smoothing",
+    "batch_norm.momentum",
+    "optimizer.momentum",
+    "optimizer.beta1",
+    "optimizer.beta2",
+)
 
 # Pairs of a least and a greatest number, and what these may be.
 RANGES = {"data.crop_area": (1e-6, 1.0), "data.crop_aspect": (1e-3, 1e3)}
@@ -148,15 +156,27 @@ def default_config() -> ml_collections.ConfigDict:
                 "decay_power": 2.0,
             },
             "optimizer": {
+                # "sgd", "lars" or "lamb". Momentum, its three forms, and the form of the decay are
+                # of sgd and lars.
+                "name": "sgd",
                 "momentum": 0.9,
                 "nesterov": True,
-                # "rate_outside", equation (9), or "rate_inside", equation (10).
+                # "rate_outside", equation (9), or "rate_inside", equation (10). With lars the trust
+                # ratio is where the rate is: "rate_inside" is the paper's ("scaled") variant.
                 "momentum_form": "rate_outside",
-                # Of "rate_inside".
+                # Of "rate_inside"; the papers of LARS have none.
                 "momentum_correction": True,
                 "weight_decay": 1e-4,
                 # "coupled" (L2) or "decoupled" (scaled by the learning rate).
                 "weight_decay_form": "coupled",
+                # Of lars: eta, and what is added to the norms below it.
+                "trust_coefficient": 0.001,
+                "trust_epsilon": 0.0,
+                # Of lamb. phi: () for none, or the least and the greatest norm.
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "epsilon": 1e-6,
+                "norm_clip": (),
             },
             "data": {
                 # "packed", "folder", "tfds", "npz", "digits" or "synthetic".
