@@ -26,6 +26,7 @@ CHOICES = {
     "batch_norm.running_variance": ("within", "total"),
     "learning_rate.scaling": ("linear", "sqrt", "none"),
     "learning_rate.warmup": ("gradual", "constant", "none"),
+    "learning_rate.warmup_from": ("reference", "zero"),
     "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
     "optimizer.name": ("sgd", "lars", "lamb"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
@@ -48,6 +49,7 @@ POSITIVE = (
     "data.evaluation_short_side",
     "evaluation.batch_size",
     "learning_rate.reference_batch_size",
+    "learning_rate.warmup_power",
     "optimizer.trust_coefficient",
     "log.every_steps",
     "checkpoint.keep",
@@ -144,16 +146,23 @@ def default_config() -> ml_collections.ConfigDict:
                 "reference_batch_size": 256,
                 # "linear", "sqrt" or "none": from the reference to batch_size.
                 "scaling": "linear",
-                # "gradual", "constant" or "none"; only where batch_size > reference_batch_size.
+                # "gradual", "constant" or "none"; from the reference rate (Goyal et al.) only where
+                # batch_size > reference_batch_size, from "zero" (MLPerf) always.
                 "warmup": "gradual",
+                "warmup_from": "reference",
+                # Of "gradual": 1 for a constant increment.
+                "warmup_power": 1.0,
                 **_times("warmup", epochs=5.0),
                 # "steps", "cosine", "polynomial" or "none".
                 "decay": "steps",
                 # Of "steps": by decay_factor at each of these.
                 "decay_epochs": (30.0, 60.0, 80.0),
                 "decay_factor": 0.1,
-                # Of "polynomial".
+                # Of "polynomial": its power, the rate it ends at, and how many updates past the end
+                # of training it would get there (1 in MLPerf).
                 "decay_power": 2.0,
+                "decay_end_rate": 0.0,
+                "decay_past_end_steps": 0,
             },
             "optimizer": {
                 # "sgd", "lars" or "lamb". Momentum, its three forms, and the form of the decay are

@@ -108,9 +108,9 @@ def _explain_rate(run: Run) -> str:
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
     text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
     if rate.warmup_updates:
+        power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {rate.warmup_updates} updates from "
-            f"{c.reference_learning_rate:.6g}"
+            f"; {c.warmup} warmup {rate.warmup_updates} updates from {rate.warmup_rate:.6g}{power}"
         )
     else:
         text += "; no warmup"
@@ -119,6 +119,10 @@ def _explain_rate(run: Run) -> str:
         past = len(rate.decay_updates) - len(reached)
         text += f"; x{c.decay_factor:g} at updates {', '.join(reached)}" if reached else ""
         return text + (f"; {past} of its decays lie past the end" if past else "")
+    if c.decay == "polynomial":
+        end = run.total_updates + c.decay_past_end_steps
+        text += f"; decay: polynomial, power {c.decay_power:g}"
+        return f"{text}, to {c.decay_end_rate:g} at update {end}"
     return f"{text}; decay: {c.decay}"
 
 
