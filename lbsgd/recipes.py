@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from lbsgd.config import flatten
+from lbsgd.config import default_config, flatten
 from lbsgd.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
@@ -35,6 +35,26 @@ def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collec
                 change(config, value)
         except ValueError as error:
             raise ConfigError(f"variant {part!r}: {error}") from error
+    return config
+
+
+def imagenet_resnet50() -> ml_collections.ConfigDict:
+    """The data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
+
+    Augmentation is that of Goyal et al. 2017, random area and aspect, and flip.
+    """
+    config = default_config()
+    config.accumulation_steps = 0
+    config.dtype = "bfloat16"
+    config.model.name = "resnet50"
+    config.data.source = "tfds"
+    config.data.tfds_name = "imagenet2012"
+    config.data.crop = "inception"
+    config.data.flip = True
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.evaluation.every_epochs = 1.0
+    config.checkpoint.every_epochs = 1.0
     return config
 
 
