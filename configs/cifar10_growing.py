@@ -12,8 +12,8 @@ Their network was a Wide ResNet 16-4; here it is ResNet-20, so accuracies are fo
     row=hybrid        kn=128, then 640, then the rate decays: 34,375 updates
     smoke             3 updates on random images, the last of them with twice the batch
 
-Weight decay 5e-4 is our choice, as are padding 4, crop and flip. lbsgd has not run these to the end.
-DIR is as in configs/cifar10.py.
+Weight decay 5e-4 is our choice, as are padding 4, crop and flip. lbsgd has not run these to the
+end. DIR is as in configs/cifar10.py.
 """
 
 import ml_collections

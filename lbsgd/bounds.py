@@ -24,6 +24,7 @@ MOST: dict[str, float] = {
     "data.synthetic_classes": 10**6,
     "data.threads": 1000,
     "learning_rate.decay_factor": 10**6,
+    "learning_rate.decay_past_end_steps": 10**8,
     "runtime.heartbeat_seconds": 10**6,
     "runtime.start_seconds": 10**6,
     "runtime.stall_minutes": 10**6,

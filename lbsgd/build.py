@@ -35,7 +35,7 @@ from lbsgd.data.sources import Splits
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
-from lbsgd.optim.chain import sgd
+from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.learning_rate import Schedule
 from lbsgd.rate import Rate, build_rate, sgd_noise_scale
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
@@ -254,7 +254,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     rate = build_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: growth.momentum_of_size(config, size) for size in sizes}
-    optimizer = sgd(
+    optimizer = build_optimizer(
         rate.schedule,
         roles,
         **{**config.optimizer, "momentum": growth.momentum_schedule(timeline, momenta)},
@@ -285,11 +285,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         model=model,
         roles=roles,
         rate=rate,
-        schedules={
-            "learning_rate": rate.schedule,
-            "batch_size": growth.by_size(timeline, {size: float(size) for size in sizes}),
-            "sgd_noise_scale": sgd_noise_scale(rate.schedule, momenta, timeline),
-        },
+        schedules=_schedules(config, rate, timeline, momenta),
         optimizer=optimizer,
         initial_state=functools.partial(_initial_state, init, optimizer),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
@@ -306,6 +302,16 @@ def build(config: ml_collections.ConfigDict) -> Run:
         for size, p in run.placements.items()
     }
     return dataclasses.replace(run, placements=fitting)
+
+
+def _schedules(
+    config: ml_collections.ConfigDict, rate: Rate, timeline: Timeline, momenta: Mapping[int, float]
+) -> dict[str, Schedule]:
+    sizes = {size: float(size) for size in momenta}
+    found = {"learning_rate": rate.schedule, "batch_size": growth.by_size(timeline, sizes)}
+    if config.optimizer.name != "lamb":  # which has no momentum in this sense
+        found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
+    return found
 
 
 def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:

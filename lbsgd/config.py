@@ -26,7 +26,9 @@ CHOICES = {
     "batch_norm.running_variance": ("within", "total"),
     "learning_rate.scaling": ("linear", "sqrt", "none"),
     "learning_rate.warmup": ("gradual", "constant", "none"),
+    "learning_rate.warmup_from": ("reference", "zero"),
     "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
+    "optimizer.name": ("sgd", "lars", "lamb"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
     "data.crop": ("none", "padded", "inception"),
@@ -48,6 +50,8 @@ POSITIVE = (
     "data.evaluation_short_side",
     "evaluation.batch_size",
     "learning_rate.reference_batch_size",
+    "learning_rate.warmup_power",
+    "optimizer.trust_coefficient",
     "log.every_steps",
     "checkpoint.keep",
     "runtime.heartbeat_seconds",
@@ -56,7 +60,13 @@ POSITIVE = (
     "batch_norm.epsilon",
 )
 
-FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
+FRACTIONS = (
+    "label_smoothing",
+    "batch_norm.momentum",
+    "optimizer.momentum",
+    "optimizer.beta1",
+    "optimizer.beta2",
+)
 
 # Pairs of a least and a greatest number, and what these may be.
 RANGES = {"data.crop_area": (1e-6, 1.0), "data.crop_aspect": (1e-3, 1e3)}
@@ -151,27 +161,46 @@ def default_config() -> ml_collections.ConfigDict:
                 "reference_batch_size": 256,
                 # "linear", "sqrt" or "none": from the reference to batch_size.
                 "scaling": "linear",
-                # "gradual", "constant" or "none"; only where batch_size > reference_batch_size.
+                # "gradual", "constant" or "none"; from the reference rate (Goyal et al.) only where
+                # batch_size > reference_batch_size, from "zero" (MLPerf) always.
                 "warmup": "gradual",
+                "warmup_from": "reference",
+                # Of "gradual": 1 for a constant increment.
+                "warmup_power": 1.0,
                 **_times("warmup", epochs=5.0),
                 # "steps", "cosine", "polynomial" or "none".
                 "decay": "steps",
                 # Of "steps": by decay_factor at each of these.
                 "decay_epochs": (30.0, 60.0, 80.0),
                 "decay_factor": 0.1,
-                # Of "polynomial".
+                # Of "polynomial": its power, the rate it ends at, and how many updates past the end
+                # of training it would get there (1 in MLPerf).
                 "decay_power": 2.0,
+                "decay_end_rate": 0.0,
+                "decay_past_end_steps": 0,
             },
             "optimizer": {
+                # "sgd", "lars" or "lamb". Momentum, its three forms, and the form of the decay are
+                # of sgd and lars.
+                "name": "sgd",
                 "momentum": 0.9,
                 "nesterov": True,
-                # "rate_outside", equation (9), or "rate_inside", equation (10).
+                # "rate_outside", equation (9), or "rate_inside", equation (10). With lars the trust
+                # ratio is where the rate is: "rate_inside" is the paper's ("scaled") variant.
                 "momentum_form": "rate_outside",
-                # Of "rate_inside".
+                # Of "rate_inside"; the papers of LARS have none.
                 "momentum_correction": True,
                 "weight_decay": 1e-4,
                 # "coupled" (L2) or "decoupled" (scaled by the learning rate).
                 "weight_decay_form": "coupled",
+                # Of lars: eta, and what is added to the norms below it.
+                "trust_coefficient": 0.001,
+                "trust_epsilon": 0.0,
+                # Of lamb. phi: () for none, or the least and the greatest norm.
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "epsilon": 1e-6,
+                "norm_clip": (),
             },
             "data": {
                 # "packed", "folder", "tfds", "npz", "digits" or "synthetic".

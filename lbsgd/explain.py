@@ -6,7 +6,7 @@ import jax
 from clu import parameter_overview
 
 from lbsgd.build import Run
-from lbsgd.optim.chain import decayed
+from lbsgd.optim.chain import decayed, scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,13 @@ class _ParameterRow:
     Shape: str
     Size: int
     Decayed: str
+    Trust: str
 
 
 def parameter_table(run: Run) -> str:
-    """Each parameter with its role and whether weight decay applies to it."""
+    """Each parameter with its role, and whether it decays and has a trust ratio."""
     params = jax.eval_shape(run.initial_state).params
-    decays = decayed(run.roles)
+    layerwise = run.config.optimizer.name != "sgd"
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),
@@ -31,11 +32,13 @@ def parameter_table(run: Run) -> str:
             str(shape.shape),
             shape.size,
             "yes" if decay and run.config.optimizer.weight_decay else "no",
+            "yes" if ratio and layerwise else "no",
         )
-        for (path, shape), role, decay in zip(
+        for (path, shape), role, decay, ratio in zip(
             jax.tree_util.tree_leaves_with_path(params),
             jax.tree.leaves(run.roles),
-            jax.tree.leaves(decays),
+            jax.tree.leaves(decayed(run.roles)),
+            jax.tree.leaves(scaled(run.roles)),
         )
     ]
     count = parameter_overview.count_parameters(params)
@@ -126,9 +129,9 @@ def _explain_rate(run: Run) -> str:
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
     text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
     if rate.warmup_updates:
+        power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {rate.warmup_updates} updates from "
-            f"{c.reference_learning_rate:.6g}"
+            f"; {c.warmup} warmup {rate.warmup_updates} updates from {rate.warmup_rate:.6g}{power}"
         )
     else:
         text += "; no warmup"
@@ -142,20 +145,34 @@ def _explain_rate(run: Run) -> str:
         past = len(rate.decay_updates) - len(reached)
         text += f"; x{c.decay_factor:g} at updates {', '.join(reached)}" if reached else ""
         return text + (f"; {past} of its decays lie past the end" if past else "")
+    if c.decay == "polynomial":
+        end = run.total_updates + c.decay_past_end_steps
+        text += f"; decay: polynomial, power {c.decay_power:g}"
+        return f"{text}, to {c.decay_end_rate:g} at update {end}"
     return f"{text}; decay: {c.decay}"
 
 
 def _explain_optimizer(run: Run) -> str:
     c = run.config.optimizer
+    flags = jax.tree.leaves(decayed(run.roles))
+    decay = f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
+    if c.name == "lamb":
+        clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
+        return (
+            f"optimizer: LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; weight "
+            f"decay {decay}; trust ratio{clip} on as many"
+        )
     kind = "Nesterov momentum" if c.nesterov else "momentum"
-    form = "equation (9), rate outside the buffer"
+    lars = c.name == "lars"
+    held = "rate and trust ratio" if lars else "rate"
+    form = f"equation (9), {held} outside the buffer"
     if c.momentum_form == "rate_inside":
         corrected = "with" if c.momentum_correction else "without"
-        form = f"equation (10), rate inside the buffer, {corrected} momentum correction"
-    flags = jax.tree.leaves(decayed(run.roles))
+        form = f"equation (10), {held} inside the buffer, {corrected} momentum correction"
+    trust = f"; trust ratio {c.trust_coefficient:g} on kernels" if lars else ""
     return (
-        f"optimizer: SGD, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} weight decay "
-        f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
+        f"optimizer: {c.name.upper()}, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} "
+        f"weight decay {decay}{trust}"
     )
 
 

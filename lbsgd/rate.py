@@ -26,12 +26,14 @@ class Rate:
       full: k * eta, the rate after warmup.
       warmup_updates: W; 0 for no warmup.
       decay_updates: where a decay in steps changes the rate.
+      warmup_rate: where warmup starts.
     """
 
     schedule: rates.Schedule
     full: float
     warmup_updates: int
     decay_updates: tuple[int, ...]
+    warmup_rate: float
 
 
 def _check_decay(full: float, factor: float, times: int) -> None:
@@ -43,19 +45,44 @@ def _check_decay(full: float, factor: float, times: int) -> None:
         )
 
 
+def _warmup_rate(c: ml_collections.ConfigDict) -> float:
+    """Where warmup starts."""
+    if c.warmup_from == "reference":
+        return float(c.reference_learning_rate)
+    if c.warmup == "constant":
+        raise ConfigError(
+            "learning_rate.warmup='constant' from 'zero' would train at a rate of 0; set "
+            "learning_rate.warmup_from=reference or warmup=gradual"
+        )
+    return 0.0
+
+
+def _polynomial_decay(
+    c: ml_collections.ConfigDict, full: float, timeline: Timeline, warmup: int, total: int
+) -> rates.Schedule:
+    if c.decay_end_rate > full:
+        raise ConfigError(
+            f"learning_rate.decay_end_rate={c.decay_end_rate:g} is above the full rate, {full:g}; "
+            "lower it"
+        )
+    start, end, clock = _clock(timeline, warmup, total + c.decay_past_end_steps)
+    return rates.polynomial_decay(full, start, end, c.decay_power, c.decay_end_rate, clock)
+
+
 def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
     """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
 
     Raises:
-      ConfigError: warmup longer than training, or of no length.
+      ConfigError: warmup longer than training, of no length, or at no rate; decay that is none.
     """
     c = config.learning_rate
     reference = c.reference_learning_rate
     full = rates.scale_learning_rate(
         reference, c.reference_batch_size, config.batch_size, c.scaling
     )
-    warmup = 0
-    if c.warmup != "none" and config.batch_size > c.reference_batch_size:
+    warmup, warmup_rate = 0, _warmup_rate(c)
+    from_zero = c.warmup_from == "zero"
+    if c.warmup != "none" and (from_zero or config.batch_size > c.reference_batch_size):
         warmup = times.duration(c, "warmup", timeline)
         if not warmup:
             raise ConfigError(
@@ -73,17 +100,16 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     elif c.decay == "cosine":
         schedule = rates.cosine_decay(full, *_clock(timeline, warmup, total))
     elif c.decay == "polynomial":
-        start, end, clock = _clock(timeline, warmup, total)
-        schedule = rates.polynomial_decay(full, start, end, c.decay_power, clock=clock)
+        schedule = _polynomial_decay(c, full, timeline, warmup, total)
     else:
         schedule = rates.constant(full)
     if warmup and c.warmup == "gradual":
-        schedule = rates.gradual_warmup(schedule, reference, full, warmup)
+        schedule = rates.gradual_warmup(schedule, warmup_rate, full, warmup, c.warmup_power)
     elif warmup:
-        schedule = rates.constant_warmup(schedule, reference, warmup)
+        schedule = rates.constant_warmup(schedule, warmup_rate, warmup)
     if config.batch_growth.compensate == "rate":
         schedule = rates.product(schedule, _in_proportion(config, timeline, full))
-    return Rate(schedule, full, warmup, decays)
+    return Rate(schedule, full, warmup, decays, warmup_rate)
 
 
 def _step_decay(

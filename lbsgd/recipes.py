@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from lbsgd.config import flatten
+from lbsgd.config import default_config, flatten
 from lbsgd.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
@@ -53,6 +53,26 @@ def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collec
     return config
 
 
+def imagenet_resnet50() -> ml_collections.ConfigDict:
+    """The data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
+
+    Augmentation is that of Goyal et al. 2017, random area and aspect, and flip.
+    """
+    config = default_config()
+    config.accumulation_steps = 0
+    config.dtype = "bfloat16"
+    config.model.name = "resnet50"
+    config.data.source = "tfds"
+    config.data.tfds_name = "imagenet2012"
+    config.data.crop = "inception"
+    config.data.flip = True
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.evaluation.every_epochs = 1.0
+    config.checkpoint.every_epochs = 1.0
+    return config
+
+
 def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
     """Another length in epochs, its decays moved in proportion; the warmup stays."""
     factor = float(value) / config.total_epochs
@@ -62,7 +82,10 @@ def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
 
 
 def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
-    """Three updates on a few small random images, for a test on a CPU; a batch that grows, grows."""
+    """Three updates on a few small random images, for a test on a CPU.
+
+    Where the batch is to grow, it does so after the second.
+    """
     growth = config.batch_growth
     if growth.in_place_of_decay or growth.sizes:
         growth.update({"sizes": (128,), "at_steps": (2,), "at_epochs": ()})

@@ -45,12 +45,22 @@ def test_a_row_has_the_papers_numbers(arg):
     assert config.model.name == ("resnet101" if "101" in arg else "resnet50")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "imagenette", "imagenet_goyal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar10",
+        "fashion_mnist",
+        "imagenette",
+        "imagenet_goyal",
+        pytest.param("imagenet_lars", marks=pytest.mark.long),
+        pytest.param("imagenet_lamb", marks=pytest.mark.long),
+        pytest.param("imagenet_nesterov", marks=pytest.mark.long),
+    ],
+)
 def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
     """All that a machine needs to try the config: three updates, and an evaluation of 40 images."""
     get_config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
-    args = {"imagenette": "smoke,model=resnet18", "imagenet_goyal": "smoke,model=resnet18"}
-    config = get_config(args.get(name, "smoke"))
+    config = get_config("smoke,model=resnet18" if name.startswith("imagenet") else "smoke")
     assert config.data.source == "synthetic"
     outcome = train.run(resolve(config), tmp_path)
     assert (outcome.updates, outcome.complete) == (3, True)

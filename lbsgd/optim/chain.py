@@ -5,22 +5,33 @@ Every transform is an optax `GradientTransformationExtraArgs`. None counts updat
 that the update index of the run is the only counter there is.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
+from lbsgd.errors import ConfigError
 from lbsgd.models.roles import Role
+from lbsgd.optim.layerwise import scale_by_lamb, scale_by_trust_ratio
 from lbsgd.optim.learning_rate import Schedule
 from lbsgd.optim.momentum import rate_inside_momentum, rate_outside_momentum
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
 
 DECAYED_ROLES = frozenset({Role.KERNEL})
+SCALED_ROLES = frozenset({Role.KERNEL})
+# Less is 0 in float32, and LAMB's 0 / (0 + epsilon) not a number.
+LEAST_EPSILON = 1e-30
 
 
 def decayed(roles: Any) -> Any:
     """Which parameters weight decay applies to: kernels, so neither norm parameters nor biases."""
     return jax.tree.map(lambda role: role in DECAYED_ROLES, roles)
+
+
+def scaled(roles: Any) -> Any:
+    """Which parameters have a trust ratio, with LARS and LAMB: kernels."""
+    return jax.tree.map(lambda role: role in SCALED_ROLES, roles)
 
 
 def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
@@ -89,3 +100,132 @@ def sgd(
     if weight_decay and weight_decay_form == "decoupled":
         steps.append(decoupled_weight_decay(learning_rate, weight_decay, decayed(roles)))
     return optax.chain(*steps)
+
+
+def lars(
+    learning_rate: Schedule,
+    roles: Any,
+    *,
+    momentum: float | Schedule = 0.9,
+    nesterov: bool = False,
+    momentum_form: str = "rate_inside",
+    momentum_correction: bool = False,
+    weight_decay: float = 0.0,
+    weight_decay_form: str = "coupled",
+    trust_coefficient: float = 0.001,
+    trust_epsilon: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
+
+    Args:
+      momentum_form: "rate_inside", rate and trust ratio in the buffer (the paper, "scaled"), or
+        "rate_outside", both outside it ("unscaled").
+      momentum_correction: of "rate_inside": by the ratio of the rates, as in `sgd`; trust ratios
+        stay in the buffer as they were. The paper and MLPerf's reference have none.
+      weight_decay_form: "coupled" (the paper's; the decay is in the trust ratio) or "decoupled"
+        (past ratio and momentum).
+      trust_coefficient: eta.
+      trust_epsilon: beside the norms below it. The other arguments are those of `sgd`.
+    """
+    coupled = weight_decay if weight_decay_form == "coupled" else 0.0
+    outside = bool(momentum) and momentum_form == "rate_outside"
+    inner: list[optax.GradientTransformation] = [coupled_weight_decay(coupled, decayed(roles))]
+    if outside:
+        inner.append(rate_outside_momentum(momentum, nesterov=nesterov))
+    trust = scale_by_trust_ratio(
+        optax.chain(*inner),
+        scaled(roles),
+        coefficient=trust_coefficient,
+        weight_decay=coupled,
+        epsilon=trust_epsilon,
+    )
+    rest = sgd(
+        learning_rate,
+        roles,
+        momentum=0.0 if outside else momentum,
+        nesterov=nesterov,
+        momentum_form=momentum_form,
+        momentum_correction=momentum_correction,
+        weight_decay=weight_decay - coupled,
+        weight_decay_form="decoupled",
+    )
+    return optax.chain(trust, rest)
+
+
+def lamb(
+    learning_rate: Schedule,
+    roles: Any,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-6,
+    weight_decay: float = 0.0,
+    norm_clip: tuple[float, ...] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB (You et al. 2020): Adam's direction and decay, times a trust ratio for each kernel.
+
+    The decay is decoupled from the moments, and within the trust ratio. For the arguments see
+    `layerwise.scale_by_lamb`.
+    """
+    direction = scale_by_lamb(
+        scaled(roles),
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        norm_clip=norm_clip,
+    )
+    return optax.chain(direction, scale_by_negative_rate(learning_rate))
+
+
+_OF_SGD = (
+    "momentum",
+    "nesterov",
+    "momentum_form",
+    "momentum_correction",
+    "weight_decay",
+    "weight_decay_form",
+)
+_OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "sgd": (sgd, _OF_SGD),
+    "lars": (lars, (*_OF_SGD, "trust_coefficient", "trust_epsilon")),
+    "lamb": (lamb, ("beta1", "beta2", "epsilon", "weight_decay", "norm_clip")),
+}
+
+
+def _check_lamb(keys: Mapping[str, Any]) -> None:
+    wanted = []
+    if keys["nesterov"]:
+        wanted.append("optimizer.nesterov=False")
+    if keys["weight_decay"] and keys["weight_decay_form"] == "coupled":
+        wanted.append("optimizer.weight_decay_form=decoupled")
+    if wanted:
+        raise ConfigError(
+            "optimizer.name='lamb' has no Nesterov momentum, and its decay is decoupled from its "
+            f"moments; set {' and '.join(wanted)}"
+        )
+    clip, epsilon = keys["norm_clip"], keys["epsilon"]
+    if clip and not (len(clip) == 2 and clip[0] <= clip[1] and clip[1] > 0):
+        raise ConfigError(f"optimizer.norm_clip must be () or (least, greatest), not {clip}")
+    if epsilon < LEAST_EPSILON:
+        raise ConfigError(f"optimizer.epsilon must be at least {LEAST_EPSILON:g}, not {epsilon}")
+
+
+def build_optimizer(
+    learning_rate: Schedule, roles: Any, *, name: str, **keys: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`sgd`, `lars` or `lamb`.
+
+    Args:
+      learning_rate, roles: as in `sgd`.
+      name: which.
+      keys: the arguments of all of them; each takes its own.
+
+    Raises:
+      KeyError: no such optimizer, or an argument of it is missing.
+      ConfigError: what `lamb` has no use for.
+    """
+    if name == "lamb":
+        _check_lamb(keys)
+    make, own = _OPTIMIZERS[name]
+    return make(learning_rate, roles, **{key: keys[key] for key in own})

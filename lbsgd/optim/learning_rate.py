@@ -95,14 +95,19 @@ def product(first: Schedule, second: Schedule) -> Schedule:
     return lambda update: first(update) * second(update)
 
 
-def gradual_warmup(after: Schedule, start_rate: float, full_rate: float, updates: int) -> Schedule:
+def gradual_warmup(
+    after: Schedule, start_rate: float, full_rate: float, updates: int, power: float = 1.0
+) -> Schedule:
     """Goyal et al., section 2.2: a constant increment per update from the reference rate.
 
-    Update t < W has start_rate + (full_rate - start_rate) * t / W; from update W on `after`.
+    Update t < W has start_rate + (full_rate - start_rate) * (t / W)^power; from W on it is `after`.
+    Powers other than 1 are of Nado et al. 2021.
     """
 
     def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        ramp = start_rate + (full_rate - start_rate) * (_float(update) / updates)
+        ramp = (
+            start_rate + (full_rate - start_rate) * _fraction(_float(update), 0, updates) ** power
+        )
         return jnp.where(_float(update) < updates, ramp, after(update))
 
     return schedule

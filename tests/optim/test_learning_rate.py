@@ -230,6 +230,70 @@ def test_polynomial_decay_to_a_rate_above_zero(x64):
     assert found == pytest.approx([2.0, 2.0, 0.875, 0.5, 0.5], rel=RTOL)
 
 
+# --- schedules of MLPerf and Nado et al. -----------------------------------------------------
+
+
+def of_nado(t, *, base, start, end, warmup, total, warmup_power, power) -> float:
+    """Section 8.5's schedule in Python: the decay would be over one update after the last."""
+    if t < warmup:
+        r = (t / warmup) ** warmup_power
+        return base * r + start * (1 - r)
+    return end + (base - end) * (1 - (t - warmup) / (total - warmup + 1)) ** power
+
+
+@pytest.mark.parametrize("batch_size", [64, 256, 8 * K])
+@pytest.mark.parametrize("warmup_power", [0.5, 1.0, 2.5])
+def test_warmup_from_zero_by_a_power_and_decay_past_the_end(x64, warmup_power, batch_size):
+    """At, below and above the reference size: from zero there is always something to warm up."""
+    W, T, full = 100, 1100, 0.1 * batch_size / 256
+    rate = rate_of(
+        batch_size,
+        total=T,
+        warmup_from="zero",
+        warmup_power=warmup_power,
+        warmup_epochs=0.0,
+        warmup_steps=W,
+        decay="polynomial",
+        decay_power=3.0,
+        decay_end_rate=1e-4,
+        decay_past_end_steps=1,
+    )
+    keys = {"base": full, "start": 0.0, "end": 1e-4, "warmup": W, "total": T}
+    keys |= {"warmup_power": warmup_power, "power": 3.0}
+    assert (rate.warmup_updates, rate.warmup_rate) == (W, 0.0)
+    assert_rates(rate, {t: of_nado(t, **keys) for t in (0, 1, 50, 99, 100, 101, 600, 1099)})
+
+
+@pytest.mark.parametrize("past", [0, 1, 500])
+def test_the_end_rate_is_reached_at_the_end_or_past_it(x64, past):
+    T = 1000
+    keys = {"warmup": "none", "decay": "polynomial", "decay_end_rate": 0.01}
+    rate = rate_of(256, total=T, decay_past_end_steps=past, **keys)
+    assert_rates(rate, {T + past: 0.01, T + past + 1: 0.01, 0: 0.1})
+    assert float(rate.schedule(T + past - 1)) > 0.01
+    assert float(rate.schedule(T - 1)) == pytest.approx(
+        0.01 + 0.09 * ((1 + past) / (T + past)) ** 2
+    )
+
+
+def test_gradual_warmup_from_the_reference_by_a_power(x64):
+    rate = rate_of(8 * K, warmup_epochs=0.0, warmup_steps=4, warmup_power=2.0)
+    assert rate.warmup_rate == 0.1
+    assert_rates(rate, {t: 0.1 + 3.1 * (t / 4) ** 2 for t in range(4)} | {4: 3.2})
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"warmup": "constant", "warmup_from": "zero"}, r"rate of 0; set .*warmup_from=reference"),
+        ({"decay": "polynomial", "decay_end_rate": 4.0}, r"decay_end_rate=4 is above .* 3\.2"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_errors(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        rate_of(8 * K, **keys)
+
+
 def test_no_decay(x64):
     rate = rate_of(256, decay="none")
     assert rate.decay_updates == ()

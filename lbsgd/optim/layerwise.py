@@ -1,0 +1,190 @@
+"""Layerwise rates: the trust ratio of LARS, in both of its momentum variants, and LAMB.
+
+LARS (You, Gitman and Ginsburg 2017) gives each layer a rate of its own, in proportion to
+
+    lambda = eta ||w|| / (||g|| + beta ||w|| + epsilon)
+
+with g the gradient without decay, beta the weight decay, and norms over a whole array. Two variants
+go by its name, of which `chain.lars` makes either (gamma is the rate, lambda of this update):
+
+    scaled     v <- m v + gamma lambda (g + beta w);    w <- w - v     the paper, MLPerf's reference
+    unscaled   u <- m u + (g + beta w);                 w <- w - gamma lambda u
+
+The paper says neither what lambda is where ||w|| or ||g|| is 0 (here 1: gamma alone is the rate),
+nor how biases and norm parameters fare (here they have no lambda and no decay, as in MLPerf's
+reference), nor what epsilon is (0 by default).
+
+Others differ. optax.lars is the scaled variant, though optax.sgd has the rate outside the buffer;
+it divides by ||g + beta w||, and by default gives biases and norm parameters a trust ratio and
+decay. timm's Lars has the trust ratio inside the buffer and the rate outside, which is the scaled
+variant with momentum correction; a parameter without decay has no trust ratio there. optax.lamb
+gives all parameters a trust ratio by default. PyTorch has neither LARS nor LAMB.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class TrustState(NamedTuple):
+    """What `scale_by_trust_ratio` keeps.
+
+    Attributes:
+      trust_ratios: of the last update, like the parameters, a scalar each; 1 where there is none.
+      inner: the state of what it scales.
+    """
+
+    trust_ratios: Any
+    inner: Any
+
+
+class LambState(NamedTuple):
+    """What `scale_by_lamb` keeps: the moments m and v, like the parameters, and the ratios.
+
+    Attributes:
+      trust_ratios: of the last update, like the parameters, a scalar each; 1 where there is none.
+    """
+
+    mean: Any
+    square: Any
+    trust_ratios: Any
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(np.promote_types(x.dtype, np.float32))
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """||x|| over the whole array, a scalar, in float32 at least.
+
+    Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
+    """
+    wide = _wide(x)
+    largest = jnp.max(jnp.abs(wide), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
+
+
+def _one(x: jax.Array) -> jax.Array:
+    return jnp.ones((), np.promote_types(x.dtype, np.float32))
+
+
+def _ratio(above: jax.Array, below: jax.Array, *norms: jax.Array) -> jax.Array:
+    """above / below, or 1 where one of the norms is 0."""
+    usable = jnp.all(jnp.stack(norms) != 0)
+    return jnp.where(usable, above / jnp.where(usable, below, 1.0), 1.0)
+
+
+def _scale(ratio: jax.Array, x: jax.Array) -> jax.Array:
+    return (ratio * _wide(x)).astype(x.dtype)
+
+
+def scale_by_trust_ratio(
+    inner: optax.GradientTransformationExtraArgs,
+    mask: Any,
+    *,
+    coefficient: float = 0.001,
+    weight_decay: float = 0.0,
+    epsilon: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """lambda times what `inner` makes of the gradient, lambda of this update's g and w (LARS).
+
+    With decay alone in `inner`, and momentum after, it makes the scaled variant; with momentum in
+    `inner` too, the unscaled one. Without decay, momentum and epsilon the result has the norm
+    eta ||w||, however the gradient is scaled.
+
+    Args:
+      inner: a transform of the gradient.
+      mask: like the parameters, True where there is a trust ratio.
+      coefficient: eta.
+      weight_decay: beta in lambda; `inner` applies it.
+      epsilon: added to the norms below.
+    """
+
+    def trust_ratio(g: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
+        if not scaled:
+            return _one(w)
+        of_g, of_w = norm(g), norm(w)
+        return _ratio(coefficient * of_w, of_g + weight_decay * of_w + epsilon, of_g, of_w)
+
+    def init(params: Any) -> TrustState:
+        return TrustState(jax.tree.map(_one, params), inner.init(params))
+
+    def update(
+        gradient: Any, state: TrustState, params: Any, **keywords: Any
+    ) -> tuple[Any, TrustState]:
+        ratios = jax.tree.map(trust_ratio, gradient, params, mask)
+        direction, of_inner = inner.update(gradient, state.inner, params, **keywords)
+        return jax.tree.map(_scale, ratios, direction), TrustState(ratios, of_inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unbiased(decay: float, updates: jax.Array) -> jax.Array:
+    """1 - decay^updates; by expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself."""
+    return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
+
+
+def scale_by_lamb(
+    mask: Any,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-6,
+    weight_decay: float = 0.0,
+    norm_clip: tuple[float, ...] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of LAMB (You et al. 2020, Algorithm 2), its learning rate left out.
+
+        m <- b1 m + (1 - b1) g;       v <- b2 v + (1 - b2) g^2
+        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + lambda w
+        result = phi(||w||) / ||u|| u
+
+    The ratio is 1 where ||w|| or ||u|| is 0. Its t, from 1, is the keyword `update_index` plus one.
+    Squares of gradients beyond 1e19 overflow float32.
+
+    Args:
+      mask: like the parameters, True where there is a trust ratio and decay.
+      weight_decay: lambda.
+      norm_clip: () for phi(z) = z, or (least, greatest) for phi(z) = min(max(z, least), greatest).
+    """
+
+    def init(params: Any) -> LambState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return LambState(zeros, zeros, jax.tree.map(_one, params))
+
+    def trust_ratio(u: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
+        if not scaled:
+            return _one(w)
+        of_u, of_w = norm(u), norm(w)
+        phi = jnp.clip(of_w, *norm_clip) if norm_clip else of_w
+        return _ratio(phi, of_u, of_u, of_w)
+
+    def update(
+        gradient: Any,
+        state: LambState,
+        params: Any,
+        *,
+        update_index: jax.typing.ArrayLike,
+        **_: Any,
+    ) -> tuple[Any, LambState]:
+        t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
+        to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
+
+        def direction(m: jax.Array, v: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
+            r = to_mean.astype(m.dtype) * m / (jnp.sqrt(to_square.astype(v.dtype) * v) + epsilon)
+            return r + weight_decay * w if scaled else r
+
+        mean = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mean, gradient)
+        square = jax.tree.map(
+            lambda v, g: beta2 * v + (1.0 - beta2) * jnp.square(g), state.square, gradient
+        )
+        u = jax.tree.map(direction, mean, square, params, mask)
+        ratios = jax.tree.map(trust_ratio, u, params, mask)
+        return jax.tree.map(_scale, ratios, u), LambState(mean, square, ratios)
+
+    return optax.GradientTransformationExtraArgs(init, update)
