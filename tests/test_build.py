@@ -98,8 +98,8 @@ def of_optimizer(**keys: object) -> dict[str, object]:
         (
             of_optimizer(name="lars", momentum_form="rate_inside"),
             "optimizer: LARS, Nesterov momentum 0.9 (equation (10), rate and trust ratio inside "
-            "the buffer, with momentum correction); coupled weight decay 0.0001 on 8 of 23 parameter "
-            "arrays; trust ratio 0.001 on kernels",
+            "the buffer, with momentum correction); coupled weight decay 0.0001 on 8 of 23 "
+            "parameter arrays; trust ratio 0.001 on kernels",
         ),
         (
             of_optimizer(**LAMB),
