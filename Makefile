@@ -22,9 +22,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# PyTorch, which some tests compare with; they are skipped where it is missing.
+# What some tests compare with: PyTorch, and timm, of which its optimizers alone are read and none of
+# its requirements is needed. The tests are skipped where it is missing.
 oracles: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet -e ".[oracles]"
+	$(BIN)/pip install --quiet --no-deps timm==1.0.15
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

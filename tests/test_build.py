@@ -77,11 +77,69 @@ def test_parameter_table_says_what_decays():
         for line in explain.parameter_table(build.build(config())).splitlines()
         if "|" in line
     ]
-    table = {name: (role, size, decayed) for name, role, _, size, decayed in rows[1:]}
+    table = {name: (role, size, decayed) for name, role, _, size, decayed, _ in rows[1:]}
     assert table["classifier/bias"] == ("bias", "10", "no")
     assert table["classifier/kernel"] == ("kernel", "320", "yes")
     assert table["stem_norm/scale"] == ("norm scale", "8", "no")
     assert all((role == "kernel") == (decayed == "yes") for role, _, decayed in table.values())
+
+
+LAMB = {"name": "lamb", "nesterov": False, "weight_decay_form": "decoupled"}
+
+
+def of_optimizer(**keys: object) -> dict[str, object]:
+    return {f"optimizer.{key}": value for key, value in keys.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({}, "optimizer: SGD, Nesterov momentum 0.9 (equation (9), rate outside the buffer); "),
+        (
+            of_optimizer(name="lars", momentum_form="rate_inside"),
+            "optimizer: LARS, Nesterov momentum 0.9 (equation (10), rate and trust ratio inside "
+            "the buffer, with momentum correction); coupled weight decay 0.0001 on 8 of 23 "
+            "parameter arrays; trust ratio 0.001 on kernels",
+        ),
+        (
+            of_optimizer(**LAMB),
+            "optimizer: LAMB, beta 0.9 and 0.999, epsilon 1e-06; weight decay 0.0001 on 8 of 23 "
+            "parameter arrays; trust ratio on as many",
+        ),
+        (
+            of_optimizer(**LAMB, norm_clip=(0.0, 10.0)),
+            "trust ratio of norms from 0 to 10 on as many",
+        ),
+        (
+            {
+                "learning_rate.warmup": "gradual",
+                "learning_rate.warmup_from": "zero",
+                "learning_rate.warmup_epochs": 0.0,
+                "learning_rate.warmup_steps": 1,
+                "learning_rate.warmup_power": 2.5,
+                "learning_rate.decay": "polynomial",
+                "learning_rate.decay_end_rate": 1e-4,
+                "learning_rate.decay_past_end_steps": 1,
+            },
+            "learning rate: 0.05 = 0.1 x 128/256; gradual warmup 1 updates from 0, power 2.5; "
+            "decay: polynomial, power 2, to 0.0001 at update 3",
+        ),
+    ],
+)
+def test_explain_says_what_optimizer_and_schedule_are(keys, says):
+    lines = explain.explain(build.build(config(**keys)))
+    assert any(says in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
+def test_parameter_table_says_what_has_a_trust_ratio(name):
+    table = explain.parameter_table(build.build(config(**of_optimizer(**LAMB | {"name": name}))))
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line
+    ]
+    assert rows[0][-1] == "Trust"
+    for _, role, *_, trust in rows[1:]:
+        assert trust == ("yes" if role == "kernel" and name != "sgd" else "no")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +147,10 @@ def test_parameter_table_says_what_decays():
     [
         ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, the images 1 channels"),
         ({"data.std": (0.0,)}, "data.std must not hold 0"),
+        (
+            {"optimizer.name": "lamb"},
+            "set optimizer.nesterov=False and optimizer.weight_decay_form",
+        ),
         ({"batch_norm.synced_workers": 3}, "synced_workers=3 does not divide the k=8"),
     ],
 )

@@ -1,0 +1,161 @@
+"""What every optimizer of the config keeps to, and what a config cannot mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from layerwise_by_hand import KERNELS, ROLES, SHAPES
+
+from lbsgd.config import CHOICES, resolve
+from lbsgd.config import default_config as defaults
+from lbsgd.errors import ConfigError
+from lbsgd.models.roles import Role
+from lbsgd.optim.chain import build_optimizer, lamb, lars, scaled, sgd
+
+OPTIMIZERS = {
+    "sgd": {},
+    "sgd, rate inside": {"momentum_form": "rate_inside"},
+    "lars, unscaled": {"name": "lars"},
+    "lars, scaled": {"name": "lars", "momentum_form": "rate_inside"},
+    "lars, decoupled": {"name": "lars", "weight_decay_form": "decoupled"},
+    "lars without momentum": {"name": "lars", "momentum": 0.0},
+    "lamb": {"name": "lamb", "nesterov": False, "weight_decay_form": "decoupled"},
+}
+
+
+def schedule(update):
+    return 0.1 + 0.01 * jnp.asarray(update).astype(jnp.result_type(float))
+
+
+def of_config(**keys):
+    config = defaults()
+    config.optimizer.update(keys)
+    return build_optimizer(schedule, ROLES, **resolve(config).optimizer)
+
+
+@pytest.fixture(params=OPTIMIZERS.values(), ids=OPTIMIZERS)
+def keys(request):
+    return request.param
+
+
+def arrays(seed, dtype=np.float32):
+    random = np.random.default_rng(seed)
+    return {name: jnp.asarray(random.normal(size=shape), dtype) for name, shape in SHAPES.items()}
+
+
+def described(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), tree)
+
+
+def test_all_that_the_config_names_are_here():
+    names = {keys.get("name", "sgd") for keys in OPTIMIZERS.values()}
+    assert names == set(CHOICES["optimizer.name"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_types_and_shapes_stay(keys, dtype):
+    """Of changes as of parameters, and of the state through an update, so that it can be kept."""
+    optimizer, w = of_config(**keys), arrays(0, dtype)
+    state = optimizer.init(w)
+    changes, after = optimizer.update(arrays(1, dtype), state, w, update_index=0)
+    assert described(changes) == described(w)
+    assert described(after) == described(state)
+
+
+def test_the_update_index_is_the_only_counter(keys):
+    """Two updates from one state, under one index: the same, by an integer and compiled."""
+    optimizer, w, g = of_config(**keys), arrays(0), arrays(1)
+    _, state = optimizer.update(g, optimizer.init(w), w, update_index=0)
+    assert not any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(state))
+    update = jax.jit(optimizer.update)
+    for t in (1, 1000):
+        first, _ = optimizer.update(g, state, w, update_index=t)
+        traced, _ = update(g, state, w, update_index=jnp.int32(t))
+        for name in SHAPES:
+            np.testing.assert_allclose(traced[name], first[name], rtol=1e-5, atol=1e-6)
+
+
+def test_only_kernels_decay_and_have_trust_ratios(keys):
+    optimizer, w, g = of_config(**keys), arrays(0), arrays(1)
+    plain = of_config(**keys | {"weight_decay": 0.0})
+    decaying = of_config(**keys | {"weight_decay": 0.5})
+    changes, state = optimizer.update(g, optimizer.init(w), w, update_index=0)
+    ratios = optax.tree.get(state, "trust_ratios")
+    assert (ratios is None) == (keys.get("name", "sgd") == "sgd")
+    made = [o.update(g, o.init(w), w, update_index=0)[0] for o in (plain, decaying)]
+    for name in ROLES:
+        decays = bool(np.any(made[0][name] != made[1][name]))
+        assert decays == (name in KERNELS), name
+        assert not np.array_equal(changes[name], np.zeros_like(w[name]))
+        if ratios is not None:
+            assert (ratios[name] != 1) == (name in KERNELS), name
+
+
+def test_scaled_is_by_role():
+    assert scaled({role: role for role in Role}) == {role: role is Role.KERNEL for role in Role}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "own"),
+    [
+        ("sgd", sgd, {"momentum": 0.5, "nesterov": False, "momentum_form": "rate_inside"}),
+        ("lars", lars, {"momentum_form": "rate_outside", "trust_coefficient": 0.5}),
+        (
+            "lars",
+            lars,
+            {"momentum_form": "rate_inside", "momentum_correction": True, "trust_epsilon": 0.1},
+        ),
+        (
+            "lamb",
+            lamb,
+            {"beta1": 0.5, "beta2": 0.7, "epsilon": 0.1, "norm_clip": (0.1, 0.2)},
+        ),
+    ],
+)
+def test_each_takes_its_own_keys(name, make, own):
+    """As the function that it names makes of the same arguments."""
+    others = {"nesterov": False, "weight_decay": 0.1, "weight_decay_form": "decoupled"}
+    found = of_config(name=name, **others | own)
+    if make is lamb:
+        others = {"weight_decay": 0.1}
+    expected = make(schedule, ROLES, **others | own)
+    w, state, like = arrays(0), found.init(arrays(0)), expected.init(arrays(0))
+    for t in range(3):
+        changes, state = found.update(arrays(t + 1), state, w, update_index=t)
+        wanted, like = expected.update(arrays(t + 1), like, w, update_index=t)
+    for change, want in zip(jax.tree.leaves(changes), jax.tree.leaves(wanted)):
+        np.testing.assert_array_equal(change, want)
+
+
+LAMB = OPTIMIZERS["lamb"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"name": "lamb"}, "optimizer.nesterov=False and optimizer.weight_decay_form=decoupled"),
+        ({**LAMB, "nesterov": True}, "set optimizer.nesterov=False$"),
+        ({**LAMB, "weight_decay_form": "coupled"}, "set optimizer.weight_decay_form=decoupled$"),
+        ({**LAMB, "norm_clip": (1.0,)}, r"norm_clip must be \(\) or \(least, greatest\)"),
+        ({**LAMB, "norm_clip": (2.0, 1.0)}, "norm_clip"),
+        ({**LAMB, "norm_clip": (0.0, 0.0)}, "norm_clip"),
+        ({**LAMB, "epsilon": 0.0}, "epsilon must be at least 1e-30"),
+        ({"name": "lars", "trust_coefficient": 0.0}, "trust_coefficient must be positive"),
+        ({"name": "lars", "trust_epsilon": -1.0}, "trust_epsilon must be finite and not negative"),
+        ({**LAMB, "beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
+        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb"),
+    ],
+)
+def test_what_means_nothing_is_an_error(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        of_config(**keys)
+
+
+def test_lamb_without_decay_has_no_form_of_it():
+    of_config(name="lamb", nesterov=False, weight_decay=0.0)
+
+
+def test_no_such_optimizer():
+    with pytest.raises(KeyError):
+        build_optimizer(schedule, ROLES, name="adam")
