@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from lbsgd import accumulation, runtime, times
+from lbsgd.collectives.allreduce import gradient_mean
 from lbsgd.config import run_keys
 from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
 from lbsgd.data.catalogue import build_sources
@@ -38,7 +39,7 @@ from lbsgd.optim.chain import sgd
 from lbsgd.rate import Rate, build_rate
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
-from lbsgd.workers import LANE_AXIS, Placement, count_workers, place
+from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement, count_workers, place
 
 # A run with more would take decades; update indices stay far within int32.
 MOST_UPDATES = 10**8
@@ -64,6 +65,7 @@ class Run:
       corrupt: the examples that could not be read.
       preprocess: uint8 images -> input of the network.
       worker: `step.worker_loss`, bound.
+      gradient_mean: the all-reduce, bound; None for `lax.pmean`.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -82,6 +84,7 @@ class Run:
     corrupt: Corrupt
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
+    gradient_mean: Callable[[Any], Any] | None
 
     @property
     def precise_batches(self) -> int:
@@ -111,6 +114,7 @@ class Run:
             placement=placement,
             batch_norm_momentum=self.config.batch_norm.momentum,
             total_variance=self.config.batch_norm.running_variance == "total",
+            gradient_mean=self.gradient_mean,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
 
@@ -273,6 +277,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
         worker=worker,
+        gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
     )
     if config.accumulation_steps:
         return run

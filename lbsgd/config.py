@@ -18,6 +18,7 @@ import ml_collections
 
 from lbsgd import bounds
 from lbsgd.bounds import shown
+from lbsgd.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.errors import ConfigError
 from lbsgd.times import given
 
@@ -29,6 +30,8 @@ CHOICES = {
     "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
+    "allreduce.algorithm": ALGORITHMS,
+    "allreduce.dtype": ("", *DTYPES),
     "data.crop": ("none", "padded", "inception"),
     "data.on_corrupt": ("error", "skip"),
     "on_nonfinite": ("stop", "skip"),
@@ -53,6 +56,7 @@ POSITIVE = (
     "runtime.start_seconds",
     "model.width",
     "batch_norm.epsilon",
+    "allreduce.bucket_mib",
 )
 
 FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
@@ -65,6 +69,9 @@ MACHINE_KEYS = (
     "devices",
     "accumulation_steps",
     "device_memory_gib",
+    "allreduce.algorithm",
+    "allreduce.bucket_mib",
+    "allreduce.grid",
     "data.dir",
     "data.threads",
     "data.on_corrupt",
@@ -157,6 +164,19 @@ def default_config() -> ml_collections.ConfigDict:
                 "weight_decay": 1e-4,
                 # "coupled" (L2) or "decoupled" (scaled by the learning rate).
                 "weight_decay_form": "coupled",
+            },
+            "allreduce": {
+                # "psum" (XLA's own), "ring", "halving_doubling", "binary_blocks", "torus_2d" or
+                # "hierarchical": see docs/collectives.md.
+                "algorithm": "psum",
+                # What gradients are sent in: "bfloat16" or "float16", with sums in float32; "" for
+                # their own type.
+                "dtype": "",
+                # Gradients that are reduced together; "psum" without a dtype takes all.
+                "bucket_mib": 32.0,
+                # Of "torus_2d", (devices in a row, rows); of "hierarchical", (devices of a host,
+                # hosts). (0, 0) for as square as possible, and for the hosts that there are.
+                "grid": (0, 0),
             },
             "data": {
                 # "packed", "folder", "tfds", "npz", "digits" or "synthetic".
@@ -337,6 +357,9 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
             f"saturation), not {shown(values['data.color_jitter'])}"
         )
+    grid = values["allreduce.grid"]
+    if len(grid) != 2 or not all(isinstance(n, int) for n in grid) or (min(grid) < 1 and any(grid)):
+        raise ConfigError(f"allreduce.grid must be two whole numbers, or (0, 0), not {shown(grid)}")
     if values["data.erasing"] > 1:
         raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
     decays = values["learning_rate.decay_epochs"]

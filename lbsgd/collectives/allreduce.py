@@ -12,23 +12,15 @@ from jax import lax
 from lbsgd.bounds import shown
 from lbsgd.collectives.buckets import in_buckets
 from lbsgd.collectives.exchange import Inner, Wire, binary_blocks, direct, ring
+from lbsgd.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.collectives.topology import block_sizes, columns, host_grid, rows, square_grid
 from lbsgd.errors import ConfigError
-
-ALGORITHMS = (
-    "psum",
-    "ring",
-    "halving_doubling",
-    "binary_blocks",
-    "torus_2d",
-    "hierarchical",
-)
-# Of what crosses a link, beside the gradients' own.
-DTYPES = ("bfloat16", "float16")
 
 # A ResNet-50's gradient is four of these, so three can be under way while the rest is computed; on
 # 32 servers of 50 Gbit/s and 50 us a bucket takes 10 ms, of which the longest ring waits 3.
 BUCKET_BYTES = 32 * 2**20
+# Each is compiled with a message for each of the algorithm's steps.
+MOST_BUCKETS = 1000
 
 Grid = tuple[int, int]
 
@@ -50,9 +42,9 @@ def allreduce(
     Args:
       tree: arrays of floating point.
       axis: name of the axis, or names: ranks are `lax.axis_index(axis)`.
-      algorithm: one of `ALGORITHMS`. Without `dtype`, "psum" is one `lax.pmean` of the whole tree.
-      dtype: one of `DTYPES` to send gradients and partial sums in; sums are float32. None for each
-        leaf's own type.
+      algorithm: one of `names.ALGORITHMS`. Without `dtype`, "psum" is one `lax.pmean` of the tree.
+      dtype: one of `names.DTYPES` to send gradients and partial sums in; sums are float32, and so
+        is what comes of larger types. None for each leaf's own type.
       bucket_bytes: of leaves of one type that are reduced together.
       grid: see `resolve_grid`.
 
@@ -70,17 +62,16 @@ def allreduce(
     leaves, structure = jax.tree.flatten(tree)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         raise TypeError("the mean of integers is none; convert them first")
-    multiple = segments(algorithm, grid)
-    done = list(leaves)
     for kind in dict.fromkeys(leaf.dtype for leaf in leaves):
         wire = Wire(axis, dtype or (kind.name if kind.itemsize == 2 else None))
-        which = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
         reduce = functools.partial(_reduce_bucket, wire=wire, algorithm=algorithm, grid=grid)
+        which = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
+        multiple = segments(algorithm, grid)
         capacity = max(1, bucket_bytes // (kind.itemsize * multiple)) * multiple
         reduced = in_buckets(reduce, [leaves[i] for i in which], capacity, multiple)
         for i, leaf in zip(which, reduced):
-            done[i] = leaf
-    return jax.tree.unflatten(structure, done)
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _reduce_bucket(bucket: jax.Array, *, wire: Wire, algorithm: str, grid: Grid) -> jax.Array:
@@ -140,23 +131,41 @@ def resolve_grid(algorithm: str, ranks: int, grid: Grid | None = None) -> Grid:
     if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != ranks:
         x, y = square_grid(ranks)
         raise ConfigError(
-            f"allreduce.grid={shown(tuple(grid))} is not two numbers whose product is the number of "
-            f"devices, {ranks}; take e.g. ({x}, {y}), or (0, 0)"
+            f"allreduce.grid={shown(tuple(grid))} is not two numbers whose product is the number "
+            f"of devices, {ranks}; take e.g. ({x}, {y}), or (0, 0)"
         )
     return grid[0], grid[1]
 
 
 def gradient_mean(
-    axis: Any, ranks: int, *, algorithm: str, dtype: str, bucket_mib: float, grid: Grid
+    params: Any,
+    axis: Any,
+    ranks: int,
+    *,
+    algorithm: str,
+    dtype: str,
+    bucket_mib: float,
+    grid: Grid,
 ) -> Callable[[Any], Any] | None:
     """`allreduce` as the config's group `allreduce` has it; None for the plain `lax.pmean`.
 
+    Args:
+      params: shapes and types of the gradients.
+      axis: the mesh axes of the devices.
+      ranks: how many these are.
+
     Raises:
-      ConfigError: it cannot be done on so many devices.
+      ConfigError: it cannot be done on so many devices, or makes too many buckets.
     """
     grid = resolve_grid(algorithm, ranks, grid)
     if algorithm == "psum" and not dtype:
         return None
+    mib = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) / 2**20
+    if mib > bucket_mib * MOST_BUCKETS:
+        raise ConfigError(
+            f"allreduce.bucket_mib={bucket_mib:g} cuts gradients of {mib:.4g} MiB into more than "
+            f"{MOST_BUCKETS:,} buckets; set it to {1.1 * mib / MOST_BUCKETS:.2g} or more"
+        )
     return functools.partial(
         allreduce,
         axis=axis,

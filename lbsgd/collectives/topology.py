@@ -28,9 +28,7 @@ def host_grid(devices: Iterable[Any]) -> tuple[int, int]:
     Raises:
       ConfigError: processes differ in their number of devices, or these are not neighbours.
     """
-    runs = [
-        len(list(run)) for _, run in itertools.groupby(devices, lambda d: int(d.process_index))
-    ]
+    runs = [len(list(run)) for _, run in itertools.groupby(devices, lambda d: int(d.process_index))]
     if len(set(runs)) != 1:
         raise ConfigError(
             f"the processes hold {', '.join(map(str, runs))} devices, and the hierarchical "
