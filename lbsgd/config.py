@@ -31,7 +31,7 @@ CHOICES = {
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
     "allreduce.algorithm": ALGORITHMS,
-    "allreduce.dtype": ("", *DTYPES),
+    "allreduce.dtype": ("own", *DTYPES),
     "data.crop": ("none", "padded", "inception"),
     "data.on_corrupt": ("error", "skip"),
     "on_nonfinite": ("stop", "skip"),
@@ -169,9 +169,9 @@ def default_config() -> ml_collections.ConfigDict:
                 # "psum" (XLA's own), "ring", "halving_doubling", "binary_blocks", "torus_2d" or
                 # "hierarchical": see docs/collectives.md.
                 "algorithm": "psum",
-                # What gradients are sent in: "bfloat16" or "float16", with sums in float32; "" for
-                # their own type.
-                "dtype": "",
+                # What gradients are sent in: their "own" type, or "bfloat16" or "float16", of which
+                # the sums are float32.
+                "dtype": "own",
                 # Gradients that are reduced together; "psum" without a dtype takes all.
                 "bucket_mib": 32.0,
                 # Of "torus_2d", (devices in a row, rows); of "hierarchical", (devices of a host,

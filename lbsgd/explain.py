@@ -82,7 +82,7 @@ def explain(run: Run) -> list[str]:
 def _explain_allreduce(run: Run) -> str:
     c, devices = run.config.allreduce, run.placement.devices
     text = f"all-reduce: {c.algorithm} over {devices} devices, buckets of {c.bucket_mib:g} MiB"
-    if c.dtype:
+    if c.dtype != "own":
         text += f", sent in {c.dtype} and summed in float32"
     if c.algorithm == "psum" or devices == 1:
         return text

@@ -158,7 +158,7 @@ def gradient_mean(
       ConfigError: it cannot be done on so many devices, or makes too many buckets.
     """
     grid = resolve_grid(algorithm, ranks, grid)
-    if algorithm == "psum" and not dtype:
+    if algorithm == "psum" and dtype == "own":
         return None
     mib = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) / 2**20
     if mib > bucket_mib * MOST_BUCKETS:
@@ -170,7 +170,7 @@ def gradient_mean(
         allreduce,
         axis=axis,
         algorithm=algorithm,
-        dtype=dtype or None,
+        dtype=None if dtype == "own" else dtype,
         bucket_bytes=int(bucket_mib * 2**20),
         grid=grid,
     )
