@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from ranks import compiled, reduced
 
 from lbsgd.collectives import cost
@@ -76,7 +76,6 @@ def test_it_is_the_mean(x64, ranks, algorithm):
     # p - 1 sums and a division.
     assert_mean(found[:half], tree[:half], roundings=ranks, unit=UNIT["float32"])
     assert_mean(found[half:], tree[half:], roundings=ranks, unit=UNIT["float64"])
-
 
 
 @pytest.mark.parametrize(

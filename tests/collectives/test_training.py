@@ -39,18 +39,18 @@ def small_run(devices, compute="float64", **keys):
 
 
 def train(run):
-    """The losses of all updates, and the final state, by name."""
+    """The losses of all updates, and the final state, by name; and the compiled step's text."""
     step, state, losses = run.compile_train_step(), run.start(), []
     for batch in run.train_batches().between(0, UPDATES):
         state, metrics = step(state, batch)
         losses.append(jax.device_get(metrics))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((losses, state)))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, step.as_text()
 
 
 @functools.cache
 def with_psum():
-    return train(small_run(1))
+    return train(small_run(1))[0]
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,15 @@ def with_psum():
     ],
 )
 def test_training_is_that_of_psum(x64, devices, keys):
-    expected, found = with_psum(), train(small_run(devices, **keys))
+    expected, (found, text) = with_psum(), train(small_run(devices, **keys))
     assert found.keys() == expected.keys()
+    assert ("collective-permute(" in text) != (keys == {"algorithm": "hierarchical"})  # of one host
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", ["own", pytest.param("bfloat16", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["own", "bfloat16"])
 def test_the_gradient_is_sent_once_and_nothing_else(dtype):
     """By ring on two devices in two buckets; loss, error and statistics by one all-reduce."""
     run = small_run(2, "float32", algorithm="ring", dtype=dtype, bucket_mib=0.0125)
