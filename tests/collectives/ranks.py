@@ -14,8 +14,8 @@ from lbsgd.collectives.topology import square_grid
 from lbsgd.workers import DEVICE_AXES
 
 
-def compiled(ranks, tree, **options):
-    """The program for a tree of arrays `[ranks, ...]`; its results are of the same shapes."""
+def on_devices(ranks, **options):
+    """The all-reduce of a tree of arrays `[ranks, ...]`, a row on each device; mesh and spec."""
     devices = np.array(jax.devices()[:ranks]).reshape(square_grid(ranks))  # two axes, as lbsgd's
     mesh = Mesh(devices, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -25,7 +25,12 @@ def compiled(ranks, tree, **options):
 
     spec = PartitionSpec(DEVICE_AXES)
     f = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return jax.jit(f).lower(tree).compile()
+    return f, mesh, spec
+
+
+def compiled(ranks, tree, **options):
+    """The program for a tree of arrays `[ranks, ...]`; its results are of the same shapes."""
+    return jax.jit(on_devices(ranks, **options)[0]).lower(tree).compile()
 
 
 def reduced(ranks, tree, **options):

@@ -62,5 +62,5 @@ def test_hosts_are_the_processes(processes, grid):
 
 @pytest.mark.parametrize("processes", [[0, 0, 1], [0, 1, 1, 0]])
 def test_hosts_must_be_alike(processes):
-    with pytest.raises(ConfigError, match="as many of each; set .*binary_blocks"):
+    with pytest.raises(ConfigError, match=r"as many of each; set .*binary_blocks"):
         host_grid(map(Device, processes))
