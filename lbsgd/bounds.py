@@ -16,6 +16,8 @@ MOST: dict[str, float] = {
     "batch_size": 10**9,
     "worker_batch_size": 10**9,
     "evaluation.batch_size": 10**9,
+    "allreduce.bucket_mib": 10**6,
+    "allreduce.grid": 10**6,
     "model.width": 1000,
     "model.num_classes": 10**7,
     "data.image_size": 10**4,  # 100 million pixels, as `decode.MAX_PIXELS` has it

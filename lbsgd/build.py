@@ -17,6 +17,7 @@ import optax
 
 from lbsgd import accumulation, growth, runtime, times
 from lbsgd.checks import check_data, check_size, image_shape_of
+from lbsgd.collectives.allreduce import gradient_mean
 from lbsgd.config import run_keys
 from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
 from lbsgd.data.catalogue import build_sources
@@ -40,7 +41,7 @@ from lbsgd.optim.learning_rate import Schedule
 from lbsgd.rate import Rate, build_rate, sgd_noise_scale
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
-from lbsgd.workers import LANE_AXIS, Placement, place
+from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement, place
 
 # A run with more would take decades; update indices stay far within int32.
 MOST_UPDATES = 10**8
@@ -64,6 +65,7 @@ class Run:
       corrupt: the examples that could not be read.
       preprocess: uint8 images -> input of the network.
       worker: `step.worker_loss`, bound.
+      gradient_mean: the all-reduce, bound; None for `lax.pmean`.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -83,6 +85,7 @@ class Run:
     corrupt: Corrupt
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
+    gradient_mean: Callable[[Any], Any] | None
 
     @property
     def placement(self) -> Placement:
@@ -117,6 +120,7 @@ class Run:
             placement=placement,
             batch_norm_momentum=self.config.batch_norm.momentum,
             total_variance=self.config.batch_norm.running_variance == "total",
+            gradient_mean=self.gradient_mean,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
 
@@ -294,6 +298,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
         worker=worker,
+        gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
     )
     if config.accumulation_steps:
         return run

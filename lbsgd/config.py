@@ -18,6 +18,7 @@ import ml_collections
 
 from lbsgd import bounds
 from lbsgd.bounds import shown
+from lbsgd.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.errors import ConfigError
 from lbsgd.times import given
 
@@ -31,6 +32,8 @@ CHOICES = {
     "optimizer.name": ("sgd", "lars", "lamb"),
     "optimizer.momentum_form": ("rate_outside", "rate_inside"),
     "optimizer.weight_decay_form": ("coupled", "decoupled"),
+    "allreduce.algorithm": ALGORITHMS,
+    "allreduce.dtype": ("own", *DTYPES),
     "data.crop": ("none", "padded", "inception"),
     "data.on_corrupt": ("error", "skip"),
     "batch_growth.compensate": ("none", "rate", "momentum"),
@@ -58,6 +61,7 @@ POSITIVE = (
     "runtime.start_seconds",
     "model.width",
     "batch_norm.epsilon",
+    "allreduce.bucket_mib",
 )
 
 FRACTIONS = (
@@ -76,6 +80,9 @@ MACHINE_KEYS = (
     "devices",
     "accumulation_steps",
     "device_memory_gib",
+    "allreduce.algorithm",
+    "allreduce.bucket_mib",
+    "allreduce.grid",
     "data.dir",
     "data.threads",
     "data.on_corrupt",
@@ -201,6 +208,19 @@ def default_config() -> ml_collections.ConfigDict:
                 "beta2": 0.999,
                 "epsilon": 1e-6,
                 "norm_clip": (),
+            },
+            "allreduce": {
+                # "psum" (XLA's own), "ring", "halving_doubling", "binary_blocks", "torus_2d" or
+                # "hierarchical": see docs/collectives.md.
+                "algorithm": "psum",
+                # What gradients are sent in: their "own" type, or "bfloat16" or "float16", of which
+                # the sums are float32.
+                "dtype": "own",
+                # Gradients that are reduced together; "psum" without a dtype takes all.
+                "bucket_mib": 32.0,
+                # Of "torus_2d", (devices in a row, rows); of "hierarchical", (devices of a host,
+                # hosts). (0, 0) for as square as possible, and for the hosts that there are.
+                "grid": (0, 0),
             },
             "data": {
                 # "packed", "folder", "tfds", "npz", "digits" or "synthetic".
@@ -381,6 +401,9 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
             f"saturation), not {shown(values['data.color_jitter'])}"
         )
+    grid = values["allreduce.grid"]
+    if len(grid) != 2 or not all(isinstance(n, int) for n in grid) or (min(grid) < 1 and any(grid)):
+        raise ConfigError(f"allreduce.grid must be two whole numbers, or (0, 0), not {shown(grid)}")
     if values["data.erasing"] > 1:
         raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
     sizes = values["batch_growth.sizes"]

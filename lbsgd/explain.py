@@ -6,6 +6,8 @@ import jax
 from clu import parameter_overview
 
 from lbsgd.build import Run
+from lbsgd.collectives import cost
+from lbsgd.collectives.allreduce import resolve_grid
 from lbsgd.optim.chain import decayed, scaled
 
 
@@ -75,7 +77,24 @@ def explain(run: Run) -> list[str]:
         _explain_optimizer(run),
         _explain_batch_norm(run),
     ]
+    if run.gradient_mean is not None:
+        lines.append(_explain_allreduce(run))
     return lines
+
+
+def _explain_allreduce(run: Run) -> str:
+    c, devices = run.config.allreduce, run.placement.devices
+    text = f"all-reduce: {c.algorithm} over {devices} devices, buckets of {c.bucket_mib:g} MiB"
+    if c.dtype != "own":
+        text += f", sent in {c.dtype} and summed in float32"
+    if c.algorithm == "psum" or devices == 1:
+        return text
+    grid = resolve_grid(c.algorithm, devices, c.grid)
+    if c.algorithm in ("torus_2d", "hierarchical"):
+        text += ", {}x{}".format(*grid)
+    steps = cost.steps(c.algorithm, devices, grid)
+    load = float(cost.load(c.algorithm, devices, grid))
+    return f"{text}; {steps} steps, a device sends {load:.4g} times the gradient"
 
 
 def _explain_augmentation(run: Run) -> str:

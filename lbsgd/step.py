@@ -211,6 +211,7 @@ def device_gradient(
     *,
     worker: Callable[..., WorkerResult],
     placement: Placement,
+    gradient_mean: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, WorkerResult]:
     """On one device: the gradient of the mean loss over all k workers, and their mean result.
 
@@ -218,6 +219,7 @@ def device_gradient(
 
     Args:
       batch: this device's part, `[A, L, n, ...]`.
+      gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
     """
 
     def loss(params: Any, rows: Batch, step: jax.Array) -> tuple[jax.Array, WorkerResult]:
@@ -231,7 +233,10 @@ def device_gradient(
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    return lax.pmean(sum_over_steps(gradient, (steps, batch)), DEVICE_AXES)
+    gradients, result = sum_over_steps(gradient, (steps, batch))
+    if gradient_mean is None:
+        return lax.pmean((gradients, result), DEVICE_AXES)
+    return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -249,6 +254,7 @@ def train_step(
     placement: Placement,
     batch_norm_momentum: float,
     total_variance: bool,
+    gradient_mean: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update (Goyal et al., equation 4, with momentum and decay as the optimizer has them).
 
@@ -262,6 +268,7 @@ def train_step(
       schedules: what varies with the update index, to be among the metrics, by name.
       batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
       total_variance: average mean(var) + var(mean) instead of mean(var).
+      gradient_mean: see `device_gradient`.
 
     Returns:
       the next state, and the metrics of this update.
@@ -269,7 +276,9 @@ def train_step(
     if total_variance:
         worker = with_distance(worker)
     gradient = over_devices(
-        functools.partial(device_gradient, worker=worker, placement=placement),
+        functools.partial(
+            device_gradient, worker=worker, placement=placement, gradient_mean=gradient_mean
+        ),
         placement,
         replicated=2,
     )

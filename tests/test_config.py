@@ -31,12 +31,16 @@ GOOD = {
     "data.crop_area": (0.5, 1.0),
     "data.crop_aspect": (1.0, 2.0),
     "data.color_jitter": (0.4, 0.4, 0.4),
+    "allreduce.grid": (4, 2),
 }
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
     "devices",
     "accumulation_steps",
     "device_memory_gib",
+    "allreduce.algorithm",
+    "allreduce.bucket_mib",
+    "allreduce.grid",
     "data.dir",
     "data.threads",
     "data.on_corrupt",

@@ -16,6 +16,7 @@ FLOORS = {
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline
+    "collectives": 1,
     "config": 1.4,
     "recipes": 1.5,  # changes what config lists
     "workers": 1,

@@ -1,0 +1,62 @@
+"""Arrays of any shapes as buckets: flat arrays of about one size."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Piece(NamedTuple):
+    """Elements `start` to `stop` of the flat array `leaf`."""
+
+    leaf: int
+    start: int
+    stop: int
+
+
+def fill(sizes: Sequence[int], capacity: int) -> list[list[Piece]]:
+    """Buckets of `capacity` elements, the last of what is left; each of one or more pieces.
+
+    Args:
+      sizes: elements of each array; those of none are in no bucket.
+    """
+    buckets: list[list[Piece]] = []
+    room = 0
+    for leaf, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            if not room:
+                buckets.append([])
+                room = capacity
+            stop = min(size, start + room)
+            buckets[-1].append(Piece(leaf, start, stop))
+            room -= stop - start
+            start = stop
+    return buckets
+
+
+def in_buckets(
+    f: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array], capacity: int, multiple: int
+) -> list[jax.Array]:
+    """`f`, which maps arrays `[n]` element by element, of the leaves (of one type) as buckets.
+
+    A bucket is made of the leaves it holds alone, so that it does not wait for others.
+
+    Args:
+      capacity: elements of a bucket.
+      multiple: what n must be a multiple of; zeros are added for it.
+    """
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    parts: list[list[jax.Array]] = [[] for _ in leaves]
+    for bucket in fill([x.size for x in flat], capacity):
+        joined = jnp.concatenate([flat[p.leaf][p.start : p.stop] for p in bucket])
+        done = f(jnp.pad(joined, (0, -joined.size % multiple)))
+        ends = np.cumsum([p.stop - p.start for p in bucket])
+        for piece, end in zip(bucket, ends):
+            parts[piece.leaf].append(done[end - (piece.stop - piece.start) : end])
+    return [
+        jnp.concatenate(part).reshape(leaf.shape) if part else leaf
+        for part, leaf in zip(parts, leaves)
+    ]
