@@ -379,12 +379,13 @@ def _fitting_placement(
         )
         return accumulation.memory_of(run.compile_train_step(placement), batch // devices)
 
-    identity = json.dumps([run.identity(), devices, runtime.describe_machine()], sort_keys=True)
+    exchange = run.config.allreduce.to_dict()  # its buckets take memory too
+    identity = [run.identity(), exchange, devices, runtime.describe_machine()]
     return accumulation.choose(
         lambda steps: put(accumulation_steps=steps),
         math.ceil(workers / devices),
         memory,
         runtime.device_memory(run.config),
         CACHE / "accumulation_steps.json",
-        hashlib.sha256(identity.encode()).hexdigest(),
+        hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
