@@ -359,7 +359,8 @@ def _fitting_placement(
         )
         return accumulation.memory_of(run.compile_train_step(placement), batch // devices)
 
-    identity = [run.identity(), devices, workers, runtime.describe_machine()]
+    exchange = run.config.allreduce.to_dict()  # its buckets take memory too
+    identity = [run.identity(), exchange, devices, workers, runtime.describe_machine()]
     return accumulation.choose(
         lambda steps: put(accumulation_steps=steps),
         math.ceil(workers / devices),
