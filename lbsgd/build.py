@@ -31,6 +31,8 @@ from lbsgd.data.pipeline import (
     random_batch,
 )
 from lbsgd.data.sources import Source, Splits
+from lbsgd.diagnostics.plan import Plan, plan
+from lbsgd.diagnostics.update_statistics import layer_statistics
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
@@ -64,6 +66,7 @@ class Run:
       corrupt: the examples that could not be read.
       preprocess: uint8 images -> input of the network.
       worker: `step.worker_loss`, bound.
+      diagnostics: when the run is to be looked at.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -82,6 +85,7 @@ class Run:
     corrupt: Corrupt
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
+    diagnostics: Plan
 
     @property
     def precise_batches(self) -> int:
@@ -111,6 +115,7 @@ class Run:
             placement=placement,
             batch_norm_momentum=self.config.batch_norm.momentum,
             total_variance=self.config.batch_norm.running_variance == "total",
+            statistics=layer_statistics if self.diagnostics.layers else None,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
 
@@ -273,6 +278,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
         worker=worker,
+        diagnostics=plan(config, timeline, total),
     )
     if config.accumulation_steps:
         return run

@@ -47,6 +47,8 @@ POSITIVE = (
     "data.evaluation_short_side",
     "evaluation.batch_size",
     "learning_rate.reference_batch_size",
+    "diagnostics.confusion.pairs",
+    "diagnostics.confusion.batch_size",
     "log.every_steps",
     "checkpoint.keep",
     "runtime.heartbeat_seconds",
@@ -55,7 +57,12 @@ POSITIVE = (
     "batch_norm.epsilon",
 )
 
-FRACTIONS = ("label_smoothing", "batch_norm.momentum", "optimizer.momentum")
+FRACTIONS = (
+    "label_smoothing",
+    "batch_norm.momentum",
+    "optimizer.momentum",
+    "diagnostics.workers.smoothing",
+)
 
 # Pairs of a least and a greatest number, and what these may be.
 RANGES = {"data.crop_area": (1e-6, 1.0), "data.crop_aspect": (1e-3, 1e3)}
@@ -73,6 +80,7 @@ MACHINE_KEYS = (
     "on_nonfinite",
     "max_nonfinite",
     "checkpoint.",
+    "diagnostics.",
     "log.",
     "runtime.",
 )
@@ -214,6 +222,18 @@ def default_config() -> ml_collections.ConfigDict:
                 # "continue": training goes on when one cannot be written. "stop": it ends.
                 "on_error": "continue",
             },
+            # How far a batch can grow (docs/diagnostics.md). Each is off until it has a time.
+            "diagnostics": {
+                # Noise scale, and cosines of neighbouring workers; every_steps=100 costs less than
+                # 3% of the time. Of averages: the weight of the past at each measurement.
+                "workers": {**_times("every"), "smoothing": 0.95},
+                # Gradient confusion: cosines of so many pairs of minibatches.
+                "confusion": {**_times("every"), "pairs": 100, "batch_size": 128},
+                # Norms of gradient, parameters and update, and trust ratios, by parameter array.
+                "layers": {**_times("every")},
+                # For memory: the workers of a device one after the other. Slow on a CPU.
+                "in_turn": False,
+            },
             # Metrics every so many updates; TensorBoard summaries where tensorflow is installed.
             "log": {"every_steps": 100, "tensorboard": True},
             "runtime": {
@@ -346,6 +366,8 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
     given(config.learning_rate, "warmup")
     given(config.evaluation, "every")
     given(config.checkpoint, "every")
+    for name in ("workers", "confusion", "layers"):
+        given(config.diagnostics[name], "every")
 
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:

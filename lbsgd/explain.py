@@ -71,6 +71,7 @@ def explain(run: Run) -> list[str]:
         _explain_rate(run),
         _explain_optimizer(run),
         _explain_batch_norm(run),
+        *run.diagnostics.describe(c.diagnostics),
     ]
     return lines
 

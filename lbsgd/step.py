@@ -249,7 +249,8 @@ def train_step(
     placement: Placement,
     batch_norm_momentum: float,
     total_variance: bool,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    statistics: Callable[..., Any] | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
     """One update (Goyal et al., equation 4, with momentum and decay as the optimizer has them).
 
     Where the loss or the gradient is not finite, the update leaves the state as it was, but for its
@@ -261,6 +262,7 @@ def train_step(
       worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `worker_loss`, bound.
       batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
       total_variance: average mean(var) + var(mean) instead of mean(var).
+      statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`.
 
     Returns:
       the next state, and the metrics of this update.
@@ -298,6 +300,8 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradients),
         "skipped": skipped,
     }
+    if statistics:
+        metrics["layers"] = statistics(gradients, state.params, changes, opt_state)
     return TrainState(state.update + 1, params, batch_stats, opt_state, skipped), metrics
 
 
