@@ -48,6 +48,7 @@ MACHINE = {
     "checkpoint.every_minutes",
     "checkpoint.keep",
     "checkpoint.on_error",
+    *(key for key in DEFAULTS if key.startswith("diagnostics.")),
     "log.every_steps",
     "log.tensorboard",
     "on_nonfinite",
