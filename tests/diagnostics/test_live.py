@@ -21,6 +21,7 @@ from lbsgd.config import default_config, resolve
 from lbsgd.diagnostics.__main__ import main
 from lbsgd.diagnostics.noise_scale import smoothed
 from lbsgd.diagnostics.update_statistics import layer_names, layer_statistics
+from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -132,6 +133,20 @@ def test_the_mean_gradient_is_that_of_the_update(looked_at):
             large = line["gradient_square"] + line["gradient_covariance_trace"] / 64
             # Squares of some 5000 numbers in float32, twice, and differences of such sums.
             assert large == pytest.approx(norms[line["step"]] ** 2, rel=1e-3)
+
+
+def test_a_measurement_is_of_the_minibatch_and_the_parameters_of_its_update(looked_at):
+    """The line of update 2, from its minibatch and what update 1 left."""
+    parts = build(config_with(**ON))
+    first, second = parts.train_batches().between(0, 2)
+    state, _ = parts.compile_train_step()(parts.start(), first)
+    look = compiled(parts.worker, parts.placement, in_turn=False)
+    found = jax.device_get(look(state.params, state.batch_stats, second))
+    small, large = float(found.squares.astype(np.float64).mean()), float(found.mean_square)
+    (line,) = (m for m in metrics_of(looked_at) if m["step"] == 2 and "gradient_square" in m)
+    assert line["gradient_square"] == pytest.approx((64 * large - 16 * small) / 48, rel=1e-12)
+    trace = (small - large) / (1 / 16 - 1 / 64)
+    assert line["gradient_covariance_trace"] == pytest.approx(trace, rel=1e-12)
 
 
 def test_the_noise_scale_is_a_function_of_the_metrics(looked_at):
