@@ -114,7 +114,7 @@ def plain_step(name, dtype, images, labels):
 
 
 def our_step(name, size, batch_size, worker_batch_size, dtype):
-    """lbsgd's compiled step, first state and batch."""
+    """lbsgd's parts of a run, its compiled step, first state and batch."""
     config = default_config()
     config.update(
         {
@@ -136,12 +136,12 @@ def our_step(name, size, batch_size, worker_batch_size, dtype):
     parts = build(resolve(config))
     state = parts.start()
     batch = next(parts.train_batches().between(0, 1))
-    return parts.compile_train_step(), state, batch
+    return parts, parts.compile_train_step(), state, batch
 
 
 def measure(name, size, batch_size, worker_batch_size, dtype):
     """Images/s of both, and the ratio of each round."""
-    ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
+    _, ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
     images = np.asarray(batch["image"]).reshape(batch_size, size, size, 3)
     images, labels = jnp.asarray(images), jnp.asarray(batch["label"]).reshape(batch_size)
     peers, peer_state = plain_step(name, dtype, images, labels)

@@ -2,21 +2,22 @@
 
     python -m lbsgd.main --config configs/imagenet_mikami.py --config.data.dir=DIR
 
-LARS, label smoothing 0.1, the batch grows during training (batch-size control), gradients are summed
-by a 2D torus and cross it in float16, batch norm is evaluated without moving averages.
+LARS, label smoothing 0.1, a batch that grows during training (batch-size control), gradients summed
+by a 2D torus that they cross in float16, batch norm evaluated without moving averages.
 
-    version=1     the default: k=1088 workers of n=32, kn=34,816, then 2176, kn=69,632: between 1,656
-                  and 3,312 updates. Theirs: 75.03% in 224 s on 2,176 V100
-    version=2     kn up to 55,296 = 3,456 workers of n=16: at least 2,086 updates. Theirs: 75.29% in
+    version=1     the default: k=1088 workers of n=32, kn=34,816, then k=2176, kn=69,632; 2,208
+                  updates. Theirs: 75.03% in 224 s on 2,176 V100
+    version=2     n=16, kn=27,648, then 55,296 = 3,456 workers: 2,780 updates. Theirs: 75.29% in
                   122 s on 3,456 V100
     smoke         3 updates on random images, the last of them with twice the batch
 
-Certain are: the batch sizes, GPUs, times and accuracies above; 90 epochs; the torus; that momentum
-follows the batch size so that the noise scale eta N / (B (1 - m)) does not change with it. Remembered,
-and not to be relied on: LARS with coefficient 0.01 and epsilon 1e-6, a rate of 29 after a ramp of 34
-epochs, then a polynomial decay of power 2. Our choices: where the batch grows (epoch 30), from what
-(version 2: half), weight decay 5e-5, momentum 0.9 at first, that n does not change (theirs was 16,
-then 32), bfloat16 for their float16 in the network.
+Certain are the batch sizes of version 1 and the largest of version 2, GPUs, times, accuracies and
+the torus. Not certain, hence our choices after what is remembered of the paper: 90 epochs; where
+the batch grows (epoch 30), and from what in version 2; LARS with coefficient 0.01 and epsilon 1e-6;
+a rate of 29 after a ramp of 34 epochs and a decay of power 2; label smoothing; that momentum, 0.9
+at first, follows the batch size so that the noise scale eta N / (B (1 - m)) does not change with
+it; weight decay 5e-5. n does not change here (theirs was 16, then 32), and the network computes in
+bfloat16.
 
 lbsgd has not run these to the end. DIR is as in configs/imagenet_goyal.py.
 """

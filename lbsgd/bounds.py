@@ -25,6 +25,7 @@ MOST: dict[str, float] = {
     "data.crop_padding": 10**4,
     "data.synthetic_classes": 10**6,
     "data.threads": 1000,
+    "diagnostics.confusion.pairs": 10**6,
     "learning_rate.decay_factor": 10**6,
     "learning_rate.decay_past_end_steps": 10**8,
     "runtime.heartbeat_seconds": 10**6,

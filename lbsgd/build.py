@@ -33,6 +33,8 @@ from lbsgd.data.pipeline import (
     random_batch,
 )
 from lbsgd.data.sources import Splits
+from lbsgd.diagnostics.plan import Plan, plan
+from lbsgd.diagnostics.update_statistics import layer_statistics
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
@@ -66,6 +68,7 @@ class Run:
       preprocess: uint8 images -> input of the network.
       worker: `step.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
+      diagnostics: when the run is to be looked at.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -91,6 +94,8 @@ class Run:
     def placement(self) -> Placement:
         """Where the workers of the first update are; evaluations too use its devices."""
         return self.placements[self.config.batch_size]
+
+    diagnostics: Plan
 
     @property
     def precise_batches(self) -> int:
@@ -121,6 +126,7 @@ class Run:
             batch_norm_momentum=self.config.batch_norm.momentum,
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
+            statistics=layer_statistics if self.diagnostics.layers else None,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
 
@@ -299,6 +305,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         preprocess=preprocess,
         worker=worker,
         gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
+        diagnostics=plan(config, timeline, total),
     )
     if config.accumulation_steps:
         return run

@@ -16,64 +16,10 @@ from typing import Any
 
 import ml_collections
 
-from lbsgd import bounds
 from lbsgd.bounds import shown
-from lbsgd.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.errors import ConfigError
 from lbsgd.times import given
-
-CHOICES = {
-    "dtype": ("float32", "bfloat16", "float64"),
-    "batch_norm.running_variance": ("within", "total"),
-    "learning_rate.scaling": ("linear", "sqrt", "none"),
-    "learning_rate.warmup": ("gradual", "constant", "none"),
-    "learning_rate.warmup_from": ("reference", "zero"),
-    "learning_rate.decay": ("steps", "cosine", "polynomial", "none"),
-    "optimizer.name": ("sgd", "lars", "lamb"),
-    "optimizer.momentum_form": ("rate_outside", "rate_inside"),
-    "optimizer.weight_decay_form": ("coupled", "decoupled"),
-    "allreduce.algorithm": ALGORITHMS,
-    "allreduce.dtype": ("own", *DTYPES),
-    "data.crop": ("none", "padded", "inception"),
-    "data.on_corrupt": ("error", "skip"),
-    "batch_growth.compensate": ("none", "rate", "momentum"),
-    "on_nonfinite": ("stop", "skip"),
-    "checkpoint.on_error": ("continue", "stop"),
-    "runtime.on_stall": ("report", "end"),
-}
-
-POSITIVE = (
-    "batch_size",
-    "worker_batch_size",
-    "batch_norm.synced_workers",
-    "data.image_size",
-    "data.synthetic_classes",
-    "data.synthetic_examples",
-    "data.synthetic_validation_examples",
-    "data.evaluation_short_side",
-    "evaluation.batch_size",
-    "learning_rate.reference_batch_size",
-    "learning_rate.warmup_power",
-    "optimizer.trust_coefficient",
-    "log.every_steps",
-    "checkpoint.keep",
-    "runtime.heartbeat_seconds",
-    "runtime.start_seconds",
-    "model.width",
-    "batch_norm.epsilon",
-    "allreduce.bucket_mib",
-)
-
-FRACTIONS = (
-    "label_smoothing",
-    "batch_norm.momentum",
-    "optimizer.momentum",
-    "optimizer.beta1",
-    "optimizer.beta2",
-)
-
-# Pairs of a least and a greatest number, and what these may be.
-RANGES = {"data.crop_area": (1e-6, 1.0), "data.crop_aspect": (1e-3, 1e3)}
+from lbsgd.values import check_values
 
 # Keys that say where and how a run is computed, not what: they may differ when it goes on.
 MACHINE_KEYS = (
@@ -91,6 +37,7 @@ MACHINE_KEYS = (
     "on_nonfinite",
     "max_nonfinite",
     "checkpoint.",
+    "diagnostics.",
     "log.",
     "runtime.",
 )
@@ -278,6 +225,18 @@ def default_config() -> ml_collections.ConfigDict:
                 # "continue": training goes on when one cannot be written. "stop": it ends.
                 "on_error": "continue",
             },
+            # How far a batch can grow (docs/diagnostics.md). Each is off until it has a time.
+            "diagnostics": {
+                # Noise scale, and cosines of neighbouring workers; every_steps=100 costs less than
+                # 3% of the time. Of averages: the weight of the past at each measurement.
+                "workers": {**_times("every"), "smoothing": 0.95},
+                # Gradient confusion: cosines of so many pairs of minibatches.
+                "confusion": {**_times("every"), "pairs": 100, "batch_size": 128},
+                # Norms of gradient, parameters and update, and trust ratios, by parameter array.
+                "layers": {**_times("every")},
+                # For memory: the workers of a device one after the other. Slow on a CPU.
+                "in_turn": False,
+            },
             # Metrics every so many updates; TensorBoard summaries where tensorflow is installed.
             "log": {"every_steps": 100, "tensorboard": True},
             "runtime": {
@@ -364,7 +323,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             raise ConfigError(
                 f"{key} must be {kind.__name__}, not {shown(value)} ({type(value).__name__})"
             ) from error
-    _check_values(resolved)
+    check_values(dict(flatten(resolved)))
+    _check_times(resolved)
     return ml_collections.FrozenConfigDict(resolved)
 
 
@@ -380,45 +340,12 @@ def _read(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
         raise ConfigError(f"the config cannot be read: {shown(error)}") from error
 
 
-def _check_values(config: ml_collections.ConfigDict) -> None:
-    values = dict(flatten(config))
-    for key, value in values.items():
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(f"unknown {key} {shown(value)}; known: {', '.join(CHOICES[key])}")
-        if key in POSITIVE and value <= 0:
-            raise ConfigError(f"{key} must be positive, not {shown(value)}")
-        if key in FRACTIONS and not 0 <= value < 1:
-            raise ConfigError(f"{key} must be at least 0 and less than 1, not {shown(value)}")
-        bounds.check(key, value)
-    for key, (least, most) in RANGES.items():
-        if len(values[key]) != 2 or not least <= values[key][0] <= values[key][1] <= most:
-            raise ConfigError(
-                f"{key} must be a least and a greatest number, from {least:g} to {most:g}, not "
-                f"{shown(values[key])}"
-            )
-    if len(values["data.color_jitter"]) != 3 or max(values["data.color_jitter"]) > 1:
-        raise ConfigError(
-            "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
-            f"saturation), not {shown(values['data.color_jitter'])}"
-        )
-    grid = values["allreduce.grid"]
-    if len(grid) != 2 or not all(isinstance(n, int) for n in grid) or (min(grid) < 1 and any(grid)):
-        raise ConfigError(f"allreduce.grid must be two whole numbers, or (0, 0), not {shown(grid)}")
-    if values["data.erasing"] > 1:
-        raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
-    sizes = values["batch_growth.sizes"]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ConfigError(f"batch_growth.sizes must be whole and positive, not {shown(sizes)}")
-    steps = values["batch_growth.at_steps"]
-    if not all(isinstance(step, int) for step in steps):
-        raise ConfigError(f"batch_growth.at_steps must be whole numbers, not {shown(steps)}")
-    decays = values["learning_rate.decay_epochs"]
-    if list(decays) != sorted(set(decays)):
-        raise ConfigError(f"learning_rate.decay_epochs must increase, not {shown(decays)}")
+def _check_times(config: ml_collections.ConfigDict) -> None:
     given(config, "total")
     given(config.learning_rate, "warmup")
-    given(config.evaluation, "every")
-    given(config.checkpoint, "every")
+    for group in (config.evaluation, config.checkpoint, *config.diagnostics.values()):
+        if isinstance(group, ml_collections.ConfigDict):
+            given(group, "every")
 
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:

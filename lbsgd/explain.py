@@ -76,6 +76,7 @@ def explain(run: Run) -> list[str]:
         _explain_rate(run),
         _explain_optimizer(run),
         _explain_batch_norm(run),
+        *run.diagnostics.describe(c.diagnostics),
     ]
     if run.gradient_mean is not None:
         lines.append(_explain_allreduce(run))

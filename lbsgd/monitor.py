@@ -24,19 +24,21 @@ Values = Mapping[str, float]
 class MetricsFile:
     """metrics.jsonl: one object a line with `step` (updates done), `epoch` and named values.
 
-    What a full disk refuses waits in memory, to be written with the next line.
+    What a full disk refuses waits in memory, to be written with the next line. diagnostics.jsonl is
+    a file of this kind too; its values may be lists, or numbers by name.
     """
 
-    def __init__(self, path: pathlib.Path, *, keep_until: int = 0) -> None:
+    def __init__(self, path: pathlib.Path, *, keep_until: int = 0, lists: bool = False) -> None:
         """Opens the file for appending, dropping what a run that goes on will write again.
 
         Args:
           keep_until: lines of later steps are dropped, as is a last line cut short.
+          lists: whether values may be more than numbers.
 
         Raises:
           ConfigError: the file cannot be written, or is damaged.
         """
-        self.kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
+        self.kept = [line for line in read_metrics(path, lists) if line["step"] <= keep_until]
         self._path, self._waiting = path, b""
         try:
             # In one step, so that whatever happens the file is the one or the other.
@@ -50,10 +52,9 @@ class MetricsFile:
                 "another --workdir"
             ) from error
 
-    def write(self, step: int, epoch: float, values: Values) -> None:
-        """Appends a line; a value that is not finite becomes null, as JSON has no word for it."""
-        numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        line = json.dumps({"step": step, "epoch": round(epoch, 6), **numbers}) + "\n"
+    def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Appends a line; a number that is not finite becomes null, as JSON has no word for it."""
+        line = json.dumps({"step": step, "epoch": round(epoch, 6), **_finite(values)}) + "\n"
         self._waiting += line.encode()
         with contextlib.suppress(OSError):  # `flush` tells
             self._write()
@@ -78,8 +79,19 @@ class MetricsFile:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_finite(inside) for inside in value]
+    return value if math.isfinite(value) else None
+
+
+def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none if there is no file, without a last line cut short.
+
+    Args:
+      lists: whether values may be lists, or numbers by name, as in diagnostics.jsonl.
 
     Raises:
       ConfigError: a line that is not the last is damaged.
@@ -93,7 +105,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(whole, 1):
         try:
-            lines.append(_numbers(json.loads(text)))
+            lines.append(_checked(json.loads(text), lists))
         except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}, line {number} is damaged; mend it or choose another --workdir"
@@ -101,12 +113,16 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _numbers(line: Any) -> dict[str, Any]:
+def _checked(line: Any, lists: bool) -> dict[str, Any]:
     """A line as `MetricsFile` writes it, or ValueError."""
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         raise ValueError("no step")
-    if not all(value is None or isinstance(value, (int, float)) for value in line.values()):
-        raise ValueError("not a number")
+    for value in line.values():
+        inside = [value]
+        if lists and isinstance(value, (list, dict)):
+            inside = list(value.values()) if isinstance(value, dict) else value
+        if not all(x is None or isinstance(x, (int, float)) for x in inside):
+            raise ValueError("not a number")
     return line
 
 

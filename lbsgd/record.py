@@ -4,7 +4,7 @@ Only process 0 keeps a record; the others have `NoRecord`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lbsgd import monitor
@@ -31,6 +31,7 @@ class Record:
             folder.checkpoints, config.keep, parts.identity(), on_error=config.on_error, say=say
         )
         self._metrics: monitor.MetricsFile | None = None
+        self._lists: monitor.MetricsFile | None = None
         self._summaries: monitor.Summaries = monitor.NoSummaries()
         self._saved_at = time.monotonic()
 
@@ -41,6 +42,10 @@ class Record:
     def begin(self, start: int) -> None:
         """Opens metrics and summaries of a run that goes on after `start` updates."""
         self._metrics = monitor.MetricsFile(self._folder.metrics, keep_until=start)
+        if any(self._parts.diagnostics) or self._folder.diagnostics.is_file():
+            self._lists = monitor.MetricsFile(
+                self._folder.diagnostics, keep_until=start, lists=True
+            )
         if self._parts.config.log.tensorboard:
             self._summaries = monitor.open_summaries(self._folder.tensorboard, self._say)
         self._saved_at = time.monotonic()
@@ -49,6 +54,21 @@ class Record:
         """Whether the state after `update` updates was evaluated."""
         lines = monitor.evaluations(monitor.read_metrics(self._folder.metrics))
         return any(line["step"] == update for line in lines)
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The lines of the metrics that were there before, and still count."""
+        return self._metrics.kept if self._metrics else []
+
+    def holds(self, update: int, name: str) -> bool:
+        """Whether the diagnostic `name` of `update` was written before, and still counts."""
+        kept = self._lists.kept if self._lists else []
+        return any(line["step"] == update and name in line for line in kept)
+
+    def write_lists(self, done: int, values: Mapping[str, Any]) -> None:
+        """Diagnostics after `done` updates: lists, or numbers by name."""
+        assert self._lists
+        self._lists.write(done, self._parts.timeline.epoch(done), values)
 
     def write(self, done: int, values: Values) -> None:
         """Metrics after `done` updates."""
@@ -70,7 +90,8 @@ class Record:
         """
         self._checkpoints.check()
         self._saved_at = time.monotonic()
-        problem = self._metrics.flush() if self._metrics else ""
+        files = [file for file in (self._metrics, self._lists) if file]
+        problem = next(filter(None, (file.flush() for file in files)), "")
         if not problem:
             self._checkpoints.save(done, state)
         elif self._parts.config.checkpoint.on_error == "stop":
@@ -109,12 +130,15 @@ class Record:
         """Waits for what is being written."""
         self._checkpoints.close()
         self._summaries.close()
-        if self._metrics:
-            self._metrics.close()
+        for file in (self._metrics, self._lists):
+            if file:
+                file.close()
 
 
 class NoRecord:
     """That of the processes that keep none."""
+
+    kept: tuple[()] = ()
 
     def restore(self, like: Any) -> None:
         return None
@@ -124,6 +148,12 @@ class NoRecord:
 
     def holds_evaluation(self, update: int) -> bool:
         return False
+
+    def holds(self, update: int, name: str) -> bool:
+        return False
+
+    def write_lists(self, done: int, values: Mapping[str, Any]) -> None:
+        pass
 
     def write(self, done: int, values: Values) -> None:
         pass

@@ -255,7 +255,8 @@ def train_step(
     batch_norm_momentum: float,
     total_variance: bool,
     gradient_mean: Callable[[Any], Any] | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    statistics: Callable[..., Any] | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
     """One update (Goyal et al., equation 4, with momentum and decay as the optimizer has them).
 
     Where the loss or the gradient is not finite, the update leaves the state as it was, but for its
@@ -269,6 +270,7 @@ def train_step(
       batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
       total_variance: average mean(var) + var(mean) instead of mean(var).
       gradient_mean: see `device_gradient`.
+      statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`.
 
     Returns:
       the next state, and the metrics of this update.
@@ -308,6 +310,8 @@ def train_step(
         "skipped": skipped,
         **{name: schedule(state.update) for name, schedule in schedules.items()},
     }
+    if statistics:
+        metrics["layers"] = statistics(gradients, state.params, changes, opt_state)
     return TrainState(state.update + 1, params, batch_stats, opt_state, skipped), metrics
 
 

@@ -15,6 +15,7 @@ from lbsgd import monitor, runtime
 from lbsgd.build import Run, build
 from lbsgd.compilation import CompiledSteps
 from lbsgd.config import flatten
+from lbsgd.diagnostics.live import Diagnostics
 from lbsgd.errors import DivergedError
 from lbsgd.evaluation import Evaluation
 from lbsgd.explain import explain, parameter_table
@@ -145,6 +146,7 @@ def _train(
         evaluate = Evaluation(parts, alive, should_stop)
         log = Log(parts, record, progress, alive, done, int(state.skipped))
         feed = log.fed(batches)
+        diagnostics = Diagnostics(parts, record, progress, log, alive, should_stop)
         while True:
             if owed:
                 log.drain()
@@ -153,6 +155,7 @@ def _train(
                 owed = values is None
                 if values:
                     log.evaluation(done, values)
+            diagnostics.at(done, state)
             stop = should_stop(done)
             if record.due(done):
                 log.drain()
@@ -160,9 +163,11 @@ def _train(
                     record.save(done, state)
             if stop or done == parts.total_updates:
                 break
-            state, metrics = steps(done)(state, next(feed))
+            batch = next(feed)
+            diagnostics.before(done + 1, state, batch)
+            state, metrics = steps(done)(state, batch)
             done += 1
-            log.update(done, metrics)
+            log.update(done, diagnostics.after(done, metrics))
             owed = done in parts.evaluate_after
         log.drain()
     return Reached(state, owed, log.speed())

@@ -44,6 +44,10 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def diagnostics(self) -> pathlib.Path:
+        return self.path / "diagnostics.jsonl"
+
+    @property
     def corrupt(self) -> pathlib.Path:
         """Of this process: names of the examples that it could not read."""
         process = jax.process_index()

@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from lbsgd.config import (
-    CHOICES,
-    FRACTIONS,
-    POSITIVE,
-    default_config,
-    flatten,
-    resolve,
-    run_keys,
-)
+from lbsgd.config import default_config, flatten, resolve, run_keys
 from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline
 from lbsgd.times import duration, every
+from lbsgd.values import CHOICES, FRACTIONS, POSITIVE
 
 DEFAULTS = dict(flatten(default_config()))
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
@@ -52,6 +45,7 @@ MACHINE = {
     "checkpoint.every_minutes",
     "checkpoint.keep",
     "checkpoint.on_error",
+    *(key for key in DEFAULTS if key.startswith("diagnostics.")),
     "log.every_steps",
     "log.tensorboard",
     "on_nonfinite",

@@ -12,9 +12,11 @@ from lbsgd.config import default_config, flatten
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
+PAGES += ["docs/diagnostics.md"]
+BENCHMARKS = ["allreduce", "digits", "input_pipeline", "noise_scale", "step", "torture"]
 
 
-@pytest.mark.parametrize("benchmark", ["allreduce", "digits", "input_pipeline", "step", "torture"])
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_tables_are_those_of_the_results(benchmark, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     table = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["table"]()

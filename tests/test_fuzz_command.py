@@ -14,7 +14,7 @@ import sys
 import pytest
 from test_fuzz_config import DEFAULTS, FLOATS, INTEGERS, TEXTS, TUPLES, misspelt
 
-from lbsgd.config import CHOICES
+from lbsgd.values import CHOICES
 
 ROOT = pathlib.Path(__file__).parent.parent
 

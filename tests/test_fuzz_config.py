@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from configs import digits
 from lbsgd import accumulation
 from lbsgd.build import Run, build
-from lbsgd.config import CHOICES, default_config, flatten, resolve, run_keys
+from lbsgd.config import default_config, flatten, resolve, run_keys
 from lbsgd.data.catalogue import SOURCES
 from lbsgd.data.pipeline import load
 from lbsgd.errors import ConfigError
 from lbsgd.explain import explain, parameter_table
 from lbsgd.models.resnet import ARCHITECTURES
+from lbsgd.values import CHOICES
 
 DEFAULTS = dict(flatten(default_config()))
 WORDS = {key.rsplit(".", 1)[-1] for key in DEFAULTS} | {"unknown"}

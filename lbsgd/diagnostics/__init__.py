@@ -1,0 +1,1 @@
+"""How far a batch can grow: gradient noise scale, gradient confusion, norms of each layer."""

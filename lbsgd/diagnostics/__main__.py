@@ -1,0 +1,63 @@
+"""Draws what a run measured of itself as PNG files in its workdir; changes nothing else.
+
+python -m lbsgd.diagnostics WORKDIR
+
+Exit code 0: at least one picture; 2: there is nothing to draw, or no run.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from lbsgd import monitor
+from lbsgd.diagnostics import pictures
+from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
+from lbsgd.workdir import Workdir
+
+USAGE = "python -m lbsgd.diagnostics WORKDIR"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draws, and returns the exit code."""
+    try:
+        if len(argv) != 1 or argv[0].startswith("-"):
+            raise ConfigError(f"one workdir is wanted; usage: {USAGE}")
+        for path in draw(Workdir(pathlib.Path(argv[0]))):
+            print(path)
+    except ConfigError as error:
+        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+    return EXIT_DONE
+
+
+def draw(folder: Workdir) -> list[pathlib.Path]:
+    """Writes the pictures that there is something for, and returns where.
+
+    Raises:
+      ConfigError: there is nothing, the folder is no run's, or it cannot be written.
+    """
+    if not folder.config.is_file():
+        raise ConfigError(f"{folder.path} is not the workdir of a run")
+    metrics = monitor.read_metrics(folder.metrics)
+    lists = monitor.read_metrics(folder.diagnostics, lists=True)
+    figures = {
+        "noise_scale.png": pictures.noise_scale_picture(metrics),
+        "cosines.png": pictures.cosines_picture(lists),
+        "layers.png": pictures.layers_picture(lists),
+    }
+    there = {folder.path / name: figure for name, figure in figures.items() if figure}
+    if not there:
+        raise ConfigError(
+            f"{folder.path} holds no diagnostics; a run measures them with "
+            "--config.diagnostics.workers.every_steps=100, or .confusion or .layers"
+        )
+    for path, figure in there.items():
+        try:
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
+    return list(there)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""When a run is to be looked at, and whether it can be."""
+
+from typing import NamedTuple
+
+import ml_collections
+
+from lbsgd import times
+from lbsgd.errors import ConfigError
+from lbsgd.timeline import Timeline
+
+
+class Plan(NamedTuple):
+    """Numbers of updates done; an empty set is a diagnostic that is off.
+
+    Attributes:
+      workers: updates on whose minibatch the workers' gradients are compared, just before.
+      confusion: after which pairs of minibatches are.
+      layers: whose norms are written.
+    """
+
+    workers: frozenset[int] = frozenset()
+    confusion: frozenset[int] = frozenset()
+    layers: frozenset[int] = frozenset()
+
+    def describe(self, config: ml_collections.ConfigDict) -> list[str]:
+        """A line if anything is on; none otherwise.
+
+        Args:
+          config: the config's `diagnostics`.
+        """
+        confusion = config.confusion
+        named = {
+            "gradient noise scale at {} updates": self.workers,
+            f"gradient confusion of {confusion.pairs} pairs of minibatches of "
+            f"{confusion.batch_size} after {{}}": self.confusion,
+            "norms of each parameter array at {}": self.layers,
+        }
+        parts = [text.format(f"{len(updates):,}") for text, updates in named.items() if updates]
+        return [f"diagnostics: {', '.join(parts)}"] if parts else []
+
+
+def plan(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Plan:
+    """The plan of a run of `total` updates.
+
+    Raises:
+      ConfigError: a diagnostic that is on cannot be had of this run.
+    """
+    made = Plan(
+        *(times.every(config, f"diagnostics.{name}", timeline, total) for name in Plan._fields)
+    )
+    if made.workers:
+        _check_workers(config, timeline)
+    batch_size = config.diagnostics.confusion.batch_size
+    if made.confusion and batch_size > timeline.examples_per_epoch:
+        raise ConfigError(
+            f"diagnostics.confusion.batch_size={batch_size} is more than the "
+            f"{timeline.examples_per_epoch:,} training examples; lower it"
+        )
+    return made
+
+
+def _check_workers(config: ml_collections.ConfigDict, timeline: Timeline) -> None:
+    group, n = config.batch_norm.synced_workers, config.worker_batch_size
+    if group > 1:
+        raise ConfigError(
+            "diagnostics.workers compares gradients of single workers, which batch_norm."
+            f"synced_workers={group} mixes; set that to 1, or diagnostics.workers.every_* to 0"
+        )
+    if min(segment.batch_size for segment in timeline.segments) <= n:
+        raise ConfigError(
+            f"diagnostics.workers compares k > 1 workers, and batch_size={n} is one of "
+            f"worker_batch_size={n}; lower that, or set diagnostics.workers.every_* to 0"
+        )

@@ -1,0 +1,174 @@
+"""The gradient of each worker, as far as numbers go: squared norms, and products of neighbours.
+
+A second form of the step, pure, beside `step.device_gradient`, which never has a single worker's
+gradient. Its numbers are the same for every placement: the small batch of a noise scale is one
+worker, the large one all k of them, wherever they lie.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lbsgd.step import Batch, WorkerResult, over_devices
+from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
+
+Gradient = Any
+
+
+class WorkerGradients(NamedTuple):
+    """What there is to know of the workers' gradients g_j of the loss, without weight decay.
+
+    Attributes:
+      squares: |g_j|^2, `[k]`.
+      neighbours: <g_(j-1), g_j> of neighbouring workers, `[k - 1]`.
+      mean_square: |G|^2 of their mean G.
+    """
+
+    squares: jax.Array
+    neighbours: jax.Array
+    mean_square: jax.Array
+
+
+class _Lanes(NamedTuple):
+    """Of the lanes of one device in one accumulation step.
+
+    Attributes:
+      first, last: the gradients of these lanes.
+      total: the sum over those lanes that hold a worker.
+      squares: `[L]`.
+      products: with the lane before, `[L]`; of the first lane not known here.
+    """
+
+    first: Gradient
+    last: Gradient
+    total: Gradient
+    squares: jax.Array
+    products: jax.Array
+
+
+def dot(a: Gradient, b: Gradient) -> jax.Array:
+    """The inner product of two trees; not as a matrix product, which may be of lower precision."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+
+
+def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array) -> _Lanes:
+    def keep(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), axis=0)
+
+    gradients = jax.vmap(gradient)(rows)
+    first, last, but_first, but_last = (
+        jax.tree.map(lambda x, part=part: x[part], gradients)
+        for part in (0, -1, slice(1, None), slice(None, -1))
+    )
+    squares = jax.vmap(dot)(gradients, gradients)
+    products = jax.vmap(dot)(but_last, but_first)
+    products = jnp.concatenate([jnp.zeros_like(squares[:1]), products])
+    return _Lanes(first, last, jax.tree.map(keep, gradients), squares, products)
+
+
+def _lanes_in_turn(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array) -> _Lanes:
+    """Holds four gradients at a time, and the activations of one worker."""
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], rows))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    is_first = jnp.arange(real.size, dtype=jnp.int32) == 0
+
+    def turn(carry: tuple[Gradient, Gradient, Gradient], lane: Any) -> tuple[Any, Any]:
+        (first, before, total), (row, keep, at_start) = carry, lane
+        g = gradient(row)
+        first = jax.tree.map(lambda new, old: jnp.where(at_start, new, old), g, first)
+        total = jax.tree.map(lambda sum_, new: sum_ + jnp.where(keep, new, 0), total, g)
+        return (first, g, total), (dot(g, g), dot(before, g))
+
+    carry, (squares, products) = lax.scan(turn, (zeros, zeros, zeros), (rows, real, is_first))
+    return _Lanes(*carry, squares, products)
+
+
+def device_gradients(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    worker: Callable[..., WorkerResult],
+    placement: Placement,
+    in_turn: bool,
+) -> WorkerGradients:
+    """On one device: what all devices together know of the k gradients.
+
+    A device sends the gradient of its last lane to the next one, once in an accumulation step. The
+    first device takes what the last one sent in the step before.
+
+    Args:
+      batch: this device's part, `[A, L, n, ...]`.
+    """
+
+    def loss(params: Any, rows: Batch) -> jax.Array:
+        # The norms of a network for synced batch norm ask for the axis, even of a group of one.
+        alone = jax.tree.map(lambda x: x[None], rows)
+        bound = functools.partial(worker, params, batch_stats)
+        return jnp.sum(jax.vmap(bound, axis_name=LANE_AXIS)(alone).loss)
+
+    gradient = functools.partial(jax.grad(loss), params)
+    through_lanes = _lanes_in_turn if in_turn else _lanes_at_once
+    device = lax.axis_index(DEVICE_AXES)
+    to_next = [(d, (d + 1) % placement.devices) for d in range(placement.devices)]
+    lane = jnp.arange(placement.lanes, dtype=jnp.int32)
+
+    def accumulate(carry: tuple[Gradient, Gradient], step_and_rows: Any) -> tuple[Any, Any]:
+        (before, total), (step, rows) = carry, step_and_rows
+        slot = (step * placement.devices + device) * placement.lanes + lane
+        lanes = through_lanes(gradient, rows, slot < placement.workers)
+        sent = lax.ppermute(lanes.last, DEVICE_AXES, to_next)
+        neighbour = jax.tree.map(lambda old, new: jnp.where(device == 0, old, new), before, sent)
+        products = lanes.products.at[0].set(dot(neighbour, lanes.first))
+        total = jax.tree.map(jnp.add, total, lanes.total)
+        return (sent, total), (lanes.squares, products)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
+    carry, numbers = _scan(accumulate, (zeros, zeros), (steps, batch))
+    mean = jax.tree.map(lambda x: x / placement.workers, lax.psum(carry[1], DEVICE_AXES))
+    squares, products = (
+        lax.all_gather(x, DEVICE_AXES, axis=1).reshape(-1)[: placement.workers] for x in numbers
+    )
+    return WorkerGradients(squares, products[1:], dot(mean, mean))
+
+
+def _scan(f: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any) -> tuple[Any, Any]:
+    """`lax.scan`, but without a loop for a single step (see `step.sum_over_steps`)."""
+    if jax.tree.leaves(steps)[0].shape[0] > 1:
+        return lax.scan(f, carry, steps)
+    carry, out = f(carry, jax.tree.map(lambda x: x[0], steps))
+    return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def workers_gradient(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    worker: Callable[..., WorkerResult],
+    placement: Placement,
+    in_turn: bool = False,
+) -> WorkerGradients:
+    """The workers' gradients at `params`, on all devices alike.
+
+    Args:
+      batch: the kn examples by slot, `[A, D * L, n, ...]`.
+      worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `step.worker_loss`, bound.
+      placement: of workers that share no batch norm.
+      in_turn: the lanes of a device one after the other, for memory, instead of side by side.
+    """
+    on_device = functools.partial(
+        device_gradients, worker=worker, placement=placement, in_turn=in_turn
+    )
+    return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+
+
+def compiled(worker: Callable[..., WorkerResult], placement: Placement, *, in_turn: bool) -> Any:
+    """(params, batch_stats, batch) -> `WorkerGradients`; nothing is donated."""
+    step = functools.partial(workers_gradient, worker=worker, placement=placement, in_turn=in_turn)
+    return jax.jit(step, out_shardings=placement.replicated)
