@@ -1,0 +1,45 @@
+"""In how few updates LARS, Nesterov momentum and growing batches learn Fashion-MNIST.
+
+python benchmarks/fashion_mnist.py run DIR   trains every row that docs/results/fashion_mnist.json
+                                             lacks, with 5 seeds, from train.npz and
+                                             validation.npz in DIR (about an hour on 2 cores)
+python benchmarks/fashion_mnist.py table     prints the table from it
+"""
+
+import sys
+
+import trainings
+
+RESULTS = trainings.ROOT / "docs" / "results" / "fashion_mnist.json"
+SMALL = ["fashion_mnist.py:epochs=4", "--config.model.width=0.25"]
+ROWS = {
+    "kn=128, the rate decays (configs/fashion_mnist_growing.py:decay)": [
+        "fashion_mnist_growing.py:decay"
+    ],
+    "kn=128 to 3200, the batch grows instead (configs/fashion_mnist_growing.py)": [
+        "fashion_mnist_growing.py"
+    ],
+    "kn=4096, linear scaling, gradual warmup": [
+        *SMALL,
+        "--config.batch_size=4096",
+        "--config.learning_rate.warmup_epochs=1",
+    ],
+    "kn=4096, LARS (configs/fashion_mnist_lars.py)": ["fashion_mnist_lars.py"],
+    "kn=4096, Nesterov, the same schedule (configs/fashion_mnist_nesterov.py)": [
+        "fashion_mnist_nesterov.py"
+    ],
+}
+
+
+def table() -> str:
+    """Validation error of each row, as Markdown."""
+    return trainings.table("Fashion-MNIST", RESULTS, ROWS)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == "run":
+        source = ["--config.data.source=npz", f"--config.data.dir={sys.argv[2]}"]
+        trainings.run(RESULTS, ROWS, *source)
+    elif sys.argv[1:] != ["table"]:
+        sys.exit(__doc__)
+    print(table())

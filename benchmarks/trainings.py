@@ -1,0 +1,79 @@
+"""Runs of configs, and tables of their errors: what digits.py and fashion_mnist.py share.
+
+Every run is a process of its own, started as a user would start it.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from lbsgd import monitor
+
+ROOT = pathlib.Path(__file__).parent.parent
+SEEDS = range(5)
+
+
+def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:
+    """The result of one run.
+
+    Args:
+      config: name and argument of a file in configs/, like "digits_growing.py:decay".
+      flags: of the command line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lbsgd.main", f"--config=configs/{config}", *flags]
+        command += [f"--config.seed={seed}", "--config.log.tensorboard=False"]
+        command += ["--config.log.every_steps=1", f"--workdir={folder}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        workdir = pathlib.Path(folder)
+        lines = monitor.read_metrics(workdir / "metrics.jsonl")
+        updates = [line for line in lines if "train_loss" in line]
+        return {
+            "seed": seed,
+            "val_error": monitor.final_error(lines),
+            "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
+            "updates": updates[-1]["step"],
+            "config": json.loads((workdir / "config.json").read_text())["config"],
+            "machine": json.loads((workdir / "machine.json").read_text())[-1],
+        }
+
+
+def run(results_file: pathlib.Path, rows: Mapping[str, Sequence[str]], *flags: str) -> None:
+    """Trains the rows that have no results yet, and writes them.
+
+    Args:
+      rows: by the name in the table, the config and flags of its own.
+      flags: of all rows.
+    """
+    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    for row, (config, *own) in rows.items():
+        if row in results:
+            continue
+        results[row] = [train(config, [*own, *flags], seed) for seed in SEEDS]
+        print(row, [run["val_error"] for run in results[row]], flush=True)
+        results_file.parent.mkdir(exist_ok=True)
+        results_file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(name: str, results_file: pathlib.Path, rows: Mapping[str, Sequence[str]]) -> str:
+    """Validation error of each row, mean and standard deviation over seeds, as Markdown."""
+    results = json.loads(results_file.read_text())
+    lines = [f"| {name} | updates | validation error % |", "|---|---|---|"]
+    for row in rows:
+        errors = [run["val_error"] for run in results[row]]
+        spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+        lines.append(f"| {row} | {results[row][0]['updates']:,} | {spread} |")
+    machines = [run["machine"] for row in rows for run in results[row]]
+    commits = sorted({machine["git_commit"][:10] for machine in machines})
+    versions = sorted({machine["packages"]["jax"] for machine in machines})
+    cores = sorted({machine["cpus"] for machine in machines})
+    lines.append("")
+    lines.append(
+        f"n={len(SEEDS)} seeds, mean ± standard deviation; {', '.join(map(str, cores))} CPU cores, "
+        f"jax {', '.join(versions)}, commits {', '.join(commits)}."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,30 @@
+"""Digits in 126 updates: Nesterov momentum at kn=1024, with the schedule of Nado et al. 2021.
+
+    python -m lbsgd.main --config configs/digits_nesterov.py
+
+configs/digits.py with 32 workers of 32, and nothing of LARS but its schedule: warmup from 0, then
+polynomial decay of power 2 to one update past the end. Nado et al. (arXiv 2102.06356) say that this
+is enough. Rate and warmup were chosen among eight by two seeds.
+
+Expected: EXPECTED
+"""
+
+import ml_collections
+
+from lbsgd.errors import ConfigError
+from lbsgd.recipes import sibling
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The config; takes no argument."""
+    if arg:
+        raise ConfigError(f"digits_nesterov has no variant {arg!r}; leave it out")
+    config = sibling(__file__, "digits")
+    config.batch_size = 1024
+    config.learning_rate.reference_learning_rate = 0.4
+    config.learning_rate.scaling = "none"
+    config.learning_rate.warmup_from = "zero"
+    config.learning_rate.warmup_epochs = 15.0
+    config.learning_rate.decay = "polynomial"
+    config.learning_rate.decay_past_end_steps = 1
+    return config

@@ -1,0 +1,38 @@
+"""Fashion-MNIST: growing the batch instead of decaying the rate (Smith et al. 2018), and its twin.
+
+    python -m lbsgd.main --config configs/fashion_mnist_growing.py --config.data.dir=DIR
+
+configs/fashion_mnist.py from one worker of n=128 on (eta = 0.1), ResNet-8 at a quarter of its width,
+4 epochs, with decays of a factor 5 at epochs 2 and 3. Here the batch grows instead, to 640 and 3200,
+half of Smith's limit of a tenth of the training set. At any epoch the noise scale eta N / (B (1 - m))
+is that of the twin.
+
+    decay                 the twin: kn=128 throughout, and the rate decays
+    epochs=20             another length, decays in proportion
+    smoke                 3 updates on random images, the last of them with twice the batch
+
+Expected: EXPECTED
+
+DIR is as in configs/fashion_mnist.py.
+"""
+
+import ml_collections
+
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+
+
+def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:
+    config.batch_growth.in_place_of_decay = False
+
+
+ROWS: Rows = {"decay": _set_decay, "epochs=": set_epochs, "smoke": set_smoke}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; see the arguments above."""
+    config = sibling(__file__, "fashion_mnist", "epochs=4,batch=128")
+    config.model.width = 0.25
+    config.learning_rate.decay_factor = 0.2
+    config.batch_growth.in_place_of_decay = True
+    config.batch_growth.largest = 6000 // 128 * 128
+    return select(config, arg, ROWS)

@@ -1,0 +1,36 @@
+"""Fashion-MNIST in 59 updates: LARS at kn=4096 (You, Gitman and Ginsburg 2017).
+
+    python -m lbsgd.main --config configs/fashion_mnist_lars.py --config.data.dir=DIR
+
+configs/fashion_mnist.py with 32 workers of 128, ResNet-8 at a quarter of its width and 4 epochs, so
+that 2 CPU cores can do it in two minutes. The recipe of LARS is that of configs/digits_lars.py.
+
+    epochs=20             another length
+    smoke                 3 updates on random images
+
+Expected: EXPECTED
+
+DIR is as in configs/fashion_mnist.py.
+"""
+
+import ml_collections
+
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+
+ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; see the arguments above."""
+    config = sibling(__file__, "fashion_mnist", "epochs=4,batch=4096")
+    config.model.width = 0.25
+    config.learning_rate.reference_learning_rate = 10.0
+    config.learning_rate.scaling = "none"
+    config.learning_rate.warmup_from = "zero"
+    config.learning_rate.warmup_epochs = 1.0
+    config.learning_rate.decay = "polynomial"
+    config.optimizer.name = "lars"
+    config.optimizer.nesterov = False
+    config.optimizer.momentum_form = "rate_inside"
+    config.optimizer.momentum_correction = False
+    return select(config, arg, ROWS)

@@ -1,0 +1,33 @@
+"""Fashion-MNIST in 59 updates: Nesterov momentum at kn=4096, with the schedule of Nado et al. 2021.
+
+    python -m lbsgd.main --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
+
+configs/fashion_mnist_lars.py without LARS: warmup from 0, then polynomial decay of power 2 to one
+update past the end.
+
+    epochs=20             another length
+    smoke                 3 updates on random images
+
+Expected: EXPECTED
+
+DIR is as in configs/fashion_mnist.py.
+"""
+
+import ml_collections
+
+from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+
+ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; see the arguments above."""
+    config = sibling(__file__, "fashion_mnist", "epochs=4,batch=4096")
+    config.model.width = 0.25
+    config.learning_rate.reference_learning_rate = 0.8
+    config.learning_rate.scaling = "none"
+    config.learning_rate.warmup_from = "zero"
+    config.learning_rate.warmup_epochs = 1.0
+    config.learning_rate.decay = "polynomial"
+    config.learning_rate.decay_past_end_steps = 1
+    return select(config, arg, ROWS)
