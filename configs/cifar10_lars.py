@@ -2,9 +2,9 @@
 
     python -m lbsgd.main --config configs/cifar10_lars.py --config.data.dir=DIR
 
-configs/cifar10.py with 32 workers of 128: 2,002 updates in 164 epochs where kn=128 takes 64,063. The
-recipe of LARS is that of configs/digits_lars.py; its rate, 15, and warmup of 15 epochs are guesses
-from there. lbsgd has not run this to the end.
+configs/cifar10.py with 32 workers of 128: 2,002 updates in 164 epochs where kn=128 takes 64,062.
+The recipe of LARS is that of configs/digits_lars.py; its rate, 15, and warmup of 15 epochs are
+guesses from there. lbsgd has not run this to the end.
 
     batch=1024..16384     kn
     epochs=30             another length

@@ -2,10 +2,10 @@
 
     python -m lbsgd.main --config configs/fashion_mnist_growing.py --config.data.dir=DIR
 
-configs/fashion_mnist.py from one worker of n=128 on (eta = 0.1), ResNet-8 at a quarter of its width,
-4 epochs, with decays of a factor 5 at epochs 2 and 3. Here the batch grows instead, to 640 and 3200,
-half of Smith's limit of a tenth of the training set. At any epoch the noise scale eta N / (B (1 - m))
-is that of the twin.
+configs/fashion_mnist.py from one worker of n=128 on (eta = 0.1), ResNet-8 at a quarter of its
+width, 4 epochs, with decays of a factor 5 at epochs 2 and 3. Here the batch grows instead, to 640
+and 3200; the limit is Smith's, a tenth of the training set. At any epoch the noise scale
+eta N / (B (1 - m)) is that of the twin.
 
     decay                 the twin: kn=128 throughout, and the rate decays
     epochs=20             another length, decays in proportion
@@ -34,5 +34,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.width = 0.25
     config.learning_rate.decay_factor = 0.2
     config.batch_growth.in_place_of_decay = True
-    config.batch_growth.largest = 6000 // 128 * 128
+    config.batch_growth.largest = 6000
     return select(config, arg, ROWS)
