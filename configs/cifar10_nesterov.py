@@ -2,8 +2,8 @@
 
     python -m lbsgd.main --config configs/cifar10_nesterov.py --config.data.dir=DIR
 
-configs/cifar10_lars.py (ResNet-20) without LARS: warmup from 0, then polynomial decay of power 2 to one update
-past the end. The rate, 1.6, is half of what linear scaling asks for, a guess from
+configs/cifar10_lars.py (ResNet-20) without LARS: warmup from 0, then polynomial decay of power 2 to
+one update past the end. The rate, 1.6, is half of what linear scaling asks for, a guess from
 configs/digits_nesterov.py. lbsgd has not run this to the end.
 
     batch=1024..16384     kn

@@ -30,7 +30,7 @@ ROWS: Rows = {"decay": _set_decay, "epochs=": set_epochs, "smoke": set_smoke}
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; see the arguments above."""
-    config = sibling(__file__, "fashion_mnist", "epochs=4,batch=128")
+    config = sibling(__file__, "fashion_mnist", "epochs=3,batch=128")
     config.model.width = 0.25
     config.learning_rate.decay_factor = 0.2
     config.batch_growth.in_place_of_decay = True

@@ -22,12 +22,12 @@ ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; see the arguments above."""
-    config = sibling(__file__, "fashion_mnist", "epochs=4,batch=4096")
+    config = sibling(__file__, "fashion_mnist", "epochs=3,batch=1024")
     config.model.width = 0.25
     config.learning_rate.reference_learning_rate = 0.8
     config.learning_rate.scaling = "none"
     config.learning_rate.warmup_from = "zero"
-    config.learning_rate.warmup_epochs = 1.0
+    config.learning_rate.warmup_epochs = 0.5
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
     return select(config, arg, ROWS)

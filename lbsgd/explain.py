@@ -147,7 +147,8 @@ def _explain_rate(run: Run) -> str:
     c, rate = run.config.learning_rate, run.rate
     ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
-    text = f"learning rate: {rate.full:.6g} = {c.reference_learning_rate:.6g}{factor}"
+    text = f"learning rate: {rate.full:.6g}"
+    text += f" = {c.reference_learning_rate:.6g}{factor}" if factor else ""
     if rate.warmup_updates:
         power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (

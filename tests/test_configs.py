@@ -55,12 +55,22 @@ def test_a_row_has_the_papers_numbers(arg):
         pytest.param("imagenet_lars", marks=pytest.mark.long),
         pytest.param("imagenet_lamb", marks=pytest.mark.long),
         pytest.param("imagenet_nesterov", marks=pytest.mark.long),
+        pytest.param("imagenet_smith", marks=pytest.mark.long),
+        pytest.param("imagenet_mikami", marks=pytest.mark.long),
+        pytest.param("fashion_mnist_lars", marks=pytest.mark.long),
+        pytest.param("fashion_mnist_nesterov", marks=pytest.mark.long),
+        "fashion_mnist_growing",
+        pytest.param("cifar10_lars", marks=pytest.mark.long),
+        pytest.param("cifar10_nesterov", marks=pytest.mark.long),
+        pytest.param("cifar10_growing", marks=pytest.mark.long),
     ],
 )
 def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
     """All that a machine needs to try the config: three updates, and an evaluation of 40 images."""
     get_config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
-    config = get_config("smoke,model=resnet18" if name.startswith("imagenet") else "smoke")
+    config = get_config("smoke")
+    if name.startswith("imagenet"):
+        config.model.name = "resnet18"
     assert config.data.source == "synthetic"
     outcome = train.run(resolve(config), tmp_path)
     assert (outcome.updates, outcome.complete) == (3, True)

@@ -12,8 +12,9 @@ from lbsgd.config import default_config, flatten
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
-PAGES += ["docs/diagnostics.md"]
-BENCHMARKS = ["allreduce", "digits", "input_pipeline", "noise_scale", "step", "torture"]
+PAGES += ["docs/diagnostics.md", "docs/methods.md"]
+BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
+BENCHMARKS += ["torture"]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
