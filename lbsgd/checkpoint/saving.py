@@ -48,10 +48,11 @@ class Costs(NamedTuple):
         if not self.saved:
             return f"no checkpoint was written{failed and f'; {failed}'}"
         megabytes, seconds = self.nbytes / self.saved / 1e6, self.seconds / self.saved
+        several = self.saved > 1
         text = (
-            f"{self.saved} checkpoint{'s' if self.saved > 1 else ''} of {megabytes:.1f} MB, each "
-            f"written in {seconds:.2f} s; training stood still {self.stood / self.calls:.3f} s "
-            "for each"
+            f"{self.saved} checkpoint{'s' * several} of {megabytes:.1f} MB, "
+            f"{'each ' * several}written in {seconds:.2f} s; training stood still "
+            f"{self.stood / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
         )
         return f"{text}; {failed}" if failed else text
 
