@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 
+from command import run_or_table
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "allreduce.json"
 ROUNDS = 7
@@ -204,9 +206,5 @@ if __name__ == "__main__":
         child(sys.argv[2], *map(int, sys.argv[3:]))
     elif sys.argv[1:] == ["costs"]:
         print(costs())
-    elif sys.argv[1:] in (["run"], ["table"]):
-        if sys.argv[1] == "run":
-            run()
-        print(table())
     else:
-        sys.exit(__doc__)
+        run_or_table(__doc__, run, table)

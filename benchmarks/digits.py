@@ -6,9 +6,8 @@ and in how few updates LARS, Nesterov momentum and growing batches get there.
     python benchmarks/digits.py table    prints the table from docs/results/digits.json
 """
 
-import sys
-
 import trainings
+from command import run_or_table
 
 RESULTS = trainings.ROOT / "docs" / "results" / "digits.json"
 ROWS = {
@@ -33,14 +32,15 @@ ROWS = {
 }
 
 
+def run() -> None:
+    """Trains every row that has no results yet."""
+    trainings.run(RESULTS, ROWS)
+
+
 def table() -> str:
     """Validation error of each row, as Markdown."""
     return trainings.table("digits", RESULTS, ROWS)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["run"]:
-        trainings.run(RESULTS, ROWS)
-    elif sys.argv[1:] != ["table"]:
-        sys.exit(__doc__)
-    print(table())
+    run_or_table(__doc__, run, table)

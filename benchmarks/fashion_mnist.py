@@ -6,9 +6,8 @@ python benchmarks/fashion_mnist.py run DIR   trains every row that docs/results/
 python benchmarks/fashion_mnist.py table     prints the table from it
 """
 
-import sys
-
 import trainings
+from command import run_or_table
 
 RESULTS = trainings.ROOT / "docs" / "results" / "fashion_mnist.json"
 SMALL = ["fashion_mnist.py:epochs=4", "--config.model.width=0.25"]
@@ -31,15 +30,16 @@ ROWS = {
 }
 
 
+def run(folder: str) -> None:
+    """Trains every row that has no results yet, from the npz files in `folder`."""
+    source = ["--config.data.source=npz", f"--config.data.dir={folder}"]
+    trainings.run(RESULTS, ROWS, *source)
+
+
 def table() -> str:
     """Validation error of each row, as Markdown."""
     return trainings.table("Fashion-MNIST", RESULTS, ROWS)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == "run":
-        source = ["--config.data.source=npz", f"--config.data.dir={sys.argv[2]}"]
-        trainings.run(RESULTS, ROWS, *source)
-    elif sys.argv[1:] != ["table"]:
-        sys.exit(__doc__)
-    print(table())
+    run_or_table(__doc__, run, table, arguments=1)

@@ -12,10 +12,10 @@ is of neighbours in time.
 import json
 import pathlib
 import statistics
-import sys
 import time
 
 import jax
+from command import run_or_table
 from step import ACCELERATOR_CASES, CASES, our_step
 
 from lbsgd import runtime
@@ -84,8 +84,4 @@ def table():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["run"]:
-        run()
-    elif sys.argv[1:] != ["table"]:
-        sys.exit(__doc__)
-    print(table())
+    run_or_table(__doc__, run, table)

@@ -12,13 +12,13 @@ neighbours in time.
 import json
 import pathlib
 import statistics
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command import run_or_table
 from flax import linen as nn
 
 from lbsgd import runtime
@@ -198,8 +198,4 @@ def table():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["run"]:
-        run()
-    elif sys.argv[1:] != ["table"]:
-        sys.exit(__doc__)
-    print(table())
+    run_or_table(__doc__, run, table)

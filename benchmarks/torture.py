@@ -24,6 +24,7 @@ import tempfile
 import time
 
 import jax
+from command import run_or_table
 
 from lbsgd import monitor, runtime
 from lbsgd.build import build
@@ -240,8 +241,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["run"]:
-        run()
-    elif sys.argv[1:] != ["table"]:
-        sys.exit(__doc__)
-    print(table())
+    run_or_table(__doc__, run, table)

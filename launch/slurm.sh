@@ -6,6 +6,7 @@
 # Edit the lines below, or give sbatch the same options. README.md tells the rest.
 #
 # --gres and not --gpus-per-task: JAX takes the GPU of its rank on the node, so a task must see all.
+# --mem=0: all of a node's memory, as of its GPUs; the default of a cluster may be far less.
 # --signal without "B:": the tasks get it, that many seconds before the time is up.
 
 #SBATCH --job-name=lbsgd
@@ -13,6 +14,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --gres=gpu:8
 #SBATCH --cpus-per-task=12
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
@@ -21,8 +23,9 @@
 
 set -uo pipefail
 
-# Failures are tried again up to so many starts; a preemption also counts as one, but always is.
+# So many failures in a row are tried again. SLURM's own count of restarts has preemptions in it.
 max_restarts=${LBSGD_MAX_RESTARTS:-10}
+failures_file=slurm-$SLURM_JOB_ID.failures
 
 if [[ -f .venv/bin/activate ]]; then
     # shellcheck source=/dev/null
@@ -32,11 +35,12 @@ fi
 say() { echo "slurm.sh: job $SLURM_JOB_ID: $*"; }
 
 # A job that is being cancelled or requeued is in SLURM's hands, and must not be brought back here.
-requeue() {
+requeue() { # why, and how many failures in a row that makes
     local state
     state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) || state=RUNNING
     if [[ $state == RUNNING ]]; then
         say "$1, requeued"
+        echo "$2" >"$failures_file" || exit 1 # else it would come back for ever
         scontrol requeue "$SLURM_JOB_ID" || exit 1
         exit 0
     fi
@@ -46,8 +50,7 @@ requeue() {
 # SLURM tells this shell too; the tasks save a checkpoint meanwhile, and their code counts.
 trap : TERM
 
-restarts=${SLURM_RESTART_COUNT:-0}
-say "start $((restarts + 1)) on $SLURM_JOB_NODELIST"
+say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 # Not --kill-on-bad-exit: the first task that ends with 75 would have the others killed while they
 # save. --wait ends the rest a minute after the first, whatever it ended with.
@@ -58,14 +61,20 @@ code=$?
 
 case $code in
     0) say "done" ;;
-    2 | 3) say "exit code $code, which another start would not mend" ;;
-    75) requeue "stopped after a checkpoint" ;;
+    # 126 and 127: there is no python to start.
+    2 | 3 | 126 | 127) say "exit code $code, which another start would not mend" ;;
+    75) requeue "stopped after a checkpoint" 0 ;;
     *)
-        if ((restarts < max_restarts)); then
-            requeue "exit code $code"
+        failures=0
+        if [[ -f $failures_file ]]; then
+            failures=$(<"$failures_file")
+        fi
+        if ((failures < max_restarts)); then
+            requeue "exit code $code" $((failures + 1))
         else
-            say "exit code $code after $restarts restarts, given up"
+            say "exit code $code after $failures failures before, given up"
         fi
         ;;
 esac
+rm -f "$failures_file"
 exit "$code"

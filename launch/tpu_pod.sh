@@ -78,15 +78,18 @@ EOF
     )"
 }
 
-# The run outlives the ssh session. Its process number and its exit code are left in files.
+# The run outlives the ssh session. Its process number and its exit code are left in files. A lock
+# tells whether it runs: after a reboot the number may be that of another process.
+runs='! flock --nonblock lock true'
+
 start() {
     (($#)) || usage
     on all "set -e
 cd lbsgd
-if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'runs already' >&2; exit 1; fi
+if $runs; then echo 'runs already' >&2; exit 1; fi
 $MOUNT
 rm -f pid exit_code
-nohup bash -c '.venv/bin/python -m lbsgd.main \"\$@\" & echo \$! >pid; wait \$!; echo \$? >exit_code' \
+nohup flock lock bash -c '.venv/bin/python -m lbsgd.main \"\$@\" & echo \$! >pid; wait \$!; echo \$? >exit_code' \
 lbsgd$(quoted "$@") >>run.log 2>&1 </dev/null &
 until [ -s pid ]; do sleep 0.1; done"
 }
@@ -101,15 +104,15 @@ status() {
     fi
     on all "cd lbsgd
 if [ -s exit_code ]; then echo \"\$(hostname): exit code \$(cat exit_code)\"
-elif [ -s pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo \"\$(hostname): runs\"
+elif $runs; then echo \"\$(hostname): runs\"
 else echo \"\$(hostname): not started, or ended without an exit code\"; fi"
 }
 
 # One SIGTERM would do: the workers agree on the update after which they save and end with 75.
 stop() {
     on all "cd lbsgd
-kill -TERM \$(cat pid) 2>/dev/null || true
-while kill -0 \$(cat pid) 2>/dev/null; do sleep 1; done"
+if $runs; then kill -TERM \$(cat pid) 2>/dev/null; fi
+flock lock true"
     status
 }
 

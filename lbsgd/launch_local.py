@@ -42,8 +42,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
 
+from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_USER, ConfigError
 from lbsgd.process_group import Group, Output, Signals, Verdict
 
@@ -165,12 +165,6 @@ def split_devices(
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share), **asked} for share in shares]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Instead of argparse's usage."""
-        raise ConfigError(message)
-
-
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -193,12 +187,7 @@ def _seconds(text: str) -> float:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's flags, and those of the run."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
-    parser = _Parser(
-        prog="python -m lbsgd.launch_local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m lbsgd.launch_local", __doc__)
     parser.add_argument("--num_processes", type=_at_least(1), required=True)
     parser.add_argument("--devices_per_process", type=_at_least(1))
     parser.add_argument("--platform", choices=("auto", "cpu", "cuda"), default="auto")
@@ -230,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
             flags.platform, flags.num_processes, flags.devices_per_process, gpus
         )
     except ConfigError as error:
-        print(f"lbsgd: {error}", file=sys.stderr)
+        complain(error)
         return EXIT_USER
     command = [sys.executable, "-m", "lbsgd.main"]
     return launch(command, arguments, environments, flags.max_restarts, flags.grace_seconds)

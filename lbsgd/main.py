@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lbsgd import config as config_lib
+from lbsgd.command_line import complain
 from lbsgd.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -35,12 +36,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this 
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
 
 
-def _complain(message: str) -> None:
-    print(f"lbsgd: {' '.join(message.split())}", file=sys.stderr)
-
-
 def _fail(message: str) -> None:
-    _complain(message)
+    complain(message)
     raise SystemExit(EXIT_USER)
 
 
@@ -138,15 +135,15 @@ def main(argv: Sequence[str]) -> int:
         try:
             return _run(stop)
         except ConfigError as error:
-            _complain(str(error))
+            complain(error)
             code = EXIT_USER
         except DivergedError as error:
-            _complain(f"diverged: {error}")
+            complain(f"diverged: {error}")
             return EXIT_DIVERGED  # all processes have
         except Exception as error:
             traceback.print_exc()
             if runtime.is_of_a_collective(error):
-                _complain("a collective failed: see what the other processes say, and their logs")
+                complain("a collective failed: see what the other processes say, and their logs")
             code = EXIT_FAILED
         runtime.leave(code)
         return code

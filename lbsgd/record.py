@@ -90,8 +90,7 @@ class Record:
         """
         self._checkpoints.check()
         self._saved_at = time.monotonic()
-        files = [file for file in (self._metrics, self._lists) if file]
-        problem = next(filter(None, (file.flush() for file in files)), "")
+        problem = self._flush()
         if not problem:
             self._checkpoints.save(done, state)
         elif self._parts.config.checkpoint.on_error == "stop":
@@ -99,20 +98,26 @@ class Record:
         else:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
 
+    def _flush(self) -> str:
+        """Brings the metrics to the disk: "", or why that cannot be."""
+        files = (file for file in (self._metrics, self._lists) if file)
+        return next(filter(None, (file.flush() for file in files)), "")
+
     def finish(self, done: int, state: Any) -> None:
         """Saves the last state, and waits until it is on the disk.
 
         Raises:
           ConfigError: it cannot be brought there.
         """
-        self.save(done, state)
-        self._checkpoints.wait()
         self._checkpoints.check()
-        if self._checkpoints.newest != done:
+        problem = self._flush()
+        if problem:
             raise ConfigError(
-                f"checkpoint {done} is not on the disk; {self.newest()}; once "
+                f"{problem}, so there is no checkpoint of update {done}; {self.newest()}; once "
                 f"{self._folder.path} can be written again, the same command goes on from there"
             )
+        self._checkpoints.save(done, state, last=True)
+        self._checkpoints.check(wait=True)
 
     def newest(self) -> str:
         """Which checkpoint is the newest good one, once all are on the disk."""

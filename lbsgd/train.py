@@ -156,13 +156,12 @@ def _train(
                 if values:
                     log.evaluation(done, values)
             diagnostics.at(done, state)
-            stop = should_stop(done)
+            if should_stop(done) or done == parts.total_updates:
+                break  # the last state is saved by `finish`
             if record.due(done):
                 log.drain()
                 with log.paused():
                     record.save(done, state)
-            if stop or done == parts.total_updates:
-                break
             batch = next(feed)
             diagnostics.before(done + 1, state, batch)
             state, metrics = steps(done)(state, batch)

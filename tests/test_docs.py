@@ -25,6 +25,30 @@ def test_tables_are_those_of_the_results(benchmark, monkeypatch):
     assert table in pages
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "arguments"),
+    [(benchmark, []) for benchmark in BENCHMARKS if benchmark != "input_pipeline"]
+    + [("digits", ["run", "more"]), ("digits", ["table", "more"]), ("fashion_mnist", ["run"])],
+)
+def test_benchmarks_say_how_they_are_used(benchmark, arguments, monkeypatch, capsys):
+    path = str(ROOT / "benchmarks" / f"{benchmark}.py")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("sys.argv", [path, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(path, run_name="__main__")
+    assert f"benchmarks/{benchmark}.py run" in stop.value.code
+    assert f"benchmarks/{benchmark}.py table" in stop.value.code
+    assert capsys.readouterr().out == ""
+
+
+def test_a_benchmark_prints_its_table(monkeypatch, capsys):
+    path = str(ROOT / "benchmarks" / "step.py")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("sys.argv", [path, "table"])
+    table = runpy.run_path(path, run_name="__main__")["table"]()
+    assert capsys.readouterr().out == table + "\n"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_paths_exist(page):
     text = (ROOT / page).read_text()

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(lbsgd.__file__).parent
 # By module, or by package for all else that is in it. Halves are landings within a floor.
 FLOORS = {
     "errors": 0,
+    "command_line": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline

@@ -109,8 +109,8 @@ def test_a_last_checkpoint_that_cannot_be_written_is_no_success(run):
     said, steps = run(full=11, cleared=-1)
     assert len(steps) < 20
     assert re.search(
-        r"ConfigError: checkpoint 20 is not on the disk; the newest good checkpoint is .*/(8|10); "
-        r"once .*/run can be written again, the same command goes on from there",
+        r"ConfigError: .*, so there is no checkpoint of update 20; the newest good checkpoint is "
+        r".*/(8|10); once .*/run can be written again, the same command goes on from there",
         said,
     )
 

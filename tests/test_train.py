@@ -189,11 +189,39 @@ def test_a_workdir_that_is_removed_while_training_is_noticed(tmp_path, capsys):
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return False
 
-    says = r"checkpoint 12 is not on the disk; .* once .*/run can be written again, the same"
+    says = (
+        r"metrics\.jsonl was removed, so there is no checkpoint of update 12; .* once .*/run can "
+        "be written again, the same"
+    )
     with pytest.raises(ConfigError, match=says):
         train.run(tiny_config(), tmp_path / "run", should_stop=remove)
     out = capsys.readouterr().out
-    assert re.search(r"metrics\.jsonl was removed, so there is no checkpoint of update 8; tr", out)
+    assert re.findall(r"metrics\.jsonl was removed, so .*", out) == [
+        "metrics.jsonl was removed, so there is no checkpoint of update 8; training goes on"
+    ]
+
+
+@pytest.mark.parametrize("full", ["metrics", "checkpoints"])
+def test_a_last_state_that_cannot_be_saved_is_said_once(tmp_path, capsys, full):
+    """And not as of a run that goes on."""
+
+    def fill(done: int) -> bool:
+        if done == UPDATES - 1 and full == "metrics":
+            (tmp_path / "run" / "metrics.jsonl").unlink()
+        elif done == UPDATES - 1:
+            [thread.join() for thread in threading.enumerate() if thread.name == "checkpoint 8"]
+            (tmp_path / "run/checkpoints").rename(tmp_path / "away")
+        return False
+
+    says = {
+        "metrics": r"metrics\.jsonl was removed, so there is no checkpoint of update 12; the "
+        r"newest good checkpoint is .*/8; once .*/run can be written again, the same command",
+        "checkpoints": r"checkpoint 12 could not be written \(.*\); the newest good one is 8; put "
+        r".*/checkpoints right, and the same command goes on",
+    }
+    with pytest.raises(ConfigError, match=says[full]):
+        train.run(tiny_config(), tmp_path / "run", should_stop=fill)
+    assert not re.search("removed|could not|training goes on", capsys.readouterr().out)
 
 
 def test_another_run_may_not_use_the_workdir(whole_run):

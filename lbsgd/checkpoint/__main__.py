@@ -10,26 +10,24 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import jax
 import numpy as np
 
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
+from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
-
-USAGE = "python -m lbsgd.checkpoint list|verify|show WORKDIR [UPDATE]"
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command, and returns the exit code."""
     try:
         args = _parse(argv)
-        folder = _checkpoints_folder(args.workdir)
-        updates = _updates(folder, args.update)
+        folder, update = _locate(args.workdir.absolute(), args.update)
+        updates = _updates(folder, update)
     except ConfigError as error:
-        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return EXIT_USER
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
@@ -107,27 +105,26 @@ def _content(manifest: Manifest) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m lbsgd.checkpoint", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m lbsgd.checkpoint", __doc__)
     parser.add_argument("command", choices=["list", "verify", "show"])
-    parser.add_argument("workdir", type=pathlib.Path, help="of a run, or its folder of checkpoints")
+    parser.add_argument(
+        "workdir", type=pathlib.Path, help="of a run, its folder of checkpoints, or one of them"
+    )
     parser.add_argument(
         "update", type=int, nargs="?", help="that one only; show: by default the newest"
     )
-
-    def fail(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; usage: {USAGE}")
-
-    setattr(parser, "error", fail)  # noqa: B010  # one line, where argparse prints its own
     return parser.parse_args(argv)
 
 
-def _checkpoints_folder(workdir: pathlib.Path) -> pathlib.Path:
-    inside = workdir / "checkpoints"
-    folder = inside if inside.is_dir() else workdir
-    if not folder.is_dir():
-        raise ConfigError(f"{workdir} is no folder")
-    return folder.absolute()
+def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int | None]:
+    """The folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints"
+    elif update is None and path.parent.name == "checkpoints" and path.name.isdecimal():
+        path, update = path.parent, int(path.name)
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder")
+    return path, update
 
 
 def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
@@ -136,7 +133,10 @@ def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read ({store.reason(error)})") from error
     if not there:
-        raise ConfigError(f"there are no checkpoints in {folder}")
+        raise ConfigError(
+            f"there are no checkpoints in {folder}; give the workdir of a run, its folder of "
+            "checkpoints, or one of them"
+        )
     if update is None:
         return there
     if update not in there:

@@ -48,10 +48,11 @@ class Costs(NamedTuple):
         if not self.saved:
             return f"no checkpoint was written{failed and f'; {failed}'}"
         megabytes, seconds = self.nbytes / self.saved / 1e6, self.seconds / self.saved
+        several = self.saved > 1
         text = (
-            f"{self.saved} checkpoint{'s' if self.saved > 1 else ''} of {megabytes:.1f} MB, each "
-            f"written in {seconds:.2f} s; training stood still {self.stood / self.calls:.3f} s "
-            "for each"
+            f"{self.saved} checkpoint{'s' * several} of {megabytes:.1f} MB, "
+            f"{'each ' * several}written in {seconds:.2f} s; training stood still "
+            f"{self.stood / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
         )
         return f"{text}; {failed}" if failed else text
 
@@ -90,6 +91,7 @@ class Checkpoints:
         """
         self._folder, self._keep, self._say = folder.absolute(), max(keep, 1), say
         self._identity, self._stops = normalized(identity), on_error == "stop"
+        self._raises = self._stops
         self._verified: dict[int, bool] = {}
         self._thread: threading.Thread | None = None
         self._failure, self._lock = "", threading.Lock()
@@ -140,17 +142,21 @@ class Checkpoints:
             )
         return None
 
-    def save(self, update: int, state: Any) -> None:
+    def save(self, update: int, state: Any, *, last: bool = False) -> None:
         """Starts to save a replicated state; returns when it may be changed.
 
         Waits for the save before, if that is still under way. A checkpoint that is known to be
         good is not written again.
+
+        Args:
+          last: no training follows: if this one cannot be written, `check` raises.
 
         Raises:
           ConfigError: an earlier one could not be written, and the run is to stop.
         """
         begun = time.monotonic()
         self.check(wait=True)
+        self._raises = self._stops or last
         if not (self._verified.get(update) and (self._folder / str(update)).is_dir()):
             copies = {name: _copy(x) for name, x in named_leaves(state).items()}
             name = f"checkpoint {update}"
@@ -163,7 +169,7 @@ class Checkpoints:
             self._add(stood=time.monotonic() - begun, calls=1)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raises what went wrong, once, if the run is to stop at that.
+        """Raises what went wrong, once, if the run is to stop at that, or at its end.
 
         Raises:
           ConfigError: a checkpoint could not be written.
@@ -283,7 +289,7 @@ class Checkpoints:
         if self.newest is not None:
             good = f"the newest good one is {self.newest}"
         what = f"checkpoint {update} could not be written ({why})"
-        if self._stops:
+        if self._raises:
             self._failure = (
                 f"{what}; {good}; put {self._folder} right, and the same command goes on from there"
             )

@@ -9,7 +9,6 @@ user or damage, 130 stopped by Ctrl-C.
 
 import argparse
 import contextlib
-import io
 import os
 import pathlib
 import shlex
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from lbsgd.command_line import Parser, complain
 from lbsgd.data.encode import Encoding
 from lbsgd.data.folder import folder_splits, tar_splits
 from lbsgd.data.limits import num_cores
@@ -26,11 +26,7 @@ from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
 from lbsgd.data.progress import Progress
 from lbsgd.data.sources import ArraySource, Source, npz, numbered, read_npz
-from lbsgd.errors import ConfigError
-
-EXIT_DONE = 0
-EXIT_USER = 2
-EXIT_INTERRUPTED = 130
+from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 
 KINDS = (
     "a folder or a tar of a folder of images for each class (below train/ and val/, or of one "
@@ -45,10 +41,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       ConfigError: a mistake in them.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m lbsgd.data.prepare",
-        description="Packs images into shards that lbsgd reads fast, or verifies what was packed.",
-    )
+    parser = Parser("python -m lbsgd.data.prepare", __doc__)
     add = parser.add_argument
     add("input", nargs="?", type=pathlib.Path, help=KINDS)
     add("output", nargs="?", type=pathlib.Path, help="folder of the packed set")
@@ -72,14 +65,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--raw", action="store_true", help="store pixels instead of JPEGs")
     add("--on-corrupt", choices=("error", "skip"), default="error", help="stop, or leave it out")
     add("--workers", type=int, default=0, metavar="N", help="threads; one a core by default")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            args = parser.parse_args(argv)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
+    args = parser.parse_args(argv)
     _check(args)
     return args
 
@@ -237,10 +223,10 @@ def main(argv: Sequence[str]) -> int:
         else:
             prepare(args)
     except ConfigError as error:
-        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return EXIT_USER
     except KeyboardInterrupt:
-        print("lbsgd: stopped; run again, a preparation goes on from here", file=sys.stderr)
+        complain("stopped; run again, a preparation goes on from here")
         return EXIT_INTERRUPTED
     return EXIT_DONE
 

@@ -6,15 +6,15 @@ does what `tfds convert_format` does, but needs neither TensorFlow nor Apache Be
 of the TFRecord files are not looked at.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from lbsgd.command_line import Parser, complain
 from lbsgd.data.tfds_source import formats, load, set_format
-from lbsgd.errors import ConfigError
+from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
@@ -90,16 +90,17 @@ def _note_format(path: pathlib.Path) -> None:
     os.replace(partial, path)
 
 
-def main() -> None:
-    """The command above."""
-    parser = argparse.ArgumentParser(description="Adds ArrayRecord files to a prepared dataset.")
+def main(argv: Sequence[str]) -> int:
+    """Converts, and returns the exit code."""
+    parser = Parser("python -m lbsgd.data.tfrecord", __doc__)
     parser.add_argument("folder", type=pathlib.Path, help="of one version, with dataset_info.json")
     try:
-        convert(parser.parse_args().folder)
+        convert(parser.parse_args(argv).folder)
     except (ConfigError, OSError) as error:
-        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        complain(error)
+        return EXIT_USER
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

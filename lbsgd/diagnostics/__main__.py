@@ -10,22 +10,21 @@ import sys
 from collections.abc import Sequence
 
 from lbsgd import monitor
+from lbsgd.command_line import Parser, complain
 from lbsgd.diagnostics import pictures
 from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
 from lbsgd.workdir import Workdir
 
-USAGE = "python -m lbsgd.diagnostics WORKDIR"
-
 
 def main(argv: Sequence[str]) -> int:
     """Draws, and returns the exit code."""
+    parser = Parser("python -m lbsgd.diagnostics", __doc__)
+    parser.add_argument("workdir", type=pathlib.Path, help="of a run")
     try:
-        if len(argv) != 1 or argv[0].startswith("-"):
-            raise ConfigError(f"one workdir is wanted; usage: {USAGE}")
-        for path in draw(Workdir(pathlib.Path(argv[0]))):
+        for path in draw(Workdir(parser.parse_args(argv).workdir)):
             print(path)
     except ConfigError as error:
-        print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return EXIT_USER
     return EXIT_DONE
 

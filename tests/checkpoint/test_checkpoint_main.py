@@ -97,6 +97,22 @@ def test_verify_finds_damage(workdir, cli):
     assert cli("verify", workdir, 10)[0] == 1
 
 
+def test_one_checkpoint_by_its_folder(workdir, cli, monkeypatch):
+    """Also a damaged one, one where one is, and though its update is the name of a workdir."""
+    folder = workdir / "checkpoints"
+    assert cli("verify", folder / "9") == cli("verify", workdir, 9)
+    assert cli("show", f"{folder / '9'}/") == cli("show", workdir, 9)
+    harm(workdir, 9)
+    shutil.rmtree(folder / "9" / "state")
+    assert cli("verify", folder / "9")[:2] == (1, [f"{folder / '9'}: damaged: {REASON}"])
+    monkeypatch.chdir(folder / "10")
+    assert cli("verify", ".") == cli("verify", workdir, 10)
+    numbered = workdir / "checkpoints" / "12"
+    shutil.copytree(workdir, workdir.parent / "copy")
+    (workdir.parent / "copy").rename(numbered)
+    assert cli("list", numbered)[1][1].split()[0] == "9"
+
+
 def test_show(workdir, cli):
     code, lines, err = cli("show", workdir)
     assert (code, err) == (0, "")
@@ -126,14 +142,20 @@ def test_nothing_is_changed(workdir, cli):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "the following arguments are required: command, workdir; usage: python -m"),
+        ([], "the following arguments are required: command, workdir; --help says more"),
         (["mend", "RUN"], "argument command: invalid choice: 'mend'"),
         (["list"], "the following arguments are required: workdir"),
         (["verify", "RUN", "x"], "argument update: invalid int value: 'x'"),
         (["verify", "RUN", "9", "10"], "unrecognized arguments: 10"),
         (["list", "RUN/none"], "RUN/none is no folder"),
         (["list", "FILE"], "FILE is no folder"),
-        (["list", "RUN/empty"], "there are no checkpoints in RUN/empty"),
+        (
+            ["list", "RUN/empty"],
+            "there are no checkpoints in RUN/empty; give the workdir of a run, its folder of "
+            "checkpoints, or one of them",
+        ),
+        (["verify", "RUN/checkpoints/8"], "there is no checkpoint 8 in RUN/checkpoints, only"),
+        (["verify", "RUN/checkpoints/9", "9"], "there are no checkpoints in RUN/checkpoints/9; "),
         (["show", "RUN", "8"], "there is no checkpoint 8 in RUN/checkpoints, only 9, 10"),
     ],
 )

@@ -60,8 +60,11 @@ def test_costs_are_a_line():
         "3 checkpoints of 0.2 MB, each written in 0.21 s; training stood still 0.004 s for each"
     )
     assert str(Costs(1, 2, 5_000_000, 1.0, 0.3, 3)) == (
-        "1 checkpoint of 5.0 MB, each written in 1.00 s; training stood still 0.100 s for each; "
+        "1 checkpoint of 5.0 MB, written in 1.00 s; training stood still 0.100 s for each; "
         "2 could not be written"
+    )
+    assert str(Costs(1, 0, 5_000_000, 1.0, 0.1, 1)) == (
+        "1 checkpoint of 5.0 MB, written in 1.00 s; training stood still 0.100 s for it"
     )
     assert str(Costs(0, 2, 0, 1.0, 0.3, 2)) == "no checkpoint was written; 2 could not be written"
 

@@ -377,13 +377,6 @@ def test_mistake_is_one_line(images, monkeypatch, capsys, arguments, message):
     assert not pathlib.Path("out").exists()
 
 
-def test_help_is_for_reading(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert not stop.value.code
-    assert "--on-corrupt" in capsys.readouterr().out
-
-
 def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     """Though threads wait for files, as those of a network disk that is gone."""
     waits = (

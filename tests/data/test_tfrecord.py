@@ -68,7 +68,7 @@ def test_full_disk_is_reported(tfrecord):
     """As far as a limit on the size of files is like one."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        f"sys.argv[1:] = [{str(tfrecord)!r}]\nfrom lbsgd.data.tfrecord import main; main()"
+        f"from lbsgd.data.tfrecord import main; sys.exit(main([{str(tfrecord)!r}]))"
     )
     done = run("-c", code, check=False)
     assert done.returncode == 2

@@ -290,12 +290,6 @@ def test_without_diagnostics_there_is_a_line(plain, tmp_path, capsys, kind, mess
     assert re.search(message, line)
 
 
-@pytest.mark.parametrize("args", [[], ["a", "b"], ["--help"]])
-def test_the_command_wants_one_workdir(args, capsys):
-    assert main(args) == 2
-    assert "usage: python -m lbsgd.diagnostics WORKDIR" in capsys.readouterr().err
-
-
 # --- the command line --------------------------------------------------------------------------
 
 FLAGS = [

@@ -165,12 +165,6 @@ def test_defaults(monkeypatch):
     assert environments == [{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}] * 2
 
 
-def test_help_is_the_docstring(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        launch_local.main(["--help"])
-    assert launch_local.__doc__.strip() in capsys.readouterr().out
-
-
 # Runs
 
 

@@ -21,16 +21,16 @@ def slurm(tmp_path):
     executable(fakes / "squeue", '#!/bin/bash\necho "$STATE"\n')
     executable(fakes / "scontrol", f"#!/bin/bash\nprintf '%s\\0' \"$@\" >>{tmp_path}/scontrol\n")
 
-    def start(task, *args, state="RUNNING", restarts=0):
+    def start(task, *args, state="RUNNING", most=10):
         (tmp_path / "task").write_text(task)
         env = {
             "PATH": f"{fakes}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "17",
             "SLURM_JOB_NODELIST": "node[1-2]",
             "STATE": state,
+            "SLURM_RESTART_COUNT": "1000",  # by preemptions
+            "LBSGD_MAX_RESTARTS": str(most),
         }
-        if restarts:
-            env["SLURM_RESTART_COUNT"] = str(restarts)
         return subprocess.Popen(["bash", LAUNCH / "slurm.sh", *args], cwd=tmp_path, env=env)
 
     start.folder = tmp_path
@@ -38,27 +38,46 @@ def slurm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "state", "again"),
+    ("code", "state", "again"),
     [
-        (errors.EXIT_DONE, 0, "RUNNING", False),
-        (errors.EXIT_USER, 0, "RUNNING", False),
-        (errors.EXIT_DIVERGED, 0, "RUNNING", False),
-        (errors.EXIT_PREEMPTED, 0, "RUNNING", True),
-        (errors.EXIT_PREEMPTED, 1000, "RUNNING", True),
-        (errors.EXIT_PREEMPTED, 0, "COMPLETING", False),  # scancel, scontrol requeue, preemption
-        (errors.EXIT_FAILED, 0, "RUNNING", True),
-        (errors.EXIT_FAILED, 9, "RUNNING", True),
-        (errors.EXIT_FAILED, 10, "RUNNING", False),
-        (errors.EXIT_FAILED, 0, "COMPLETING", False),
-        (134, 0, "RUNNING", True),
+        (errors.EXIT_DONE, "RUNNING", False),
+        (errors.EXIT_USER, "RUNNING", False),
+        (errors.EXIT_DIVERGED, "RUNNING", False),
+        (126, "RUNNING", False),  # python cannot be started
+        (127, "RUNNING", False),  # there is none
+        (errors.EXIT_PREEMPTED, "RUNNING", True),
+        (errors.EXIT_PREEMPTED, "COMPLETING", False),  # scancel, scontrol requeue, preemption
+        (errors.EXIT_FAILED, "RUNNING", True),
+        (errors.EXIT_FAILED, "COMPLETING", False),
+        (134, "RUNNING", True),
     ],
 )
-def test_slurm_requeues_what_another_start_can_mend(slurm, code, restarts, state, again):
-    job = slurm(f"exit {code}", state=state, restarts=restarts)
+def test_slurm_requeues_what_another_start_can_mend(slurm, code, state, again):
+    job = slurm(f"exit {code}", state=state)
     assert job.wait() == (0 if again else code)
     assert (slurm.folder / "scontrol").exists() == again
+    assert len(list(slurm.folder.glob("*.failures"))) == again
     if again:
         assert words(slurm.folder / "scontrol") == ["requeue", "17"]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_slurm_gives_up_after_failures_in_a_row(slurm, most):
+    """Those that a checkpoint came between are not in a row."""
+    for _ in range(2):
+        for _ in range(most):
+            assert slurm(f"exit {errors.EXIT_FAILED}", most=most).wait() == 0
+        assert slurm(f"exit {errors.EXIT_PREEMPTED}", most=most).wait() == 0
+    for _ in range(most):
+        assert slurm("exit 134", most=most).wait() == 0
+    assert slurm("exit 134", most=most).wait() == 134
+    assert not list(slurm.folder.glob("*.failures"))
+
+
+def test_slurm_requeues_nothing_without_count(slurm):
+    (slurm.folder / "slurm-17.failures").mkdir()
+    assert slurm(f"exit {errors.EXIT_FAILED}").wait() != 0
+    assert not (slurm.folder / "scontrol").exists()
 
 
 def test_slurm_passes_arguments_on(slurm):
@@ -86,6 +105,7 @@ def test_slurm_options():
     assert {"requeue", "open-mode"} <= options.keys()
     assert options["open-mode"] == "append"
     assert options["gres"] == f"gpu:{options['ntasks-per-node']}"  # JAX: one GPU a task
+    assert options["mem"] == "0"  # with all GPUs of a node all of its memory
     name, seconds = options["signal"].split("@")
     assert name == "TERM"  # with "B:" the tasks would not get it
     assert int(seconds) >= 120  # SLURM may be a minute early or late

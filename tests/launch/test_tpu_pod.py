@@ -105,6 +105,23 @@ def test_tpu_start_stop_and_go_on(tpu):
     assert tpu("status").stdout.count("runs") == 2
 
 
+def test_tpu_number_of_another_process_is_not_believed(tpu):
+    """Of one that got it after a reboot, which left the file."""
+    other = subprocess.Popen(["sleep", "1000"])
+    for worker in (0, 1):
+        (tpu.folder / f"worker-{worker}" / "lbsgd" / "pid").write_text(f"{other.pid}\n")
+    try:
+        assert tpu("status").stdout.count("not started, or ended") == 2
+        assert tpu("stop").returncode == 0
+        assert tpu("start", "--config=x").returncode == 0
+        assert tpu("status").stdout.count("runs") == 2
+        assert tpu("stop").stdout.count(f"exit code {errors.EXIT_PREEMPTED}") == 2
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_tpu_mounts_first(tpu):
     assert tpu("start", "--config=x", MOUNT="touch mounted").returncode == 0
     assert (tpu.folder / "worker-1/lbsgd/mounted").exists()
