@@ -10,7 +10,6 @@ import trainings
 from command import run_or_table
 
 RESULTS = trainings.ROOT / "docs" / "results" / "fashion_mnist.json"
-SMALL = ["fashion_mnist.py:epochs=4", "--config.model.width=0.25"]
 ROWS = {
     "kn=128, the rate decays (configs/fashion_mnist_growing.py:decay)": [
         "fashion_mnist_growing.py:decay"
@@ -18,13 +17,13 @@ ROWS = {
     "kn=128 to 3200, the batch grows instead (configs/fashion_mnist_growing.py)": [
         "fashion_mnist_growing.py"
     ],
-    "kn=4096, linear scaling, gradual warmup": [
-        *SMALL,
-        "--config.batch_size=4096",
-        "--config.learning_rate.warmup_epochs=1",
+    "kn=1024, linear scaling, gradual warmup": [
+        "fashion_mnist.py:epochs=3",
+        "--config.model.width=0.25",
+        "--config.learning_rate.warmup_epochs=0.5",
     ],
-    "kn=4096, LARS (configs/fashion_mnist_lars.py)": ["fashion_mnist_lars.py"],
-    "kn=4096, Nesterov, the same schedule (configs/fashion_mnist_nesterov.py)": [
+    "kn=1024, LARS (configs/fashion_mnist_lars.py)": ["fashion_mnist_lars.py"],
+    "kn=1024, Nesterov, the same schedule (configs/fashion_mnist_nesterov.py)": [
         "fashion_mnist_nesterov.py"
     ],
 }

@@ -9,7 +9,8 @@ is that of the twin.
 
     decay       the twin: kn=128 throughout, and the rate decays
 
-Expected: EXPECTED
+Expected: 0.44% validation error in 446 updates, standard deviation 0.15 over 5 seeds; the twin has
+0.44%, standard deviation 0.32, in 1,010 (docs/results/digits.json). Half a minute on 2 CPU cores.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in 59 updates: Nesterov momentum at kn=4096, with the schedule of Nado et al. 2021.
+"""Fashion-MNIST in 176 updates: Nesterov momentum at kn=1024, with the schedule of Nado et al. 2021.
 
     python -m lbsgd.main --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
 
