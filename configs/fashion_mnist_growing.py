@@ -3,8 +3,8 @@
     python -m lbsgd.main --config configs/fashion_mnist_growing.py --config.data.dir=DIR
 
 configs/fashion_mnist.py from one worker of n=128 on (eta = 0.1), ResNet-8 at a quarter of its
-width, 3 epochs, with decays of a factor 5 at epochs 1.5 and 2.25. Here the batch grows instead, to 640
-and 3200; the limit is Smith's, a tenth of the training set. At any epoch the noise scale
+width, 3 epochs, with decays of a factor 5 at epochs 1.5 and 2.25. Here the batch grows instead, to
+640 and 3200; the limit is Smith's, a tenth of the training set. At any epoch the noise scale
 eta N / (B (1 - m)) is that of the twin.
 
     decay                 the twin: kn=128 throughout, and the rate decays

@@ -1,9 +1,9 @@
-"""Fashion-MNIST in 176 updates: Nesterov momentum at kn=1024, with the schedule of Nado et al. 2021.
+"""Fashion-MNIST in 176 updates: Nesterov momentum, with the schedule of Nado et al. 2021.
 
     python -m lbsgd.main --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
 
 configs/fashion_mnist_lars.py without LARS: warmup from 0, then polynomial decay of power 2 to one
-update past the end.
+update past the end. Its rate was chosen among four by one seed.
 
     epochs=20             another length
     smoke                 3 updates on random images
