@@ -1,4 +1,7 @@
-"""A run goes on elsewhere: other devices, processes and accumulation steps, the same trajectory."""
+"""A run goes on elsewhere: other devices, processes and accumulation steps, the same trajectory.
+
+Its batch grows from 64 to 128 after 8 of 20 updates.
+"""
 
 import os
 import pathlib
@@ -31,6 +34,7 @@ def get_config(arg=""):
         "batch_size": 64,
         "worker_batch_size": 8,
         "total_steps": {UPDATES},
+        "batch_growth": {{"sizes": (128,), "at_steps": (8,), "compensate": "momentum"}},
         "model": {{"name": "resnet8", "width": 0.25}},
         "learning_rate": {{"reference_batch_size": 16, "warmup_epochs": 0.2}},
         "data": {{"crop": "padded", "crop_padding": 1, "flip": True}},
@@ -161,8 +165,10 @@ folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv
 config = resolve(runpy.run_path(str(folder / "chain.py"))["get_config"]())
 runtime.start_processes(f"127.0.0.1:{port}", processes, process, config.runtime)
 batches = build(config).train_batches()
-arrays = {"slots": np.arange(8)[batches.placement(0).local_slots()]}
+arrays = {}
 for update in (0, 7, 23):
+    place = batches.placement(update)
+    arrays[f"{update} slots"] = np.arange(place.devices * place.lanes)[place.local_slots()]
     arrays |= {f"{update} {k}": x for k, x in load(batches.job(update)).items()}
     arrays[f"{update} examples"] = batches.examples(update)[1]
 np.savez(folder / f"{process}.npz", **arrays)
@@ -187,10 +193,11 @@ def test_processes_load_the_examples_of_one_bitwise(x64, tmp_path, processes):
     ]
     assert [process.wait(timeout=240) for process in group] == [0] * processes
     parts = [np.load(tmp_path / f"{i}.npz") for i in range(processes)]
-    assert sorted(slot for part in parts for slot in part["slots"]) == list(range(8))
     whole = build(config_at(8)).train_batches()
-    for update in (0, 7, 23):
+    for update, count in ((0, 8), (7, 8), (23, 16)):
+        slots = [part[f"{update} slots"] for part in parts]
+        assert sorted(np.concatenate(slots)) == list(range(count))
         expected = load(whole.job(update)) | {"examples": whole.examples(update)[1]}
         for key, array in expected.items():
-            for part in parts:
-                np.testing.assert_array_equal(part[f"{update} {key}"], array[:, part["slots"]])
+            for part, mine in zip(parts, slots):
+                np.testing.assert_array_equal(part[f"{update} {key}"], array[:, mine])
