@@ -21,6 +21,7 @@ ROWS = {
         "fashion_mnist.py:epochs=3",
         "--config.model.width=0.25",
         "--config.learning_rate.warmup_epochs=0.5",
+        "--config.evaluation.every_epochs=0",
     ],
     "kn=1024, LARS (configs/fashion_mnist_lars.py)": ["fashion_mnist_lars.py"],
     "kn=1024, Nesterov, the same schedule (configs/fashion_mnist_nesterov.py)": [

@@ -7,7 +7,7 @@ Their network was a Wide ResNet 16-4; here it is ResNet-20, so accuracies are fo
 
     row=original      kn=128, eta=0.1, and the rate decays: 78,125 updates (theirs: 94.3%)
     row=growing       the default: kn=128, 640, 3200, 16,000: 28,875 updates (theirs: 94.4%)
-    row=rate          eta=0.5, kn=640, 3200, 5120, then the rate decays: 6,406 updates (94.5%)
+    row=rate          eta=0.5, kn=640, 3200, 5120, then the rate decays: 6,407 updates (94.5%)
     row=momentum      and m=0.98, kn=3200, 5120: 2,305 updates (theirs: 93.3%)
     row=hybrid        kn=128, then 640, then the rate decays: 34,375 updates
     smoke             3 updates on random images, the last of them with twice the batch

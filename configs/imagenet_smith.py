@@ -34,6 +34,7 @@ def _set_schedule(config: ml_collections.ConfigDict, value: str) -> None:
     config.batch_growth.in_place_of_decay = value != "decay"
     if value == "pod":
         config.learning_rate.warmup_from = "reference"
+        config.optimizer.nesterov = True
         config.learning_rate.reference_learning_rate = 0.1
         config.learning_rate.scaling = "linear"
         config.batch_growth.largest = 16384

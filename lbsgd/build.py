@@ -321,6 +321,9 @@ def _schedules(
 ) -> dict[str, Schedule]:
     sizes = {size: float(size) for size in momenta}
     found = {"learning_rate": rate.schedule, "batch_size": growth.by_size(timeline, sizes)}
+    momentum = growth.momentum_schedule(timeline, momenta)
+    if callable(momentum):
+        found["momentum"] = momentum
     if config.optimizer.name != "lamb":  # which has no momentum in this sense
         found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
     return found

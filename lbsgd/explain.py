@@ -8,6 +8,7 @@ from clu import parameter_overview
 from lbsgd.build import Run
 from lbsgd.collectives import cost
 from lbsgd.collectives.allreduce import resolve_grid
+from lbsgd.growth import momentum_of_size, phases_of
 from lbsgd.optim.chain import decayed, scaled
 
 
@@ -135,10 +136,13 @@ def _explain_batch_sizes(run: Run) -> list[str]:
             f"minibatch: kn={size} from update {update:,} (epoch {epoch:.4g}), "
             f"{run.placements[size].describe()}"
         )
-    if len(sizes) > 1:
+    if growth.in_place_of_decay:
+        lines.append("minibatch: rate / batch size is at any epoch what the decay would make of it")
+    elif len(sizes) > 1:
+        momenta = ", ".join(f"{momentum_of_size(run.config, b):.6g}" for b in run.placements)
         kept = {"none": "rate and momentum do not change with the size"}
         kept["rate"] = f"{run.config.learning_rate.scaling} scaling of the rate at each size"
-        kept["momentum"] = "momentum rises with the size, so that the noise scale stays"
+        kept["momentum"] = f"momentum {momenta}, so that the noise scale stays"
         lines.append(f"minibatch: {kept[growth.compensate]}")
     return lines
 
@@ -159,8 +163,12 @@ def _explain_rate(run: Run) -> str:
     if run.config.batch_growth.in_place_of_decay and not rate.decay_updates:
         return f"{text}; no decay, the batch grows instead"
     if run.config.batch_growth.in_place_of_decay:
-        at = ", ".join(str(t) for t in rate.decay_updates)
-        return f"{text}; decays as far as the batch does not grow, at updates {at}"
+        levels = {
+            run.timeline.update_at_epoch(phase.epoch): rate.full * float(phase.rate)
+            for phase in phases_of(run.config)
+        }
+        changes = ", ".join(f"{levels[t]:.6g} from update {t}" for t in rate.decay_updates)
+        return f"{text}; where the batch does not grow, it decays: {changes}"
     if rate.decay_updates:
         reached = [str(t) for t in rate.decay_updates if t < run.total_updates]
         past = len(rate.decay_updates) - len(reached)

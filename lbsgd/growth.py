@@ -80,43 +80,75 @@ def phases_of(config: ml_collections.ConfigDict) -> list[Phase]:
     )
 
 
+def _check_keys(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError where a key of `batch_growth` would be without effect, or undo another."""
+    growth, rate = config.batch_growth, config.learning_rate
+    times = growth.at_epochs or growth.at_steps
+    compensates = growth.compensate != "none"
+    # What is wrong, and what to do about it.
+    problems = {
+        "sizes and in_place_of_decay both say how the batch grows; leave one out": (
+            growth.in_place_of_decay and (growth.sizes or times)
+        ),
+        "in_place_of_decay keeps rate / batch size already, which compensate would undo; set that "
+        "to 'none'": growth.in_place_of_decay and compensates,
+        "largest is of in_place_of_decay; turn that on, or set largest to 0": (
+            growth.largest and not growth.in_place_of_decay
+        ),
+        "at_epochs and at_steps say the same thing; leave one out": (
+            growth.at_epochs and growth.at_steps
+        ),
+        f"there are {len(growth.sizes)} sizes and {len(times)} times for them; give each a time in "
+        "at_epochs (or at_steps)": len(growth.sizes) != len(times),
+        "compensate has no change of size to make up for; give sizes, or set it to 'none'": (
+            compensates and not growth.sizes
+        ),
+        "compensate='momentum' is for momentum, which optimizer.name='lamb' has not": (
+            growth.compensate == "momentum" and config.optimizer.name == "lamb"
+        ),
+        "compensate='rate' follows learning_rate.scaling, which is 'none'; set that to 'linear' or "
+        "'sqrt'": growth.compensate == "rate" and rate.scaling == "none",
+        "compensate='rate' multiplies the rate that learning_rate.decay_end_rate wants to be "
+        "absolute; set one of them aside": (
+            growth.compensate == "rate" and rate.decay == "polynomial" and rate.decay_end_rate
+        ),
+    }
+    for problem, there in problems.items():
+        if there:
+            raise ConfigError(f"batch_growth: {problem}")
+
+
 def build_timeline(config: ml_collections.ConfigDict, examples_per_epoch: int) -> Timeline:
     """The timeline of the batch sizes that the config asks for.
 
     Raises:
-      ConfigError: times and sizes do not fit together.
+      ConfigError: times and sizes do not fit together, or a size would last no update.
     """
-    growth, first = config.batch_growth, config.batch_size
+    _check_keys(config)
+    growth = config.batch_growth
+    schedule = [(Fraction(0), config.batch_size)]
     if growth.in_place_of_decay:
-        if growth.sizes:
-            raise ConfigError(
-                "batch_growth.sizes and batch_growth.in_place_of_decay both say how the batch "
-                "grows; leave one out"
-            )
-        phases = phases_of(config)
-        grows = [b for a, b in itertools.pairwise(phases) if a.batch_size != b.batch_size]
-        changes = [(phase.epoch, phase.batch_size) for phase in (phases[0], *grows)]
-        return Timeline.from_schedule(examples_per_epoch, changes)
-    if growth.at_epochs and growth.at_steps:
-        raise ConfigError(
-            "batch_growth.at_epochs and batch_growth.at_steps say the same thing; leave one out"
-        )
-    times = growth.at_epochs or growth.at_steps
-    if len(times) != len(growth.sizes):
-        raise ConfigError(
-            f"batch_growth has {len(growth.sizes)} sizes and {len(times)} times for them; give "
-            "each a time in at_epochs (or at_steps)"
-        )
-    schedule = list(zip((0, *times), (first, *growth.sizes)))
+        pairs = itertools.pairwise(phases_of(config))
+        schedule += [(b.epoch, b.batch_size) for a, b in pairs if a.batch_size != b.batch_size]
+    else:
+        times = growth.at_epochs or growth.at_steps
+        schedule += [(exact(time), size) for time, size in zip(times, growth.sizes)]
+    make = Timeline.from_updates if growth.at_steps else Timeline.from_schedule
     try:
-        if growth.at_steps:
-            return Timeline.from_updates(examples_per_epoch, schedule)
-        return Timeline.from_schedule(examples_per_epoch, schedule)
+        timeline = make(examples_per_epoch, schedule)
     except ValueError as error:
+        when = ", ".join(f"{float(time):g}" for time, _ in schedule[1:])
         raise ConfigError(
-            f"batch_growth: times {times} and sizes {growth.sizes} must be positive, and the times "
-            "must increase"
+            f"batch_growth: the batch size changes at {when}; these must be above 0 and increase"
         ) from error
+    for segment, after in itertools.pairwise(timeline.segments):
+        if segment.first_update == after.first_update:
+            raise ConfigError(
+                f"batch_growth: batch size {segment.batch_size} would last no update, for "
+                f"{after.batch_size} begins at update {after.first_update} too; leave it out, or "
+                "more time between the two"
+            )
+    return timeline
 
 
 def by_size(timeline: Timeline, values: Mapping[int, float]) -> Schedule:

@@ -104,7 +104,8 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     else:
         schedule = rates.constant(full)
     if warmup and c.warmup == "gradual":
-        schedule = rates.gradual_warmup(schedule, warmup_rate, full, warmup, c.warmup_power)
+        _, length, clock = _clock(timeline, 0, warmup)
+        schedule = rates.gradual_warmup(schedule, warmup_rate, full, length, c.warmup_power, clock)
     elif warmup:
         schedule = rates.constant_warmup(schedule, warmup_rate, warmup)
     if config.batch_growth.compensate == "rate":
@@ -135,7 +136,8 @@ def _step_decay(
 def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rates.Schedule]:
     """Two updates as times, and update -> time; time is examples seen / first batch size.
 
-    So a rate that falls with time falls alike for each example, whatever the batch size is. With
+    So a rate that rises or falls with time does so alike for each example, whatever the batch size
+    is. With
     one size time is the update index, exactly.
     """
     first = timeline.segments[0].batch_size

@@ -93,6 +93,7 @@ def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
     config.batch_size = 64
     config.worker_batch_size = 8
     config.accumulation_steps = 1
+    config.batch_norm.precise_examples = min(config.batch_norm.precise_examples, 64)
     config.total_epochs = 0.0
     config.total_steps = 3
     config.model.width = 0.125

@@ -63,17 +63,17 @@ class Timeline:
 
     @classmethod
     def from_updates(
-        cls, examples_per_epoch: int, schedule: Sequence[tuple[int, int]]
+        cls, examples_per_epoch: int, schedule: Sequence[tuple[float | Fraction, int]]
     ) -> "Timeline":
-        """Batch sizes by update: pairs (update, batch size), the first at update 0.
+        """Batch sizes by update: pairs (whole update, batch size), the first at update 0.
 
         Raises:
           ValueError: sizes not positive, first update not 0, or updates not increasing.
         """
-        starts = [start for start, _ in schedule]
+        starts = [int(start) for start, _ in schedule]
         _check_schedule(examples_per_epoch, starts, [size for _, size in schedule])
         segments = [Segment(0, 0, schedule[0][1])]
-        for start, size in schedule[1:]:
+        for start, (_, size) in zip(starts[1:], schedule[1:]):
             segments.append(_after(segments[-1], start - segments[-1].first_update, size))
         return cls(examples_per_epoch, tuple(segments))
 

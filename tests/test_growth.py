@@ -17,6 +17,7 @@ from lbsgd.checkpoint import Checkpoints
 from lbsgd.compilation import CompiledSteps
 from lbsgd.config import default_config, resolve
 from lbsgd.errors import ConfigError
+from lbsgd.explain import explain
 from lbsgd.growth import build_timeline, growing_twin
 from lbsgd.monitor import read_metrics
 from lbsgd.rate import build_rate
@@ -287,9 +288,13 @@ def test_one_compilation_for_each_size_from_where_the_run_is():
 
 
 @pytest.mark.parametrize("kind", ["cosine", "polynomial"])
-def test_a_rate_that_falls_with_time_falls_with_examples(kind):
-    """Whatever the sizes, it is the rate that a constant size has at the same example."""
-    keys = {"learning_rate.decay": kind, "learning_rate.warmup": "none", "total_steps": 0}
+def test_a_rate_that_varies_with_time_varies_with_examples(kind):
+    """Whatever the sizes, it is the rate that a constant size has at the same example.
+
+    The batch grows within the warmup, and again after it.
+    """
+    keys = {"learning_rate.decay": kind, "learning_rate.warmup_from": "zero", "total_steps": 0}
+    keys |= {"learning_rate.warmup_epochs": 0.0, "learning_rate.warmup_examples": 64 * 8}
     keys |= {"total_examples": 64 * 28, "dtype": "float32"}
     grown = config(**keys)
     timeline = build_timeline(grown, 1437)
@@ -319,25 +324,89 @@ def test_automatic_accumulation_is_chosen_for_each_size(tmp_path, monkeypatch):
     assert all(needs(placement) <= limit for placement in found.values())
 
 
+NONE = {"sizes": (), "at_steps": ()}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"sizes": (128,), "at_steps": ()}, "1 sizes and 0 times"),
-        ({"sizes": (128,), "at_steps": (4,), "at_epochs": (1.0,)}, "say the same thing"),
-        ({"sizes": (128, 256), "at_steps": (8, 4)}, "must increase"),
-        ({"sizes": (100,), "at_steps": (4,)}, "not a multiple of worker_batch_size"),
-        ({"sizes": (12.5,), "at_steps": (4,)}, "whole and positive"),
-        ({"sizes": (128,), "at_steps": (4.5,)}, "whole numbers"),
+        ({"at_steps": ()}, "there are 2 sizes and 0 times"),
+        ({"at_epochs": (1.0, 2.0)}, "say the same thing"),
+        ({"at_steps": (8, 4)}, "changes at 8, 4; these must be above 0 and increase"),
+        ({"at_steps": (0, 4)}, "changes at 0, 4; these must be above 0"),
+        ({"sizes": (100, 200)}, "not a multiple of worker_batch_size"),
+        ({"sizes": (12.5, 64)}, "whole and positive"),
+        ({"at_steps": (4.5, 8)}, "whole numbers"),
+        ({"sizes": (128,), "at_steps": (), "at_epochs": (0.01,)}, "64 would last no update"),
+        ({"at_steps": (), "at_epochs": (1.0, 1.001)}, "128 would last no update, for 256 begins"),
         ({"in_place_of_decay": True}, "both say how the batch grows"),
-        ({"sizes": (), "at_steps": (), "in_place_of_decay": True}, "needs a decay"),
-        ({"compensate": "momentum", "sizes": (8,), "at_steps": (4,)}, "negative"),
+        ({**NONE, "in_place_of_decay": True}, "needs a decay that it takes the place of"),
+        ({**NONE, "in_place_of_decay": True, "compensate": "rate"}, "compensate would undo"),
+        ({"largest": 256}, "largest is of in_place_of_decay"),
+        ({**NONE, "compensate": "momentum"}, "no change of size to make up for"),
     ],
 )
 def test_mistakes_are_named(keys, message):
-    first = {"optimizer.momentum": 0.5} if "negative" in message else {}
-    message = "start with the smallest" if message == "negative" else message
     with pytest.raises(ConfigError, match=message):
-        build(config(**first, **{f"batch_growth.{key}": value for key, value in keys.items()}))
+        build(config(**{f"batch_growth.{key}": value for key, value in keys.items()}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"batch_growth.compensate": "momentum", "optimizer.name": "lamb"},
+            "optimizer.name='lamb' has not",
+        ),
+        (
+            {"batch_growth.compensate": "rate", "learning_rate.scaling": "none"},
+            "follows learning_rate.scaling",
+        ),
+        (
+            {
+                "batch_growth.compensate": "rate",
+                "learning_rate.decay": "polynomial",
+                "learning_rate.decay_end_rate": 0.01,
+            },
+            "decay_end_rate wants to be absolute",
+        ),
+        (
+            {"batch_growth.compensate": "momentum", "batch_growth.sizes": (8, 64)}
+            | {"optimizer.momentum": 0.5},
+            "start with the smallest size",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(config(**keys))
+
+
+@pytest.mark.parametrize("decays", [(0.0, 30.0), (0.01, 30.0), (30.0, 30.05, 60.0)])
+def test_decays_that_leave_a_size_no_update_are_named(decays):
+    keys = {"learning_rate.decay": "steps", "learning_rate.decay_epochs": decays}
+    keys |= {"batch_growth.in_place_of_decay": True, "learning_rate.decay_factor": 0.5}
+    with pytest.raises(ConfigError, match=r"must be above 0|would last no update"):
+        build(config(**keys, **{f"batch_growth.{key}": value for key, value in NONE.items()}))
+
+
+def test_explain_says_what_changes_with_the_size():
+    lines = explain(build(config(**{"batch_growth.compensate": "momentum"})))
+    assert "minibatch: kn=128 from update 4 (epoch 0.1781), k=16 workers of n=8" in " ".join(lines)
+    assert "minibatch: momentum 0.9, 0.95, 0.975, so that the noise scale stays" in lines
+    late = explain(build(config(total_steps=6)))
+    assert "minibatch: kn=256 would begin past the end, at update 8" in late
+
+
+def test_explain_says_the_rates_of_a_capped_twin():
+    keys = {"learning_rate.decay": "steps", "learning_rate.decay_epochs": (0.4, 0.7)}
+    keys |= {"learning_rate.decay_factor": 0.2, "batch_growth.in_place_of_decay": True}
+    keys |= {"batch_growth.largest": 128, "total_steps": 20}
+    keys |= {f"batch_growth.{key}": value for key, value in NONE.items()}
+    text = " ".join(explain(build(config(**keys))))
+    # 0.1 x 0.2 x 2 where the batch doubles, then x0.2 as it no longer grows.
+    assert "kn=128 from update 9" in text
+    assert "where the batch does not grow, it decays: 0.04 from update 9, 0.008 from update" in text
 
 
 def test_a_cap_below_the_first_size_is_named():

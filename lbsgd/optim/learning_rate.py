@@ -96,19 +96,27 @@ def product(first: Schedule, second: Schedule) -> Schedule:
 
 
 def gradual_warmup(
-    after: Schedule, start_rate: float, full_rate: float, updates: int, power: float = 1.0
+    after: Schedule,
+    start_rate: float,
+    full_rate: float,
+    length: float,
+    power: float = 1.0,
+    clock: Schedule = _float,
 ) -> Schedule:
     """Goyal et al., section 2.2: a constant increment per update from the reference rate.
 
-    Update t < W has start_rate + (full_rate - start_rate) * (t / W)^power; from W on it is `after`.
+    Time t < W has start_rate + (full_rate - start_rate) * (t / W)^power; from W on it is `after`.
     Powers other than 1 are of Nado et al. 2021.
+
+    Args:
+      length: W.
+      clock: update -> time t; the update itself unless the batch size changes.
     """
 
     def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        ramp = (
-            start_rate + (full_rate - start_rate) * _fraction(_float(update), 0, updates) ** power
-        )
-        return jnp.where(_float(update) < updates, ramp, after(update))
+        time = clock(update)
+        ramp = start_rate + (full_rate - start_rate) * _fraction(time, 0, length) ** power
+        return jnp.where(time < length, ramp, after(update))
 
     return schedule
 
