@@ -48,9 +48,9 @@ def test_a_row_has_the_papers_numbers(arg):
 @pytest.mark.parametrize(
     "name",
     [
-        "cifar10",
-        "fashion_mnist",
-        "imagenette",
+        pytest.param("cifar10", marks=pytest.mark.long),
+        pytest.param("fashion_mnist", marks=pytest.mark.long),
+        pytest.param("imagenette", marks=pytest.mark.long),
         "imagenet_goyal",
         pytest.param("imagenet_lars", marks=pytest.mark.long),
         pytest.param("imagenet_lamb", marks=pytest.mark.long),
