@@ -19,7 +19,7 @@ from lbsgd.build import build
 from lbsgd.checkpoint import Checkpoints
 from lbsgd.config import default_config, resolve
 from lbsgd.diagnostics.__main__ import main
-from lbsgd.diagnostics.noise_scale import smoothed
+from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.update_statistics import layer_names, layer_statistics
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.errors import ConfigError
@@ -153,8 +153,15 @@ def test_the_noise_scale_is_a_function_of_the_metrics(looked_at):
     metrics = metrics_of(looked_at)
     for i, line in enumerate(metrics):
         if "gradient_noise_scale" in line:
-            expected = smoothed(metrics[: i + 1], 0.95).mean.noise_scale
-            assert line["gradient_noise_scale"] == (expected if np.isfinite(expected) else None)
+            mean, error = recent(metrics[: i + 1], 5).average
+            expected = {
+                "gradient_square_mean": mean.gradient_square,
+                "gradient_square_error": error,
+                "gradient_covariance_trace_mean": mean.covariance_trace,
+                "gradient_noise_scale": mean.noise_scale,
+            }
+            for key, number in expected.items():
+                assert line[key] == (number if np.isfinite(number) else None)
 
 
 def test_norms_of_layers_are_those_of_the_update(looked_at):
@@ -319,6 +326,7 @@ def test_from_the_command_line(tmp_path):
     assert len(re.findall("update (4|8|12)  gradient confusion: cosines of 6 ", done.stdout)) == 3
     noise = re.findall(r"update \d+  gradient noise scale.*\(\|G\|\^2 ", done.stdout)
     assert len(noise) == 6
+    assert sum("preliminary" in line for line in noise) == 4
     drawn = [sys.executable, "-m", "lbsgd.diagnostics", str(tmp_path)]
     assert subprocess.run(drawn, cwd=ROOT, capture_output=True).returncode == 0
     assert (tmp_path / "cosines.png").exists()

@@ -29,7 +29,7 @@ from lbsgd.explain import explain
             {"diagnostics.layers.every_epochs": 1.0, "diagnostics.layers.every_steps": 3},
             "say the same thing",
         ),
-        ({"diagnostics.workers.smoothing": 1.0}, r"diagnostics\.workers\.smoothing must be"),
+        ({"diagnostics.workers.window": 0}, r"diagnostics\.workers\.window must be positive"),
         ({"diagnostics.confusion.pairs": 0}, r"diagnostics\.confusion\.pairs must be positive"),
     ],
 )
