@@ -98,8 +98,7 @@ class Diagnostics:
         self._recent = self._recent.add(epoch, new, window)
         cosines = neighbour_cosines(found).tolist()
         self._record.write_lists(done, {WORKERS: cosines})
-        values = {**_numbers_of(new, self._recent.average, cosines), "batch_size": kn}
-        self._record.write(done, values)
+        self._record.write(done, _numbers_of(new, self._recent.average, cosines))
         if runtime.is_first():  # who alone has the metrics of before
             text = noise_scale.advice(self._recent, window, kn, n)
             self._progress.line(f"epoch {epoch:.2f}  update {done}  {text}")
