@@ -228,8 +228,9 @@ def default_config() -> ml_collections.ConfigDict:
             # How far a batch can grow (docs/diagnostics.md). Each is off until it has a time.
             "diagnostics": {
                 # Noise scale, and cosines of neighbouring workers; every_steps=100 costs less than
-                # 3% of the time. Of averages: the weight of the past at each measurement.
-                "workers": {**_times("every"), "smoothing": 0.95},
+                # 3% of the time. Averaged over the last `window` measurements: fewer follow faster,
+                # more scatter less.
+                "workers": {**_times("every"), "window": 5},
                 # Gradient confusion: cosines of so many pairs of minibatches.
                 "confusion": {**_times("every"), "pairs": 100, "batch_size": 128},
                 # Norms of gradient, parameters and update, and trust ratios, by parameter array.

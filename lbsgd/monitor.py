@@ -358,13 +358,21 @@ def _means_between_evaluations(metrics: list[dict[str, Any]]) -> tuple[list[floa
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
-    """Training and validation error against epochs, learning rate below, as a PNG."""
+    """The curves of a run, as a PNG."""
+    curves(metrics, title).savefig(path, dpi=120)
+
+
+def curves(metrics: list[dict[str, Any]], title: str) -> Any:
+    """Errors against epochs, learning rate below, and the batch size where it changes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    errors, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    sizes = {line["batch_size"] for line in metrics if line.get("batch_size") is not None}
+    strips = ("learning_rate", "batch_size")[: 2 if len(sizes) > 1 else 1]
+    ratios = (3, *(1 for _ in strips))
+    errors, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     validation = list(evaluations(metrics))
     errors.plot(*_means_between_evaluations(metrics), color="tab:blue", label="training")
     errors.plot(
@@ -377,13 +385,14 @@ def draw_curves(metrics: list[dict[str, Any]], path: pathlib.Path, title: str) -
     errors.set_ylim(bottom=0)
     errors.grid(alpha=0.3)
     errors.legend(frameon=False)
-    with_rate = [line for line in metrics if line.get("learning_rate") is not None]
-    rates.plot(
-        [line["epoch"] for line in with_rate],
-        [line["learning_rate"] for line in with_rate],
-        color="tab:gray",
-    )
-    rates.set(xlabel="epochs", ylabel="learning rate")
-    rates.set_ylim(bottom=0)
-    rates.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    for panel, key in zip(below, strips):
+        lines = [line for line in metrics if line.get(key) is not None]
+        points = [line["epoch"] for line in lines], [line[key] for line in lines]
+        # A line has the size of the update that ended there.
+        style = "steps-pre" if key == "batch_size" else "default"
+        panel.plot(*points, color="tab:gray", drawstyle=style)
+        panel.set(ylabel=key.replace("_", " "))
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    below[-1].set_xlabel("epochs")
+    return figure

@@ -41,6 +41,7 @@ POSITIVE = (
     "learning_rate.reference_batch_size",
     "learning_rate.warmup_power",
     "optimizer.trust_coefficient",
+    "diagnostics.workers.window",
     "diagnostics.confusion.pairs",
     "diagnostics.confusion.batch_size",
     "log.every_steps",
@@ -58,7 +59,6 @@ FRACTIONS = (
     "optimizer.momentum",
     "optimizer.beta1",
     "optimizer.beta2",
-    "diagnostics.workers.smoothing",
 )
 
 # Pairs of a least and a greatest number, and what these may be.

@@ -181,3 +181,19 @@ assert tf.make_ndarray(event.tensor_proto) == 2.5, event
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_curves_have_the_batch_size_where_it_changes():
+    def lines(*sizes: float) -> list[dict]:
+        both = ({"epoch": float(i), "learning_rate": 0.1 * i} for i in range(len(sizes)))
+        return [{**line, "batch_size": size} for line, size in zip(both, sizes)]
+
+    evaluation = {"epoch": 1.0, "val_error": 5.0}
+    constant = monitor.curves([*lines(64.0, 64.0), evaluation], "x")
+    assert [panel.get_ylabel() for panel in constant.axes] == ["error %", "learning rate"]
+    grown = monitor.curves([*lines(64.0, 64.0, 128.0), evaluation], "x")
+    assert [panel.get_ylabel() for panel in grown.axes][1:] == ["learning rate", "batch size"]
+    (line,) = grown.axes[2].get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 1, 2], [64, 64, 128])
+    assert line.get_drawstyle() == "steps-pre"
+    assert [panel.get_xlabel() for panel in grown.axes] == ["", "", "epochs"]

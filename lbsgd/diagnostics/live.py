@@ -53,7 +53,7 @@ class Diagnostics:
             functools.partial(compiled, parts.worker, in_turn=config.in_turn)
         )
         # Not stored anywhere: a function of the metrics.
-        self._smoothed = noise_scale.smoothed(record.kept, config.workers.smoothing)
+        self._recent = noise_scale.recent(record.kept, config.workers.window)
 
     def at(self, done: int, state: TrainState) -> None:
         """The gradient confusion of the state after `done` updates, if it is due."""
@@ -93,21 +93,14 @@ class Diagnostics:
         n, kn = placement.worker_batch_size, placement.batch_size
         small = float(np.mean(found.squares, dtype=np.float64))
         new = noise_scale.estimate(small, n, float(found.mean_square), kn)
-        smoothing = self._parts.config.diagnostics.workers.smoothing
-        self._smoothed = self._smoothed.add(new, smoothing)
+        epoch = self._parts.timeline.epoch(done)
+        window = self._parts.config.diagnostics.workers.window
+        self._recent = self._recent.add(epoch, new, window)
         cosines = neighbour_cosines(found).tolist()
         self._record.write_lists(done, {WORKERS: cosines})
-        values = {
-            noise_scale.SQUARE: new.gradient_square,
-            noise_scale.TRACE: new.covariance_trace,
-            "gradient_noise_scale": self._smoothed.mean.noise_scale,
-            "batch_size": kn,
-            **_least_and_mean("worker_cosine", cosines),
-        }
-        self._record.write(done, values)
+        self._record.write(done, _numbers_of(new, self._recent.average, cosines))
         if runtime.is_first():  # who alone has the metrics of before
-            text = noise_scale.advice(self._smoothed.mean, kn, n)
-            epoch = self._parts.timeline.epoch(done)
+            text = noise_scale.advice(self._recent, window, kn, n)
             self._progress.line(f"epoch {epoch:.2f}  update {done}  {text}")
 
     def after(self, done: int, metrics: dict[str, Any]) -> dict[str, jax.Array]:
@@ -124,6 +117,20 @@ class Diagnostics:
             }
             self._record.write_lists(done, by_name)
         return metrics
+
+
+def _numbers_of(
+    new: noise_scale.Estimate, average: noise_scale.Average, cosines: list[float]
+) -> dict[str, float]:
+    return {
+        noise_scale.SQUARE: new.gradient_square,
+        noise_scale.TRACE: new.covariance_trace,
+        noise_scale.MEAN_SQUARE: average.mean.gradient_square,
+        noise_scale.ERROR: average.error,
+        noise_scale.MEAN_TRACE: average.mean.covariance_trace,
+        "gradient_noise_scale": average.mean.noise_scale,
+        **_least_and_mean("worker_cosine", cosines),
+    }
 
 
 def _least_and_mean(name: str, numbers: Sequence[float]) -> dict[str, float]:

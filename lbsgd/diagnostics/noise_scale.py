@@ -6,11 +6,18 @@ minibatch whose noise is as large as its gradient.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 # The names of the raw estimates in metrics.jsonl.
 SQUARE, TRACE = "gradient_square", "gradient_covariance_trace"
+# And of their averages, with the standard error of the first.
+MEAN_SQUARE, MEAN_TRACE = f"{SQUARE}_mean", f"{TRACE}_mean"
+ERROR = f"{SQUARE}_error"
+
+# An average is told from 0 from so many of its standard errors on.
+ERRORS = 2.0
 
 
 class Estimate(NamedTuple):
@@ -40,54 +47,112 @@ def estimate(small_square: float, small: int, large_square: float, large: int) -
     )
 
 
-class Smoothed(NamedTuple):
-    """Exponential averages of numerator and denominator apart, for a mean of ratios is biased.
+class Average(NamedTuple):
+    """Of numerator and denominator apart, for a mean of ratios is biased.
 
     Attributes:
-      sums: each estimate times (1 - smoothing) times smoothing to the power of its age.
-      weight: the sum of these factors, 1 - smoothing^t.
+      mean: of the estimates.
+      error: the standard error of its |G|^2, from the scatter of the estimates. It holds the fall
+        of |G|^2 within the window too. NaN where there are fewer than two.
     """
 
-    sums: Estimate = Estimate(0.0, 0.0)
-    weight: float = 0.0
-
-    def add(self, new: Estimate, smoothing: float) -> "Smoothed":
-        """With one more estimate; one that is not finite is left out."""
-        if not all(map(math.isfinite, new)):
-            return self
-        sums = (smoothing * old + (1 - smoothing) * x for old, x in zip(self.sums, new))
-        return Smoothed(Estimate(*sums), smoothing * self.weight + (1 - smoothing))
+    mean: Estimate
+    error: float
 
     @property
-    def mean(self) -> Estimate:
-        """Corrected for the bias towards 0 that the first averages have."""
-        if not self.weight:
-            return Estimate(math.nan, math.nan)
-        return Estimate(*(x / self.weight for x in self.sums))
+    def least(self) -> float:
+        """The noise scale where |G|^2 is two standard errors above its average."""
+        square = self.mean.gradient_square + ERRORS * self.error
+        return Estimate(square, self.mean.covariance_trace).noise_scale
+
+    @property
+    def most(self) -> float:
+        """The same where it is below; infinite where |G|^2 is not clearly positive."""
+        square = self.mean.gradient_square - ERRORS * self.error
+        return Estimate(square, self.mean.covariance_trace).noise_scale
 
 
-def smoothed(metrics: Iterable[Mapping[str, Any]], smoothing: float) -> Smoothed:
-    """The averages over the raw estimates in the lines of a metrics.jsonl."""
-    result = Smoothed()
+class Recent(NamedTuple):
+    """The last measurements: a window, for |G|^2 falls by powers of ten in training.
+
+    An exponential average cannot fall faster than its own weights do, however short its memory is:
+    values of long ago would win.
+
+    Attributes:
+      epochs: when each was.
+      estimates: the oldest first.
+    """
+
+    epochs: tuple[float, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+
+    def add(self, epoch: float, new: Estimate, window: int) -> "Recent":
+        """With one more, and at most `window` in all; one that is not finite is left out."""
+        if not all(map(math.isfinite, new)):
+            return self
+        return Recent((*self.epochs, epoch)[-window:], (*self.estimates, new)[-window:])
+
+    @property
+    def average(self) -> Average:
+        """All NaN where there is no estimate."""
+        if not self.estimates:
+            return Average(Estimate(math.nan, math.nan), math.nan)
+        squares, traces = zip(*self.estimates)
+        count = len(squares)
+        error = statistics.stdev(squares) / math.sqrt(count) if count > 1 else math.nan
+        return Average(Estimate(statistics.fmean(squares), statistics.fmean(traces)), error)
+
+
+def recent(metrics: Iterable[Mapping[str, Any]], window: int) -> Recent:
+    """The last raw estimates in the lines of a metrics.jsonl."""
+    result = Recent()
     for line in metrics:
         if line.get(SQUARE) is not None and line.get(TRACE) is not None:
-            result = result.add(Estimate(line[SQUARE], line[TRACE]), smoothing)
+            result = result.add(line["epoch"], Estimate(line[SQUARE], line[TRACE]), window)
     return result
 
 
-def advice(mean: Estimate, batch_size: int, worker_batch_size: int) -> str:
+def advice(measured: Recent, window: int, batch_size: int, worker_batch_size: int) -> str:
     """What the noise scale says of the batch size, in a line.
 
     At B examples a run takes 1 + B_noise/B times the fewest updates and 1 + B/B_noise times the
-    fewest examples that it could (with B_crit ~ B_noise), so twice both at B_noise.
+    fewest examples that it could (with B_crit ~ B_noise), so twice both at B_noise. There is no
+    advice before the window is full, nor without a standard error.
     """
-    noise = mean.noise_scale
-    text = f"|G|^2 {mean.gradient_square:.4g}, tr(Sigma) {mean.covariance_trace:.4g}"
-    if not (math.isfinite(noise) and noise > 0):
-        return f"gradient noise scale: no estimate yet ({text})"
-    suggested = max(1, round(noise / worker_batch_size)) * worker_batch_size
+    mean, error = average = measured.average
+    noise, name = mean.noise_scale, "gradient noise scale"
+    held = _held(measured, error)
+    if not mean.covariance_trace > 0:  # all workers alike, or none
+        return f"{name}: no estimate ({held})"
+    if len(measured.estimates) < window or not math.isfinite(error):
+        number = f"{noise:,.0f}" if math.isfinite(noise) else "no estimate yet"
+        return f"{name}, preliminary: {number} ({held})"
+    if not math.isfinite(average.least):
+        return f"{name} larger than can be told: |G|^2 is lost in its scatter ({held})"
+    if not math.isfinite(average.most):
+        suggested = _whole_workers(average.least, worker_batch_size)
+        return (
+            f"{name} at least {average.least:,.0f} ({held}): a batch_size of {suggested:,} takes "
+            "at most about twice the fewest examples"
+        )
     return (
-        f"gradient noise scale {noise:,.0f} ({text}): a batch_size of {suggested:,} takes about "
-        f"twice the fewest updates and twice the fewest examples, {batch_size:,} takes "
+        f"{name} {noise:,.0f}, within {average.least:,.0f} to {average.most:,.0f} ({held}): a "
+        f"batch_size of {_whole_workers(noise, worker_batch_size):,} takes about twice the fewest "
+        f"updates and twice the fewest examples, {batch_size:,} takes "
         f"{1 + noise / batch_size:.3g} and {1 + batch_size / noise:.3g} times"
     )
+
+
+def _held(measured: Recent, error: float) -> str:
+    """What a number is made of."""
+    mean, count = measured.average.mean, len(measured.estimates)
+    scatter = f" +- {error:.2g}" if math.isfinite(error) else ""
+    text = f"|G|^2 {mean.gradient_square:.4g}{scatter}, tr(Sigma) {mean.covariance_trace:.4g}"
+    if count < 2:
+        return f"{text}, {count} measurement{'s' if not count else ''}"
+    first, last = measured.epochs[0], measured.epochs[-1]
+    return f"{text}, mean of {count} measurements, epochs {first:.2f} to {last:.2f}"
+
+
+def _whole_workers(examples: float, worker_batch_size: int) -> int:
+    return max(1, round(examples / worker_batch_size)) * worker_batch_size

@@ -13,7 +13,8 @@ class Plan(NamedTuple):
     """Numbers of updates done; an empty set is a diagnostic that is off.
 
     Attributes:
-      workers: updates on whose minibatch the workers' gradients are compared, just before.
+      workers: updates on whose minibatch the workers' gradients are compared, just before; only
+        those of more than one worker.
       confusion: after which pairs of minibatches are.
       layers: whose norms are written.
     """
@@ -49,7 +50,10 @@ def plan(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> P
         *(times.every(config, f"diagnostics.{name}", timeline, total) for name in Plan._fields)
     )
     if made.workers:
-        _check_workers(config, timeline)
+        _check_workers(config, timeline, total)
+        n = config.worker_batch_size
+        several = {done for done in made.workers if timeline.batch_size(done - 1) > n}
+        made = made._replace(workers=frozenset(several))
     batch_size = config.diagnostics.confusion.batch_size
     if made.confusion and batch_size > timeline.examples_per_epoch:
         raise ConfigError(
@@ -59,15 +63,15 @@ def plan(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> P
     return made
 
 
-def _check_workers(config: ml_collections.ConfigDict, timeline: Timeline) -> None:
+def _check_workers(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> None:
     group, n = config.batch_norm.synced_workers, config.worker_batch_size
     if group > 1:
         raise ConfigError(
             "diagnostics.workers compares gradients of single workers, which batch_norm."
             f"synced_workers={group} mixes; set that to 1, or diagnostics.workers.every_* to 0"
         )
-    if min(segment.batch_size for segment in timeline.segments) <= n:
+    if max(timeline.sizes_between(0, total)) <= n:
         raise ConfigError(
-            f"diagnostics.workers compares k > 1 workers, and batch_size={n} is one of "
-            f"worker_batch_size={n}; lower that, or set diagnostics.workers.every_* to 0"
+            f"diagnostics.workers compares k > 1 workers, and no update has more than "
+            f"one of worker_batch_size={n}; lower that, or set diagnostics.workers.every_* to 0"
         )

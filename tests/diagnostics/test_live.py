@@ -19,7 +19,7 @@ from lbsgd.build import build
 from lbsgd.checkpoint import Checkpoints
 from lbsgd.config import default_config, resolve
 from lbsgd.diagnostics.__main__ import main
-from lbsgd.diagnostics.noise_scale import smoothed
+from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.update_statistics import layer_names, layer_statistics
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.errors import ConfigError
@@ -106,7 +106,9 @@ def test_the_record_holds_what_was_measured_at_its_times(looked_at):
     assert [line["step"] for line in metrics] == sorted(line["step"] for line in metrics)
     noise = [line for line in metrics if "gradient_noise_scale" in line]
     assert [line["step"] for line in noise] == [2, 4, 6, 8, 10, 12]
-    assert {line["batch_size"] for line in noise} == {64}
+    # That stands in the line of the update.
+    assert not any("batch_size" in line for line in noise)
+    assert [line["batch_size"] for line in metrics if "batch_size" in line] == [64] * UPDATES
     confusion = [line for line in metrics if "confusion_cosine_min" in line]
     assert [line["step"] for line in confusion] == [4, 8, 12]
     for name, count, prefix, of in (
@@ -153,8 +155,15 @@ def test_the_noise_scale_is_a_function_of_the_metrics(looked_at):
     metrics = metrics_of(looked_at)
     for i, line in enumerate(metrics):
         if "gradient_noise_scale" in line:
-            expected = smoothed(metrics[: i + 1], 0.95).mean.noise_scale
-            assert line["gradient_noise_scale"] == (expected if np.isfinite(expected) else None)
+            mean, error = recent(metrics[: i + 1], 5).average
+            expected = {
+                "gradient_square_mean": mean.gradient_square,
+                "gradient_square_error": error,
+                "gradient_covariance_trace_mean": mean.covariance_trace,
+                "gradient_noise_scale": mean.noise_scale,
+            }
+            for key, number in expected.items():
+                assert line[key] == (number if np.isfinite(number) else None)
 
 
 def test_norms_of_layers_are_those_of_the_update(looked_at):
@@ -319,6 +328,7 @@ def test_from_the_command_line(tmp_path):
     assert len(re.findall("update (4|8|12)  gradient confusion: cosines of 6 ", done.stdout)) == 3
     noise = re.findall(r"update \d+  gradient noise scale.*\(\|G\|\^2 ", done.stdout)
     assert len(noise) == 6
+    assert sum("preliminary" in line for line in noise) == 4
     drawn = [sys.executable, "-m", "lbsgd.diagnostics", str(tmp_path)]
     assert subprocess.run(drawn, cwd=ROOT, capture_output=True).returncode == 0
     assert (tmp_path / "cosines.png").exists()

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from worker_loop import quadratic_worker
 
-from lbsgd.diagnostics.noise_scale import Estimate, Smoothed, advice, estimate, smoothed
+from lbsgd.diagnostics.noise_scale import Estimate, Recent, advice, estimate, recent
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.workers import place
 
 DIMENSION, WORKERS, N, MEASUREMENTS = 20, 8, 4, 400
 
 
-def line(measured: Estimate) -> dict[str, float]:
+def line(measured: Estimate, epoch: float = 0.0) -> dict[str, float]:
     return {
+        "epoch": epoch,
         "gradient_square": measured.gradient_square,
         "gradient_covariance_trace": measured.covariance_trace,
     }
@@ -77,48 +78,127 @@ def test_a_quadratic_has_the_noise_scale_that_it_has(x64):
         batch = jax.device_put({"x": rows}, placement.batch_sharding)
         found = jax.device_get(step(params, {}, batch))
         lines.append(line(estimate(np.mean(found.squares), N, found.mean_square, kn)))
-    mean = smoothed(lines, 1 - 1e-6).mean  # all 400 alike, but for a part in 2500
+    mean = recent(lines, MEASUREMENTS).average.mean
     assert mean.covariance_trace == pytest.approx(trace, rel=4 * errors[0])
     assert mean.gradient_square == pytest.approx(square, rel=4 * errors[1])
     assert mean.noise_scale == pytest.approx(trace / square, rel=0.05)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.95])
-def test_averages_are_weighted_by_age_and_add_up_to_one(smoothing):
-    random = np.random.default_rng(0)
-    raw = random.uniform(1.0, 2.0, (30, 2))
-    weights = smoothing ** np.arange(29, -1, -1.0)
-    expected = weights @ raw / weights.sum()
-    found = smoothed((line(Estimate(*map(float, pair))) for pair in raw), smoothing).mean
-    np.testing.assert_allclose(found, expected, rtol=1e-13)
+def held(squares, traces=None, window=5) -> Recent:
+    """After measurements an epoch apart, of |G|^2 and tr(Sigma)."""
+    traces = [1.0] * len(squares) if traces is None else traces
+    pairs = enumerate(zip(squares, traces), 1)
+    return recent((line(Estimate(*map(float, pair)), float(i)) for i, pair in pairs), window)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+def test_the_average_is_of_the_last_measurements_alike(window):
+    raw = np.random.default_rng(0).uniform(1.0, 2.0, (30, 2))
+    found = held(*raw.T, window)
+    last = raw[-window:]
+    mean, error = found.average
+    np.testing.assert_allclose(mean, last.mean(0), rtol=1e-13)
     # The ratio of averages, not the average of ratios.
-    assert found.noise_scale == pytest.approx(expected[1] / expected[0], rel=1e-13)
+    ratio = last[:, 1].mean() / last[:, 0].mean()
+    assert mean.noise_scale == pytest.approx(ratio, rel=1e-13)
+    assert (found.epochs[0], found.epochs[-1]) == (31 - len(last), 30)
+    if window == 1:
+        assert math.isnan(error)
+    else:
+        expected = last[:, 0].std(ddof=1) / math.sqrt(len(last))
+        assert error == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("fall", [10.0, 1.5])
+def test_a_square_that_falls_is_followed(fall):
+    """At a constant distance: by the mean of `fall^0` to `fall^4`, from the fifth measurement on.
+
+    An exponential average, of whatever memory, would fall no faster than its weights.
+    """
+    squares = fall ** -np.arange(20.0)
+    behind = np.mean(fall ** np.arange(5.0))
+    for done in range(5, 21):
+        average = held(squares[:done]).average
+        true = 1 / squares[done - 1]
+        assert average.mean.noise_scale == pytest.approx(true / behind, rel=1e-12)
+        assert average.least < true
+
+
+def test_the_standard_error_tells_a_number_from_luck():
+    """Of normal estimates, t = mean / error over 5 has Student's distribution with 4 degrees.
+
+    |t| > 2 has the probability 0.116117 (its distribution function is elementary), so t > 2 of
+    estimates of nothing has half of it.
+    """
+    t = 2.0
+    below = 0.5 + 3 / 8 * (t / math.sqrt(1 + t**2 / 4)) * (1 - t**2 / (1 + t**2 / 4) / 12)
+    chance, trials = 1 - below, 4000
+    random = np.random.default_rng(2)
+    of_nothing = [held(random.normal(size=5)).average for _ in range(trials)]
+    found = np.mean([math.isfinite(average.most) for average in of_nothing])
+    assert found == pytest.approx(chance, abs=4 * math.sqrt(chance / trials))
+    # |G|^2 is at most two errors above its average as often as that: then "at least" is right.
+    of_something = [held(3 + random.normal(size=5)).average for _ in range(trials)]
+    right = np.mean([average.least <= 1 / 3 for average in of_something])
+    assert right == pytest.approx(below, abs=4 * math.sqrt(chance / trials))
 
 
 def test_the_averages_go_on_from_the_metrics():
     """Bitwise, past lines that hold something else, or what was not finite."""
-    raw = [Estimate(1 / 3, 2 / 7), Estimate(-0.1, 5.0), Estimate(1e-9, 1 / 11)]
-    whole = Smoothed()
-    for new in raw:
-        whole = whole.add(new, 0.9)
+    raw = [Estimate(1 / 3, 2 / 7), Estimate(-0.1, 5.0), Estimate(1e-9, 1 / 11), Estimate(1.0, 2.0)]
+    whole = Recent()
+    for i, new in enumerate(raw):
+        whole = whole.add(i / 7, new, 3)
     others = [{"step": 1, "train_loss": 2.0}, {"gradient_square": None}]
     others.append({"gradient_square": 1.0, "gradient_covariance_trace": None})
-    assert smoothed([line(raw[0]), *others, line(raw[1])], 0.9).add(raw[2], 0.9) == whole
-    assert whole.add(Estimate(math.nan, 1.0), 0.9) == whole
-    assert whole.add(Estimate(1.0, math.inf), 0.9) == whole
+    lines = [line(raw[0]), *others, line(raw[1], 1 / 7), *others, line(raw[2], 2 / 7)]
+    assert recent(lines, 3).add(3 / 7, raw[3], 3) == whole
+    assert whole.estimates == tuple(raw[1:])
+    assert whole.add(1.0, Estimate(math.nan, 1.0), 3) == whole
+    assert whole.add(1.0, Estimate(1.0, math.inf), 3) == whole
 
 
 def test_the_advice_is_what_the_trade_off_says():
     """At B_noise twice both; elsewhere (S/S_min - 1)(E/E_min - 1) = 1."""
-    text = advice(Estimate(2.0, 2000.0), 250, 32)
-    assert "noise scale 1,000 " in text
-    assert "a batch_size of 992 takes about twice the fewest updates" in text
+    found = held([1.9, 2.1, 1.9, 2.1], [2000.0] * 4, 4)  # an error of 0.2 / sqrt(3) / sqrt(4)
+    text = advice(found, 4, 250, 32)
+    assert "noise scale 1,000, within 945 to 1,061 (|G|^2 2 +- 0.058, tr(Sigma) 2000, " in text
+    assert "mean of 4 measurements, epochs 1.00 to 4.00): a batch_size of 992 takes " in text
     assert text.endswith("250 takes 5 and 1.25 times")
     assert (5 - 1) * (1.25 - 1) == 1
-    assert "a batch_size of 32 takes" in advice(Estimate(2.0, 2.0), 250, 32)
+    small = held([1.9, 2.1, 1.9, 2.1], [2.0] * 4, 4)
+    assert "a batch_size of 32 takes" in advice(small, 4, 250, 32)
 
 
-@pytest.mark.parametrize("mean", [Estimate(-1.0, 5.0), Estimate(0.0, 5.0), Smoothed().mean])
-def test_where_the_gradient_is_lost_in_the_noise_there_is_no_estimate(mean):
-    assert not math.isfinite(mean.noise_scale)
-    assert advice(mean, 250, 32).startswith("gradient noise scale: no estimate yet (|G|^2 ")
+@pytest.mark.parametrize(
+    ("squares", "expected"),
+    [
+        ([], "gradient noise scale: no estimate ("),
+        (
+            [2.0],
+            "gradient noise scale, preliminary: 1,000 (|G|^2 2, tr(Sigma) 2000, 1 measurement)",
+        ),
+        ([-1.0], "gradient noise scale, preliminary: no estimate yet (|G|^2 -1, "),
+        ([1.0, 3.0, 2.0, 2.0], "gradient noise scale, preliminary: 1,000 (|G|^2 2 +- 0.41, "),
+        # 1 +- sqrt(8 / 5): at most 3.53.
+        ([-3, 1, 1, 1, 5], "gradient noise scale at least 567 (|G|^2 1 +- 1.3, "),
+        ([-3.0, -3.1, -3.0, -3.1, -3.0], "gradient noise scale larger than can be told: "),
+        ([0.0] * 5, "gradient noise scale larger than can be told: "),
+    ],
+)
+def test_what_is_not_known_is_not_said(squares, expected):
+    text = advice(held(squares, [2000.0] * len(squares)), 5, 250, 32)
+    assert text.startswith(expected)
+    advises = "at least" in expected
+    assert ("a batch_size of 576 takes at most about twice the fewest examples" in text) == advises
+    assert "updates" not in text
+
+
+def test_one_measurement_at_a_time_has_no_scatter_and_no_advice():
+    assert "preliminary" in advice(held([2.0] * 3, window=1), 1, 250, 32)
+
+
+def test_workers_that_are_all_alike_have_no_noise():
+    assert advice(held([2.0] * 5, [0.0] * 5), 5, 250, 32).startswith(
+        "gradient noise scale: no estimate (|G|^2 2 "
+    )

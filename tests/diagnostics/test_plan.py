@@ -17,8 +17,18 @@ from lbsgd.explain import explain
         ),
         (
             {"diagnostics.workers.every_steps": 5, "worker_batch_size": 16},
-            r"^diagnostics\.workers compares k > 1 workers, and batch_size=16 is one of "
+            r"^diagnostics\.workers compares k > 1 workers, and no update has more than one of "
             r"worker_batch_size=16; lower that, or ",
+        ),
+        (
+            # It would grow, but past the end of the run.
+            {
+                "diagnostics.workers.every_steps": 5,
+                "worker_batch_size": 16,
+                "batch_growth.sizes": (32,),
+                "batch_growth.at_steps": (20,),
+            },
+            "no update has more than one of worker_batch_size=16",
         ),
         (
             {"diagnostics.confusion.every_steps": 5, "diagnostics.confusion.batch_size": 1438},
@@ -29,13 +39,24 @@ from lbsgd.explain import explain
             {"diagnostics.layers.every_epochs": 1.0, "diagnostics.layers.every_steps": 3},
             "say the same thing",
         ),
-        ({"diagnostics.workers.smoothing": 1.0}, r"diagnostics\.workers\.smoothing must be"),
+        ({"diagnostics.workers.window": 0}, r"diagnostics\.workers\.window must be positive"),
         ({"diagnostics.confusion.pairs": 0}, r"diagnostics\.confusion\.pairs must be positive"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(x64, keys, message):
     with pytest.raises(ConfigError, match=message):
         small_run(8, 1, 1, **keys)
+
+
+def test_a_batch_that_grows_is_looked_at_from_where_it_has_several_workers(x64):
+    """Update 8 is the first of two workers, in the count of those done: of index 7."""
+    keys = {"worker_batch_size": 16, "diagnostics.workers.every_steps": 2}
+    grown = small_run(
+        8, 1, 1, **keys, **{"batch_growth.sizes": (32,), "batch_growth.at_steps": (7,)}
+    )
+    assert grown.diagnostics.workers == {8, 10, 12, 14, 16, 18, 20}
+    later = {"batch_growth.sizes": (32, 48), "batch_growth.at_steps": (8, 20)}
+    assert small_run(8, 1, 1, **keys, **later).diagnostics.workers == {10, 12, 14, 16, 18, 20}
 
 
 def test_a_run_says_what_it_will_measure(x64):
