@@ -20,7 +20,7 @@ from lbsgd.recipes import Rows, select, sibling
 
 
 def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:
-    config.batch_growth.in_place_of_decay = False
+    config.batch_growth.update({"in_place_of_decay": False, "largest": 0})
 
 
 ROWS: Rows = {"decay": _set_decay}

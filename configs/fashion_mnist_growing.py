@@ -22,7 +22,7 @@ from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
 
 
 def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:
-    config.batch_growth.in_place_of_decay = False
+    config.batch_growth.update({"in_place_of_decay": False, "largest": 0})
 
 
 ROWS: Rows = {"decay": _set_decay, "epochs=": set_epochs, "smoke": set_smoke}

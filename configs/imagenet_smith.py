@@ -31,7 +31,8 @@ from lbsgd.recipes import Rows, select, set_smoke, sibling
 def _set_schedule(config: ml_collections.ConfigDict, value: str) -> None:
     if value not in ("decay", "growing", "pod"):
         raise ConfigError(f"schedule must be decay, growing or pod, not {value!r}")
-    config.batch_growth.in_place_of_decay = value != "decay"
+    if value == "decay":
+        config.batch_growth.update({"in_place_of_decay": False, "largest": 0})
     if value == "pod":
         config.learning_rate.warmup_from = "reference"
         config.optimizer.nesterov = True
