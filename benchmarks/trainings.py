@@ -32,12 +32,14 @@ def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:
         workdir = pathlib.Path(folder)
         lines = monitor.read_metrics(workdir / "metrics.jsonl")
         updates = [line for line in lines if "train_loss" in line]
+        keys = json.loads((workdir / "config.json").read_text())["config"]
+        keys["data"]["dir"] = "DIR" if keys["data"]["dir"] else ""  # of this machine only
         return {
             "seed": seed,
             "val_error": monitor.final_error(lines),
             "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
             "updates": updates[-1]["step"],
-            "config": json.loads((workdir / "config.json").read_text())["config"],
+            "config": keys,
             "machine": json.loads((workdir / "machine.json").read_text())[-1],
         }
 
