@@ -59,7 +59,7 @@ def test_a_row_has_the_papers_numbers(arg):
         pytest.param("imagenet_mikami", marks=pytest.mark.long),
         pytest.param("fashion_mnist_lars", marks=pytest.mark.long),
         pytest.param("fashion_mnist_nesterov", marks=pytest.mark.long),
-        "fashion_mnist_growing",
+        pytest.param("fashion_mnist_growing", marks=pytest.mark.long),
         pytest.param("cifar10_lars", marks=pytest.mark.long),
         pytest.param("cifar10_nesterov", marks=pytest.mark.long),
         pytest.param("cifar10_growing", marks=pytest.mark.long),

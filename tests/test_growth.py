@@ -243,7 +243,8 @@ def test_each_example_once_an_epoch_across_the_changes():
         assert sorted(mine) == [(epoch, example) for example in range(count)]
 
 
-@pytest.mark.parametrize("stop", [4, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stop", [4, 8])
 def test_a_run_stopped_at_a_change_goes_on_bitwise(tmp_path, stop):
     there = config(dtype="float32", **{"learning_rate.decay": "cosine"})
     whole = run(there, tmp_path / "whole")

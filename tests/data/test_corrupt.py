@@ -70,7 +70,8 @@ def train_batches(
     loader = Loader(Files(torn), VIEW, AUGMENT, corrupt, threads)
     timeline = Timeline.constant(COUNT, placement.batch_size)
     none = Mixing(0, mixup=0.0, cutmix=0.0, erasing=0.0, image_shape=SHAPE)
-    return TrainBatches(loader, Order(COUNT, seed=4), timeline, placement, none)
+    placements = {placement.batch_size: placement}
+    return TrainBatches(loader, Order(COUNT, seed=4), timeline, placements, none)
 
 
 def eval_batches(placement: Placement, corrupt: Corrupt, threads: int = 1) -> EvalBatches:

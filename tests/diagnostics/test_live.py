@@ -178,6 +178,7 @@ def test_norms_of_layers_are_those_of_the_update(looked_at):
         assert whole == pytest.approx(metrics[line["step"]]["gradient_norm"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_has_each_line_once(looked_at, tmp_path):
     """After update 7 it goes on from checkpoint 4, whose own lines it had gone past."""
 
