@@ -55,6 +55,7 @@ def test_automatic_accumulation_takes_the_fewest_steps_that_fit(own_cache):
         build.build(config(accumulation_steps=0, device_memory_gib=(needed[8] - 1) / 2**30))
 
 
+@pytest.mark.long
 def test_the_second_automatic_choice_compiles_nothing(own_cache, monkeypatch):
     keys = {"accumulation_steps": 0, "device_memory_gib": 1.0}
     first = build.build(config(**keys))

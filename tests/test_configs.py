@@ -48,10 +48,10 @@ def test_a_row_has_the_papers_numbers(arg):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("cifar10", marks=pytest.mark.long),
+        "cifar10",
         pytest.param("fashion_mnist", marks=pytest.mark.long),
         pytest.param("imagenette", marks=pytest.mark.long),
-        "imagenet_goyal",
+        pytest.param("imagenet_goyal", marks=pytest.mark.long),
         pytest.param("imagenet_lars", marks=pytest.mark.long),
         pytest.param("imagenet_lamb", marks=pytest.mark.long),
         pytest.param("imagenet_nesterov", marks=pytest.mark.long),

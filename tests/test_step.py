@@ -279,7 +279,7 @@ def hurt(run, what: str):
     return dataclasses.replace(run, worker=worker)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", [pytest.param("loss", marks=pytest.mark.long), "gradient"])
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, what):
     run = run_on(2)
     step = hurt(run, what).compile_train_step()

@@ -58,7 +58,8 @@ ALL_CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("devices", "steps"), [(4, 1), pytest.param(3, 2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "steps"), [(4, 1), (3, 2)])
 def test_a_run_with_all_changes_is_the_same_on_other_devices(x64, tmp_path, devices, steps):
     """Up to the order of sums."""
     here = small_config(dtype="float64", devices=1, **ALL_CHANGES)
@@ -126,7 +127,7 @@ def small_source(kind=ArraySource) -> ArraySource:
     )
 
 
-@pytest.mark.parametrize("which", ["train", "validation"])
+@pytest.mark.parametrize("which", [pytest.param("train", marks=pytest.mark.long), "validation"])
 def test_images_that_differ_in_size_need_a_crop(tmp_path, monkeypatch, which):
     splits = Splits(small_source(), small_source())._replace(**{which: small_source(Slanted)})
     monkeypatch.setitem(catalogue.SOURCES, "mine", lambda config: splits)
