@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lbsgd.data.mixing import erase, mix, partner
+from lbsgd.loops import scan
 from lbsgd.models.normalization import add_distance, subtract_distance
 from lbsgd.optim.learning_rate import Schedule
 from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
@@ -178,17 +179,21 @@ def mean_over_lanes(
     return jax.tree.map(share, results)
 
 
-def sum_over_steps(f: Callable[[Any], Any], steps: Any) -> Any:
-    """sum_a f(steps[a]) by `lax.scan`, so that only one step is in memory at a time."""
+def sum_over_steps(f: Callable[[Any], Any], steps: Any, platform: str) -> Any:
+    """sum_a f(steps[a]) by `lax.scan`, so that only one step is in memory at a time.
+
+    Args:
+      platform: of the devices, as for `loops.scan`.
+    """
     first = jax.tree.map(lambda x: x[0], steps)
     if jax.tree.leaves(steps)[0].shape[0] == 1:
-        return f(first)  # XLA on a CPU runs convolutions about ten times slower inside a loop.
+        return f(first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
 
     def add(total: Any, step: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, f(step)), None
 
-    return lax.scan(add, zeros, steps)[0]
+    return scan(add, zeros, steps, platform)[0]
 
 
 def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int) -> Any:
@@ -233,7 +238,7 @@ def device_gradient(
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    gradients, result = sum_over_steps(gradient, (steps, batch))
+    gradients, result = sum_over_steps(gradient, (steps, batch), placement.platform)
     if gradient_mean is None:
         return lax.pmean((gradients, result), DEVICE_AXES)
     return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)
@@ -339,7 +344,7 @@ def moments_step(
             return mean_over_lanes(bound, rows, step, placement).batch_stats
 
         steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-        stats = lax.pmean(sum_over_steps(moments, (steps, batch)), DEVICE_AXES)
+        stats = lax.pmean(sum_over_steps(moments, (steps, batch), placement.platform), DEVICE_AXES)
         return subtract_distance(stats, batch_stats) if total_variance else stats
 
     return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)

@@ -71,6 +71,12 @@ class Placement:
         return Mesh(devices, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
 
     @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        platform: str = self.mesh.devices.flat[0].platform
+        return platform
+
+    @property
     def replicated(self) -> NamedSharding:
         """The sharding of the state: the whole of it on every device."""
         return NamedSharding(self.mesh, PartitionSpec())

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(lbsgd.__file__).parent
 # By module, or by package for all else that is in it. Halves are landings within a floor.
 FLOORS = {
     "errors": 0,
+    "limits": 0,
     "command_line": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
@@ -22,6 +23,7 @@ FLOORS = {
     "config": 1.4,
     "recipes": 1.5,  # changes what config lists
     "workers": 1,
+    "loops": 1,
     "runtime": 1,
     "workdir": 1,
     "checkpoint": 1,

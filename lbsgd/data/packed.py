@@ -21,10 +21,10 @@ import ml_collections
 import numpy as np
 
 from lbsgd.data.decode import MAX_PIXELS, CorruptError
-from lbsgd.data.limits import allow_open_files
 from lbsgd.data.records import RecordFile
 from lbsgd.data.sources import Example, Splits, at_home
 from lbsgd.errors import ConfigError
+from lbsgd.limits import allow_open_files
 
 INDEX = "index.json"
 FORMAT, VERSION = "lbsgd packed images", 1

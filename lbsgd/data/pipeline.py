@@ -24,11 +24,11 @@ import numpy as np
 from lbsgd.data.augment import View
 from lbsgd.data.corrupt import Corrupt
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.limits import num_cores
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.sources import Source
 from lbsgd.errors import ConfigError
+from lbsgd.limits import num_cores
 from lbsgd.timeline import Timeline
 from lbsgd.workers import Placement
 

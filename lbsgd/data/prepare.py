@@ -21,12 +21,12 @@ import ml_collections
 from lbsgd.command_line import Parser, complain
 from lbsgd.data.encode import Encoding
 from lbsgd.data.folder import folder_splits, tar_splits
-from lbsgd.data.limits import num_cores
 from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
 from lbsgd.data.progress import Progress
 from lbsgd.data.sources import ArraySource, Source, npz, numbered, read_npz
 from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
+from lbsgd.limits import num_cores
 
 KINDS = (
     "a folder or a tar of a folder of images for each class (below train/ and val/, or of one "

@@ -15,8 +15,8 @@ import numpy as np
 
 from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError, image_size
-from lbsgd.data.limits import memory
 from lbsgd.errors import ConfigError
+from lbsgd.limits import memory
 
 CHANNELS = (1, 3, 4)
 # As many as there are labels below the highest, whether they come up or not.

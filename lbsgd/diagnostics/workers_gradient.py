@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lbsgd.loops import scan
 from lbsgd.step import Batch, WorkerResult, over_devices
 from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
 
@@ -70,7 +71,9 @@ def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax
     return _Lanes(first, last, jax.tree.map(keep, gradients), squares, products)
 
 
-def _lanes_in_turn(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array) -> _Lanes:
+def _lanes_in_turn(
+    gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array, platform: str
+) -> _Lanes:
     """Holds four gradients at a time, and the activations of one worker."""
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -83,8 +86,9 @@ def _lanes_in_turn(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax
         total = jax.tree.map(lambda sum_, new: sum_ + jnp.where(keep, new, 0), total, g)
         return (first, g, total), (dot(g, g), dot(before, g))
 
-    carry, (squares, products) = lax.scan(turn, (zeros, zeros, zeros), (rows, real, is_first))
-    return _Lanes(*carry, squares, products)
+    carry, (squares, products) = scan(turn, start, (rows, real, is_first), platform)
+    first, last, total = carry
+    return _Lanes(first, last, total, squares, products)
 
 
 def device_gradients(
@@ -112,7 +116,9 @@ def device_gradients(
         return jnp.sum(jax.vmap(bound, axis_name=LANE_AXIS)(alone).loss)
 
     gradient = functools.partial(jax.grad(loss), params)
-    through_lanes = _lanes_in_turn if in_turn else _lanes_at_once
+    through_lanes = _lanes_at_once
+    if in_turn:
+        through_lanes = functools.partial(_lanes_in_turn, platform=placement.platform)
     device = lax.axis_index(DEVICE_AXES)
     to_next = [(d, (d + 1) % placement.devices) for d in range(placement.devices)]
     lane = jnp.arange(placement.lanes, dtype=jnp.int32)
@@ -129,20 +135,12 @@ def device_gradients(
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    carry, numbers = _scan(accumulate, (zeros, zeros), (steps, batch))
+    carry, numbers = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
     mean = jax.tree.map(lambda x: x / placement.workers, lax.psum(carry[1], DEVICE_AXES))
     squares, products = (
         lax.all_gather(x, DEVICE_AXES, axis=1).reshape(-1)[: placement.workers] for x in numbers
     )
     return WorkerGradients(squares, products[1:], dot(mean, mean))
-
-
-def _scan(f: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any) -> tuple[Any, Any]:
-    """`lax.scan`, but without a loop for a single step (see `step.sum_over_steps`)."""
-    if jax.tree.leaves(steps)[0].shape[0] > 1:
-        return lax.scan(f, carry, steps)
-    carry, out = f(carry, jax.tree.map(lambda x: x[0], steps))
-    return carry, jax.tree.map(lambda x: x[None], out)
 
 
 def workers_gradient(

@@ -1,0 +1,136 @@
+"""Loops over accumulation steps and lanes: `lax.scan`, whose convolutions a CPU runs fast too.
+
+XLA's compiler for CPUs brings convolutions into the one form that its fast kernels take, images
+`[n, h, w, c]` and filters `[h, w, in, out]`, by transposing what they are given; but only those
+that stand outside of loops (its pass ConvCanonicalization, seen in jaxlib 0.10 and 0.11). The
+gradients of a convolution come in other forms, and inside a loop they fall to a kernel that is
+about a hundred times slower. So what is to run in a loop on a CPU is transposed here, in the same
+way: the sums are the same.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core
+
+
+def scan(
+    f: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, platform: str
+) -> tuple[Any, Any]:
+    """`lax.scan`, but without a loop around a single step, and not slow on a CPU.
+
+    Args:
+      f: (carry, step) -> (carry, output of the step).
+      steps: a tree of arrays `[A, ...]`, of which f gets one after the other.
+      platform: that it is to be compiled for: "cpu", "gpu" or "tpu".
+
+    Returns:
+      the last carry, and the outputs `[A, ...]`.
+    """
+    if jax.tree.leaves(steps)[0].shape[0] > 1:
+        return lax.scan(canonical_convolutions(f) if platform == "cpu" else f, carry, steps)
+    carry, output = f(carry, jax.tree.map(lambda x: x[0], steps))
+    return carry, jax.tree.map(lambda x: x[None], output)
+
+
+def canonical_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function f, each convolution of which has images `[n, ..., c]`, filters `[..., in, out]`.
+
+    Those in nested loops, conditions and rematerialised parts too. Convolutions in groups stay as
+    they are. The function that is returned must not be differentiated: its gradient would have
+    convolutions of other forms again.
+    """
+
+    def transformed(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        outputs = _evaluate(closed, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return transformed
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
+    """The outputs of a traced function, equation by equation."""
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        if _is_plain_convolution(equation):
+            images, filters = map(read, equation.invars)
+            outputs = [_convolve(images, filters, equation.params)]
+        else:
+            # As a program of one equation, JAX itself knows how to run it.
+            names = list(dict.fromkeys(v for v in equation.invars if isinstance(v, core.Var)))
+            alone = jaxpr.replace(
+                constvars=[],
+                invars=names,
+                outvars=equation.outvars,
+                eqns=[equation.replace(params=_canonical_parameters(equation.params))],
+                effects=equation.effects,
+            )
+            outputs = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*map(read, names))
+        values.update(zip(equation.outvars, outputs))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _canonical_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an equation, the functions among them with canonical convolutions."""
+
+    def canonical(value: Any) -> Any:
+        if isinstance(value, core.ClosedJaxpr):
+            return _canonical(value)
+        if isinstance(value, core.Jaxpr):
+            return _canonical(core.ClosedJaxpr(value, ())).jaxpr
+        if type(value) is tuple:  # of the branches of a condition
+            return tuple(map(canonical, value))
+        return value
+
+    if not any(map(_has_convolution, core.jaxprs_in_params(params))):
+        return dict(params)
+    return {key: canonical(value) for key, value in params.items()}
+
+
+def _canonical(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    inputs = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in closed.in_avals
+    ]
+    return jax.make_jaxpr(lambda *args: _evaluate(closed, list(args)))(*inputs)
+
+
+def _has_convolution(jaxpr: core.Jaxpr) -> bool:
+    return any(
+        _is_plain_convolution(equation)
+        or any(map(_has_convolution, core.jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+def _is_plain_convolution(equation: core.JaxprEqn) -> bool:
+    if equation.primitive is not lax.conv_general_dilated_p:
+        return False
+    return equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
+
+
+def _convolve(images: jax.Array, filters: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+    """`lax.conv_general_dilated` of these parameters, by one whose dimensions are in order."""
+    given = params["dimension_numbers"]
+    n = images.ndim
+    in_order = lax.ConvDimensionNumbers(
+        (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *range(1, n - 1))
+    )
+    # Those specs name batch, feature, space; of filters out, in, space.
+    batch, feature, *space = given.lhs_spec
+    images = lax.transpose(images, (batch, *space, feature))
+    out, in_, *space = given.rhs_spec
+    filters = lax.transpose(filters, (*space, in_, out))
+    result = lax.conv_general_dilated_p.bind(
+        images, filters, **{**params, "dimension_numbers": in_order}
+    )
+    batch, feature, *space = given.out_spec
+    back = {axis: at for at, axis in enumerate((batch, *space, feature))}
+    return lax.transpose(result, [back[axis] for axis in range(n)])
