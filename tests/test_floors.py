@@ -14,6 +14,7 @@ ROOT = pathlib.Path(lbsgd.__file__).parent
 FLOORS = {
     "errors": 0,
     "command_line": 0.5,
+    "paths": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline
