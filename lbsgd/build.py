@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import math
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,8 +46,6 @@ from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement, place
 
 # A run with more would take decades; update indices stay far within int32.
 MOST_UPDATES = 10**8
-
-CACHE = pathlib.Path("~/.cache/lbsgd").expanduser()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,11 +368,12 @@ def _fitting_placement(
 
     exchange = run.config.allreduce.to_dict()  # its buckets take memory too
     identity = [run.identity(), exchange, devices, workers, runtime.describe_machine()]
+    cache = runtime.cache_folder()
     return accumulation.choose(
         lambda steps: put(accumulation_steps=steps),
         math.ceil(workers / devices),
         memory,
         runtime.device_memory(run.config),
-        CACHE / "accumulation_steps.json",
+        cache / "accumulation_steps.json" if cache else None,
         hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )

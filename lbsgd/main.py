@@ -24,6 +24,7 @@ from lbsgd.errors import (
     ConfigError,
     DivergedError,
 )
+from lbsgd.paths import at_home
 from lbsgd.preemption import StopSignal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file: configs/x.py[:arg].")
@@ -161,7 +162,7 @@ def _run(stop: StopSignal) -> int:
         if runtime.is_first():
             print("\n".join([explain.parameter_table(parts), *explain.explain(parts)]))
         return EXIT_DONE
-    workdir = _WORKDIR.value or _default_workdir(sys.argv)
+    workdir = at_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
     outcome = train.run(config, workdir, should_stop=lambda done: stop.reached())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -251,6 +252,16 @@ def device_memory(config: ml_collections.ConfigDict) -> int:
             "does not tell; set device_memory_gib, or accumulation_steps to a number"
         )
     return int(stats["bytes_limit"])
+
+
+def cache_folder() -> pathlib.Path | None:
+    """Where choices are remembered from run to run; None where the user has no home.
+
+    It need not be there, and it may be that it cannot be written.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return pathlib.Path(folder) / "lbsgd" if os.path.isabs(folder) else None
 
 
 def describe_machine() -> dict[str, Any]:

@@ -94,9 +94,9 @@ class Workdir:
         """
         if "://" in str(self.path) or re.match("[a-z0-9]+:/", str(self.path)):
             raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
-        self._check_owner(identity)
         with contextlib.ExitStack() as opened:
             try:
+                self._check_owner(identity)
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context((self.path / ".lock").open("a+"))
                 self._await(lock, say)

@@ -38,8 +38,8 @@ def memory(steps: int) -> int:
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CACHE", tmp_path)
-    return tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "lbsgd"
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "limits": 0,
     "command_line": 0.5,
+    "paths": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbsgd import build as build_module
 from lbsgd.accumulation import memory_of
 from lbsgd.build import Run, build
 from lbsgd.checkpoint import Checkpoints
@@ -310,7 +309,7 @@ def test_a_rate_that_varies_with_time_varies_with_examples(kind):
 @pytest.mark.long
 def test_automatic_accumulation_is_chosen_for_each_size(tmp_path, monkeypatch):
     """With memory for the first size's workers at once, and no more."""
-    monkeypatch.setattr(build_module, "CACHE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     plain = build(config(dtype="float32"))
 
     def needs(placement):

@@ -1,6 +1,7 @@
 """Devices, memory and processes."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -26,6 +27,26 @@ def test_memory_of_a_device_is_asked_or_given():
     config.device_memory_gib = 0.0
     with pytest.raises(ConfigError, match="set device_memory_gib"):
         runtime.device_memory(config)
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"HOME": "/home/a"}, "/home/a/.cache/lbsgd"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "/c"}, "/c/lbsgd"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "c"}, "/home/a/.cache/lbsgd"),  # says the standard
+        ({"HOME": "a"}, None),
+        ({}, None),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/lbsgd"),
+    ],
+)
+def test_the_cache_is_where_the_user_says_or_nowhere(environment, folder, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)  # a user without an entry in /etc/passwd
+    assert runtime.cache_folder() == (folder and pathlib.Path(folder))
 
 
 LIMITS = default_config().runtime

@@ -18,13 +18,14 @@ from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
 from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
+from lbsgd.paths import at_home
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command, and returns the exit code."""
     try:
         args = _parse(argv)
-        folder, update = _locate(args.workdir.absolute(), args.update)
+        folder, update = _locate(at_home(args.workdir).absolute(), args.update)
         updates = _updates(folder, update)
     except ConfigError as error:
         complain(error)
@@ -107,9 +108,7 @@ def _content(manifest: Manifest) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m lbsgd.checkpoint", __doc__)
     parser.add_argument("command", choices=["list", "verify", "show"])
-    parser.add_argument(
-        "workdir", type=pathlib.Path, help="of a run, its folder of checkpoints, or one of them"
-    )
+    parser.add_argument("workdir", help="of a run, its folder of checkpoints, or one of them")
     parser.add_argument(
         "update", type=int, nargs="?", help="that one only; show: by default the newest"
     )
@@ -124,6 +123,7 @@ def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int |
         path, update = path.parent, int(path.name)
     if not path.is_dir():
         raise ConfigError(f"{path} is no folder")
+    store.check_name(path)
     return path, update
 
 

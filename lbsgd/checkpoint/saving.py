@@ -87,7 +87,7 @@ class Checkpoints:
           say: takes one line, from any thread.
 
         Raises:
-          ConfigError: the folder cannot be made or read.
+          ConfigError: the folder cannot be made or read, or its name is none for checkpoints.
         """
         self._folder, self._keep, self._say = folder.absolute(), max(keep, 1), say
         self._identity, self._stops = normalized(identity), on_error == "stop"
@@ -98,6 +98,7 @@ class Checkpoints:
         self.newest: int | None = None
         self.costs = Costs()
         store.quiet_orbax()
+        store.check_name(self._folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in store.leftovers_in(self._folder):

@@ -26,12 +26,47 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lbsgd.checkpoint.manifest import DamagedError, Manifest, check_array, from_json, to_json
+from lbsgd.errors import ConfigError
 
 # Orbax's mark of a folder that is not whole, or is about to be removed.
 TEMPORARY = ".orbax-checkpoint-tmp"
 # A hundred times what the largest network needs; Orbax reads such a file at once.
 LARGEST_JSON = 64 * 2**20
+# Of this process, by descriptor; on Linux.
+OPEN_FILES = "/proc/self/fd"
+_ODD_NAME = re.compile(r"[][*?{}\\\ud800-\udfff]|:/")
 _JSON_FILES = ("_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA")
+
+
+def check_name(folder: pathlib.Path) -> None:
+    """Checks that checkpoints can be in a folder of this name.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    if _ODD_NAME.search(str(folder)) and not os.path.isdir(OPEN_FILES):
+        raise ConfigError(
+            f"{folder}: on this system checkpoints cannot lie below a folder whose name holds one "
+            "of [ ] * ? { } or a backslash, ends with a colon or is not UTF-8; choose another "
+            "--workdir"
+        )
+
+
+@contextlib.contextmanager
+def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path of a checkpoint that Orbax takes for what it is.
+
+    Orbax globs, etils looks for the names of buckets, tensorstore wants UTF-8. All of them take a
+    path through the open file of the folder.
+    """
+    if not _ODD_NAME.search(str(path)):
+        yield path
+        return
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield pathlib.Path(OPEN_FILES, str(descriptor), path.name)
+    finally:
+        os.close(descriptor)
 
 
 def updates_in(folder: pathlib.Path) -> list[int]:
@@ -57,13 +92,12 @@ def write(path: pathlib.Path, manifest: Manifest, arrays: Mapping[str, np.ndarra
       Exception: of any kind, from a library; `reason` puts it into words.
     """
     _check_room(path.parent, manifest.nbytes)
-    _checkpointer().save(
-        path,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_stored(arrays)),
-            manifest=ocp.args.JsonSave(to_json(manifest)),
-        ),
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(_stored(arrays)),
+        manifest=ocp.args.JsonSave(to_json(manifest)),
     )
+    with _for_orbax(path) as there:
+        _checkpointer().save(there, args=args)
     _settle(path)
 
 
@@ -76,7 +110,8 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     with _damage():
         _sizes(path)
         args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
-        manifest = from_json(_checkpointer().restore(path, args=args).manifest)
+        with _for_orbax(path) as there:
+            manifest = from_json(_checkpointer().restore(there, args=args).manifest)
     if path.name != str(manifest.update):
         raise DamagedError(f"it is of update {manifest.update}")
     return manifest
@@ -90,13 +125,14 @@ def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]
     """
     stored = _stored(manifest.arrays)
     with _damage():
-        there = sum(_sizes(path).values())
-        if there < manifest.nbytes:
-            raise DamagedError(f"it has {there} bytes of {manifest.nbytes}")
+        nbytes = size(path)
+        if nbytes < manifest.nbytes:
+            raise DamagedError(f"it has {nbytes} bytes of {manifest.nbytes}")
         _check_layout(path, manifest)
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
         args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=how))
-        arrays = dict(_checkpointer().restore(path, args=args).state)
+        with _for_orbax(path) as there:
+            arrays = dict(_checkpointer().restore(there, args=args).state)
     for name in manifest.arrays.keys() - stored.keys():
         entry = manifest.arrays[name]
         arrays[name] = np.zeros(entry.shape, entry.dtype)
@@ -218,7 +254,8 @@ def _check_layout(path: pathlib.Path, manifest: Manifest) -> None:
     Raises:
       DamagedError: names, dtypes, shapes or chunks are others.
     """
-    found = _checkpointer().metadata(path).item_metadata.state.tree
+    with _for_orbax(path) as there:
+        found = _checkpointer().metadata(there).item_metadata.state.tree
     stored = _stored(manifest.arrays)
     if found.keys() != stored.keys():
         odd = sorted(found.keys() ^ stored.keys())

@@ -19,8 +19,9 @@ import numpy as np
 
 from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.sources import Example, Splits, at_home, first_shape
+from lbsgd.data.sources import Example, Splits, first_shape
 from lbsgd.errors import ConfigError
+from lbsgd.paths import at_home
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # By the name of the split, the folders that may hold it; the first that is there does.

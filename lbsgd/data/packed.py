@@ -22,9 +22,10 @@ import numpy as np
 
 from lbsgd.data.decode import MAX_PIXELS, CorruptError
 from lbsgd.data.records import RecordFile
-from lbsgd.data.sources import Example, Splits, at_home
+from lbsgd.data.sources import Example, Splits
 from lbsgd.errors import ConfigError
 from lbsgd.limits import allow_open_files
+from lbsgd.paths import at_home
 
 INDEX = "index.json"
 FORMAT, VERSION = "lbsgd packed images", 1

@@ -5,7 +5,6 @@ Each is random-access: `len(source)`, `source[i] -> Example`.
 
 import hashlib
 import math
-import os
 import pathlib
 import zipfile
 from typing import NamedTuple, Protocol
@@ -17,6 +16,7 @@ from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError, image_size
 from lbsgd.errors import ConfigError
 from lbsgd.limits import memory
+from lbsgd.paths import at_home
 
 CHANNELS = (1, 3, 4)
 # As many as there are labels below the highest, whether they come up or not.
@@ -61,11 +61,6 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Where a person finds the example: its file, or its record."""
         ...
-
-
-def at_home(path: str) -> pathlib.Path:
-    """The path, with the home of the user, or of another one there is, in place of ~."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def numbered(count: int) -> tuple[str, ...]:

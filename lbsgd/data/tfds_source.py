@@ -21,9 +21,10 @@ from google.protobuf.message import DecodeError
 from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.records import RecordFile
-from lbsgd.data.sources import Example, Source, Splits, at_home, first_shape
+from lbsgd.data.sources import Example, Source, Splits, first_shape
 from lbsgd.errors import ConfigError
 from lbsgd.limits import allow_open_files
+from lbsgd.paths import at_home
 
 # What names a class in a features.json, and those that are of tensorflow-datasets itself.
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")

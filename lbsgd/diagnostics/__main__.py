@@ -13,15 +13,16 @@ from lbsgd import monitor
 from lbsgd.command_line import Parser, complain
 from lbsgd.diagnostics import pictures
 from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
+from lbsgd.paths import at_home
 from lbsgd.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> int:
     """Draws, and returns the exit code."""
     parser = Parser("python -m lbsgd.diagnostics", __doc__)
-    parser.add_argument("workdir", type=pathlib.Path, help="of a run")
+    parser.add_argument("workdir", help="of a run")
     try:
-        for path in draw(Workdir(parser.parse_args(argv).workdir)):
+        for path in draw(Workdir(at_home(parser.parse_args(argv).workdir))):
             print(path)
     except ConfigError as error:
         complain(error)

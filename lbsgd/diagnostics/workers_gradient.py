@@ -86,6 +86,7 @@ def _lanes_in_turn(
         total = jax.tree.map(lambda sum_, new: sum_ + jnp.where(keep, new, 0), total, g)
         return (first, g, total), (dot(g, g), dot(before, g))
 
+    start = (zeros, zeros, zeros)
     carry, (squares, products) = scan(turn, start, (rows, real, is_first), platform)
     first, last, total = carry
     return _Lanes(first, last, total, squares, products)
