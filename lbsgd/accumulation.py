@@ -1,7 +1,8 @@
 """Automatic accumulation: the fewest steps whose compiled memory fits the device.
 
-The memory of the compiled step is nearly affine in the lanes, so two small compilations predict
-it for any number of them; the placement chosen is compiled and checked before it is used.
+The memory of the compiled step is nearly affine in the lanes, and its fixed part at least the state
+and a gradient. So one compilation, with the fewest lanes, bounds it for any number of them, and the
+placement chosen by that bound is compiled, as it has to be for training, and checked.
 """
 
 import contextlib
@@ -19,20 +20,20 @@ from lbsgd.errors import ConfigError
 from lbsgd.runtime import IN_FLIGHT
 from lbsgd.workers import Placement
 
-# Besides the step's own: those of the updates that wait for it, and those that are loaded ahead.
-BATCHES_WAITING = IN_FLIGHT + AHEAD
+# Of a minibatch in training: its own, those of the updates that wait, and those loaded ahead.
+BATCHES = 1 + IN_FLIGHT + AHEAD
 
 
 def memory_of(compiled: Any, batch_bytes: int) -> int:
-    """Bytes that the compiled step needs on one device, batches that wait included."""
+    """Bytes that the compiled step needs on one device, besides its minibatch of `batch_bytes`."""
     analysis = compiled.memory_analysis()
-    step = (
+    return int(
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
+        - batch_bytes
     )
-    return int(step + BATCHES_WAITING * batch_bytes)
 
 
 def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[Placement]:
@@ -62,74 +63,113 @@ def _quotients(number: int) -> Iterator[int]:
     yield 1
 
 
+class StepMemory:
+    """The bytes that the step of a run needs besides its minibatch, by the number of lanes.
+
+    What was measured is remembered in a file, if there is one.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Placement], int],
+        fixed: int,
+        cache: pathlib.Path | None = None,
+        key: str = "",
+    ) -> None:
+        """Reads what is known.
+
+        Args:
+          measure: compiles the step for a placement and says how many bytes a device needs.
+          fixed: no more than what any number of lanes needs.
+          cache: a JSON file of earlier measurements by `key`.
+        """
+        self._measure, self._fixed, self._cache, self._key = measure, fixed, cache, key
+        known = _read(cache).get(key)
+        # A cache may be damaged.
+        self._known = {
+            int(lanes): size
+            for lanes, size in (known if isinstance(known, dict) else {}).items()
+            if lanes.isdecimal() and type(size) is int and size > 0
+        }
+
+    def measured(self, placement: Placement) -> int:
+        """Compiles the step, unless that was done before."""
+        if placement.lanes not in self._known:
+            self._known[placement.lanes] = self._measure(placement)
+            self._remember()
+        return self._known[placement.lanes]
+
+    def bound(self, lanes: int) -> int:
+        """A bound for more lanes than were measured, where memory is affine in them, or convex."""
+        if lanes in self._known:
+            return self._known[lanes]
+        # From the nearest, for what is fixed beyond `fixed` counts least there.
+        near = max(n for n in self._known if n < lanes)
+        bound = self._fixed + math.ceil((self._known[near] - self._fixed) * lanes / near)
+        more = [n for n in self._known if n > lanes]
+        if more:  # which were too many, or would have been taken
+            slope = (self._known[min(more)] - self._known[near]) / (min(more) - near)
+            bound = max(bound, self._known[near] + math.ceil(slope * (lanes - near)))
+        return bound
+
+    def _remember(self) -> None:
+        if self._cache is None or jax.process_index():
+            return
+        with contextlib.suppress(OSError):  # a cache is no reason to stop
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            known = {str(lanes): size for lanes, size in sorted(self._known.items())}
+            text = json.dumps({**_read(self._cache), self._key: known}, indent=1)
+            self._cache.write_text(text + "\n")
+
+
 def choose(
     place: Callable[[int], Placement],
     workers_per_device: int,
-    memory: Callable[[Placement], int],
+    memory: StepMemory,
+    batch_bytes: Callable[[Placement], int],
     limit: int,
-    cache: pathlib.Path | None = None,
-    cache_key: str = "",
 ) -> Placement:
-    """The placement with the fewest accumulation steps whose memory is at most `limit`.
+    """The placement with the fewest accumulation steps whose memory is known to be within `limit`.
 
+    It costs one compilation besides that of the placement which is chosen, unless memory grows
+    faster than the lanes; none where the fewest lanes are chosen, or all was measured before.
     Process 0 decides for all.
 
     Args:
       place: makes the placement with so many accumulation steps, or raises ConfigError.
       workers_per_device: ceil(k / D).
-      memory: compiles the step for a placement and says how many bytes a device needs.
+      batch_bytes: of the minibatch on one device.
       limit: bytes.
-      cache: a JSON file of earlier choices by `cache_key`.
 
     Raises:
-      ConfigError: not even one lane fits.
+      ConfigError: not even the fewest lanes fit.
     """
-    known = _read(cache)
-    key = f"{cache_key}/{limit}"
-    steps = known.get(key)
-    if not isinstance(steps, int) or steps < 1:  # a cache may be damaged
-        steps = _search(place, workers_per_device, memory, limit)
-    steps = int(multihost_utils.broadcast_one_to_all(steps)) if jax.process_count() > 1 else steps
-    if cache and known.get(key) != steps and jax.process_index() == 0:
-        with contextlib.suppress(OSError):  # a cache is no reason to stop
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            cache.write_text(json.dumps({**known, key: steps}, indent=1) + "\n")
-    return place(steps)
-
-
-def _search(
-    place: Callable[[int], Placement],
-    workers_per_device: int,
-    memory: Callable[[Placement], int],
-    limit: int,
-) -> int:
     options = list(candidates(place, workers_per_device))  # from most lanes to fewest
-    measured = {p.lanes: memory(p) for p in options[-2:]}
-    predict = _line(measured)
-    for placement in options:
-        if predict(placement.lanes) > limit:
+    *others, fewest = options
+    needed = memory.measured(fewest) + BATCHES * batch_bytes(fewest)
+    chosen = fewest
+    for placement in others:
+        batches = BATCHES * batch_bytes(placement)
+        if memory.bound(placement.lanes) + batches > limit:
             continue
-        if placement.lanes not in measured:
-            measured[placement.lanes] = memory(placement)
-        if measured[placement.lanes] <= limit:
-            return placement.accumulation_steps
-    least = min(measured.values())
-    raise ConfigError(
-        f"one worker a device needs {least / 2**30:.2f} GiB, the device has {limit / 2**30:.2f}; "
-        "lower worker_batch_size or use a smaller network"
-    )
-
-
-def _line(points: dict[int, int]) -> Callable[[int], float]:
-    """The line through one or two (lanes, bytes) points."""
-    (x0, y0), (x1, y1) = min(points.items()), max(points.items())
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
-    return lambda lanes: y0 + slope * (lanes - x0)
+        if memory.measured(placement) + batches <= limit:
+            chosen = placement
+            break
+    steps = chosen.accumulation_steps if chosen is not fewest or needed <= limit else 0
+    if jax.process_count() > 1:
+        steps = int(multihost_utils.broadcast_one_to_all(steps))
+    if not steps:
+        raise ConfigError(
+            f"the fewest workers that a device can take at once, {fewest.lanes}, need "
+            f"{needed / 2**30:.2f} GiB, it has {limit / 2**30:.2f}; lower worker_batch_size, the "
+            "size of images or of the network, or set device_memory_gib if it has more"
+        )
+    return place(steps)
 
 
 def _read(cache: pathlib.Path | None) -> dict[str, Any]:
     try:
         known = json.loads(cache.read_text()) if cache else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -66,6 +66,7 @@ class Run:
       worker: `step.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       diagnostics: when the run is to be looked at.
+      compiled: steps that are compiled already.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -93,6 +94,7 @@ class Run:
         return self.placements[self.config.batch_size]
 
     diagnostics: Plan
+    compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def precise_batches(self) -> int:
@@ -221,6 +223,9 @@ class Run:
 
     def compile_train_step(self, placement: Placement | None = None) -> Any:
         """The step compiled ahead of time for its placement."""
+        placement = placement or self.placement
+        if placement in self.compiled:
+            return self.compiled[placement]
         state, batch = self.abstract_state(placement), self.abstract_batch(placement)
         return self.train_step(placement).lower(state, batch).compile()
 
@@ -304,13 +309,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
         diagnostics=plan(config, timeline, total),
     )
-    if config.accumulation_steps:
-        return run
-    fitting = {
-        size: _fitting_placement(run, functools.partial(put, size), p.workers, devices)
-        for size, p in run.placements.items()
-    }
-    return dataclasses.replace(run, placements=fitting)
+    return run if config.accumulation_steps else _fitting(run, put)
 
 
 def _schedules(
@@ -357,23 +356,41 @@ def _initial_state(
     return TrainState(update, params, variables["batch_stats"], optimizer.init(params), skipped)
 
 
-def _fitting_placement(
-    run: Run, put: Callable[..., Placement], workers: int, devices: int
-) -> Placement:
-    def memory(placement: Placement) -> int:
-        batch = sum(
-            math.prod(s.shape) * s.dtype.itemsize for s in run.abstract_batch(placement).values()
-        )
-        return accumulation.memory_of(run.compile_train_step(placement), batch // devices)
+def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
+    """The run with placements that fit the memory, and the steps compiled to find them."""
+    compiled: dict[Placement, Any] = {}
+    devices = run.placement.devices
 
+    def measure(placement: Placement) -> int:
+        compiled[placement] = run.compile_train_step(placement)
+        return accumulation.memory_of(compiled[placement], batch_bytes(placement))
+
+    def batch_bytes(placement: Placement) -> int:
+        return _bytes_of(run.abstract_batch(placement)) // devices
+
+    state = run.abstract_state()
     exchange = run.config.allreduce.to_dict()  # its buckets take memory too
-    identity = [run.identity(), exchange, devices, workers, runtime.describe_machine()]
+    identity = [run.identity(), exchange, devices, runtime.describe_machine()]
     cache = runtime.cache_folder()
-    return accumulation.choose(
-        lambda steps: put(accumulation_steps=steps),
-        math.ceil(workers / devices),
-        memory,
-        runtime.device_memory(run.config),
-        cache / "accumulation_steps.json" if cache else None,
+    memory = accumulation.StepMemory(
+        measure,
+        _bytes_of(state) + _bytes_of(state.params),  # and the gradient
+        cache / "step_memory.json" if cache else None,
         hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
+    limit = runtime.device_memory(run.config)
+
+    def choose(size: int, workers: int) -> Placement:
+        each = math.ceil(workers / devices)
+        place = functools.partial(put, size)
+        return accumulation.choose(
+            lambda steps: place(accumulation_steps=steps), each, memory, batch_bytes, limit
+        )
+
+    chosen = {size: choose(size, p.workers) for size, p in run.placements.items()}
+    kept = {p: step for p, step in compiled.items() if p in chosen.values()}
+    return dataclasses.replace(run, placements=chosen, compiled=kept)
+
+
+def _bytes_of(shapes: Any) -> int:
+    return sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes))

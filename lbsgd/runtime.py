@@ -1,13 +1,15 @@
 """The machine: devices, precision and processes."""
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lbsgd.errors import EXIT_USER, ConfigError
+from lbsgd.limits import memory
 
 Result = TypeVar("Result")
 
@@ -240,11 +243,16 @@ def count_devices(asked: int) -> int:
 def device_memory(config: ml_collections.ConfigDict) -> int:
     """Bytes of memory that one device has for the step.
 
+    Devices that are the CPU share half of the machine's memory, or of what its control group
+    allows: the other half is for Python, the images and other programs.
+
     Raises:
       ConfigError: neither the config nor the device tells.
     """
     if config.device_memory_gib:
         return int(config.device_memory_gib * 2**30)
+    if jax.default_backend() == "cpu":
+        return memory() // 2 // jax.device_count()
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
         raise ConfigError(
@@ -252,6 +260,27 @@ def device_memory(config: ml_collections.ConfigDict) -> int:
             "does not tell; set device_memory_gib, or accumulation_steps to a number"
         )
     return int(stats["bytes_limit"])
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Says what to do where a device or the machine runs out of memory within.
+
+    Args:
+      what: is being done, as the beginning of a sentence.
+      remedy: as its end.
+
+    Raises:
+      ConfigError: it has run out.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        asked = re.search(r"allocating (\d+) bytes", str(error))
+        size = f" ({int(asked[1]) / 2**30:.2f} GiB were asked for at once)" if asked else ""
+        raise ConfigError(f"{what} needs more memory than there is{size}; {remedy}") from error
 
 
 def cache_folder() -> pathlib.Path | None:

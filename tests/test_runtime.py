@@ -24,9 +24,40 @@ def test_memory_of_a_device_is_asked_or_given():
     config = default_config()
     config.device_memory_gib = 1.5
     assert runtime.device_memory(config) == 3 * 2**29
-    config.device_memory_gib = 0.0
-    with pytest.raises(ConfigError, match="set device_memory_gib"):
-        runtime.device_memory(config)
+
+
+def test_devices_that_are_the_cpu_share_half_of_its_memory():
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < runtime.device_memory(default_config()) <= machine // 2 // 8
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 3221225472 bytes."
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            jax.errors.JaxRuntimeError(OUT_OF_MEMORY),
+            r"is \(3.00 GiB were asked for at once\); less",
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room"), "is; less"),
+        (MemoryError("Unable to allocate 3 GiB"), "is; less"),
+    ],
+)
+def test_memory_that_has_run_out_is_a_line(error, says):
+    with (
+        pytest.raises(ConfigError, match="^it needs more memory than there " + says),
+        runtime.enough_memory("it", "less"),
+    ):
+        raise error
+
+
+def test_other_errors_are_left_as_they_are():
+    error = jax.errors.JaxRuntimeError("INTERNAL: connection reset")
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised, runtime.enough_memory("it", "less"):
+        raise error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize(
