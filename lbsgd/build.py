@@ -196,7 +196,10 @@ class Run:
         if data.crop == "inception":
             view = CentreCrop(self.image_shape, data.evaluation_short_side)
         loader = Loader(self.splits.validation, view, (), self.corrupt, data.threads)
-        return EvalBatches(loader, self.placement, self.config.evaluation.batch_size)
+        # What fits in training fits here, where nothing is kept to be differentiated.
+        p = self.placement
+        trained = p.devices * p.lanes * p.worker_batch_size
+        return EvalBatches(loader, p, self.config.evaluation.batch_size or trained)
 
     def abstract_state(self, placement: Placement | None = None) -> TrainState:
         """Shapes, types and shardings of the state."""
@@ -230,11 +233,10 @@ class Run:
         return self.train_step(placement).lower(state, batch).compile()
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers of the run; a workdir belongs to one of these."""
+        """What decides the parameters of the run; a workdir belongs to one of these."""
         return {
             **run_keys(self.config),
             "the training set": self.splits.train.fingerprint,
-            "the validation set": self.splits.validation.fingerprint,
         }
 
 

@@ -78,7 +78,8 @@ def default_config() -> ml_collections.ConfigDict:
             "devices": 0,
             # Steps in which a device goes through its workers; 0 for the fewest that fit in it.
             "accumulation_steps": 1,
-            # Memory of a device for accumulation_steps=0; 0 asks the device (a CPU does not know).
+            # Memory of a device for accumulation_steps=0; 0 asks the device (of a CPU, half of the
+            # machine's memory).
             "device_memory_gib": 0.0,
             # Of activations. float64 makes parameters float64 too (to study exactness).
             "dtype": "float32",
@@ -215,7 +216,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "synthetic_validation_examples": 50_000,
                 "synthetic_on_device": False,
             },
-            "evaluation": {**_times("every"), "batch_size": 1024},
+            # batch_size: examples at once; 0 for as many as an accumulation step trains.
+            "evaluation": {**_times("every"), "batch_size": 0},
             "checkpoint": {
                 **_times("every"),
                 # Besides; 0 for never.

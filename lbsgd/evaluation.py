@@ -1,4 +1,4 @@
-"""What a state is worth: its loss and errors over the validation set."""
+"""Evaluates a state: loss, top-1 and top-5 error over the validation set."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lbsgd import runtime
 from lbsgd.build import Run
 from lbsgd.step import EvalSums, TrainState
 from lbsgd.timeline import Timeline
@@ -31,8 +32,24 @@ class Evaluation:
         """Evaluates the state after `done` updates; None if the run is to stop meanwhile.
 
         Raises:
+          ConfigError: an example cannot be read, or memory does not suffice.
           RuntimeError: examples were counted twice or not at all.
         """
+        remedy = f"set evaluation.batch_size to less than {self._batches.batch_size}"
+        with runtime.enough_memory("evaluation", remedy):
+            totals = self._sums(done, state)
+        if totals is None:
+            return None
+        loss, wrong, wrong_top5, examples = totals.tolist()
+        self._check_count(int(examples))
+        return {
+            "val_loss": loss / examples,
+            "val_error": 100.0 * wrong / examples,
+            "val_error_top5": 100.0 * wrong_top5 / examples,
+        }
+
+    def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
+        """`EvalSums` of all batches; None if the run is to stop meanwhile."""
         stats = self._statistics(done, state)
         totals = np.zeros(len(EvalSums._fields))
         with contextlib.closing(iter(self._batches)) as batches:
@@ -41,13 +58,7 @@ class Evaluation:
                     return None
                 totals += jax.device_get(self._step(state.params, stats, batch))
                 self._alive()
-        loss, wrong, wrong_top5, examples = totals.tolist()
-        self._check_count(int(examples))
-        return {
-            "val_loss": loss / examples,
-            "val_error": 100.0 * wrong / examples,
-            "val_error_top5": 100.0 * wrong_top5 / examples,
-        }
+        return totals
 
     def _check_count(self, examples: int) -> None:
         """Only corrupt examples may be left out."""

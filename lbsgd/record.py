@@ -82,8 +82,11 @@ class Record:
         late = minutes and time.monotonic() - self._saved_at > 60 * minutes
         return done in self._parts.save_after or bool(late)
 
-    def save(self, done: int, state: Any) -> None:
+    def save(self, done: int, state: Any, last: bool) -> None:
         """Starts to save; the state may be changed when this returns.
+
+        Args:
+          last: no training follows; should this fail, `finish` says so.
 
         Raises:
           ConfigError: a checkpoint could not be written, and `checkpoint.on_error` is "stop".
@@ -92,7 +95,9 @@ class Record:
         self._saved_at = time.monotonic()
         problem = self._flush()
         if not problem:
-            self._checkpoints.save(done, state)
+            self._checkpoints.save(done, state, last=last)
+        elif last:
+            return
         elif self._parts.config.checkpoint.on_error == "stop":
             raise ConfigError(f"{problem}, so there is no checkpoint of update {done}")
         else:
@@ -166,7 +171,7 @@ class NoRecord:
     def due(self, done: int) -> bool:
         return False
 
-    def save(self, done: int, state: Any) -> None:
+    def save(self, done: int, state: Any, last: bool) -> None:
         pass
 
     def finish(self, done: int, state: Any) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from lbsgd.build import Run, build
 from lbsgd.compilation import CompiledSteps
 from lbsgd.config import flatten
 from lbsgd.diagnostics.live import Diagnostics
-from lbsgd.errors import DivergedError
+from lbsgd.errors import ConfigError, DivergedError
 from lbsgd.evaluation import Evaluation
 from lbsgd.explain import explain, parameter_table
 from lbsgd.log import Log, Speed
@@ -78,14 +78,16 @@ def run(
     parts = build(config)
     folder = Workdir(pathlib.Path(workdir))
     machine = runtime.describe_machine()
-    runtime.check_alike({**parts.identity(), **_of_all_processes(config, machine)})
+    validation = parts.splits.validation.fingerprint
+    alike = {"the validation set": validation, **_of_all_processes(config, machine)}
+    runtime.check_alike({**parts.identity(), **alike})
     with contextlib.ExitStack() as opened:
 
         def open_(part: Any) -> Any:
             return opened.enter_context(contextlib.closing(part))
 
         runtime.in_process_0(
-            lambda: open_(folder.claim(parts.identity(), config.to_dict(), machine))
+            lambda: open_(folder.claim(parts.identity(), config.to_dict(), machine, validation))
         )
         log_file = open_(ProcessLog(folder.log))
         opened.push(log_file.failure)
@@ -111,7 +113,8 @@ def run(
             progress.line(f"goes on after update {start} from {folder.checkpoints}")
         else:
             progress.line(parameter_table(parts))
-            state = parts.start()
+            with runtime.enough_memory("the network", "take a smaller one"):
+                state = parts.start()
         reached = Reached(state, owed, None)
         try:
             if not should_stop(start):
@@ -133,13 +136,14 @@ def _train(
 ) -> Reached:
     """The updates after `start`, until they are done or are to stop."""
     (state, owed, _), begun = start, time.monotonic()
-    done = int(state.update)
+    first = done = int(state.update)
     with contextlib.ExitStack() as opened:
         # The first batches are loaded while the step is compiled.
         batches = opened.enter_context(contextlib.closing(parts.feed(done)))
         steps = opened.enter_context(contextlib.closing(CompiledSteps(parts, done)))
         if done < parts.total_updates:
-            steps(done)
+            with _enough_memory_for_step(parts, done):
+                steps(done)
             progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
         progress.begin(done)
         alive = log_file.watch(parts.config.runtime)
@@ -148,28 +152,77 @@ def _train(
         feed = log.fed(batches)
         diagnostics = Diagnostics(parts, record, progress, log, alive, should_stop)
         while True:
-            if owed:
-                log.drain()
+            last = done == parts.total_updates
+            due = last or record.due(done)
+            if owed or due:
+                with _enough_memory_for_step(parts, done):
+                    log.drain()
+            # Whatever becomes of an evaluation, the training before it is on the disk.
+            if due:
                 with log.paused():
-                    values = evaluate(done, state)
-                owed = values is None
-                if values:
-                    log.evaluation(done, values)
-            diagnostics.at(done, state)
-            if should_stop(done) or done == parts.total_updates:
-                break  # the last state is saved by `finish`
-            if record.due(done):
-                log.drain()
-                with log.paused():
-                    record.save(done, state)
-            batch = next(feed)
-            diagnostics.before(done + 1, state, batch)
-            state, metrics = steps(done)(state, batch)
-            done += 1
-            log.update(done, diagnostics.after(done, metrics))
+                    record.save(done, state, last)
+            fresh = state if done > first else None
+            with _kept(record, done, fresh, "evaluates it and goes on"):
+                if owed:
+                    with log.paused():
+                        values = evaluate(done, state)
+                    owed = values is None
+                    if values:
+                        log.evaluation(done, values)
+                diagnostics.at(done, state)
+            if should_stop(done) or last:
+                break  # `finish` waits for the last state, and saves one that was not due
+            with _kept(record, done, fresh, "goes on from there"):
+                batch = next(feed)
+            with _enough_memory_for_step(parts, done):
+                diagnostics.before(done + 1, state, batch)
+                state, metrics = steps(done)(state, batch)
+                done += 1
+                log.update(done, diagnostics.after(done, metrics))
             owed = done in parts.evaluate_after
         log.drain()
     return Reached(state, owed, log.speed())
+
+
+def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractContextManager[None]:
+    """Says what to set where the step of an update takes more memory than there is."""
+    last = parts.total_updates - 1
+    placement = parts.placements[parts.timeline.batch_size(min(update, last))]
+    remedy = "lower worker_batch_size, or the size of images or of the network"
+    if placement.lanes > placement.lanes_in_group:
+        steps = placement.accumulation_steps
+        remedy = f"set accumulation_steps to more than {steps}, or to 0 for the fewest that fit"
+    return runtime.enough_memory("training", remedy)
+
+
+@contextlib.contextmanager
+def _kept(
+    record: Record | NoRecord, done: int, fresh: TrainState | None, then: str
+) -> Iterator[None]:
+    """Saves the state, which is whole, before an error within ends the run.
+
+    Args:
+      fresh: the state after `done` updates; None if it was there before this run went on.
+      then: what the same command does once the cause is gone.
+
+    Raises:
+      ConfigError: within, where the user can put it right; it says what is saved.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not done:
+            raise  # there is nothing to save
+        saved = f"update {done} is saved: once that is mended, the same command {then}"
+        try:
+            if fresh is not None:
+                record.finish(done, fresh)
+        except ConfigError as failure:
+            saved = str(failure)
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{error}; {saved}") from error
+        error.add_note(f"lbsgd: {saved}")
+        raise
 
 
 def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]) -> dict[str, Any]:

@@ -75,14 +75,17 @@ class Workdir:
         identity: dict[str, Any],
         config: dict[str, Any],
         machine: dict[str, Any],
+        validation: str = "",
         say: Callable[[str], None] = print,
     ) -> IO[str]:
         """Makes the folder this run's, or checks that it is one already.
 
         Args:
-          identity: what decides the numbers of the run.
+          identity: what decides the parameters of the run.
           config: all keys of the resolved config.
           machine: versions and hardware, added to those it ran on before.
+          validation: the fingerprint of the validation set. That may change, as where a damaged
+            file was mended; then a line says so.
           say: takes a line, where another process has the folder and this one waits for it.
 
         Returns:
@@ -96,11 +99,11 @@ class Workdir:
             raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
         with contextlib.ExitStack() as opened:
             try:
-                self._check_owner(identity)
+                self._check_owner(identity, validation, say)
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context((self.path / ".lock").open("a+"))
                 self._await(lock, say)
-                self._describe(identity, config, machine)
+                self._describe(identity, validation, config, machine)
                 self.checkpoints.mkdir(exist_ok=True)
             except OSError as error:
                 raise ConfigError(
@@ -111,9 +114,14 @@ class Workdir:
         return lock
 
     def _describe(
-        self, identity: dict[str, Any], config: dict[str, Any], machine: dict[str, Any]
+        self,
+        identity: dict[str, Any],
+        validation: str,
+        config: dict[str, Any],
+        machine: dict[str, Any],
     ) -> None:
-        text = json.dumps({"run": identity, "config": config}, indent=2)
+        described = {"run": identity, "validation_set": validation, "config": config}
+        text = json.dumps(described, indent=2)
         _replace(self.config, text + "\n")
         try:
             machines = json.loads(self.machine.read_text()) if self.machine.exists() else []
@@ -148,11 +156,14 @@ class Workdir:
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
-    def _check_owner(self, identity: dict[str, Any]) -> None:
+    def _check_owner(
+        self, identity: dict[str, Any], validation: str, say: Callable[[str], None]
+    ) -> None:
         if not self.config.is_file() or not self._holds_updates():
             return
         try:
-            owner = dict(json.loads(self.config.read_text())["run"])
+            there = json.loads(self.config.read_text())
+            owner, validation_there = dict(there["run"]), there.get("validation_set")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{self.config} is not a run's config; choose another --workdir, or remove it: "
@@ -169,6 +180,8 @@ class Workdir:
                 f"workdir {self.path} holds a run that differs in {', '.join(differ)}; "
                 "choose another --workdir or set these back"
             )
+        if validation_there != validation:
+            say("the validation set is not what it was: compare evaluations with care")
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -163,18 +163,27 @@ def test_a_run_that_got_nowhere_leaves_its_workdir_to_another(tmp_path):
         folder.claim({"batch_size": 8}, {}, {})
 
 
+def test_another_validation_set_is_told_and_not_refused(tmp_path):
+    """A damaged file of it may have been mended."""
+    folder, said = Workdir(tmp_path), []
+    for validation in ("a", "b", "b"):
+        folder.claim({}, {}, {}, validation, said.append).close()
+        folder.metrics.write_text("{}\n")
+    assert said == ["the validation set is not what it was: compare evaluations with care"]
+
+
 def test_a_workdir_is_one_process_s_at_a_time(tmp_path, monkeypatch):
     folder, said = Workdir(tmp_path), []
     held = folder.claim({}, {}, {})
     monkeypatch.setattr(workdir, "LOCK_SECONDS", 0.8)
     in_use = rf"in use by process {os.getpid()} on "
     with pytest.raises(ConfigError, match=rf"{in_use}.*; end that or choose another --workdir"):
-        folder.claim({}, {}, {}, said.append)
+        folder.claim({}, {}, {}, say=said.append)
     (line,) = said
     assert re.match(f"waits for workdir {tmp_path}, which is {in_use}", line)
     threading.Timer(0.2, held.close).start()
-    folder.claim({}, {}, {}, said.append).close()
-    folder.claim({}, {}, {}, pytest.fail).close()
+    folder.claim({}, {}, {}, say=said.append).close()
+    folder.claim({}, {}, {}, say=pytest.fail).close()
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/run", "s3:/bucket"])

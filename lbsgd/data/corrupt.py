@@ -45,8 +45,7 @@ class Corrupt:
         """
         if self.policy == "error":
             raise ConfigError(
-                f"{name} is corrupt: {error}; mend it and choose another --workdir, or set "
-                "data.on_corrupt='skip'"
+                f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
             ) from error
         with self._lock:
             if name not in self.names:

@@ -1,5 +1,6 @@
 """What a run measures of itself while it trains. It changes no number of the run."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ class Diagnostics:
         if runtime.from_process_0(np.array(self._record.holds(done, CONFUSION))):
             return
         self._log.drain()
-        with self._log.paused():
+        with self._log.paused(), _enough_memory():
             cosines = self._confusion(done, state)
         if cosines is None:
             return
@@ -85,7 +86,7 @@ class Diagnostics:
         if done not in self._parts.diagnostics.workers:
             return
         self._log.drain()
-        with self._log.paused():
+        with self._log.paused(), _enough_memory():
             placement = self._parts.placements[self._parts.timeline.batch_size(done - 1)]
             found = self._compiled(placement)(state.params, state.batch_stats, batch)
             found = jax.device_get(found)
@@ -117,6 +118,11 @@ class Diagnostics:
             }
             self._record.write_lists(done, by_name)
         return metrics
+
+
+def _enough_memory() -> contextlib.AbstractContextManager[None]:
+    remedy = "set diagnostics.in_turn=True, or the times of diagnostics to 0"
+    return runtime.enough_memory("a diagnostic", remedy)
 
 
 def _numbers_of(
