@@ -84,4 +84,9 @@ def takes_bar() -> bool:
 def _columns() -> int:
     """As rich counts them, which takes 0 for 80."""
     said = os.environ.get("COLUMNS", "")
-    return int(said) if said.isdigit() else os.get_terminal_size(sys.stdout.fileno()).columns
+    if said.isdigit():
+        return int(said)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:  # it is gone, or none that the system knows
+        return 0

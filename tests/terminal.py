@@ -7,6 +7,7 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 
 # Importing readline, as pytest does, puts sizes into the environment.
@@ -20,10 +21,28 @@ def open_terminal(columns: int) -> tuple[int, int]:
     return shows, end
 
 
-def start(command: list[str], end: int, **env: str) -> subprocess.Popen:
-    """Starts a command on a terminal; `end` is closed here, and so only the command has it."""
+# The first terminal that the leader of a session opens hangs up on it.
+OPENS = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def start(
+    command: list[str], end: int, hangs_up: bool = False, **env: str
+) -> subprocess.Popen[bytes]:
+    """Starts a command on a terminal; `end` is closed here, and so only the command has it.
+
+    Args:
+      hangs_up: whether the command gets SIGHUP when the terminal goes away.
+    """
     env = {**UNSIZED, "TERM": "xterm", **env}
-    process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=env)
+    if hangs_up:
+        command = [sys.executable, "-c", OPENS, *command]
+    process = subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, env=env, start_new_session=hangs_up
+    )
     os.close(end)
     return process
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from terminal import open_terminal, start
 
-from lbsgd import streams
+from lbsgd import monitor, streams
 from lbsgd.data.packed import read_index
 from lbsgd.streams import lossy
 
@@ -219,18 +219,65 @@ def test_a_launcher_that_nobody_watches(tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_whose_terminal_goes_away_ends_as_it_would_have(tmp_path):
-    """Without a signal: it is not in the terminal's session."""
+@pytest.mark.parametrize(("hangs_up", "code", "steps"), [(False, 0, 60), (True, 75, 4000)])
+def test_a_run_whose_terminal_goes_away_is_saved(hangs_up, code, steps, tmp_path):
+    """With SIGHUP it stops; without, as one that is not in the terminal's session, it goes on."""
     shows, end = open_terminal(80)
-    command = [sys.executable, "-m", "lbsgd.main", *SMALL[:4], "--config.total_steps=60"]
-    process = start([*command, f"--workdir={tmp_path}"], end)
-    deadline = time.monotonic() + 120
-    metrics = tmp_path / "metrics.jsonl"
-    shown = b""
+    command = [sys.executable, "-m", "lbsgd.main", *SMALL[:4], f"--config.total_steps={steps}"]
+    process = start([*command, f"--workdir={tmp_path}"], end, hangs_up)
+    metrics, shown = tmp_path / "metrics.jsonl", b""
     while not (metrics.exists() and metrics.stat().st_size):
-        assert time.monotonic() < deadline, shown
-        shown += os.read(shows, 1024)
+        shown += os.read(shows, 1024)  # which fails where the process has ended
     os.close(shows)
-    assert process.wait(timeout=120) == 0
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()][-1] == "60"
+    assert process.wait(timeout=300) == code
+    lines = monitor.read_metrics(metrics)
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == lines[-1]["step"]
+    assert (saved == steps) == (code == 0)
     assert whole_log(tmp_path)
+
+
+# A bar, which a thread draws again and again, of which the terminal goes away in between.
+BARS = {
+    "of a run": """
+from lbsgd.monitor import BarProgress
+bar = BarProgress(100)
+bar.begin(4)
+advance = lambda i: bar.show(i, 1.5, {"train_loss": 2.0})
+""",
+    "of a preparation": """
+from lbsgd.data.progress import Progress
+bar = Progress("images", 100)
+bar.start(4)
+advance = lambda i: bar.advance(1)
+""",
+}
+GOES_AWAY = """
+import os, pathlib, sys, time
+from lbsgd.streams import protect_streams
+protect_streams()
+{bar}
+pathlib.Path("here").touch()
+while os.isatty(1):
+    time.sleep(0.01)
+for i in range(5, 9):
+    advance(i)
+    bar.line("a line")
+    time.sleep(0.15)
+bar.close()
+pathlib.Path("went on").touch()
+"""
+
+
+@pytest.mark.parametrize("bar", BARS)
+def test_a_bar_whose_terminal_goes_away(bar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shows, end = open_terminal(80)
+    script = GOES_AWAY.format(bar=BARS[bar])
+    process = start([sys.executable, "-c", script], end, PYTHONPATH=str(ROOT))
+    while not (tmp_path / "here").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.close(shows)
+    assert process.wait(timeout=300) == 0
+    assert (tmp_path / "went on").exists()
