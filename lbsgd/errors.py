@@ -17,3 +17,8 @@ class ConfigError(ValueError):
 
 class DivergedError(RuntimeError):
     """Loss or gradient are not finite; `lbsgd.main` ends with `EXIT_DIVERGED`."""
+
+
+def first_line(error: Exception) -> str:
+    """Takes the first line of what an error of a library says."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

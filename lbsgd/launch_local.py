@@ -46,6 +46,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_USER, ConfigError
 from lbsgd.process_group import Group, Output, Signals, Verdict
+from lbsgd.streams import protect_streams
 
 
 def launch(
@@ -230,4 +231,5 @@ def _wants_cpu(platform: str) -> bool:
 
 
 if __name__ == "__main__":
+    protect_streams()
     sys.exit(main(sys.argv[1:]))

@@ -26,6 +26,7 @@ from lbsgd.errors import (
 )
 from lbsgd.paths import at_home
 from lbsgd.preemption import StopSignal
+from lbsgd.streams import protect_streams
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file: configs/x.py[:arg].")
 _WORKDIR = flags.DEFINE_string(
@@ -168,4 +169,6 @@ def _run(stop: StopSignal) -> int:
 
 
 if __name__ == "__main__":
+    protect_streams()
+    logging.get_absl_handler().python_handler.stream = sys.stderr  # that was made before
     app.run(main, flags_parser=_parse_flags)

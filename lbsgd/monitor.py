@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: metrics.jsonl, TensorBoard summaries, progress, curves."""
+"""What a run shows and leaves behind: metrics.jsonl, TensorBoard summaries, progress."""
 
 import contextlib
 import functools
@@ -8,15 +8,16 @@ import math
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import rich.console
 import rich.progress
+import rich.table
 
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, first_line
+from lbsgd.streams import takes_bar
 
 Values = Mapping[str, float]
 
@@ -96,21 +97,41 @@ def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]
     Raises:
       ConfigError: a line that is not the last is damaged.
     """
+    lines, damaged = _read(path, lists)
+    if damaged:
+        raise ConfigError(
+            f"{path}, line {damaged[0]} is damaged; mend it or choose another --workdir"
+        )
+    return lines
+
+
+def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines of a metrics.jsonl that can be read; and "", or what is wrong with the others."""
+    try:
+        lines, damaged = _read(path, lists=False)
+    except ConfigError as error:
+        return [], str(error)
+    if not damaged:
+        return lines, ""
+    more = f" and {len(damaged) - 1} more are" if len(damaged) > 1 else " is"
+    return lines, f"{path}, line {damaged[0]}{more} damaged, and left out here"
+
+
+def _read(path: pathlib.Path, lists: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines, and the numbers of those that are damaged."""
     if not path.is_file():
-        return []
+        return [], []
     try:
         *whole, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error
-    lines = []
+    lines, damaged = [], []
     for number, text in enumerate(whole, 1):
         try:
             lines.append(_checked(json.loads(text), lists))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path}, line {number} is damaged; mend it or choose another --workdir"
-            ) from error
-    return lines
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    return lines, damaged
 
 
 def _checked(line: Any, lists: bool) -> dict[str, Any]:
@@ -161,7 +182,7 @@ class DispensableSummaries:
             action()
         except Exception as error:  # tensorflow's own, which cannot be named without it
             self._summaries = NoSummaries()
-            reason = str(error).splitlines()[0].rpartition("; ")[2]  # after names of its kernels
+            reason = first_line(error).rpartition("; ")[2]  # after names of its kernels
             self._say(f"TensorBoard summaries end here, they cannot be written ({reason})")
 
 
@@ -179,7 +200,7 @@ def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summarie
     try:
         return DispensableSummaries(metric_writers.SummaryWriter(str(folder)), say)
     except Exception as error:
-        say(f"TensorBoard summaries are off ({str(error).splitlines()[0]})")
+        say(f"TensorBoard summaries are off ({first_line(error)})")
         return NoSummaries()
 
 
@@ -248,14 +269,17 @@ class BarProgress:
     """A bar on a terminal."""
 
     def __init__(self, total: int) -> None:
-        console = rich.console.Console(highlight=False)
+        console = rich.console.Console(highlight=False, force_terminal=True)
+        metrics = rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch {task.fields[epoch]:.1f}"),
             rich.progress.BarColumn(min(max(4, console.width - 76), 40)),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.TimeRemainingColumn(),
+            # Last and of what width is left, so that on a narrow terminal it is cut.
+            rich.progress.TextColumn("{task.fields[text]}", table_column=metrics),
             console=console,
+            expand=True,
         )
         self._task = self._bar.add_task("", total=total, epoch=0.0, text="")
         self._bar.start()
@@ -312,7 +336,7 @@ def open_progress(
     """
     shown: Progress | None = None
     if process == 0:
-        bar = processes == 1 and sys.stdout.isatty()
+        bar = processes == 1 and takes_bar()
         shown = BarProgress(total) if bar else PlainProgress(total)
     return LoggedProgress(shown, log, total)
 
@@ -342,57 +366,3 @@ def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def final_error(metrics: list[dict[str, Any]], last: int = 5) -> float:
     """Median validation error (%) of the last 5 evaluations (Goyal et al., section 5.1)."""
     return statistics.median([line["val_error"] for line in evaluations(metrics)][-last:])
-
-
-def _means_between_evaluations(metrics: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Training error averaged from one evaluation to the next, at the epoch where it ends."""
-    epochs, means, since = [], [], []
-    for line in metrics:
-        if line.get("train_error") is not None:
-            since.append(line["train_error"])
-        if line.get("val_error") is not None and since:
-            epochs.append(line["epoch"])
-            means.append(statistics.fmean(since))
-            since = []
-    return epochs, means
-
-
-def draw_curves(metrics: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
-    """The curves of a run, as a PNG."""
-    curves(metrics, title).savefig(path, dpi=120)
-
-
-def curves(metrics: list[dict[str, Any]], title: str) -> Any:
-    """Errors against epochs, learning rate below, and the batch size where it changes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    sizes = {line["batch_size"] for line in metrics if line.get("batch_size") is not None}
-    strips = ("learning_rate", "batch_size")[: 2 if len(sizes) > 1 else 1]
-    ratios = (3, *(1 for _ in strips))
-    errors, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-    validation = list(evaluations(metrics))
-    errors.plot(*_means_between_evaluations(metrics), color="tab:blue", label="training")
-    errors.plot(
-        [line["epoch"] for line in validation],
-        [line["val_error"] for line in validation],
-        color="tab:red",
-        label="validation",
-    )
-    errors.set(ylabel="error %", title=title)
-    errors.set_ylim(bottom=0)
-    errors.grid(alpha=0.3)
-    errors.legend(frameon=False)
-    for panel, key in zip(below, strips):
-        lines = [line for line in metrics if line.get(key) is not None]
-        points = [line["epoch"] for line in lines], [line[key] for line in lines]
-        # A line has the size of the update that ended there.
-        style = "steps-pre" if key == "batch_size" else "default"
-        panel.plot(*points, color="tab:gray", drawstyle=style)
-        panel.set(ylabel=key.replace("_", " "))
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    below[-1].set_xlabel("epochs")
-    return figure

@@ -9,24 +9,26 @@ import threading
 from typing import Any
 
 from lbsgd.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from lbsgd.streams import write_or_lose
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _say(text: str) -> None:
     # Not print: this may come in the middle of one.
-    os.write(2, f"lbsgd: {text}\n".encode())
+    write_or_lose(2, f"lbsgd: {text}\n".encode())
 
 
 class StopSignal:
-    """While entered, SIGINT or SIGTERM ask the run to stop after the present update.
+    """While entered, SIGINT, SIGTERM or SIGHUP ask the run to stop after the present update.
 
     Signals are read by a thread, so that they count while the main thread compiles or waits. Until
     `reached` was called once there is nothing to save, and they end the process at once, with exit
-    code 75; a second SIGINT ends it at once whenever it comes, with 130.
+    code 75; a second SIGINT ends it at once whenever it comes, with 130. SIGHUP, that the terminal
+    is gone, stays ignored where it was (`nohup`).
 
     Several processes agree on the update through JAX's own handler of SIGTERM, which
-    `jax.distributed` puts in place of the one here; SIGINT is passed on to it.
+    `jax.distributed` puts in place of the one here; the others are passed on to it.
     """
 
     def __init__(self) -> None:
@@ -50,8 +52,10 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         for number in CAUGHT:
-            self._before[number] = signal.signal(number, _leave_to_the_thread)
+            if not (number == signal.SIGHUP and nohup):
+                self._before[number] = signal.signal(number, _leave_to_the_thread)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="lbsgd-signals", daemon=True).start()
         return self

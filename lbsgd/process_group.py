@@ -24,6 +24,7 @@ from lbsgd.errors import (
     EXIT_PREEMPTED,
     EXIT_USER,
 )
+from lbsgd.streams import write_or_lose
 
 # A death may follow from a mistake that another process is just about to end with.
 COLLECT_SECONDS = 0.5
@@ -85,16 +86,7 @@ class Output:
 
     def _write(self) -> None:
         for file, line in iter(self._lines.get, None):
-            with contextlib.suppress(OSError):  # nobody reads any more: training goes on
-                _write_all(file, line)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    while data:
-        try:
-            data = data[os.write(file, data) :]
-        except BlockingIOError:  # who shares this file with us has made it so
-            select.select([], [file], [])
+            write_or_lose(file, line)
 
 
 class Signals:

@@ -43,7 +43,7 @@ class ProcessLog:
         """Appends a line; a full disk is not worth stopping for."""
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         with contextlib.suppress(OSError):
-            self._file.write(f"{now} {text}\n".encode())
+            self._file.write(f"{now} {text}\n".encode(errors="backslashreplace"))
 
     def failure(self, kind: Any, error: BaseException | None, where: Any) -> None:
         """Writes down what ended the run, if anything did; has the form of `__exit__`."""

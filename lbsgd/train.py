@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lbsgd import monitor, runtime
+from lbsgd import curves, monitor, runtime
 from lbsgd.build import Run, build
 from lbsgd.compilation import CompiledSteps
 from lbsgd.config import flatten
@@ -265,7 +265,7 @@ def _finish(
     if jax.process_index():
         progress.line(f"{'done' if complete else 'stopped'} after update {done}")
         return Outcome(done, complete, None)
-    lines = monitor.read_metrics(folder.metrics)
+    lines, damage = monitor.read_whole_lines(folder.metrics)
     evaluated = list(monitor.evaluations(lines))
     error = monitor.final_error(lines) if evaluated else None
     title = f"{parts.config.model.name} on {parts.config.data.source}, "
@@ -273,10 +273,9 @@ def _finish(
         f"{placement.batch_size} = {placement.workers} workers"
         for placement in _first_and_last(parts)
     )
-    try:
-        monitor.draw_curves(lines, folder.curves, title)
-    except OSError as failure:
-        progress.line(f"{folder.curves} cannot be written ({failure.strerror or failure})")
+    undrawn = curves.draw(lines, folder.curves, title)
+    for problem in filter(None, (damage, undrawn)):
+        progress.line(problem)
     epochs = parts.timeline.epoch(done)
     progress.line("")
     if not complete:
@@ -298,5 +297,6 @@ def _finish(
         ("metrics", folder.metrics),
         ("picture", folder.curves),
     ):
-        progress.line(f"{name:<11}{path}")
+        if not (name == "picture" and undrawn):
+            progress.line(f"{name:<11}{path}")
     return Outcome(done, complete, error)

@@ -14,8 +14,10 @@ ROOT = pathlib.Path(lbsgd.__file__).parent
 FLOORS = {
     "errors": 0,
     "limits": 0,
+    "streams": 0,
     "command_line": 0.5,
     "paths": 0.5,
+    "figures": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline
@@ -29,6 +31,7 @@ FLOORS = {
     "workdir": 1,
     "checkpoint": 1,
     "monitor": 1,
+    "curves": 1.1,
     "preemption": 1,
     "process_group": 1,
     "process_log": 1,

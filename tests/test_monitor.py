@@ -1,15 +1,14 @@
 """Metrics, progress and curves."""
 
-import contextlib
 import json
 import math
-import os
-import pty
+import re
 import statistics
 import subprocess
 import sys
 
 import pytest
+import terminal
 
 from lbsgd import monitor
 from lbsgd.errors import ConfigError
@@ -49,6 +48,22 @@ def test_a_damaged_line_is_an_error_and_nothing_is_lost(tmp_path, damaged):
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("text", "steps", "says"),
+    [
+        (b'{"step": 1}\n{"st\n{"step": 3}\n', [1, 3], "line 2 is damaged"),
+        (b'\xff\x00\n{"step": 2}\n\n[]\n', [2], "line 1 and 2 more are damaged"),
+        (b'{"step": 1}\n{"step": 2}\n{"cut', [1, 2], ""),
+    ],
+)
+def test_of_a_damaged_file_what_is_whole_can_be_read(tmp_path, text, steps, says):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(text)
+    lines, damage = monitor.read_whole_lines(path)
+    assert [line["step"] for line in lines] == steps
+    assert damage == (f"{path}, {says}, and left out here" if says else "")
+
+
 def test_the_final_error_is_the_median_of_the_last_five_evaluations():
     errors = [90.0, 9.0, 5.0, 7.0, 1.0, 6.0]
     lines = []
@@ -56,18 +71,6 @@ def test_the_final_error_is_the_median_of_the_last_five_evaluations():
         lines += [{"train_error": 0.0}, {"val_error": error}]
     assert monitor.final_error(lines) == statistics.median(errors[1:]) == 6.0
     assert monitor.final_error(lines[:4]) == 49.5  # of two
-
-
-def test_training_error_is_averaged_between_evaluations():
-    lines = [
-        {"epoch": 0.5, "train_error": 80.0},
-        {"epoch": 1.0, "train_error": 60.0},
-        {"epoch": 1.0, "val_error": 50.0},
-        {"epoch": 2.0, "train_error": 40.0},
-        {"epoch": 2.0, "val_error": 30.0},
-        {"epoch": 2.5, "train_error": 20.0},
-    ]
-    assert monitor._means_between_evaluations(lines) == ([1.0, 2.0], [70.0, 40.0])
 
 
 def test_plain_progress_prints_lines(capsys):
@@ -122,29 +125,44 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
     assert [line["step"] for line in monitor.read_metrics(path)] == [1, 2, 3, 4, 5, 6]
 
 
+SHOW = """
+from lbsgd import monitor
+said = []
+progress = monitor.open_progress(125000, said.append)
+progress.begin(4)
+progress.show(7, 1.5, {'train_loss': 2.0, 'train_error': 50.0, 'learning_rate': 0.1})
+progress.line('a line [bold] above')
+progress.show(123456, 1.5, {'train_loss': 2.0, 'train_error': 50.0, 'learning_rate': 0.1})
+progress.close()
+assert said == ['a line [bold] above'], said
+"""
+
+
 def test_a_terminal_gets_a_bar():
     """In a terminal of its own, as a user sees it."""
-    script = (
-        "from lbsgd import monitor\n"
-        "said = []\n"
-        "progress = monitor.open_progress(10, said.append)\n"
-        "progress.begin(4)\n"
-        "progress.show(7, 1.5, {'train_loss': 2.0, 'learning_rate': 0.1})\n"
-        "progress.line('a line [bold] above')\n"
-        "progress.close()\n"
-        "assert said == ['a line [bold] above'], said\n"
-    )
-    terminal, end = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=end, stdout=end, stderr=end)
-    os.close(end)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
-        while data := os.read(terminal, 1024):
-            shown += data
-    os.close(terminal)
-    assert process.wait(timeout=60) == 0, shown
-    for part in (b"7/10", b"epoch 1.5", b"loss 2.000", b"a line [bold] above"):
-        assert part in shown
+    code, shown = terminal.run([sys.executable, "-c", SHOW], columns=100)
+    assert code == 0, shown
+    assert "a line [bold] above" in terminal.frames(shown)
+    for part in ("123456/125000", "epoch 1.5", "loss 2.000 error 50.0% lr 0.1", "━━━"):
+        assert part in terminal.frames(shown)[-1]
+
+
+@pytest.mark.parametrize(("columns", "env"), [(60, {}), (200, {"COLUMNS": "60"}), (45, {})])
+def test_on_a_narrow_terminal_the_bar_keeps_count_and_time(columns, env):
+    code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
+    assert code == 0, shown
+    frame = terminal.frames(shown)[-1]
+    assert re.match(r"epoch 1\.5 \S+ 123456/125000 (\d+:\d\d:\d\d|-:--:--) los", frame), frame
+    assert len(frame.rstrip()) <= min(columns, 60)
+
+
+@pytest.mark.parametrize(
+    ("columns", "env"),
+    [(100, {"TERM": "dumb"}), (100, {"COLUMNS": "0"}), (0, {}), (8, {}), (0, {"FORCE_COLOR": "1"})],
+)
+def test_a_terminal_that_has_no_room_for_a_bar_gets_lines(columns, env):
+    code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
+    assert (code, shown) == (0, "a line [bold] above\r\n")
 
 
 def test_summaries_that_cannot_be_written_end_and_training_goes_on():
@@ -181,19 +199,3 @@ assert tf.make_ndarray(event.tensor_proto) == 2.5, event
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_curves_have_the_batch_size_where_it_changes():
-    def lines(*sizes: float) -> list[dict]:
-        both = ({"epoch": float(i), "learning_rate": 0.1 * i} for i in range(len(sizes)))
-        return [{**line, "batch_size": size} for line, size in zip(both, sizes)]
-
-    evaluation = {"epoch": 1.0, "val_error": 5.0}
-    constant = monitor.curves([*lines(64.0, 64.0), evaluation], "x")
-    assert [panel.get_ylabel() for panel in constant.axes] == ["error %", "learning rate"]
-    grown = monitor.curves([*lines(64.0, 64.0, 128.0), evaluation], "x")
-    assert [panel.get_ylabel() for panel in grown.axes][1:] == ["learning rate", "batch size"]
-    (line,) = grown.axes[2].get_lines()
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 1, 2], [64, 64, 128])
-    assert line.get_drawstyle() == "steps-pre"
-    assert [panel.get_xlabel() for panel in grown.axes] == ["", "", "epochs"]

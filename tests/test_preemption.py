@@ -11,7 +11,7 @@ import pytest
 
 from lbsgd.preemption import StopSignal
 
-NUMBERS = [signal.SIGINT, signal.SIGTERM]
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def until(condition, seconds: float = 60.0) -> None:
@@ -73,9 +73,48 @@ def test_a_second_interrupt_ends_at_once():
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(("first", "second"), [(15, 15), (2, 15), (15, 2)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (15, 15),
+        (2, 15),
+        (15, 2),
+        (1, 1),
+        pytest.param(1, 2, marks=pytest.mark.long),
+        pytest.param(2, 1, marks=pytest.mark.long),
+    ],
+)
 def test_no_other_second_signal_ends_it(first, second):
-    """Cluster managers send SIGTERM more than once."""
+    """Cluster managers send SIGTERM more than once, a shell and the system SIGHUP."""
     done = run(TWICE.format(first=first, second=second, seconds=2))
     assert (done.returncode, done.stdout) == (0, "still here\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_nohup_is_heeded():
+    done = run(
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with StopSignal() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n    time.sleep(0.2)\n"
+        "    print(stop.reached())\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_a_signal_counts_though_nobody_can_be_told(streams):
+    """As when a terminal hangs up."""
+    script = (
+        "import os, signal, time\n"
+        "from lbsgd.preemption import StopSignal\n"
+        "with StopSignal() as stop:\n"
+        "    stop.reached()\n"
+        "    time.sleep(0.2)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    while not stop.reached():\n"
+        "        time.sleep(0.01)\n"
+        "print('asked')\n"
+    )
+    line = f'exec "$@" {streams}'
+    command = ["bash", "-c", line, "bash", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", "")

@@ -68,7 +68,7 @@ def ends(process: subprocess.Popen) -> tuple[int, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_processes_stop_together_and_go_on(tmp_path, start_group, number):
     group = start_group("--config.total_steps=4000", each=((str(tmp_path),),) * 2)
     wait_for("validation loss", group[0])

@@ -19,6 +19,7 @@ from lbsgd.checkpoint.manifest import DamagedError, Manifest
 from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
 from lbsgd.paths import at_home
+from lbsgd.streams import protect_streams
 
 
 def main(argv: Sequence[str]) -> int:
@@ -146,4 +147,5 @@ def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
 
 
 if __name__ == "__main__":
+    protect_streams()
     raise SystemExit(main(sys.argv[1:]))

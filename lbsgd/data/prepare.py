@@ -27,6 +27,7 @@ from lbsgd.data.progress import Progress
 from lbsgd.data.sources import ArraySource, Source, npz, numbered, read_npz
 from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 from lbsgd.limits import num_cores
+from lbsgd.streams import protect_streams
 
 KINDS = (
     "a folder or a tar of a folder of images for each class (below train/ and val/, or of one "
@@ -232,6 +233,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    protect_streams()
     code = main(sys.argv[1:])
     if code == EXIT_INTERRUPTED:
         sys.stdout.flush()

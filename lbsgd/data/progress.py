@@ -4,6 +4,9 @@ import time
 
 import rich.console
 import rich.progress
+import rich.table
+
+from lbsgd.streams import takes_bar
 
 # Between lines.
 SECONDS = 10.0
@@ -23,13 +26,15 @@ class Progress:
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._before, self.advanced = what, total, 0, 0
         self._last = time.monotonic()
-        console = rich.console.Console(highlight=False)
+        console = rich.console.Console(highlight=False, force_terminal=takes_bar())
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
+            # It gives way where the terminal is narrow.
+            rich.progress.BarColumn(None, table_column=rich.table.Column(ratio=1)),
             rich.progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
             rich.progress.TimeRemainingColumn(),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=total, start=False)

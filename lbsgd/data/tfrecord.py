@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from lbsgd.command_line import Parser, complain
 from lbsgd.data.tfds_source import formats, load, set_format
 from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
+from lbsgd.streams import protect_streams
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
@@ -103,4 +104,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    protect_streams()
     sys.exit(main(sys.argv[1:]))

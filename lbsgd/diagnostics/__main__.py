@@ -14,6 +14,7 @@ from lbsgd.command_line import Parser, complain
 from lbsgd.diagnostics import pictures
 from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
 from lbsgd.paths import at_home
+from lbsgd.streams import protect_streams
 from lbsgd.workdir import Workdir
 
 
@@ -60,4 +61,5 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
+    protect_streams()
     raise SystemExit(main(sys.argv[1:]))

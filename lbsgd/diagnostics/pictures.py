@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.diagnostics import noise_scale
+from lbsgd.figures import new_figure
 
 Line = dict[str, Any]
 
@@ -26,11 +27,7 @@ LAYER_PANELS = {
 
 
 def _figure(panels: int, width: float = 8.0) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 1 + 2.8 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 1 + 2.8 * panels)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
         panel.grid(alpha=0.3)
