@@ -25,6 +25,7 @@ from lbsgd.errors import (
     DivergedError,
 )
 from lbsgd.paths import at_home
+from lbsgd.limits import num_cores
 from lbsgd.preemption import StopSignal
 from lbsgd.streams import protect_streams
 
@@ -120,8 +121,12 @@ def _default_workdir(argv: Sequence[str]) -> pathlib.Path:
     return pathlib.Path("runs") / _config_path(argv).stem
 
 
-def _quiet() -> None:
-    """Leaves the terminal to the run: libraries speak up from warnings on."""
+def _set_up_libraries() -> None:
+    """Leaves the terminal to the run, where libraries speak up from warnings on; their threads too.
+
+    XLA's threads on a CPU would be one a core, whatever quota of them this process has.
+    """
+    os.environ.setdefault("NPROC", str(num_cores()))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
     logging.set_verbosity(logging.WARNING)
@@ -129,7 +134,7 @@ def _quiet() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs, and returns the exit code."""
-    _quiet()
+    _set_up_libraries()
     with StopSignal() as stop:
         # jax takes its time; mistakes in flags need not wait for it.
         from lbsgd import runtime

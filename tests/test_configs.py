@@ -50,6 +50,7 @@ def test_a_row_has_the_papers_numbers(arg):
     [
         "cifar10",
         pytest.param("fashion_mnist", marks=pytest.mark.long),
+        pytest.param("images", marks=pytest.mark.long),
         pytest.param("imagenette", marks=pytest.mark.long),
         pytest.param("imagenet_goyal", marks=pytest.mark.long),
         pytest.param("imagenet_lars", marks=pytest.mark.long),
@@ -75,6 +76,14 @@ def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
     outcome = train.run(resolve(config), tmp_path)
     assert (outcome.updates, outcome.complete) == (3, True)
     assert 0 <= outcome.final_error <= 100
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_large_images_accumulate_as_memory_asks_for(path):
+    """A machine with little memory can train whatever images of 64 pixels and more a config has."""
+    config = resolve(runpy.run_path(str(path))["get_config"]())
+    if config.data.crop == "inception" and config.data.image_size >= 64:
+        assert config.accumulation_steps == 0
 
 
 @pytest.mark.parametrize("batch_size", [128, 256, 512, 1024, 2048, 4096])
