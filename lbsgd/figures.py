@@ -14,7 +14,7 @@ def new_figure(width: float, height: float) -> Any:
     Args:
       width: in inches, as is the height.
     """
-    with _undisturbed():
+    with undisturbed():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
         from matplotlib.figure import Figure
 
@@ -24,8 +24,8 @@ def new_figure(width: float, height: float) -> Any:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Imports matplotlib for the first time: without failing or talking for what the user has set.
+def undisturbed() -> Iterator[None]:
+    """In this context importing matplotlib neither fails nor talks for what the user has set.
 
     MPLBACKEND may name what is not installed here, as that of a notebook does; a home that cannot
     be written is no news.

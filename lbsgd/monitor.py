@@ -17,6 +17,7 @@ import rich.progress
 import rich.table
 
 from lbsgd.errors import ConfigError, first_line
+from lbsgd.figures import undisturbed
 from lbsgd.streams import takes_bar
 
 Values = Mapping[str, float]
@@ -195,9 +196,9 @@ def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summarie
             "pip install 'lbsgd[tensorboard]' turns them on"
         )
         return NoSummaries()
-    from clu import metric_writers  # imports tensorflow
-
     try:
+        with undisturbed():  # for tensorflow imports matplotlib
+            from clu import metric_writers
         return DispensableSummaries(metric_writers.SummaryWriter(str(folder)), say)
     except Exception as error:
         say(f"TensorBoard summaries are off ({first_line(error)})")

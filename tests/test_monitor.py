@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -197,5 +198,25 @@ assert event.step == 7
 import tensorflow as tf
 assert tf.make_ndarray(event.tensor_proto) == 2.5, event
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    env = {**os.environ, "MPLBACKEND": "none_that_there_is"}  # which tensorflow would stumble over
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [ValueError("Key backend: x\nmore"), ImportError()])
+def test_summaries_that_cannot_be_had_are_a_line(tmp_path, monkeypatch, error):
+    """Whatever tensorflow says when it is imported."""
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "clu.metric_writers":
+                raise error
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delitem(sys.modules, "clu.metric_writers", raising=False)
+    said = []
+    assert isinstance(monitor.open_summaries(tmp_path, said.append), monitor.NoSummaries)
+    assert said == [
+        f"TensorBoard summaries are off ({str(error).partition(chr(10))[0] or 'ImportError'})"
+    ]

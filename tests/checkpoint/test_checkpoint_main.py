@@ -199,3 +199,18 @@ def test_it_runs_where_the_accelerator_is_another_s(workdir):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count(": ok, ") == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "list {} | true",
+        pytest.param("verify {} >/dev/full", marks=pytest.mark.long),
+        pytest.param("show {} >&-", marks=pytest.mark.long),
+    ],
+)
+def test_nobody_needs_to_read_it(workdir, line):
+    text = f"{sys.executable} -m lbsgd.checkpoint {line.format(workdir)}; exit ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that each line finds nobody
+    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
