@@ -56,6 +56,8 @@ def explain(run: Run) -> list[str]:
     lines = [
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
         f"examples, {len(train.classes)} classes, {shape}",
+        *(f"data: training: {note}" for note in train.notes),
+        *(f"data: validation: {note}" for note in validation.notes),
         _explain_augmentation(run),
         *_explain_batch_sizes(run),
     ]

@@ -146,6 +146,8 @@ def prepare(args: argparse.Namespace) -> None:
     train = args.output / "train"
     known = read_index(train).classes if (train / INDEX).exists() else ()
     for split, source in open_input(args.input, args.split, known).items():
+        for note in source.notes:
+            print(f"{split}: {note}")
         progress = Progress(f"{split}, images", len(source))
         job = Job(
             source,

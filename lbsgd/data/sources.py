@@ -42,11 +42,14 @@ class Source(Protocol):
       classes: their names, by label.
       image_shape: `(h, w, c)` of the first image, and of all where they do not differ.
       fingerprint: differs where the examples do, on whatever path they lie.
+      notes: what a person should know of the set, a line each: files left out, classes that no
+        example has, ...
     """
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     fingerprint: str
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -91,8 +94,14 @@ def first_shape(source: Source) -> tuple[int, int, int]:
 class ArraySource:
     """Examples held in memory: images uint8 `[N, h, w, c]`, labels `[N]`."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-        self.images, self.labels, self.classes = images, labels, classes
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.images, self.labels, self.classes, self.notes = images, labels, classes, notes
         height, width, channels = images.shape[1:]
         self.image_shape = (height, width, channels)
         digest = hashlib.blake2b(digest_size=16)
@@ -113,6 +122,8 @@ class ArraySource:
 
 class SyntheticSource:
     """Random images and labels, each a function of (seed, index): for tests and benchmarks."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, num_examples: int, image_shape: tuple[int, int, int], num_classes: int, seed: int
