@@ -46,7 +46,7 @@ WRONG = {
     ),
     "the whole set in each split": (
         in_both(in_both(tree())),
-        "train has the folders train, val in place of classes; these are splits: take .*/train itself",
+        "train has the folders train, val in place of classes; these are splits: take .*/train ",
     ),
     "the whole set in each split, in a folder": (
         in_both(below("set", in_both(tree()))),
