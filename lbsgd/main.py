@@ -24,8 +24,8 @@ from lbsgd.errors import (
     ConfigError,
     DivergedError,
 )
-from lbsgd.paths import at_home
 from lbsgd.limits import num_cores
+from lbsgd.paths import at_home
 from lbsgd.preemption import StopSignal
 from lbsgd.streams import protect_streams
 

@@ -1,8 +1,8 @@
 """Image files in a folder for each class, as they are or in a tar."""
 
-import hashlib
+import collections
+import functools
 import itertools
-import json
 import os
 import pathlib
 import posixpath
@@ -12,20 +12,26 @@ import tarfile
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
 from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
+from lbsgd.data.files import (
+    EXTENSIONS,
+    SPLIT_FOLDERS,
+    File,
+    Files,
+    is_left_out,
+    kind_left_out,
+    named,
+    printable,
+)
 from lbsgd.data.sources import Example, Splits, first_shape
 from lbsgd.errors import ConfigError
 from lbsgd.paths import at_home
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# By the name of the split, the folders that may hold it; the first that is there does.
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "test")}
 # Of an image file; 100 million pixels are less.
 MOST_BYTES = 10**9
 # Asking a network disk for the sizes of a million files one after the other takes an hour.
@@ -38,84 +44,8 @@ COMPRESSED = {
 }
 
 
-class File(NamedTuple):
-    """An image file.
-
-    Attributes:
-      path: below the folder of the split, with "/"; the first part is the class.
-      size: in bytes; -1 for a link that leads nowhere.
-      start: where its bytes start in the tar; 0 elsewhere.
-    """
-
-    path: str
-    size: int
-    start: int = 0
-
-
-class Files:
-    """Image files by class, in the order of torchvision's ImageFolder, in little memory.
-
-    Args:
-      found: the files of each folder of a class, by its name.
-      classes: by label; () for the names of the folders, sorted.
-      where: they lie, for messages.
-
-    Attributes:
-      labels, starts, sizes: `[N]`.
-      fingerprint: of classes, paths and sizes.
-
-    Raises:
-      ConfigError: no classes, one without images, or one that is not in `classes`.
-    """
-
-    def __init__(
-        self, found: dict[str, list[File]], classes: tuple[str, ...], where: pathlib.Path
-    ) -> None:
-        names = sorted(found)
-        if not names:
-            raise ConfigError(f"{where} has no folder of images for each class")
-        self.classes = classes or tuple(names)
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        for name in names:
-            if not found[name]:
-                raise ConfigError(
-                    f"{where}: class {name!r} has no images ({' '.join(EXTENSIONS)}); add some or "
-                    "remove its folder"
-                )
-            if name not in label_of:
-                raise ConfigError(f"{where} has a class {name!r}, which the training split has not")
-        files = [file for name in names for file in sorted(found[name], key=_folder_and_name)]
-        labels = [label_of[name] for name in names for _ in found[name]]
-        self.labels = np.array(labels, np.int32)
-        # Bytes of one width take a third of the memory of Python's strings.
-        self._paths = np.array([os.fsencode(file.path) for file in files], np.bytes_)
-        self.sizes = np.array([file.size for file in files], np.int64)
-        self.starts = np.array([file.start for file in files], np.int64)
-        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
-        for array in (self._paths, self.sizes):
-            digest.update(array.data)
-        self.fingerprint = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> str:
-        """The path of a file below the folder of the split."""
-        return os.fsdecode(bytes(self._paths[index]))
-
-
-def printable(path: str) -> str:
-    """The path with marks in place of what no terminal should be sent, which a name may have."""
-    text = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _folder_and_name(file: File) -> list[str]:
-    return file.path.rsplit("/", 1)
-
-
 class FolderSource:
-    """A folder with a folder of images (JPEG, PNG, BMP, WebP) for each class.
+    """A folder with a folder of images for each class.
 
     The classes are the names of the folders, sorted; images may lie in folders further below;
     hidden files do not count. The files are not read before they are asked for.
@@ -130,13 +60,18 @@ class FolderSource:
     def __init__(self, root: pathlib.Path, classes: tuple[str, ...] = ()) -> None:
         self._root = os.path.abspath(root)
         try:
+            left_out = collections.Counter(_left_out_beside(root))
             names = _folders(root)
+            counts = [collections.Counter[str]() for _ in names]
             with ThreadPoolExecutor(SCANNERS, "lbsgd-scan") as pool:
-                found = list(pool.map(lambda name: list(_images(self._root, name)), names))
+                scan = functools.partial(_scan, self._root)
+                found = list(pool.map(scan, names, counts))
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename} ({error.strerror})") from error
-        self._files = Files(dict(zip(names, found)), classes, root)
+        left_out = sum(counts, left_out)
+        self._files = Files(dict(zip(names, found)), classes, root, left_out)
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
+        self.notes = self._files.notes
         self.image_shape = first_shape(self)
 
     def __len__(self) -> int:
@@ -154,14 +89,43 @@ class FolderSource:
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
 
+    def check_sizes(self) -> None:
+        """Raises ConfigError where files have no bytes, too many, or are links that lead nowhere.
 
-def _visible(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
+        Nothing is read: the sizes are those of the scan.
+        """
+        sizes = self._files.sizes
+        wrong = np.flatnonzero((sizes <= 0) | (sizes > MOST_BYTES))
+        if not wrong.size:
+            return
+        first = int(wrong[0])
+        reason = {0: "is empty", -1: "cannot be read"}.get(int(sizes[first]), "is too large")
+        others = f" (one of {wrong.size:,} such files)" if wrong.size > 1 else ""
+        raise ConfigError(
+            f"{self.name(first)} is corrupt: it {reason}{others}; mend or remove it, or set "
+            "data.on_corrupt='skip'"
+        )
+
+
+def _entries(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+        return list(entries)
 
 
 def _folders(folder: pathlib.Path) -> list[str]:
-    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+    entries = _entries(folder)
+    return sorted(e.name for e in entries if not is_left_out(e.name) and e.is_dir())
+
+
+def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
+    """The kinds of what lies beside the folders of the classes."""
+    for entry in _entries(root):
+        if entry.is_dir() and not is_left_out(entry.name):
+            continue
+        if not is_left_out(entry.name) and entry.name.lower().endswith(EXTENSIONS):
+            yield "images in no folder of a class"
+        else:
+            yield kind_left_out(entry.name, entry.is_dir())
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -177,24 +141,45 @@ def _check_size(status: os.stat_result) -> None:
         raise CorruptError(f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}")
 
 
-def _images(root: str, below: str, around: tuple[os.stat_result, ...] = ()) -> Iterator[File]:
+def _scan(root: str, below: str, left_out: "collections.Counter[str]") -> list[File]:
+    """The images in a folder below `root`; counts in `left_out` what is none."""
+    return list(_images(root, below, left_out))
+
+
+def _images(
+    root: str,
+    below: str,
+    left_out: "collections.Counter[str]",
+    around: tuple[os.stat_result, ...] = (),
+) -> Iterator[File]:
     """The images in a folder below `root` and further below; links are followed.
 
     Args:
+      left_out: counts what is no image.
       around: the folders that it lies in.
     """
     here = os.stat(f"{root}/{below}")
     if any(os.path.samestat(here, folder) for folder in around):
         raise ConfigError(f"{root}/{below} leads back to a folder that it lies in; remove the link")
-    for entry in _visible(f"{root}/{below}"):
+    for entry in _entries(f"{root}/{below}"):
         path = f"{below}/{entry.name}"
-        if entry.is_dir():
-            yield from _images(root, path, (*around, here))
-        elif path.lower().endswith(EXTENSIONS):
-            try:
-                yield File(path, entry.stat().st_size)
-            except OSError:  # reading it will say what is wrong
-                yield File(path, -1)
+        if is_left_out(entry.name):
+            left_out[kind_left_out(entry.name, entry.is_dir())] += 1
+        elif entry.is_dir():
+            yield from _images(root, path, left_out, (*around, here))
+        elif not path.lower().endswith(EXTENSIONS):
+            left_out[kind_left_out(entry.name)] += 1
+        else:
+            yield File(path, _size(entry))
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    """The size of a file; -1 for what is none, and for a link that leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError:  # reading it will say what is wrong
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -249,9 +234,23 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
         if split not in found:
             raise ConfigError(
                 f"data.dir={config.dir!r} has no {'/, '.join(names)}/ with a folder of images for "
-                "each class"
+                f"each class{_where_else(root)}"
             )
-    return Splits(**folder_splits(root))
+    splits = folder_splits(root)
+    if config.on_corrupt == "error":
+        for source in splits.values():
+            source.check_sizes()
+    return Splits(**splits)
+
+
+def _where_else(root: pathlib.Path) -> str:
+    """What to say of a folder without splits: where they are, or what it holds."""
+    folders = _folders(root)
+    near = [root / name for name in folders] + [root.parent]
+    for folder in near:
+        if len(split_folders(folder)) == len(SPLIT_FOLDERS):
+            return f"; set data.dir={printable(str(folder))}"
+    return f", only {named(f'{name}/' for name in folders)}" if folders else "; it has no folders"
 
 
 class TarSource:
@@ -276,6 +275,7 @@ class TarSource:
                 found.setdefault(name, []).append(file._replace(path=file.path.removeprefix(below)))
         self._files, self._below = Files(found, classes, path), below
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
+        self.notes = self._files.notes
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self.image_shape = first_shape(self)

@@ -200,6 +200,8 @@ class PackedSource:
       ConfigError: it is not whole: no index, or a shard that is missing or of another size.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, folder: pathlib.Path) -> None:
         index = read_index(folder)
         self.classes, self.image_shape = index.classes, index.image_shape

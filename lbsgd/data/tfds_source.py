@@ -51,6 +51,8 @@ class TfdsSource:
       ConfigError: no such split, nothing in it, no images with classes, or a missing file.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, builder: Any, split: str, key: str = "split") -> None:
         from tensorflow_datasets.proto import tf_example_pb2
 

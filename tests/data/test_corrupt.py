@@ -49,7 +49,7 @@ def jpeg(index: int, torn: bool) -> bytes:
 class Files:
     """JPEGs, some of them torn; the label of each is its own index."""
 
-    image_shape = (20, 30, 3)
+    image_shape, notes = (20, 30, 3), ()
 
     def __init__(self, torn: tuple[int, ...] = TORN) -> None:
         self.torn, self.classes, self.fingerprint = torn, numbered(COUNT), f"{torn}"

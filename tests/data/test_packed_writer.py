@@ -232,6 +232,7 @@ class SlowStart:
         self.source, self.asked, self.ahead = source, 0, 0
         self.classes, self.fingerprint = source.classes, source.fingerprint
         self.image_shape, self.name = source.image_shape, source.name
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self.source)

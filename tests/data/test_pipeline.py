@@ -179,6 +179,7 @@ class Jpegs:
 
     image_shape = (15, 28, 3)
     fingerprint = "jpegs"
+    notes = ()
 
     def __init__(self, count: int = COUNT) -> None:
         self.count, self.classes = count, numbered(count)
@@ -291,7 +292,7 @@ def test_processes_evaluate_each_example_once(monkeypatch, devices, count):
 class Counted:
     """As many examples as ImageNet has, of next to no size; notes which are asked for."""
 
-    classes, image_shape, fingerprint = numbered(1000), (4, 5, 3), "counted"
+    classes, image_shape, fingerprint, notes = numbered(1000), (4, 5, 3), "counted", ()
 
     def __init__(self) -> None:
         self.asked: list[int] = []
