@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import ml_collections
 
 from lbsgd.command_line import Parser, complain
+from lbsgd.data.archive import tar_splits
 from lbsgd.data.encode import Encoding
-from lbsgd.data.folder import folder_splits, tar_splits
+from lbsgd.data.folder import folder_splits
 from lbsgd.data.limits import num_cores
 from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
