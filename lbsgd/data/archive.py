@@ -1,54 +1,30 @@
-"""Image files in a folder for each class, in a tar: read where they lie in it."""
+"""Image files in a folder for each class, in a tar or a zip: read where they lie in it."""
 
 import itertools
-import os
 import pathlib
 import posixpath
-import shlex
-import tarfile
-import weakref
-from collections.abc import Iterator
 
-from lbsgd.bounds import shown
-from lbsgd.data.decode import CorruptError
-from lbsgd.data.files import EXTENSIONS, File, Files, printable
-from lbsgd.data.folder import MOST_BYTES, SPLIT_FOLDERS
+from lbsgd.data.files import Files, printable
+from lbsgd.data.folder import SPLIT_FOLDERS
+from lbsgd.data.listing import Listing
 from lbsgd.data.sources import Example, first_shape
+from lbsgd.data.tar import read_tar
+from lbsgd.data.zip import MAGIC, read_zip
 from lbsgd.errors import ConfigError
 
-COMPRESSED = {
-    b"\x1f\x8b": "gunzip -k",
-    b"BZh": "bunzip2 -k",
-    b"\xfd7zXZ": "unxz -k",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
 
-
-class TarSource:
-    """Image files in an uncompressed tar, read where they lie in it.
+class ArchiveSource:
+    """Image files in an archive.
 
     Args:
-      files: all those of the tar, with their whole paths.
-      below: the folder in the tar with the folders of the classes; "" or with "/" at its end.
-      classes: by label, where they are not to be those in the tar.
-
-    Raises:
-      ConfigError: no classes, or one that is not in `classes`.
+      listing: of the archive.
+      files: some of it, by class.
+      folder: that their paths are below, for their names; "" or with "/" at its end.
     """
 
-    def __init__(
-        self, path: pathlib.Path, files: list[File], below: str, classes: tuple[str, ...] = ()
-    ) -> None:
-        found: dict[str, list[File]] = {}
-        for file in files:
-            name, slash, _ = file.path.removeprefix(below).partition("/")
-            if slash and file.path.startswith(below):
-                found.setdefault(name, []).append(file._replace(path=file.path.removeprefix(below)))
-        self._files, self._below = Files(found, classes, path), below
-        self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
-        self.notes = self._files.notes
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, listing: Listing, files: Files, folder: str = "") -> None:
+        self._files, self._read, self._folder = files, listing.read, folder
+        self.classes, self.fingerprint, self.notes = files.classes, files.fingerprint, files.notes
         self.image_shape = first_shape(self)
 
     def __len__(self) -> int:
@@ -56,104 +32,68 @@ class TarSource:
 
     def __getitem__(self, index: int) -> Example:
         start, size = int(self._files.starts[index]), int(self._files.sizes[index])
-        try:
-            data = os.pread(self._descriptor, size, start)  # moves no pointer that threads share
-        except OSError as error:
-            raise CorruptError(f"cannot be read ({error.strerror})") from error
-        if len(data) != size:
-            raise CorruptError("the tar has been cut short")
-        return Example(data, int(self._files.labels[index]))
+        return Example(self._read(start, size), int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
-        return printable(self._below + self._files.path(index))
+        return printable(self._folder + self._files.path(index))
 
 
-def tar_splits(
-    path: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
-) -> dict[str, TarSource]:
-    """The "train" and "validation" of a tar of `train/CLASS/` and `val/CLASS/`, those there are.
-
-    Folders around all of it do not count.
-
-    Args:
-      alone: the split that a tar of `CLASS/` is.
-      classes: of the validation where the training split is elsewhere; () for those in the tar.
+def read_archive(path: pathlib.Path) -> Listing:
+    """What a tar or a zip holds.
 
     Raises:
-      ConfigError: it cannot be read, is compressed, or holds no such folders.
+      ConfigError: it is neither, cannot be read, or holds what cannot be read where it lies.
     """
-    files = _read_tar(path)
-    around = _around(files)
-    inside = (file.path.removeprefix(around).split("/") for file in files)
-    tops = {parts[0] for parts in inside if len(parts) > 2}
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) in MAGIC
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
+    return read_zip(path) if is_zip else read_tar(path)
+
+
+def archive_splits(
+    path: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
+) -> dict[str, ArchiveSource]:
+    """The "train" and "validation" of an archive of `train/CLASS/` and `val/CLASS/`, those there
+    are; folders around all of it do not count.
+
+    Args:
+      alone: the split that an archive of `CLASS/` is.
+      classes: of the validation where the training split is elsewhere; () for those in the archive.
+
+    Raises:
+      ConfigError: it cannot be read, or holds no such folders.
+    """
+    listing = read_archive(path)
+    folders_of_images = {posixpath.dirname(path) for path in listing.files}
+    around = _around(folders_of_images)
+    tops = {path.split("/")[0] for path in _inside(folders_of_images, around) if "/" in path}
     named = {
         split: next((f"{around}{name}/" for name in names if name in tops), "")
         for split, names in SPLIT_FOLDERS.items()
     }
     folders = {split: below for split, below in named.items() if below} or {alone: around}
-    found: dict[str, TarSource] = {}
+    found: dict[str, ArchiveSource] = {}
     for split, below in folders.items():
         known = found["train"].classes if found else classes
-        found[split] = TarSource(path, files, below, () if split == "train" else known)
+        files = listing.below(below, () if split == "train" else known)
+        found[split] = ArchiveSource(listing, files, below)
     return found
 
 
-def _around(files: list[File]) -> str:
-    """The folders around all of the files that are neither a split nor a class."""
-    folders = [file.path.split("/")[:-2] for file in files]
+def _inside(folders: set[str], around: str) -> list[str]:
+    """The folders below one of them, from there on."""
+    return [path.removeprefix(around) for path in folders if path.startswith(around) and path]
+
+
+def _around(folders: set[str]) -> str:
+    """The folders around all of the images that are neither a split nor a class."""
     splits = set(itertools.chain(*SPLIT_FOLDERS.values()))
     around = ""
-    for first, last in zip(min(folders), max(folders)):
-        if first != last or first in splits:
-            break
-        around += f"{first}/"
-    return around
-
-
-def _read_tar(path: pathlib.Path) -> list[File]:
-    """The image files of a tar that are in a folder, and where their bytes are."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            for magic, command in COMPRESSED.items():
-                if start.startswith(magic):
-                    raise ConfigError(
-                        f"{path} is compressed; it can be read at random after: "
-                        f"{command} {shlex.quote(str(path))}"
-                    )
-        with tarfile.open(path, "r:") as tar:
-            found = {file.path: file for file in _members(tar, path)}  # of two, the later one
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path} is no tar, or damaged ({error})") from error
-    except ConfigError:
-        raise
-    except Exception as error:  # of damaged headers tarfile lets many kinds through
-        raise ConfigError(f"{path} is no tar, or damaged ({shown(error)})") from error
-    if not found:
-        raise ConfigError(f"{path} has no folder of images for each class")
-    return list(found.values())
-
-
-def _members(tar: tarfile.TarFile, path: pathlib.Path) -> Iterator[File]:
-    end = 0
-    while (member := tar.next()) is not None:
-        if member.size < 0 or member.offset < end:  # some versions of tarfile never get past these
-            raise tarfile.ReadError("a member starts within another")
-        end = member.offset_data + member.size
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
-        name = posixpath.normpath(member.name).lstrip("/")
-        parts = name.split("/")
-        if len(parts) < 2 or any(part.startswith(".") for part in parts):
-            continue
-        if member.isdir() or not name.lower().endswith(EXTENSIONS):
-            continue
-        if not member.isreg() or member.issparse():
-            raise ConfigError(
-                f"{path}: {printable(name)} is a link, a device or sparse; unpack the tar and use "
-                "the folder"
-            )
-        if member.size > MOST_BYTES:
-            raise ConfigError(f"{path}: {printable(name)} has {member.size:,} bytes; leave it out")
-        yield File(name, member.size, member.offset_data)
+    while True:
+        inside = _inside(folders, around)
+        tops = {path.split("/")[0] for path in inside}
+        if len(tops) != 1 or tops <= splits or not any("/" in path for path in inside):
+            return around
+        around += f"{tops.pop()}/"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from lbsgd.command_line import Parser, complain
-from lbsgd.data.archive import tar_splits
+from lbsgd.data.archive import archive_splits
 from lbsgd.data.encode import Encoding
 from lbsgd.data.folder import folder_splits
 from lbsgd.data.limits import num_cores
@@ -113,7 +113,7 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
     if path.suffix == ".npz":
         return {alone: _open_npz(path, known if alone != "train" else ())}
     if not path.is_dir():
-        return dict(tar_splits(path, alone, known))
+        return dict(archive_splits(path, alone, known))
     if (path / "dataset_info.json").exists():
         from lbsgd.data.tfds_source import tfds_splits  # slow to import
 
