@@ -4,8 +4,7 @@ import itertools
 import pathlib
 import posixpath
 
-from lbsgd.data.files import Files, printable
-from lbsgd.data.folder import SPLIT_FOLDERS
+from lbsgd.data.files import SPLIT_FOLDERS, Files, printable
 from lbsgd.data.listing import Listing
 from lbsgd.data.sources import Example, first_shape
 from lbsgd.data.tar import read_tar

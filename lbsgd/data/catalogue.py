@@ -29,6 +29,12 @@ def build_sources(config: ml_collections.ConfigDict) -> Splits:
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
     splits = SOURCES[config.source](config)
+    classes = splits.train.classes
+    if len(classes) < 2:
+        raise ConfigError(
+            f"the training images are of a single class, {', '.join(classes)}; nothing can be "
+            "learned of it"
+        )
     channels = [split.image_shape[-1] for split in splits]
     if channels[0] != channels[1]:
         raise ConfigError(

@@ -3,7 +3,8 @@
 Of a JPEG only the rows down to the crop's last are decoded (from its first, where the file has
 restart markers at the ends of its rows of blocks, as those of `lbsgd.data.prepare` do), and at
 half, a quarter or an eighth of the size where the crop is at least that much larger than what is
-wanted. Whatever libjpeg-turbo's fast path does not take (CMYK, PNG, ...) goes through Pillow.
+wanted. Whatever libjpeg-turbo's fast path does not take (CMYK, PNG, ...) goes through Pillow, and
+what has more than 8 bits through the rule of `lbsgd.data.pixels`.
 EXIF orientation is ignored, as the published results on ImageNet do.
 """
 
@@ -16,6 +17,8 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from lbsgd.data import pixels
 
 # Threads work on images of their own; OpenCV's would only get in their way.
 cv2.setNumThreads(1)
@@ -134,12 +137,16 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width of an encoded image, from its header.
 
     Raises:
-      CorruptError: there is none.
+      CorruptError: there is none, or it is of a type of pixels that cannot be read.
     """
     if is_jpeg(data):
         header = read_jpeg_header(data)
         return header.height, header.width
     with _open(data) as image:
+        try:
+            pixels.check_type(image)
+        except ValueError as error:
+            raise CorruptError(str(error)) from error
         return image.height, image.width
 
 
@@ -151,7 +158,8 @@ def decode(
 ) -> np.ndarray:
     """Decodes an image, or a box of it, to RGB; resized to `shape` if that is given.
 
-    Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it.
+    Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it, and
+    more than 8 bits as `lbsgd.data.pixels` says.
 
     Args:
       box: or what makes one from height and width; None for all of the image.
@@ -217,7 +225,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (OSError, SyntaxError, ValueError, *_TOO_LARGE) as error:
-        raise CorruptError("not an image that can be read") from error
+        unknown = pixels.describe_unknown(data)
+        raise CorruptError(unknown or "not an image that can be read") from error
     if image.width * image.height > MAX_PIXELS:
         raise CorruptError(f"an image of {image.width} x {image.height} pixels")
     return image
@@ -226,10 +235,7 @@ def _open(data: bytes) -> Image.Image:
 def _decode_by_pillow(data: bytes) -> np.ndarray:
     with _open(data) as image:
         try:
-            if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image.info.pop("transparency", None)  # which Pillow would warn of
-            return np.asarray(image.convert("RGB"))
+            return pixels.to_rgb(image, data)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise CorruptError(str(error)) from error
 

@@ -9,14 +9,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_collections
+import numpy as np
 
 from lbsgd.data.decode import CorruptError
-from lbsgd.data.files import EXTENSIONS, File, Files, is_left_out, kind_left_out, printable
+from lbsgd.data.files import (
+    EXTENSIONS,
+    SPLIT_FOLDERS,
+    File,
+    Files,
+    is_left_out,
+    kind_left_out,
+    named,
+    printable,
+)
 from lbsgd.data.sources import Example, Splits, at_home, first_shape
 from lbsgd.errors import ConfigError
 
-# By the name of the split, the folders that may hold it; the first that is there does.
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "test")}
 # Of an image file; 100 million pixels are less.
 MOST_BYTES = 10**9
 # Asking a network disk for the sizes of a million files one after the other takes an hour.
@@ -67,6 +75,23 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
+
+    def check_sizes(self) -> None:
+        """Raises ConfigError where files have no bytes, too many, or are links that lead nowhere.
+
+        Nothing is read: the sizes are those of the scan.
+        """
+        sizes = self._files.sizes
+        wrong = np.flatnonzero((sizes <= 0) | (sizes > MOST_BYTES))
+        if not wrong.size:
+            return
+        first = int(wrong[0])
+        reason = {0: "is empty", -1: "cannot be read"}.get(int(sizes[first]), "is too large")
+        others = f" (one of {wrong.size:,} such files)" if wrong.size > 1 else ""
+        raise ConfigError(
+            f"{self.name(first)} is corrupt: it {reason}{others}; mend or remove it, or set "
+            "data.on_corrupt='skip'"
+        )
 
 
 def _entries(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
@@ -132,10 +157,16 @@ def _images(
         elif not path.lower().endswith(EXTENSIONS):
             left_out[kind_left_out(entry.name)] += 1
         else:
-            try:
-                yield File(path, entry.stat().st_size)
-            except OSError:  # reading it will say what is wrong
-                yield File(path, -1)
+            yield File(path, _size(entry))
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    """The size of a file; -1 for what is none, and for a link that leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError:  # reading it will say what is wrong
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -190,6 +221,20 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
         if split not in found:
             raise ConfigError(
                 f"data.dir={config.dir!r} has no {'/, '.join(names)}/ with a folder of images for "
-                "each class"
+                f"each class{_where_else(root)}"
             )
-    return Splits(**folder_splits(root))
+    splits = folder_splits(root)
+    if config.on_corrupt == "error":
+        for source in splits.values():
+            source.check_sizes()
+    return Splits(**splits)
+
+
+def _where_else(root: pathlib.Path) -> str:
+    """What to say of a folder without splits: where they are, or what it holds."""
+    folders = _folders(root)
+    near = [root / name for name in folders] + [root.parent]
+    for folder in near:
+        if len(split_folders(folder)) == len(SPLIT_FOLDERS):
+            return f"; set data.dir={printable(str(folder))}"
+    return f", only {named(f'{name}/' for name in folders)}" if folders else "; it has no folders"

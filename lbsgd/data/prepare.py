@@ -26,7 +26,7 @@ from lbsgd.data.limits import num_cores
 from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
 from lbsgd.data.progress import Progress
-from lbsgd.data.sources import ArraySource, Source, npz, numbered, read_npz
+from lbsgd.data.sources import Source, npz, npz_source
 from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 
 KINDS = (
@@ -111,7 +111,7 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
     if path.suffix == ".npz":
-        return {alone: _open_npz(path, known if alone != "train" else ())}
+        return {alone: npz_source(path, known if alone != "train" else ())}
     if not path.is_dir():
         return dict(archive_splits(path, alone, known))
     if (path / "dataset_info.json").exists():
@@ -123,18 +123,8 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
         return npz(ml_collections.ConfigDict({"dir": str(path)}))._asdict()
     if arrays:
         ((split, file),) = arrays.items()
-        return {split: _open_npz(file, known if split != "train" else ())}
+        return {split: npz_source(file, known if split != "train" else ())}
     return dict(folder_splits(path, alone, known))
-
-
-def _open_npz(path: pathlib.Path, classes: tuple[str, ...]) -> Source:
-    images, labels = read_npz(path)
-    highest = int(labels.max())
-    if classes and highest >= len(classes):
-        raise ConfigError(
-            f"{path} has a label {highest}, the training split only 0 to {len(classes) - 1}"
-        )
-    return ArraySource(images, labels, classes or numbered(highest + 1))
 
 
 def prepare(args: argparse.Namespace) -> None:

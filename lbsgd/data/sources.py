@@ -15,6 +15,7 @@ import numpy as np
 
 from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError, image_size
+from lbsgd.data.files import note_unused
 from lbsgd.data.limits import memory
 from lbsgd.errors import ConfigError
 
@@ -169,27 +170,59 @@ def digits(config: ml_collections.ConfigDict) -> Splits:
 def npz(config: ml_collections.ConfigDict) -> Splits:
     """Your own arrays: `train.npz` and `validation.npz` in data.dir.
 
-    Each holds `images`, uint8 `[N, h, w, c]` or `[N, h, w]`, and `labels`, integers `[N]`.
+    Each holds `images`, uint8 `[N, h, w, c]` or `[N, h, w]`, and `labels`, whole numbers from 0 on
+    `[N]` or `[N, 1]`, or one-hot `[N, C]`.
     """
-    parts = {}
-    for name in ("train", "validation"):
-        path = at_home(config.dir) / f"{name}.npz"
-        parts[name] = read_npz(path)
-    num_classes = int(parts["train"][1].max()) + 1
-    highest = int(parts["validation"][1].max())
-    if highest >= num_classes:
+    folder = at_home(config.dir)
+    train = npz_source(folder / "train.npz")
+    validation = npz_source(folder / "validation.npz", train.classes)
+    unknown = np.setdiff1d(validation.labels, train.labels)
+    if unknown.size:
         raise ConfigError(
-            f"{config.dir}: validation.npz has a label {highest}, train.npz only 0 to "
-            f"{num_classes - 1}"
+            f"{config.dir}: validation.npz has the label {unknown[0]}, which train.npz never has; "
+            "number the classes of both alike"
         )
-    if parts["train"][0].shape[1:] != parts["validation"][0].shape[1:]:
+    if train.image_shape != validation.image_shape:
         raise ConfigError(f"{config.dir}: images of train.npz and validation.npz differ in shape")
-    classes = numbered(num_classes)
-    return Splits(ArraySource(*parts["train"], classes), ArraySource(*parts["validation"], classes))
+    return Splits(train, validation)
 
 
-def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays `images`, uint8 `[N, h, w, c]`, and `labels`, `[N]`, of a file.
+def npz_source(path: pathlib.Path, classes: tuple[str, ...] = ()) -> ArraySource:
+    """The examples of an npz file.
+
+    Args:
+      classes: of the training split, where this is the validation.
+
+    Raises:
+      ConfigError: as `read_npz` does; a single class to train on, or one that is not in `classes`.
+    """
+    images, labels, width = read_npz(path)
+    highest = int(labels.max())
+    if classes and highest >= len(classes):
+        raise ConfigError(
+            f"{path} has a label {highest}, the training split only 0 to {len(classes) - 1}"
+        )
+    if classes and width and width != len(classes):
+        raise ConfigError(
+            f"{path} has labels one-hot of {width} classes, the training split has {len(classes)}"
+        )
+    if not classes and labels.min() == highest:
+        raise ConfigError(
+            f"{path} has the label {highest} alone; nothing can be learned of a single class"
+        )
+    names = classes or numbered(width or highest + 1)
+    note = note_unused(labels, names)
+    if note and not classes:
+        start = f"labels start at {labels.min()}, not at 0; " if labels.min() else ""
+        note = f"{start}{note}; the network has an output for each, so number them 0, 1, 2, ..."
+    return ArraySource(images, labels, names, (note,) if note else ())
+
+
+def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """The arrays `images` and `labels` of a file.
+
+    Returns:
+      images, uint8 `[N, h, w, c]`; labels, integers `[N]`; C where these were one-hot, or 0.
 
     Raises:
       ConfigError: they are not there, or not of that kind.
@@ -205,8 +238,8 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     if images.ndim == 3:
         images = images[..., None]
-    _check_arrays(path, images, labels)
-    return images, labels
+    _check_images(path, images)
+    return images, *_read_labels(path, labels, len(images))
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -237,20 +270,44 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.asarray(array)
 
 
-def _check_arrays(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+def _check_images(path: pathlib.Path, images: np.ndarray) -> None:
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in CHANNELS:
         raise ConfigError(
             f"{path}: images must be uint8 [N, h, w, c], not {images.dtype} {images.shape}; c is "
             "1, 3 or 4"
         )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise ConfigError(f"{path}: labels must be {len(images)} integers")
     if not images.size:
         raise ConfigError(f"{path} holds no examples, or images without pixels")
+
+
+def _read_labels(path: pathlib.Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """Labels as integers `[N]`, and C where they were one-hot `[N, C]`, or 0."""
+    if labels.ndim not in (1, 2) or labels.shape[0] != count or not labels.size:
+        raise ConfigError(
+            f"{path}: labels must be [N], [N, 1] or one-hot [N, C], of the {count} images, not "
+            f"{labels.dtype} {labels.shape}"
+        )
+    if labels.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"{path}: labels must be numbers, not {labels.dtype}; number the classes from 0 on"
+        )
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        one_hot = ((labels == 0) | (labels == 1)).all(axis=1) & (labels.sum(axis=1) == 1)
+        if not one_hot.all():
+            row = int(np.argmin(one_hot))
+            raise ConfigError(
+                f"{path}: labels {labels.shape} must be one-hot, a single 1 in each row; row {row} "
+                "is not"
+            )
+        return np.argmax(labels, axis=1), labels.shape[1]
+    labels = labels.ravel()
+    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
+        raise ConfigError(f"{path}: labels must be whole numbers")
     if labels.min() < 0:
         raise ConfigError(f"{path}: labels must not be negative")
     if labels.max() >= MOST_CLASSES:
         raise ConfigError(f"{path} has a label {labels.max()}; labels must be below {MOST_CLASSES}")
+    return labels.astype(np.int64), 0
 
 
 def synthetic(config: ml_collections.ConfigDict) -> Splits:

@@ -64,7 +64,7 @@ def test_name_is_the_path_from_the_split_on(messy):
 
 def test_names_of_files_need_not_be_text(tmp_path):
     """They are found and read; what is printed of them is UTF-8."""
-    (tmp_path / "train/a").mkdir(parents=True)
+    write(tmp_path, {"train/b/1.jpg": encoded(picture(2)), "train/a/2.txt": b""})
     path = os.path.join(os.fsencode(tmp_path), b"train/a/\xff.jpg")
     with open(path, "wb") as file:
         file.write(encoded(picture(1)))
@@ -161,7 +161,10 @@ def without_a_good_image(root):
         (without_train, "has no train/ with a folder of images for each class"),
         (without_classes, "has no train/ with a folder of images for each class"),
         (without_validation, "has no val/, validation/, test/ with a folder of images for each"),
-        (with_an_empty_class, r"train: class 'bat' has no images \(.jpg .*; add some or remove"),
+        (
+            with_an_empty_class,
+            r"train: the folder of class 'bat' has no images \(what is read ends in .jpg .*; add",
+        ),
         (with_another_class, r"val has a class 'pig', which the training split has not"),
         (without_a_good_image, r"not one of the first images is good \(train/owl/3.jpg: "),
     ],

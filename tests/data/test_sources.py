@@ -82,9 +82,18 @@ def test_npz_of_colour_images(tmp_path):
     [
         ({"images": np.zeros((6, 4, 5), np.float32)}, r"must be uint8 .*, not float32 \(6, 4, 5"),
         ({"images": np.zeros((6, 4), np.uint8)}, r"must be uint8 \[N, h, w, c\], not uint8 \(6, 4"),
-        ({"labels": np.arange(5)}, "labels must be 6 integers"),
-        ({"labels": np.zeros(6)}, "labels must be 6 integers"),
-        ({"labels": np.zeros((6, 1), int)}, "labels must be 6 integers"),
+        ({"labels": np.arange(5)}, r"labels must be \[N\], .* of the 6 images, not int64 \(5,\)"),
+        ({"labels": np.eye(6)[None]}, r"labels must be .*, not float64 \(1, 6, 6\)"),
+        ({"labels": np.array(["cat"] * 6)}, "labels must be numbers, not <U3; number the classes"),
+        ({"labels": np.arange(6) / 2}, "labels must be whole numbers"),
+        ({"labels": np.full(6, np.nan)}, "labels must be whole numbers"),
+        ({"labels": np.full((6, 3), 1 / 3)}, r"must be one-hot, a single 1 in each row; row 0 is"),
+        (
+            {"labels": np.eye(6) + np.eye(6, k=-4)},
+            r"labels \(6, 6\) must be one-hot.*; row 4 is not",
+        ),
+        ({"labels": np.eye(6) - np.eye(6, k=1)}, "one-hot, a single 1 in each row; row 0 is not"),
+        ({"labels": np.eye(6, 5)}, "one-hot, a single 1 in each row; row 5 is not"),
         ({"labels": np.arange(-1, 5)}, "labels must not be negative"),
         ({"images": np.zeros((0, 4, 5), np.uint8), "labels": np.zeros(0, int)}, "holds no"),
         ({"images": np.array([None] * 6)}, "must be an npz file of arrays `images` and `labels`"),
@@ -138,8 +147,69 @@ def test_npz_that_is_no_npz_is_an_error(tmp_path, damage):
 
 def test_npz_with_an_unknown_validation_label_is_an_error(tmp_path):
     config = write(tmp_path, validation=arrays(labels=np.array([0, 1, 2, 0, 1, 3])))
-    with pytest.raises(ConfigError, match=r"validation.npz has a label 3, train.npz only 0 to 2"):
+    with pytest.raises(ConfigError, match=r"validation.npz has a label 3, the training split only"):
         build_sources(config)
+
+
+FORMS = {
+    "[N]": lambda y: y,
+    "[N, 1]": lambda y: y[:, None],
+    "one-hot": lambda y: np.eye(3)[y],
+    "one-hot, integers": lambda y: np.eye(3, dtype=np.uint8)[y],
+    "one-hot, true and false": lambda y: np.eye(3, dtype=bool)[y],
+    "floats": lambda y: y.astype(np.float32),
+    "floats [N, 1]": lambda y: y[:, None] * 1.0,
+    "unsigned": lambda y: y.astype(np.uint64),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_are_taken_in_each_form(tmp_path, form):
+    labels = np.array([2, 0, 1, 1, 2, 0])
+    config = write(tmp_path, arrays(labels=FORMS[form](labels)), arrays(labels=labels))
+    for split in build_sources(config):
+        assert examples(split)[1].tolist() == labels.tolist()
+        assert split.classes == ("0", "1", "2")
+        assert split.notes == ()
+
+
+NUMBERS = "the network has an output for each, so number them 0, 1, 2, ..."
+NOTED = {
+    "from 1": (np.arange(6) % 3 + 1, 4, f"labels start at 1, not at 0; no examples of 1 of the 4 "
+               f"classes: 0; {NUMBERS}"),
+    "sparse": (np.arange(6) % 2 * 100, 101, "no examples of 99 of the 101 classes: 1, 2, 3, 4, 5, "
+               f"6, 7, 8 and 91 more; {NUMBERS}"),
+    "one-hot, never used": (np.eye(3)[[0, 2] * 3], 3, f"no examples of 1 of the 3 classes: 1; "
+                            f"{NUMBERS}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_classes_that_no_label_has_are_told(tmp_path, name):
+    labels, classes, note = NOTED[name]
+    splits = build_sources(write(tmp_path, arrays(labels=labels), arrays(labels=labels)))
+    assert len(splits.train.classes) == classes
+    assert splits.train.notes == (note,)
+    (line,) = splits.validation.notes
+    assert note.removesuffix(f"; {NUMBERS}").endswith(line)
+
+
+def test_labels_of_both_splits_are_of_the_same_numbers(tmp_path):
+    from_one = arrays(labels=np.arange(6) % 2 + 1)
+    with pytest.raises(ConfigError, match=r"validation.npz has the label 0, which train.npz never"):
+        build_sources(write(tmp_path, from_one, arrays(labels=np.arange(6) % 3)))
+    one_hot = [arrays(labels=np.eye(width)[np.arange(6) % 2]) for width in (3, 5)]
+    with pytest.raises(ConfigError, match="one-hot of 5 classes, the training split has 3"):
+        build_sources(write(tmp_path, *one_hot))
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_single_class_cannot_be_learned(tmp_path, label):
+    one = arrays(labels=np.full(6, label))
+    with pytest.raises(ConfigError, match=f"train.npz has the label {label} alone; nothing can be"):
+        build_sources(write(tmp_path, one, one))
+    with pytest.raises(ConfigError, match="of a single class, 0; nothing can be learned"):
+        build_sources(data_config(source="synthetic", synthetic_classes=1))
 
 
 def test_npz_with_images_of_two_shapes_is_an_error(tmp_path):
