@@ -77,7 +77,7 @@ def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list
     tars: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
-            for member in _members(tar, part.size):
+            for member in _members(tar, part):
                 path = folder + normal(member.name)
                 if member.isreg() and path.endswith(".tar") and not folder:
                     tars.append(member)
@@ -96,16 +96,19 @@ def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list
         raise ConfigError(f"{where} is no tar, or damaged ({shown(error)})") from error
 
 
-def _members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, part: "_Part") -> Iterator[tarfile.TarInfo]:
     end = 0
     while (member := tar.next()) is not None:
         if member.size < 0 or member.offset < end:  # some versions of tarfile never get past these
             raise tarfile.ReadError("a member starts within another")
         end = member.offset_data + member.size
-        if end > size and member.isreg():
+        if end > part.size and member.isreg():
             raise tarfile.ReadError("unexpected end of data")
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
         yield member
+    part.seek(tar.offset)
+    if any(part.read(tarfile.BLOCKSIZE)):  # tarfile takes any damaged header for the end
+        raise tarfile.ReadError("a header is damaged")
 
 
 class _Part(io.RawIOBase):

@@ -137,6 +137,18 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:-12_000])  # there are 10,240 bytes of zeros at most
 
 
+def with_a_damaged_header(path):
+    """In the middle; tarfile itself would take it for the end."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"dog/2.jpg") + 150] ^= 1
+    path.write_bytes(data)
+
+
+def cut_within_a_header(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"dog/2.jpg") + 100])
+
+
 def with_links(path):
     with tarfile.open(path, "a") as tar:
         member = tarfile.TarInfo("dog/link.jpg")
@@ -154,6 +166,8 @@ def flat(path):
         (pathlib.Path.unlink, r"cannot read .*x.tar \(No such file or directory\)"),
         (no_tar, "x.tar is no tar, or damaged"),
         (cut_short, r"x.tar is no tar, or damaged \(unexpected end of data\)"),
+        (with_a_damaged_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
+        (cut_within_a_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
         (with_links, "x.tar: dog/link.jpg is a link, a device or sparse; unpack the archive"),
         (flat, "x.tar has no folder of images for each class"),
     ],
