@@ -22,6 +22,7 @@ from lbsgd.data.files import (
     named,
     printable,
 )
+from lbsgd.data.packed import is_packed
 from lbsgd.data.sources import Example, Splits, at_home, first_shape
 from lbsgd.errors import ConfigError
 
@@ -100,14 +101,19 @@ def _entries(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
 
 
 def _folders(folder: pathlib.Path) -> list[str]:
-    entries = _entries(folder)
-    return sorted(e.name for e in entries if not is_left_out(e.name) and e.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it may hold images; a packed set, made from the others, holds none."""
+    is_folder = entry.is_dir() and not is_left_out(entry.name)
+    return is_folder and not is_packed(pathlib.Path(entry))
 
 
 def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
     """The kinds of what lies beside the folders of the classes."""
     for entry in _entries(root):
-        if entry.is_dir() and not is_left_out(entry.name):
+        if entry.is_dir() and not is_left_out(entry.name):  # of a class, or a packed set
             continue
         if not is_left_out(entry.name) and entry.name.lower().endswith(EXTENSIONS):
             yield "images in no folder of a class"
@@ -153,7 +159,8 @@ def _images(
         if is_left_out(entry.name):
             left_out[kind_left_out(entry.name, entry.is_dir())] += 1
         elif entry.is_dir():
-            yield from _images(root, path, left_out, (*around, here))
+            if _is_folder(entry):
+                yield from _images(root, path, left_out, (*around, here))
         elif not path.lower().endswith(EXTENSIONS):
             left_out[kind_left_out(entry.name)] += 1
         else:
