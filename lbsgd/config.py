@@ -174,6 +174,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "source": "digits",
                 # Where the data lie.
                 "dir": "",
+                # Of "folder" and "npz" without a validation set: the part of their images that is
+                # held out, by a hash of the seed and each one's name (lbsgd.data.held_out).
+                "validation_fraction": 0.0,
                 # Of "tfds": the dataset, and its splits; no validation split means "validation"
                 # where there is one, else "test".
                 "tfds_name": "imagenet2012",

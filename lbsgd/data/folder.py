@@ -59,7 +59,7 @@ class FolderSource:
         left_out = sum(counts, left_out)
         self._files = Files(dict(zip(names, found)), classes, root, left_out)
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
-        self.notes = self._files.notes
+        self.notes, self.labels = self._files.notes, self._files.labels
         self.image_shape = first_shape(self)
 
     def __len__(self) -> int:
@@ -76,6 +76,10 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
+
+    def key(self, index: int) -> bytes:
+        """The path of an example below the folder, in bytes."""
+        return os.fsencode(self._files.path(index))
 
     def check_sizes(self) -> None:
         """Raises ConfigError where files have no bytes, too many, or are links that lead nowhere.
@@ -218,11 +222,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
     The labels of both follow the classes of `train/`.
     """
-    root = at_home(config.dir)
-    if not config.dir or not os.path.isdir(root):
-        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
-    if (root / "train" / "index.json").exists():
-        raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
+    root = _root(config)
     found = split_folders(root)
     for split, names in SPLIT_FOLDERS.items():
         if split not in found:
@@ -237,6 +237,34 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
     return Splits(**splits)
 
 
+def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+    root = at_home(config.dir)
+    if not config.dir or not os.path.isdir(root):
+        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
+    if (root / "train" / "index.json").exists():
+        raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
+    return root
+
+
+def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
+    """Images in `CLASS/` or `train/CLASS/` of data.dir, to hold out a part of them.
+
+    Raises:
+      ConfigError: as `folder` does, or there is a folder of validation images.
+    """
+    root = _root(config)
+    found = split_folders(root)
+    if "validation" in found:
+        raise ConfigError(
+            f"data.validation_fraction={config.validation_fraction}, but {found['validation']} is "
+            f"there; set it to 0, or data.dir to the folder to hold out of"
+        )
+    source = FolderSource(found.get("train", root))
+    if config.on_corrupt == "error":
+        source.check_sizes()
+    return source
+
+
 def _where_else(root: pathlib.Path) -> str:
     """What to say of a folder without splits: where they are, or what it holds."""
     folders = _folders(root)
@@ -244,4 +272,7 @@ def _where_else(root: pathlib.Path) -> str:
     for folder in near:
         if len(split_folders(folder)) == len(SPLIT_FOLDERS):
             return f"; set data.dir={printable(str(folder))}"
-    return f", only {named(f'{name}/' for name in folders)}" if folders else "; it has no folders"
+    if not folders:
+        return "; it has no folders"
+    there = named(f"{name}/" for name in folders)
+    return f", only {there}; data.validation_fraction=0.1 holds out a part of one folder"
