@@ -20,16 +20,10 @@ import ml_collections
 from lbsgd.config import default_config
 from lbsgd.recipes import Rows, select, set_epochs, set_smoke
 
-
-def _set_size(config: ml_collections.ConfigDict, value: str) -> None:
-    config.data.image_size = int(value)
-    config.data.evaluation_short_side = round(int(value) * 8 / 7)
-
-
 ROWS: Rows = {
     "batch=": "batch_size",
     "model=": "model.name",
-    "size=": _set_size,
+    "size=": "data.image_size",
     "epochs=": set_epochs,
     "smoke": set_smoke,
 }
@@ -52,7 +46,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.source = "folder"
     config.data.crop = "inception"
     config.data.image_size = 224
-    config.data.evaluation_short_side = 256
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

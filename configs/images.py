@@ -46,7 +46,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.source = "folder"
     config.data.crop = "inception"
     config.data.image_size = 128
-    config.data.evaluation_short_side = 146
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

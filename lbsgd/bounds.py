@@ -21,7 +21,7 @@ MOST: dict[str, float] = {
     "model.width": 1000,
     "model.num_classes": 10**7,
     "data.image_size": 10**4,  # 100 million pixels, as `decode.MAX_PIXELS` has it
-    "data.evaluation_short_side": 10**4,
+    "data.evaluation_short_side": 2 * 10**4,
     "data.crop_padding": 10**4,
     "data.synthetic_classes": 10**6,
     "data.threads": 1000,

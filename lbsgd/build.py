@@ -248,7 +248,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     """
     runtime.set_precision(config.dtype)
     devices = runtime.count_devices(config.devices)
-    splits = build_sources(config.data)
+    splits = build_sources(config.data, config.seed)
     image_shape = image_shape_of(config, splits.train)
     check_data(config, image_shape, len(splits.train.classes))
     timeline = growth.build_timeline(config, len(splits.train))

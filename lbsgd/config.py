@@ -175,6 +175,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "source": "digits",
                 # Where the data lie.
                 "dir": "",
+                # Of "folder" and "npz" without a validation set: the part of their images that is
+                # held out, by a hash of the seed and each one's name (lbsgd.data.held_out).
+                "validation_fraction": 0.0,
                 # Of "tfds": the dataset, and its splits; no validation split means "validation"
                 # where there is one, else "test".
                 "tfds_name": "imagenet2012",
@@ -189,8 +192,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "crop_area": (0.08, 1.0),
                 "crop_aspect": (3 / 4, 4 / 3),
                 "image_size": 224,
-                # Of "inception": evaluation resizes the short side to this, and takes the centre.
-                "evaluation_short_side": 256,
+                # Of "inception": evaluation resizes the short side to this, and takes the centre; 0
+                # for 256/224 of image_size, as is usual.
+                "evaluation_short_side": 0,
                 "flip": False,
                 # Of brightness, contrast and saturation: factors within 1 - j and 1 + j.
                 "color_jitter": (0.0, 0.0, 0.0),
@@ -302,7 +306,7 @@ def kind_of(key: str) -> str:
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A complete, checked copy of a config, frozen.
+    """A complete, checked copy of a config, frozen, with the numbers that follow from others.
 
     Raises:
       ConfigError: an unknown key, a wrong type, or a value out of range.
@@ -328,7 +332,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             ) from error
     check_values(dict(flatten(resolved)))
     _check_times(resolved)
+    data = resolved.data
+    data.evaluation_short_side = data.evaluation_short_side or usual_short_side(data.image_size)
     return ml_collections.FrozenConfigDict(resolved)
+
+
+def usual_short_side(image_size: int) -> int:
+    """The short side, in pixels, of which evaluation takes the centre `image_size`: 256 for 224."""
+    return round(image_size * 256 / 224)
 
 
 def _read(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:

@@ -8,8 +8,12 @@ from clu import parameter_overview
 from lbsgd.build import Run
 from lbsgd.collectives import cost
 from lbsgd.collectives.allreduce import resolve_grid
+from lbsgd.config import usual_short_side
 from lbsgd.growth import momentum_of_size, phases_of
 from lbsgd.optim.chain import decayed, scaled
+
+# Relative: a short side of evaluation that is as far from the usual one is told.
+FAR = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +125,10 @@ def _explain_augmentation(run: Run) -> str:
     parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
     text = f"augmentation: {', '.join(parts) or 'none'}"
     if data.crop == "inception":
-        text += f"; evaluated on the centre {size} of a short side of {data.evaluation_short_side}"
+        side, usual = data.evaluation_short_side, usual_short_side(size)
+        text += f"; evaluated on the centre {size} of a short side of {side}"
+        if abs(side - usual) > FAR * usual:
+            text += f" (256/224 of {size}, as is usual, would be {usual}: set it to 0)"
     return text
 
 

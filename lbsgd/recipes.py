@@ -102,7 +102,6 @@ def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
     config.learning_rate.warmup_steps = 2
     config.data.source = "synthetic"
     config.data.image_size = 32
-    config.data.evaluation_short_side = 36
     config.data.synthetic_examples = 256
     config.data.synthetic_validation_examples = 40
     config.log.every_steps = 1

@@ -54,6 +54,7 @@ POSITIVE = (
 
 FRACTIONS = (
     "label_smoothing",
+    "data.validation_fraction",
     "batch_norm.momentum",
     "optimizer.momentum",
     "optimizer.beta1",

@@ -147,6 +147,34 @@ def test_explain_says_what_optimizer_and_schedule_are(keys, says):
     assert any(says in line for line in lines), lines
 
 
+CROPPED = {"data.source": "synthetic", "data.crop": "inception", "data.image_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({}, "evaluated on the centre 16 of a short side of 18"),
+        ({"data.evaluation_short_side": 18}, "evaluated on the centre 16 of a short side of 18"),
+        (
+            {"data.evaluation_short_side": 256},
+            "the centre 16 of a short side of 256 (256/224 of 16, as is usual, would be 18: set it "
+            "to 0)",
+        ),
+        ({"data.evaluation_short_side": 16}, "a short side of 16 (256/224 of 16, as is usual"),
+    ],
+)
+def test_explain_says_what_evaluation_sees(keys, says):
+    lines = explain.explain(build.build(config(**CROPPED, **keys)))
+    (line,) = [line for line in lines if line.startswith("augmentation: ")]
+    assert says in line
+    assert ("usual" in line) == ("usual" in says)
+
+
+def test_evaluation_takes_the_centre_of_the_side_that_follows():
+    run = build.build(config(**CROPPED))
+    assert run.eval_batches().loader.view.short_side == 18
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
 def test_parameter_table_says_what_has_a_trust_ratio(name):
     table = explain.parameter_table(build.build(config(**of_optimizer(**LAMB | {"name": name}))))

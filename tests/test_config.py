@@ -78,15 +78,40 @@ def rejected(**changes) -> str:
     return str(error.value)
 
 
+# What follows from another key.
+FOLLOWS = {"data.evaluation_short_side": 256}
+
+
 def test_default_config_resolves_to_itself():
     resolved = resolve(default_config())
     assert isinstance(resolved, FrozenConfigDict)
-    assert dict(flatten(resolved)) == DEFAULTS
+    assert dict(flatten(resolved)) == DEFAULTS | FOLLOWS
+    assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (128, 146), (32, 37), (1, 1)])
+def test_short_side_of_evaluation_follows_the_size(size, side):
+    """256/224 of it; and it is one run whether that is set or follows."""
+    follows = resolve(config_with(**{"data.image_size": size}))
+    assert follows.data.evaluation_short_side == side == round(size * 8 / 7)
+    keys = {"data.image_size": size, "data.evaluation_short_side": side}
+    assert run_keys(resolve(config_with(**keys))) == run_keys(follows)
+
+
+def test_short_side_that_is_set_stays():
+    keys = {"data.image_size": 128, "data.evaluation_short_side": 300}
+    assert resolve(config_with(**keys)).data.evaluation_short_side == 300
+    assert resolve(resolve(config_with(**{"data.image_size": 10_000}))).data.image_size == 10_000
 
 
 def test_keys_that_are_left_out_have_the_default():
     resolved = resolve(config_with(**{"batch_size": 8192, "data.flip": True}))
-    assert dict(flatten(resolved)) == {**DEFAULTS, "batch_size": 8192, "data.flip": True}
+    assert dict(flatten(resolved)) == {
+        **DEFAULTS,
+        **FOLLOWS,
+        "batch_size": 8192,
+        "data.flip": True,
+    }
 
 
 def test_defaults_are_those_of_the_paper():

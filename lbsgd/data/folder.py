@@ -1,22 +1,16 @@
-"""Image files in a folder for each class, as they are or in a tar."""
+"""Image files in a folder for each class."""
 
 import collections
 import functools
-import itertools
 import os
 import pathlib
-import posixpath
-import shlex
 import stat
-import tarfile
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_collections
 import numpy as np
 
-from lbsgd.bounds import shown
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.files import (
     EXTENSIONS,
@@ -28,6 +22,7 @@ from lbsgd.data.files import (
     named,
     printable,
 )
+from lbsgd.data.packed import is_packed
 from lbsgd.data.sources import Example, Splits, first_shape
 from lbsgd.errors import ConfigError
 from lbsgd.paths import at_home
@@ -36,12 +31,6 @@ from lbsgd.paths import at_home
 MOST_BYTES = 10**9
 # Asking a network disk for the sizes of a million files one after the other takes an hour.
 SCANNERS = 32
-COMPRESSED = {
-    b"\x1f\x8b": "gunzip -k",
-    b"BZh": "bunzip2 -k",
-    b"\xfd7zXZ": "unxz -k",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
 
 
 class FolderSource:
@@ -71,7 +60,7 @@ class FolderSource:
         left_out = sum(counts, left_out)
         self._files = Files(dict(zip(names, found)), classes, root, left_out)
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
-        self.notes = self._files.notes
+        self.notes, self.labels = self._files.notes, self._files.labels
         self.image_shape = first_shape(self)
 
     def __len__(self) -> int:
@@ -88,6 +77,10 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
+
+    def key(self, index: int) -> bytes:
+        """The path of an example below the folder, in bytes."""
+        return os.fsencode(self._files.path(index))
 
     def check_sizes(self) -> None:
         """Raises ConfigError where files have no bytes, too many, or are links that lead nowhere.
@@ -113,14 +106,19 @@ def _entries(folder: str | pathlib.Path) -> list["os.DirEntry[str]"]:
 
 
 def _folders(folder: pathlib.Path) -> list[str]:
-    entries = _entries(folder)
-    return sorted(e.name for e in entries if not is_left_out(e.name) and e.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it may hold images; a packed set, made from the others, holds none."""
+    is_folder = entry.is_dir() and not is_left_out(entry.name)
+    return is_folder and not is_packed(pathlib.Path(entry))
 
 
 def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
     """The kinds of what lies beside the folders of the classes."""
     for entry in _entries(root):
-        if entry.is_dir() and not is_left_out(entry.name):
+        if entry.is_dir() and not is_left_out(entry.name):  # of a class, or a packed set
             continue
         if not is_left_out(entry.name) and entry.name.lower().endswith(EXTENSIONS):
             yield "images in no folder of a class"
@@ -166,7 +164,8 @@ def _images(
         if is_left_out(entry.name):
             left_out[kind_left_out(entry.name, entry.is_dir())] += 1
         elif entry.is_dir():
-            yield from _images(root, path, left_out, (*around, here))
+            if _is_folder(entry):
+                yield from _images(root, path, left_out, (*around, here))
         elif not path.lower().endswith(EXTENSIONS):
             left_out[kind_left_out(entry.name)] += 1
         else:
@@ -224,11 +223,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
     The labels of both follow the classes of `train/`.
     """
-    root = at_home(config.dir)
-    if not config.dir or not os.path.isdir(root):
-        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
-    if (root / "train" / "index.json").exists():
-        raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
+    root = _root(config)
     found = split_folders(root)
     for split, names in SPLIT_FOLDERS.items():
         if split not in found:
@@ -243,6 +238,34 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
     return Splits(**splits)
 
 
+def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+    root = at_home(config.dir)
+    if not config.dir or not os.path.isdir(root):
+        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
+    if (root / "train" / "index.json").exists():
+        raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
+    return root
+
+
+def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
+    """Images in `CLASS/` or `train/CLASS/` of data.dir, to hold out a part of them.
+
+    Raises:
+      ConfigError: as `folder` does, or there is a folder of validation images.
+    """
+    root = _root(config)
+    found = split_folders(root)
+    if "validation" in found:
+        raise ConfigError(
+            f"data.validation_fraction={config.validation_fraction}, but {found['validation']} is "
+            f"there; set it to 0, or data.dir to the folder to hold out of"
+        )
+    source = FolderSource(found.get("train", root))
+    if config.on_corrupt == "error":
+        source.check_sizes()
+    return source
+
+
 def _where_else(root: pathlib.Path) -> str:
     """What to say of a folder without splits: where they are, or what it holds."""
     folders = _folders(root)
@@ -250,139 +273,7 @@ def _where_else(root: pathlib.Path) -> str:
     for folder in near:
         if len(split_folders(folder)) == len(SPLIT_FOLDERS):
             return f"; set data.dir={printable(str(folder))}"
-    return f", only {named(f'{name}/' for name in folders)}" if folders else "; it has no folders"
-
-
-class TarSource:
-    """Image files in an uncompressed tar, read where they lie in it.
-
-    Args:
-      files: all those of the tar, with their whole paths.
-      below: the folder in the tar with the folders of the classes; "" or with "/" at its end.
-      classes: by label, where they are not to be those in the tar.
-
-    Raises:
-      ConfigError: no classes, or one that is not in `classes`.
-    """
-
-    def __init__(
-        self, path: pathlib.Path, files: list[File], below: str, classes: tuple[str, ...] = ()
-    ) -> None:
-        found: dict[str, list[File]] = {}
-        for file in files:
-            name, slash, _ = file.path.removeprefix(below).partition("/")
-            if slash and file.path.startswith(below):
-                found.setdefault(name, []).append(file._replace(path=file.path.removeprefix(below)))
-        self._files, self._below = Files(found, classes, path), below
-        self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
-        self.notes = self._files.notes
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
-        self.image_shape = first_shape(self)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        start, size = int(self._files.starts[index]), int(self._files.sizes[index])
-        try:
-            data = os.pread(self._descriptor, size, start)  # moves no pointer that threads share
-        except OSError as error:
-            raise CorruptError(f"cannot be read ({error.strerror})") from error
-        if len(data) != size:
-            raise CorruptError("the tar has been cut short")
-        return Example(data, int(self._files.labels[index]))
-
-    def name(self, index: int) -> str:
-        return printable(self._below + self._files.path(index))
-
-
-def tar_splits(
-    path: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
-) -> dict[str, TarSource]:
-    """The "train" and "validation" of a tar of `train/CLASS/` and `val/CLASS/`, those there are.
-
-    Folders around all of it do not count.
-
-    Args:
-      alone: the split that a tar of `CLASS/` is.
-      classes: of the validation where the training split is elsewhere; () for those in the tar.
-
-    Raises:
-      ConfigError: it cannot be read, is compressed, or holds no such folders.
-    """
-    files = _read_tar(path)
-    around = _around(files)
-    inside = (file.path.removeprefix(around).split("/") for file in files)
-    tops = {parts[0] for parts in inside if len(parts) > 2}
-    named = {
-        split: next((f"{around}{name}/" for name in names if name in tops), "")
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    folders = {split: below for split, below in named.items() if below} or {alone: around}
-    found: dict[str, TarSource] = {}
-    for split, below in folders.items():
-        known = found["train"].classes if found else classes
-        found[split] = TarSource(path, files, below, () if split == "train" else known)
-    return found
-
-
-def _around(files: list[File]) -> str:
-    """The folders around all of the files that are neither a split nor a class."""
-    folders = [file.path.split("/")[:-2] for file in files]
-    splits = set(itertools.chain(*SPLIT_FOLDERS.values()))
-    around = ""
-    for first, last in zip(min(folders), max(folders)):
-        if first != last or first in splits:
-            break
-        around += f"{first}/"
-    return around
-
-
-def _read_tar(path: pathlib.Path) -> list[File]:
-    """The image files of a tar that are in a folder, and where their bytes are."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            for magic, command in COMPRESSED.items():
-                if start.startswith(magic):
-                    raise ConfigError(
-                        f"{path} is compressed; it can be read at random after: "
-                        f"{command} {shlex.quote(str(path))}"
-                    )
-        with tarfile.open(path, "r:") as tar:
-            found = {file.path: file for file in _members(tar, path)}  # of two, the later one
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path} is no tar, or damaged ({error})") from error
-    except ConfigError:
-        raise
-    except Exception as error:  # of damaged headers tarfile lets many kinds through
-        raise ConfigError(f"{path} is no tar, or damaged ({shown(error)})") from error
-    if not found:
-        raise ConfigError(f"{path} has no folder of images for each class")
-    return list(found.values())
-
-
-def _members(tar: tarfile.TarFile, path: pathlib.Path) -> Iterator[File]:
-    end = 0
-    while (member := tar.next()) is not None:
-        if member.size < 0 or member.offset < end:  # some versions of tarfile never get past these
-            raise tarfile.ReadError("a member starts within another")
-        end = member.offset_data + member.size
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
-        name = posixpath.normpath(member.name).lstrip("/")
-        parts = name.split("/")
-        if len(parts) < 2 or any(part.startswith(".") for part in parts):
-            continue
-        if member.isdir() or not name.lower().endswith(EXTENSIONS):
-            continue
-        if not member.isreg() or member.issparse():
-            raise ConfigError(
-                f"{path}: {printable(name)} is a link, a device or sparse; unpack the tar and use "
-                "the folder"
-            )
-        if member.size > MOST_BYTES:
-            raise ConfigError(f"{path}: {printable(name)} has {member.size:,} bytes; leave it out")
-        yield File(name, member.size, member.offset_data)
+    if not folders:
+        return "; it has no folders"
+    there = named(f"{name}/" for name in folders)
+    return f", only {there}; data.validation_fraction=0.1 holds out a part of one folder"

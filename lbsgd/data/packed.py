@@ -31,6 +31,8 @@ INDEX = "index.json"
 FORMAT, VERSION = "lbsgd packed images", 1
 SPLITS = ("train", "validation")
 
+# The files of a split, while it is prepared and after.
+FILES = re.compile(r"(shard-\d{5,}\.(array_record|json)|preparing\.json|index\.json)(\.tmp)?")
 SHARD = re.compile(r"shard-\d{5,}\.array_record")
 SHA256 = re.compile("[0-9a-f]{64}")
 MOST_EXAMPLES = 2**62
@@ -88,6 +90,18 @@ class Index:
         """The text of index.json."""
         named = dataclasses.asdict(self) | {"shards": [s._asdict() for s in self.shards]}
         return json.dumps({"format": FORMAT, "version": VERSION, **named}, indent=1) + "\n"
+
+
+def is_packed(folder: pathlib.Path) -> bool:
+    """Whether a folder is a packed set, or one whose preparation has been stopped at any moment.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    inside = [os.listdir(folder / split) for split in SPLITS if (folder / split).is_dir()]
+    if any(FILES.fullmatch(name) for names in inside for name in names):
+        return True
+    return bool(inside) and not any(inside) and len(os.listdir(folder)) == len(inside)
 
 
 def read_index(folder: pathlib.Path) -> Index:

@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,7 @@ import numpy as np
 import lbsgd
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.encode import Encoding
-from lbsgd.data.packed import INDEX, Index, PackedSource, pack, read_index
+from lbsgd.data.packed import FILES, INDEX, Index, PackedSource, pack, read_index
 from lbsgd.data.progress import Progress
 from lbsgd.data.shard_writer import (
     Item,
@@ -46,7 +45,6 @@ from lbsgd.data.sources import Source
 from lbsgd.errors import ConfigError
 
 BEGUN = "preparing.json"
-OURS = re.compile(r"(shard-\d{5,}\.(array_record|json)|preparing\.json|index\.json)(\.tmp)?")
 # What must be the same to go on, in words; the input's name and lbsgd's version need not.
 SAME = {"fingerprint": "input", "encoding": "option", "shards": "size of shards"}
 # Examples that a thread converts at a time.
@@ -134,7 +132,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 def _remove(folder: pathlib.Path, which: Callable[[str], bool]) -> None:
     """Removes files of a preparation."""
     for path in list(folder.iterdir()):
-        if OURS.fullmatch(path.name) and which(path.name):
+        if FILES.fullmatch(path.name) and which(path.name):
             path.unlink()
 
 
@@ -144,7 +142,7 @@ def _begin(job: Job) -> None:
     if path.exists():
         _check_same(job, read_note(path))
         return
-    foreign = [p.name for p in job.folder.iterdir() if not OURS.fullmatch(p.name)]
+    foreign = [p.name for p in job.folder.iterdir() if not FILES.fullmatch(p.name)]
     if foreign:
         raise ConfigError(
             f"{job.folder} holds {foreign[0]!r}, which is of no packed set; choose another OUTPUT"

@@ -19,8 +19,10 @@ from collections.abc import Sequence
 import ml_collections
 
 from lbsgd.command_line import Parser, complain
+from lbsgd.data.archive import archive_splits
 from lbsgd.data.encode import Encoding
-from lbsgd.data.folder import folder_splits, tar_splits
+from lbsgd.data.folder import folder_splits
+from lbsgd.data.imagenet import imagenet_splits, is_download
 from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
 from lbsgd.data.packed_writer import Job, write_split
 from lbsgd.data.progress import Progress
@@ -30,9 +32,10 @@ from lbsgd.limits import num_cores
 from lbsgd.streams import protect_streams
 
 KINDS = (
-    "a folder or a tar of a folder of images for each class (below train/ and val/, or of one "
-    "split), a folder of tensorflow-datasets with dataset_info.json, train.npz and validation.npz, "
-    "or one .npz"
+    "a folder, a tar or a zip of a folder of images for each class (below train/ and val/, or of "
+    "one split), ImageNet's ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar or a folder with "
+    "both and ILSVRC2012_devkit_t12.tar.gz, a folder of tensorflow-datasets with "
+    "dataset_info.json, train.npz and validation.npz, or one .npz"
 )
 
 
@@ -51,6 +54,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--split",
         choices=list(SPLITS),
         help="of an input without splits (train), or one of several",
+    )
+    add(
+        "--ground-truth",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="of ILSVRC2012_img_val.tar: the devkit, or a list of images and synsets",
     )
     add("--max-side", type=int, default=0, metavar="N", help="shrink the longer side to N pixels")
     add(
@@ -90,30 +99,39 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def open_input(
-    path: pathlib.Path, split: str | None, known: tuple[str, ...] = ()
+    path: pathlib.Path,
+    split: str | None,
+    known: tuple[str, ...] = (),
+    ground_truth: pathlib.Path | None = None,
 ) -> dict[str, Source]:
     """The sources by split: "train" and "validation", those there are.
 
     Args:
       split: that an input without splits is ("train" by default); of others, the one wanted.
       known: the classes of the training split, where that is prepared already.
+      ground_truth: of the validation images of ImageNet, where it does not lie beside them.
 
     Raises:
       ConfigError: nothing that is understood.
     """
-    found = _open_any(path, split or "train", known)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if is_download(path):
+        found: dict[str, Source] = dict(imagenet_splits(path, split, known, ground_truth))
+    elif ground_truth:
+        raise ConfigError(f"--ground-truth is of ILSVRC2012_img_val.tar, which {path} has not")
+    else:
+        found = _open_any(path, split or "train", known)
     if split and split not in found:
         raise ConfigError(f"{path} has no {split} split, only {', '.join(found)}")
     return {split: found[split]} if split else found
 
 
 def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[str, Source]:
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist")
     if path.suffix == ".npz":
         return {alone: npz_source(path, known if alone != "train" else ())}
     if not path.is_dir():
-        return dict(tar_splits(path, alone, known))
+        return dict(archive_splits(path, alone, known))
     if (path / "dataset_info.json").exists():
         from lbsgd.data.tfds_source import tfds_splits  # slow to import
 
@@ -136,7 +154,7 @@ def prepare(args: argparse.Namespace) -> None:
     start, done = time.monotonic(), 0
     train = args.output / "train"
     known = read_index(train).classes if (train / INDEX).exists() else ()
-    for split, source in open_input(args.input, args.split, known).items():
+    for split, source in open_input(args.input, args.split, known, args.ground_truth).items():
         for note in source.notes:
             print(f"{split}: {note}")
         progress = Progress(f"{split}, images", len(source))

@@ -115,6 +115,10 @@ class ArraySource:
     def name(self, index: int) -> str:
         return f"image {index}"
 
+    def key(self, index: int) -> bytes:
+        """What names an example within the set: its number."""
+        return str(index).encode()
+
 
 class SyntheticSource:
     """Random images and labels, each a function of (seed, index): for tests and benchmarks."""
@@ -180,6 +184,21 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
     if train.image_shape != validation.image_shape:
         raise ConfigError(f"{config.dir}: images of train.npz and validation.npz differ in shape")
     return Splits(train, validation)
+
+
+def whole_npz(config: ml_collections.ConfigDict) -> ArraySource:
+    """`train.npz` of data.dir, to hold out a part of it.
+
+    Raises:
+      ConfigError: as `npz_source` does, or there is a `validation.npz`.
+    """
+    folder = at_home(config.dir)
+    if (folder / "validation.npz").exists():
+        raise ConfigError(
+            f"data.validation_fraction={config.validation_fraction}, but "
+            f"{folder / 'validation.npz'} is there; set it to 0, or remove that"
+        )
+    return npz_source(folder / "train.npz")
 
 
 def npz_source(path: pathlib.Path, classes: tuple[str, ...] = ()) -> ArraySource:

@@ -1,0 +1,457 @@
+"""Archives of images against the folders that they are made of; and what is said of wrong ones."""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+import random
+import shutil
+import stat
+import struct
+import subprocess
+import tarfile
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from image_files import CLASSES, below, contents, encoded, picture, tree, variants, write
+
+from lbsgd.data.archive import archive_splits
+from lbsgd.data.decode import CorruptError
+from lbsgd.data.folder import MOST_BYTES, FolderSource
+from lbsgd.errors import ConfigError
+
+
+def write_tar(path: pathlib.Path, files: dict[str, bytes], mode: str = "w", **options):
+    with tarfile.open(path, mode, **options) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def shuffled(files: dict[str, bytes]) -> dict[str, bytes]:
+    names = list(files)
+    np.random.default_rng(0).shuffle(names)
+    return {name: files[name] for name in names}
+
+
+def write_zip(path: pathlib.Path, files: dict[str, bytes], method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "a", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+LAYOUTS = {
+    "plain": ("train/", "val/"),
+    "dot": ("./train/", "./validation/"),
+    "around": ("some/thing/train/", "some/thing/test/"),
+}
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tar_is_its_folder(tmp_path, layout, form):
+    """Its members lie in any order; names are long in one class where the format can have them."""
+    long = "x" * (120 if form != tarfile.USTAR_FORMAT else 20)
+    train = tree() | below("owl", variants()) | below(f"dog/{long}", tree(1, ("in",)))
+    validation = tree(2, CLASSES[1:])
+    names = [name.rstrip("/") for name in LAYOUTS[layout]]
+    files = below(names[0], train) | below(names[1], validation)
+    files |= {f"{names[0]}/notes.txt": b"", f"{names[0]}/cat/._1.jpg": b"of a Mac"}
+    path = write_tar(tmp_path / "set.tar", shuffled(files), format=form)
+    found = archive_splits(path)
+    assert list(found) == ["train", "validation"]
+    root = FolderSource(write(tmp_path / "train", train))
+    assert contents(found["train"]) == contents(root)
+    assert found["train"].fingerprint == root.fingerprint
+    assert found["train"].image_shape == root.image_shape
+    assert found["train"].name(0) == f"{names[0].removeprefix('./')}/cat/0.jpg"
+    assert found["validation"].classes == CLASSES
+    assert len(found["validation"]) == 4
+    assert found["validation"][0].label == 1
+
+
+@pytest.mark.parametrize("around", ["", "set/"])
+def test_tar_of_classes_is_one_split(tmp_path, around):
+    path = write_tar(tmp_path / "x.tar", {around + name: data for name, data in tree().items()})
+    found = archive_splits(path, "validation", (*CLASSES[1:], "cat"))
+    assert list(found) == ["validation"]
+    assert [found["validation"][i].label for i in (0, 4, 8)] == [2, 0, 1]
+    assert archive_splits(path)["train"].classes == CLASSES
+
+
+def test_names_in_a_tar_need_not_be_text(tmp_path):
+    """They are found and read; what is printed of them is UTF-8."""
+    name = "train/a/\udcff.jpg"
+    files = {name: encoded(picture(1)), "train/b/1.jpg": encoded(picture(2))}
+    source = archive_splits(write_tar(tmp_path / "x.tar", files))["train"]
+    assert source[0].image == encoded(picture(1))
+    assert source.name(0).encode() == "train/a/\ufffd.jpg".encode()
+
+
+def test_tar_of_one_split_is_that(tmp_path):
+    path = write_tar(tmp_path / "x.tar", below("set/val", tree()))
+    assert list(archive_splits(path)) == ["validation"]
+
+
+def test_of_two_members_of_one_name_the_later_counts(tmp_path):
+    """As where the tar is unpacked."""
+    path = write_tar(tmp_path / "x.tar", tree())
+    write_tar(path, {"dog/1.jpg": encoded(picture(50))}, "a")
+    source = archive_splits(path)["train"]
+    assert len(source) == 12
+    assert source[5].image == encoded(picture(50))
+
+
+def test_threads_read_a_tar_as_one_does(tmp_path):
+    source = archive_splits(write_tar(tmp_path / "x.tar", tree(20)))["train"]
+    expected = contents(source)
+    indices = np.random.default_rng(0).integers(0, len(source), 4000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(source.__getitem__, indices))
+    assert [example.image for example in found] == [expected[i][0] for i in indices]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_tar_is_an_error_with_the_command_that_helps(tmp_path, kind):
+    path = write_tar(tmp_path / f"my set.tar.{kind}", tree(), f"w:{kind}")
+    with pytest.raises(
+        ConfigError, match="is compressed; it can be read at random after: "
+    ) as error:
+        archive_splits(path)
+    command = str(error.value).split("after: ")[1]
+    if shutil.which(command.split()[0]):
+        subprocess.run(command, shell=True, check=True)
+        assert len(archive_splits(path.with_suffix(""))["train"]) == 12
+
+
+def no_tar(path):
+    path.write_bytes(b"something else" * 1000)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-12_000])  # there are 10,240 bytes of zeros at most
+
+
+def with_a_damaged_header(path):
+    """In the middle; tarfile itself would take it for the end."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"dog/2.jpg") + 150] ^= 1
+    path.write_bytes(data)
+
+
+def cut_within_a_header(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"dog/2.jpg") + 100])
+
+
+def with_links(path):
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("dog/link.jpg")
+        member.type, member.linkname = tarfile.LNKTYPE, "dog/1.jpg"
+        tar.addfile(member)
+
+
+def flat(path):
+    write_tar(path, {"1.jpg": encoded(picture(1))})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (pathlib.Path.unlink, r"cannot read .*x.tar \(No such file or directory\)"),
+        (no_tar, "x.tar is no tar, or damaged"),
+        (cut_short, r"x.tar is no tar, or damaged \(unexpected end of data\)"),
+        (with_a_damaged_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
+        (cut_within_a_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
+        (with_links, "x.tar: dog/link.jpg is a link, a device or sparse; unpack the archive"),
+        (flat, "x.tar has no folder of images for each class"),
+    ],
+)
+def test_tar_that_is_wrong_is_an_error(tmp_path, damage, message):
+    path = write_tar(tmp_path / "x.tar", tree())
+    damage(path)
+    with pytest.raises(ConfigError, match=message):
+        archive_splits(path)
+
+
+def test_tar_that_is_cut_while_it_is_read_is_corrupt(tmp_path):
+    path = write_tar(tmp_path / "x.tar", tree())
+    source = archive_splits(path)["train"]
+    os.truncate(path, 1000)
+    with pytest.raises(CorruptError, match="cut short"):
+        source[11]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zip_is_its_folder(tmp_path, layout, method):
+    train = tree() | below("owl", variants()) | below("dog/x", tree(1, ("in",)))
+    names = [name.rstrip("/") for name in LAYOUTS[layout]]
+    files = below(names[0], train) | below(names[1], tree(2, CLASSES[1:]))
+    files |= {f"{names[0]}/cat/": b"", "__MACOSX/train/cat/._0.jpg": b"of a Mac"}
+    found = archive_splits(write_zip(tmp_path / "set.zip", shuffled(files), method))
+    assert list(found) == ["train", "validation"]
+    root = FolderSource(write(tmp_path / "train", train))
+    assert contents(found["train"]) == contents(root)
+    assert found["train"].fingerprint == root.fingerprint
+    assert found["train"].image_shape == root.image_shape
+    assert found["train"].name(0) == f"{names[0].removeprefix('./')}/cat/0.jpg"
+    assert [found["validation"][i].label for i in range(4)] == [1, 1, 2, 2]
+
+
+def test_zip_with_numbers_of_64_bits(tmp_path, monkeypatch):
+    """As one of more than 4 GB, or of more than 65,535 files, has them."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = write_zip(tmp_path / "x.zip", tree())
+    assert path.read_bytes().count(b"PK\x06\x06") == 1
+    assert contents(archive_splits(path)["train"]) == contents(
+        FolderSource(write(tmp_path / "x", tree()))
+    )
+
+
+def test_zip_made_as_a_stream(tmp_path):
+    """Its sizes are after the data, not before them."""
+
+    class Stream(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            self.data += bytes(data)
+            return len(data)
+
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in tree().items():
+            archive.writestr(name, data)
+    (tmp_path / "x.zip").write_bytes(stream.data)
+    source = archive_splits(tmp_path / "x.zip")["train"]
+    assert contents(source) == contents(FolderSource(write(tmp_path / "x", tree())))
+
+
+def test_of_two_files_of_one_name_in_a_zip_the_later_counts(tmp_path):
+    with warnings.catch_warnings(action="ignore"):
+        path = write_zip(tmp_path / "x.zip", tree())
+        write_zip(path, {"dog/1.jpg": encoded(picture(50))})
+    source = archive_splits(path)["train"]
+    assert len(source) == 12
+    assert source[5].image == encoded(picture(50))
+
+
+def test_zip_with_backslashes(tmp_path):
+    """As some programs for Windows write it."""
+    path = write_zip(tmp_path / "x.zip", {name.replace("/", "\\"): d for name, d in tree().items()})
+    assert archive_splits(path)["train"].classes == CLASSES
+
+
+def test_threads_read_a_zip_as_one_does(tmp_path):
+    path = write_zip(tmp_path / "x.zip", tree(20), zipfile.ZIP_DEFLATED)
+    source = archive_splits(path)["train"]
+    expected = contents(source)
+    indices = np.random.default_rng(0).integers(0, len(source), 4000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(source.__getitem__, indices))
+    assert [example.image for example in found] == [expected[i][0] for i in indices]
+
+
+LEFT_OUT = {
+    "train/cat/notes.txt": b"",
+    "train/cat/more.TXT": b"",
+    "train/dog/raw.nef": b"",
+    "train/dog/README": b"",
+    "train/dog/Thumbs.db": b"",
+    "train/dog/._0.jpg": b"",
+    "train/@eaDir/dog/0.jpg": b"",
+    "train/dog/@eaDir/0.jpg": b"",
+    "train/dog/@eaDir/1.jpg": b"",
+    "train/dog/.hidden.jpg": b"",
+    "train/.git/a/b.jpg": b"",
+    "train/cover.jpg": encoded(picture(0)),
+    "train/labels.csv": b"",
+    "val/cat/x.heic": b"",
+}
+
+
+@pytest.mark.parametrize("pack", [write_tar, write_zip])
+def test_archive_says_what_it_leaves_out_as_its_folder_does(tmp_path, pack):
+    files = below("train", tree()) | below("val", tree(1)) | LEFT_OUT
+    root = write(tmp_path / "set", files)
+    found = archive_splits(pack(tmp_path / "x", files))
+    assert found["train"].notes == FolderSource(root / "train").notes
+    for part in ("1 images in no folder of a class", "2 @eaDir/", "2 .txt"):
+        assert part in found["train"].notes[0]
+    assert found["validation"].notes == FolderSource(root / "val").notes
+    assert "left out: 1 .heic" in found["validation"].notes[0]
+    assert len(found["train"]) == 12
+
+
+@pytest.mark.parametrize("pack", [write_tar, write_zip])
+def test_an_image_beside_the_classes_hides_none_of_them(tmp_path, pack):
+    files = below("set", tree() | {"cover.jpg": encoded(picture(0))})
+    found = archive_splits(pack(tmp_path / "x", files))
+    assert found["train"].classes == CLASSES
+
+
+def test_tar_of_tars_is_a_folder_of_them(tmp_path):
+    """In place; each tar is a class."""
+    files = tree() | below("owl/in", tree(1, ("x",))) | {"cat/notes.txt": b""}
+    inner = {}
+    for name in CLASSES:
+        own = {path.partition("/")[2]: d for path, d in files.items() if path.startswith(name)}
+        inner[f"{name}.tar"] = write_tar(tmp_path / "inner", own).read_bytes()
+    path = write_tar(tmp_path / "x.tar", shuffled(inner) | {"readme.txt": b""})
+    source = archive_splits(path)["train"]
+    folder = FolderSource(write(tmp_path / "x", files | {"readme.txt": b""}))
+    assert contents(source) == contents(folder)
+    assert (source.fingerprint, source.notes) == (folder.fingerprint, folder.notes)
+    assert source.name(0) == "cat/0.jpg"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-2000], r"x.tar: dog.tar is no tar, or damaged \(unexpected end"),
+        (lambda data: b"\x1f\x8b" + data[2:], "x.tar: dog.tar is no tar, or damaged"),
+        (lambda data: data[:100] + b"9" * 8 + data[108:], "x.tar: dog.tar is no tar, or damaged"),
+    ],
+)
+def test_damaged_tar_in_a_tar_is_named(tmp_path, damage, says):
+    """Also where what is missing of it is there, of the next one."""
+    data = write_tar(tmp_path / "inner", {"1.jpg": b"x" * 9000}).read_bytes()[: 512 * 19]
+    inner = {"cat.tar": data, "dog.tar": damage(data), "owl.tar": data}
+    with pytest.raises(ConfigError, match=says):
+        archive_splits(write_tar(tmp_path / "x.tar", inner))
+
+
+def test_tar_beside_images_is_left_out(tmp_path):
+    inner = write_tar(tmp_path / "inner", tree()).read_bytes()
+    source = archive_splits(write_tar(tmp_path / "x.tar", tree() | {"dog/old.tar": inner}))["train"]
+    assert len(source) == 12
+    assert "1 .tar" in source.notes[0]
+
+
+def patched(path: pathlib.Path, offset: int, value: bytes, local: int | None = None) -> None:
+    """Changes the entry of dog/1.jpg in the directory of a zip, and in its own header."""
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"dog/1.jpg"))
+    data[at + offset : at + offset + len(value)] = value
+    if local is not None:
+        at = data.rindex(b"PK\x03\x04", 0, data.index(b"dog/1.jpg"))
+        data[at + local : at + local + len(value)] = value
+    path.write_bytes(data)
+
+
+def in_zip(name: str, data: bytes = b"", method: int = 0, mode: int = 0):
+    """Adds a member of any kind."""
+
+    def add(path):
+        info = zipfile.ZipInfo(name)
+        info.compress_type, info.external_attr = method, mode << 16
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(info, data)
+
+    return add
+
+
+def overlapping(path):
+    """The second file lies within the first one."""
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("cat/0.jpg").header_offset
+    patched(path, 42, struct.pack("<I", start + 10))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: patched(path, 8, b"\1\0", 6), "x.zip: dog/1.jpg is encrypted; unpack"),
+        (in_zip("dog/x.jpg", b"1" * 99, zipfile.ZIP_BZIP2), "dog/x.jpg is compressed by method 12"),
+        (in_zip("dog/x.jpg", b"1" * 99, zipfile.ZIP_LZMA), "dog/x.jpg is compressed by method 14"),
+        (in_zip("dog/x.jpg", b"/etc/passwd", 0, stat.S_IFLNK | 0o777), "dog/x.jpg is a link"),
+        (in_zip("dog/x.jpg", b"", 0, stat.S_IFCHR | 0o666), "dog/x.jpg is a link or a device"),
+        (in_zip("dog/x.jpg", b"", 0, stat.S_IFIFO | 0o666), "dog/x.jpg is a link or a device"),
+        (
+            lambda path: patched(path, 24, struct.pack("<I", MOST_BYTES + 1)),
+            "dog/1.jpg has 1,000,000,001 bytes; leave it out",
+        ),
+        (overlapping, "x.zip is no zip, or damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is no zip, or damaged"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(999)), "is no zip, or damaged"),
+        (in_zip("bat/notes.txt"), "class 'bat' has no images"),
+    ],
+)
+def test_zip_that_is_wrong_is_an_error(tmp_path, damage, says):
+    path = write_zip(tmp_path / "x.zip", tree())
+    damage(path)
+    with pytest.raises(ConfigError, match=says) as error:
+        archive_splits(path)
+    assert "\n" not in str(error.value)
+
+
+NAMES = [
+    "../x/evil.jpg",
+    "cat/../../x/evil.jpg",
+    "/tmp/x/evil.jpg",
+    "\\x\\evil.jpg",
+    "C:\\x\\e.jpg",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_a_zip_that_lead_out_of_it_are_names(tmp_path, name):
+    """Nothing is unpacked."""
+    files = below("train", tree()) | {name: encoded(picture(1))}
+    (tmp_path / "a").mkdir()
+    path = write_zip(tmp_path / "a/x.zip", files)
+    source = archive_splits(path)["train"]
+    assert len(source) == 12
+    assert [p.name for p in tmp_path.rglob("*")] == ["a", "x.zip"]
+
+
+def test_file_in_a_zip_that_is_not_what_was_stored_is_corrupt(tmp_path):
+    for number, method in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)):
+        path = write_zip(tmp_path / f"{number}.zip", tree(), method)
+        data = bytearray(path.read_bytes())
+        data[data.index(b"dog/1.jpg") + 300] ^= 255
+        path.write_bytes(data)
+        source = archive_splits(path)["train"]
+        with pytest.raises(CorruptError, match=r"is not what was put into the zip|inflated"):
+            source[5]
+        assert source[6].label == 1
+
+
+def test_file_that_inflates_to_more_than_it_says_is_corrupt(tmp_path):
+    """And no more than it says is made of it."""
+    path = write_zip(tmp_path / "x.zip", tree() | {"dog/1.jpg": bytes(10**7)}, zipfile.ZIP_DEFLATED)
+    patched(path, 24, struct.pack("<I", 1000))
+    with pytest.raises(CorruptError, match="is not what was put into the zip"):
+        archive_splits(path)["train"][5]
+
+
+def test_zip_damaged_anywhere_is_read_or_refused(tmp_path):
+    good = write_zip(tmp_path / "good.zip", tree(2), zipfile.ZIP_DEFLATED).read_bytes()
+    draw, seen = random.Random(0), {"read": 0, "refused": 0, "corrupt": 0}
+    for _ in range(150):
+        data = bytearray(good)
+        where = draw.choice([range(len(good)), range(good.index(b"PK\1\2"), len(good))])
+        for _ in range(draw.choice([1, 3, 10])):
+            data[draw.choice(where)] = draw.randrange(256)
+        (tmp_path / "x.zip").write_bytes(data)
+        try:
+            source = archive_splits(tmp_path / "x.zip")["train"]
+            for i in range(len(source)):
+                try:
+                    seen["read"] += bool(source[i].image)
+                except CorruptError:
+                    seen["corrupt"] += 1
+        except ConfigError:
+            seen["refused"] += 1
+    assert min(seen.values()) > 0
