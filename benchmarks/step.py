@@ -113,7 +113,7 @@ def plain_step(name, dtype, images, labels):
     return compiled, state
 
 
-def our_step(name, size, batch_size, worker_batch_size, dtype):
+def our_step(name, size, batch_size, worker_batch_size, dtype, accumulation_steps=1):
     """lbsgd's parts of a run, its compiled step, first state and batch."""
     config = default_config()
     config.update(
@@ -122,6 +122,7 @@ def our_step(name, size, batch_size, worker_batch_size, dtype):
             "worker_batch_size": worker_batch_size,
             "total_steps": 1000,
             "devices": 1,
+            "accumulation_steps": accumulation_steps,
             "dtype": dtype,
             "model": {"name": name},
             "learning_rate": {"warmup": "none", "decay": "none", "scaling": "none"},

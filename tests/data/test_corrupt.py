@@ -118,7 +118,7 @@ def test_the_next_whole_example_stands_in(threads, devices, steps):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_by_default_the_first_one_stops_the_loading(threads):
     batches = train_batches(place(16, 2, devices=2), Corrupt(), threads, torn=(5,))
-    says = r"train/5\.jpg is corrupt: .*; mend it .*, or set data\.on_corrupt='skip'"
+    says = r"train/5\.jpg is corrupt: .*; mend it, or set data\.on_corrupt='skip'"
     with pytest.raises(ConfigError, match=says):
         list(batches.between(0, 3))
 

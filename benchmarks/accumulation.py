@@ -1,0 +1,89 @@
+"""What accumulation costs: images/s of one minibatch in 1, 2, 4, ... steps.
+
+    python benchmarks/accumulation.py run      measures and writes docs/results/accumulation.json
+    python benchmarks/accumulation.py table    prints the table from it
+
+The placements take turns in one process on the same minibatch; a round's ratio is of neighbours in
+time. Memory is what the compiled step needs for its temporaries.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+from command import run_or_table
+from step import our_step
+
+from lbsgd import runtime
+
+RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "accumulation.json"
+ROUNDS = 10
+
+# Network, image size, kn, n, compute type; and numbers of accumulation steps.
+CASES = [
+    (("resnet20", 32, 128, 32, "float32"), (1, 2, 4)),
+    (("resnet18", 64, 32, 8, "float32"), (1, 4)),
+    (("resnet50", 64, 16, 4, "float32"), (1, 4)),
+]
+
+
+def measure(case, steps):
+    """Seconds of each round and bytes of temporaries, by the number of steps."""
+    runs = {}
+    for number in steps:
+        _, step, state, batch = our_step(*case, accumulation_steps=number)
+        runs[number] = [step, state, batch]
+    seconds = {number: [] for number in steps}
+    for attempt in range(ROUNDS + 1):
+        for number, run in runs.items():
+            step, state, batch = run
+            start = time.perf_counter()
+            run[1], metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+            if attempt:  # after a round to warm up
+                seconds[number].append(time.perf_counter() - start)
+    memory = {n: run[0].memory_analysis().temp_size_in_bytes for n, run in runs.items()}
+    return seconds, memory
+
+
+def run():
+    """Measures every case."""
+    results = []
+    for case, steps in CASES:
+        seconds, memory = measure(case, steps)
+        results.append(
+            {
+                "case": case,
+                "seconds": seconds,
+                "temporary_bytes": memory,
+                "machine": runtime.describe_machine(),
+            }
+        )
+        print(case, {n: round(case[2] / statistics.median(s), 1) for n, s in seconds.items()})
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table():
+    """Median images/s, the median and range of the rounds' time ratios, and memory, as Markdown."""
+    head = "| network | pixels | kn | n | type | steps | images/s | time, of one step's | MB |"
+    lines = [head, "|---" * 9 + "|"]
+    for result in json.loads(RESULTS.read_text()):
+        for steps, seconds in result["seconds"].items():
+            ratios = [a / b for a, b in zip(seconds, result["seconds"]["1"])]
+            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if steps != "1" else ""
+            cells = [
+                *result["case"],
+                steps,
+                f"{result['case'][2] / statistics.median(seconds):,.0f}",
+                f"{statistics.median(ratios):.2f}{spread}",
+                f"{result['temporary_bytes'][steps] / 1e6:,.0f}",
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_or_table(__doc__, run, table)
