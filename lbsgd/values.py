@@ -36,7 +36,6 @@ POSITIVE = (
     "data.synthetic_classes",
     "data.synthetic_examples",
     "data.synthetic_validation_examples",
-    "data.evaluation_short_side",
     "learning_rate.reference_batch_size",
     "learning_rate.warmup_power",
     "optimizer.trust_coefficient",
