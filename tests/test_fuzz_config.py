@@ -268,6 +268,7 @@ LARGE = {
             "total_epochs": 0.0,
             "total_steps": 5,
             "learning_rate.warmup": "none",
+            "learning_rate.decay": "none",
             "evaluation.every_epochs": 0.0,
             "checkpoint.every_epochs": 0.0,
             "batch_norm.synced_workers": 10**9,
