@@ -248,9 +248,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     image_shape = image_shape_of(config, splits.train)
     check_data(config, image_shape, len(splits.train.classes))
     timeline = growth.build_timeline(config, len(splits.train))
-    total = times.duration(config, "total", timeline)
-    if not total:
-        raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
+    total = times.total(config, timeline)
     if total > MOST_UPDATES:
         raise ConfigError(
             f"training of {total:,} updates is longer than {MOST_UPDATES:,}; lower total_epochs "

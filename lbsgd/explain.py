@@ -135,6 +135,12 @@ def _explain_augmentation(run: Run) -> str:
 def _explain_batch_sizes(run: Run) -> list[str]:
     sizes, growth = run.timeline.segments, run.config.batch_growth
     lines = [f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}"]
+    largest, examples = max(run.placements), len(run.splits.train)
+    if largest > examples and not run.config.data.synthetic_on_device:
+        lines.append(
+            f"minibatch: kn={largest:,} is more than the {examples:,} training examples: an update "
+            "sees examples more than once"
+        )
     for segment in sizes[1:]:
         update, size = segment.first_update, segment.batch_size
         if update >= run.total_updates:

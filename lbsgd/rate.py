@@ -83,11 +83,11 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     warmup, warmup_rate = 0, _warmup_rate(c)
     from_zero = c.warmup_from == "zero"
     if c.warmup != "none" and (from_zero or config.batch_size > c.reference_batch_size):
-        warmup = times.duration(c, "warmup", timeline)
+        warmup = times.duration(c, "warmup", timeline, "learning_rate.")
         if not warmup:
             raise ConfigError(
-                f"learning_rate.warmup={c.warmup!r} needs a length of at least one update: set "
-                "learning_rate.warmup_epochs, _steps or _examples, or warmup='none'"
+                f"learning_rate.warmup={c.warmup!r} needs a length: set learning_rate."
+                "warmup_epochs, _steps or _examples, or warmup='none'"
             )
     if warmup > total:
         raise ConfigError(
@@ -119,6 +119,12 @@ def _step_decay(
     """The decay in steps, or what growing the batch leaves of it, and the updates where it is."""
     c = config.learning_rate
     boundaries = [timeline.update_at_epoch(epoch) for epoch in c.decay_epochs]
+    if 0 in boundaries:
+        short = times.less_than_an_update(timeline, "epochs", c.decay_epochs[0])
+        raise ConfigError(
+            f"learning_rate.decay_epochs={c.decay_epochs}: {short}, so that none would be at the "
+            "full rate; decay later"
+        )
     if boundaries and boundaries[0] < warmup:
         raise ConfigError(
             f"learning_rate.decay_epochs={c.decay_epochs} starts at update {boundaries[0]}, "

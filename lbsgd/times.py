@@ -34,13 +34,52 @@ def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
     return int(number)
 
 
-def duration(config: ml_collections.ConfigDict, name: str, timeline: Timeline) -> int:
+def less_than_an_update(timeline: Timeline, unit: str, number: float | Fraction) -> str:
+    """Says that a time of so many epochs or examples is too short: "1 epoch of 3 images is ..."."""
+    what, many = f"{float(number):,g} {unit.removesuffix('s')}", number != 1
+    if many:
+        what += "s"
+    if unit == "epochs":
+        what += f" of {timeline.examples_per_epoch:,} images"
+    size = timeline.segments[0].batch_size
+    return f"{what} {'are' if many else 'is'} less than one update of {size:,}"
+
+
+def duration(
+    config: ml_collections.ConfigDict, name: str, timeline: Timeline, group: str = ""
+) -> int:
     """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
 
+    Args:
+      group: of the keys, for messages: "learning_rate." or "".
+
     Raises:
-      ConfigError: two of them are given.
+      ConfigError: two of them are given, or one that is no update.
     """
     unit, number = given(config, name)
+    update = _update_at(timeline, unit, number)
+    if unit and not update:
+        short = less_than_an_update(timeline, unit, number)
+        raise ConfigError(
+            f"{group}{name}_{unit}={number}: {short}; make it longer, or batch_size smaller"
+        )
+    return update
+
+
+def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
+    """The updates of the whole training.
+
+    Raises:
+      ConfigError: its length is not given, or twice, or is less than one update.
+    """
+    unit, number = given(config, "total")
+    if not unit:
+        raise ConfigError("training has no length; set total_epochs, total_steps or total_examples")
+    examples = exact(number) * (timeline.examples_per_epoch if unit == "epochs" else 1)
+    if unit != "steps" and examples < timeline.segments[0].batch_size:
+        raise ConfigError(
+            f"{less_than_an_update(timeline, unit, number)}; raise total_{unit} or lower batch_size"
+        )
     return _update_at(timeline, unit, number)
 
 
@@ -58,7 +97,8 @@ def every(
         return frozenset()
     if not _update_at(timeline, unit, exact(interval)):
         raise ConfigError(
-            f"{group}.every_{unit}={interval} is less than one update; make it longer"
+            f"{group}.every_{unit}={interval}: {less_than_an_update(timeline, unit, interval)}; "
+            "make it longer"
         )
     for i in itertools.count(1):
         update = _update_at(timeline, unit, i * exact(interval))

@@ -72,6 +72,28 @@ def test_explain_names_accumulation_that_is_not_needed():
     assert any("8 devices x 1 lanes x 1 accumulation steps" in line for line in lines)
 
 
+@pytest.mark.parametrize(("batch_size", "said"), [(1424, False), (1440, True)])
+def test_explain_tells_of_a_batch_larger_than_the_training_set(batch_size, said):
+    """The digits have 1,437."""
+    lines = explain.explain(build.build(config(batch_size=batch_size)))
+    line = (
+        "minibatch: kn=1,440 is more than the 1,437 training examples: an update sees examples "
+        "more than once"
+    )
+    assert (line in lines) == said
+    assert any("more than once" in line for line in lines) == said
+
+
+def test_explain_has_the_notes_of_both_splits(tmp_path):
+    for split, label in (("train", 3), ("validation", 2)):
+        labels = np.arange(200) % label + 1
+        np.savez(tmp_path / f"{split}.npz", images=np.zeros((200, 8, 8), np.uint8), labels=labels)
+    keys = {"data.source": "npz", "data.dir": str(tmp_path)}
+    lines = explain.explain(build.build(config(**keys)))
+    assert any(line.startswith("data: training: labels start at 1, not at 0") for line in lines)
+    assert "data: validation: no examples of 2 of the 4 classes: 0, 3" in lines
+
+
 def test_parameter_table_says_what_decays():
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]

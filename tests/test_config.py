@@ -1,6 +1,7 @@
 """The check of a config, and times in updates."""
 
 import json
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from lbsgd.config import default_config, flatten, resolve, run_keys
 from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline
-from lbsgd.times import duration, every
+from lbsgd.times import duration, every, total
 from lbsgd.values import CHOICES, FRACTIONS, POSITIVE
 
 DEFAULTS = dict(flatten(default_config()))
@@ -363,8 +364,53 @@ def test_every_so_many_steps(steps):
 
 
 def test_interval_shorter_than_an_update_is_an_error():
-    with pytest.raises(ConfigError, match=r"evaluation.every_epochs=0\.1 is less than one update"):
+    message = "evaluation.every_epochs=0.1: 0.1 epochs of 100 images are less than one update of 50"
+    with pytest.raises(ConfigError, match=re.escape(message)):
         found_every("every_epochs", 0.1, Timeline.constant(100, 50), 12)
+
+
+TOO_SHORT = {
+    (
+        "total",
+        "epochs",
+        10.0,
+    ): "10 epochs of 3 images are less than one update of 64; raise total",
+    (
+        "total",
+        "epochs",
+        1.0,
+    ): "1 epoch of 3 images is less than one update of 64; raise total",
+    ("total", "epochs", 21.0): "21 epochs of 3 images are less than one update of 64",
+    ("total", "examples", 63): "63 examples are less than one update of 64; raise total_examples",
+}
+
+
+@pytest.mark.parametrize(("name", "unit", "number"), TOO_SHORT)
+def test_training_of_less_than_an_update_says_so(name, unit, number):
+    config = resolve(config_with(**{"total_epochs": 0.0, f"{name}_{unit}": number}))
+    timeline = Timeline.constant(3, 64)
+    with pytest.raises(ConfigError, match=re.escape(TOO_SHORT[name, unit, number])):
+        total(config, timeline)
+
+
+@pytest.mark.parametrize(("key", "number"), [("epochs", 22.0), ("examples", 64), ("steps", 1)])
+def test_training_of_one_update_is_one(key, number):
+    config = resolve(config_with(**{"total_epochs": 0.0, f"total_{key}": number}))
+    assert total(config, Timeline.constant(3, 64)) == 1
+
+
+def test_training_without_a_length_is_an_error():
+    with pytest.raises(ConfigError, match="no length; set total_epochs, total_steps or total_ex"):
+        total(resolve(config_with(total_epochs=0.0)), TIMELINE)
+
+
+@pytest.mark.parametrize(("unit", "number"), [("epochs", 5.0), ("examples", 20)])
+def test_a_time_that_is_no_update_says_so(unit, number):
+    config = default_config().learning_rate
+    config.update({"warmup_epochs": 0.0, f"warmup_{unit}": number})
+    message = f"learning_rate.warmup_{unit}={number}: .* are less than one update of 64; make it"
+    with pytest.raises(ConfigError, match=message):
+        duration(config, "warmup", Timeline.constant(3, 64), "learning_rate.")
 
 
 def test_no_interval_never_comes_round():

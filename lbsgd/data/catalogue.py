@@ -4,10 +4,20 @@ from collections.abc import Callable
 
 import ml_collections
 
+from lbsgd.data.decode import CorruptError
 from lbsgd.data.folder import folder, whole_folder
 from lbsgd.data.held_out import Named, hold_out
 from lbsgd.data.packed import packed
-from lbsgd.data.sources import Splits, digits, npz, synthetic, whole_npz
+from lbsgd.data.sources import (
+    Source,
+    Splits,
+    digits,
+    in_words,
+    npz,
+    shape_of,
+    synthetic,
+    whole_npz,
+)
 from lbsgd.data.tfds_source import tfds
 from lbsgd.errors import ConfigError
 
@@ -19,6 +29,10 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
     "digits": digits,
     "synthetic": synthetic,
 }
+# Whose images nobody has looked at before training.
+UNCHECKED = ("folder", "tfds")
+# So many of each split, all along it, are looked at before training.
+SAMPLE = 8
 
 # Those of which a part can be held out: all of the examples there are.
 WHOLE: dict[str, Callable[[ml_collections.ConfigDict], Named]] = {
@@ -45,11 +59,10 @@ def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
             f"the training images are of a single class, {', '.join(classes)}; nothing can be "
             "learned of it"
         )
-    channels = [split.image_shape[-1] for split in splits]
-    if channels[0] != channels[1]:
-        raise ConfigError(
-            f"the training images have {channels[0]} channels, those for validation {channels[1]}"
-        )
+    _check_shapes(splits, config.crop)
+    if config.source in UNCHECKED:
+        for source in splits:
+            _check_some(source, splits.train, config)
     return splits
 
 
@@ -62,3 +75,38 @@ def _splits(config: ml_collections.ConfigDict, seed: int) -> Splits:
             f"{config.source}, which has a validation set; set it to 0"
         )
     return hold_out(WHOLE[config.source](config), config.validation_fraction, seed)
+
+
+def _check_shapes(splits: Splits, crop: str) -> None:
+    """Raises ConfigError where the first images of the two splits do not go together."""
+    train, validation = (split.image_shape for split in splits)
+    if train[-1] != validation[-1]:
+        raise ConfigError(
+            f"the training images have {train[-1]} channels, those for validation {validation[-1]}"
+        )
+    if crop != "inception" and train != validation:
+        raise ConfigError(
+            f"the training images are {in_words(train)}, those for validation "
+            f"{in_words(validation)}; data.crop='inception' takes images of any size"
+        )
+
+
+def _check_some(source: Source, train: Source, config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError where some images of a source, all along it, cannot be used.
+
+    What is corrupt may be skipped later, where the config says so.
+    """
+    for index in dict.fromkeys(len(source) * i // SAMPLE for i in range(SAMPLE)):
+        try:
+            shape = shape_of(source[index].image)
+        except CorruptError as error:
+            if config.on_corrupt == "skip":
+                continue
+            raise ConfigError(
+                f"{source.name(index)} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
+            ) from error
+        if config.crop != "inception" and shape != train.image_shape:
+            raise ConfigError(
+                f"{source.name(index)} is {in_words(shape)}, the first training image "
+                f"{in_words(train.image_shape)}; data.crop='inception' takes images of any size"
+            )

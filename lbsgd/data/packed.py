@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 
 from lbsgd.data.decode import MAX_PIXELS, CorruptError
+from lbsgd.data.files import note_unused
 from lbsgd.data.limits import allow_open_files
 from lbsgd.data.records import RecordFile
 from lbsgd.data.sources import Example, Splits, at_home
@@ -213,12 +214,12 @@ class PackedSource:
       ConfigError: it is not whole: no index, or a shard that is missing or of another size.
     """
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, folder: pathlib.Path) -> None:
         index = read_index(folder)
         self.classes, self.image_shape = index.classes, index.image_shape
         self.fingerprint, self.one_shape = index.fingerprint, index.one_shape
+        note = note_unused(np.flatnonzero(index.class_examples), index.classes)
+        self.notes: tuple[str, ...] = (note,) if note else ()
         for shard in index.shards:
             wrong = check_size(folder / shard.file, shard)
             if wrong:

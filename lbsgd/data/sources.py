@@ -77,6 +77,23 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
+def shape_of(image: np.ndarray | bytes) -> tuple[int, int, int]:
+    """`(h, w, c)` of an image; of a file, from its header, once it is decoded to RGB.
+
+    Raises:
+      CorruptError: the file is none that can be read.
+    """
+    if isinstance(image, bytes):
+        return (*image_size(image), 3)
+    height, width, channels = image.shape
+    return height, width, channels
+
+
+def in_words(shape: tuple[int, ...]) -> str:
+    """A shape as people write it: "224x224x3"."""
+    return "x".join(map(str, shape))
+
+
 def first_shape(source: Source) -> tuple[int, int, int]:
     """The shape of the first image file that can be read; once decoded it is RGB.
 
@@ -85,8 +102,7 @@ def first_shape(source: Source) -> tuple[int, int, int]:
     """
     for index in range(min(len(source), 100)):
         try:
-            image = source[index].image
-            return (*image_size(image), 3) if isinstance(image, bytes) else image.shape
+            return shape_of(source[index].image)
         except CorruptError as error:
             reason = f"{source.name(index)}: {error}"
     raise ConfigError(f"not one of the first images is good ({reason})")

@@ -143,6 +143,7 @@ def run(*arguments: str, check: bool = True):
 def data_config(directory, name: str = "pets", **splits):
     config = default_config().data
     config.update({"source": "tfds", "dir": str(directory), "tfds_name": name})
+    config.crop = "inception"  # they differ in size
     config.update({f"tfds_{split}": value for split, value in splits.items()})
     return config
 

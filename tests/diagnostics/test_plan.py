@@ -34,7 +34,7 @@ from lbsgd.explain import explain
             {"diagnostics.confusion.every_steps": 5, "diagnostics.confusion.batch_size": 1438},
             r"^diagnostics\.confusion\.batch_size=1438 is more than the 1,437 training examples",
         ),
-        ({"diagnostics.layers.every_epochs": 1e-4}, r"diagnostics\.layers\.every_epochs=0\.0001 "),
+        ({"diagnostics.layers.every_epochs": 1e-4}, r"diagnostics\.layers\.every_epochs=0\.0001: "),
         (
             {"diagnostics.layers.every_epochs": 1.0, "diagnostics.layers.every_steps": 3},
             "say the same thing",

@@ -372,10 +372,17 @@ def test_a_warmup_longer_than_training_is_an_error(warmup):
 
 
 @pytest.mark.parametrize("warmup", ["gradual", "constant"])
-@pytest.mark.parametrize("epochs", [0.0, 1e-3], ids=["none given", "rounded to none"])
-def test_a_warmup_of_no_length_is_an_error(warmup, epochs):
+def test_a_warmup_of_no_length_is_an_error(warmup):
     with pytest.raises(ConfigError, match=r"needs a length.*warmup_epochs"):
-        rate_of(8 * K, warmup=warmup, warmup_epochs=epochs)
+        rate_of(8 * K, warmup=warmup, warmup_epochs=0.0)
+    short = r"learning_rate\.warmup_epochs=0\.001: 0\.001 epochs of .* images are less than one"
+    with pytest.raises(ConfigError, match=short):
+        rate_of(8 * K, warmup=warmup, warmup_epochs=1e-3)
+
+
+def test_a_decay_before_the_first_update_is_an_error():
+    with pytest.raises(ConfigError, match=r"decay_epochs=.*: 0\.001 epochs of .* decay later"):
+        rate_of(8 * K, warmup="none", decay="steps", decay_epochs=(1e-3, 30.0))
 
 
 def test_two_lengths_of_warmup_are_an_error():
