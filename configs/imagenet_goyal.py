@@ -20,8 +20,9 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
 
 DIR is the data_dir of tensorflow-datasets with imagenet2012 as ArrayRecord (docs/data.md says how);
 or class folders in train/ and val/, with --config.data.source=folder; or what lbsgd.data.prepare
-makes of either, with =packed, which loads fastest. Augmentation is the paper's: random area and
-aspect, flip. Accumulation is automatic: as many steps as the devices' memory asks for.
+makes of either, or of ImageNet's downloads, with =packed, which loads fastest. Augmentation is the
+paper's: random area and aspect, flip. Accumulation is automatic: as many steps as the devices'
+memory asks for.
 """
 
 import ml_collections

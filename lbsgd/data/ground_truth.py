@@ -1,14 +1,12 @@
 """Which class each validation image of ILSVRC2012 has: its devkit, and lists that people have."""
 
-import io
 import pathlib
 import re
 import tarfile
 
-import numpy as np
-
 from lbsgd.bounds import shown
 from lbsgd.data.listing import normal
+from lbsgd.data.matlab import read_table
 from lbsgd.errors import ConfigError
 
 IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -98,20 +96,16 @@ def _of_devkit(files: dict[str, bytes], path: pathlib.Path) -> dict[int, str]:
 
 def _synsets(data: bytes, path: pathlib.Path) -> dict[int, str]:
     """WNIDs by ILSVRC2012_ID; synsets with children are no classes."""
-    import scipy.io  # slow to import
-
+    fields = ("ILSVRC2012_ID", "WNID", "num_children")
+    found: dict[int, str] = {}
     try:
-        rows = scipy.io.loadmat(io.BytesIO(data), variable_names=("synsets",), squeeze_me=True)
-        found = {
-            int(row["ILSVRC2012_ID"]): str(row["WNID"])
-            for row in np.atleast_1d(rows["synsets"])
-            if not int(row["num_children"])
-        }
-    except Exception as error:  # scipy has many names for damage
+        for number, synset, children in read_table(data, "synsets", fields, MOST_BYTES):
+            if not isinstance(synset, str) or not _SYNSET.fullmatch(synset):
+                raise ValueError(f"{synset!r} for a synset")
+            if not children:
+                found[int(number)] = synset
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path}: {SYNSETS} is damaged ({shown(error)})") from error
-    for synset in found.values():
-        if not _SYNSET.fullmatch(synset):
-            raise ConfigError(f"{path}: {SYNSETS} has {shown(synset)} for a synset")
     return found
 
 

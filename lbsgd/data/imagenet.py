@@ -44,13 +44,13 @@ def is_download(path: pathlib.Path) -> bool:
 
 
 def _is_validation(path: pathlib.Path) -> bool:
-    """Whether a tar begins with a validation image, which lies in no folder of a class."""
+    """Whether a tar begins with a validation image that lies in no folder."""
     try:
         with tarfile.open(path, "r:") as tar:
             for _ in range(3):  # folders come first
                 member = tar.next()
                 if member is not None and member.isreg():
-                    return bool(IMAGE.fullmatch(normal(member.name).rsplit("/", 1)[-1]))
+                    return bool(IMAGE.fullmatch(normal(member.name)))
     except Exception:  # no tar, or damaged: whoever reads it will say so
         return False
     return False

@@ -57,9 +57,13 @@ class Listing:
         Raises:
           ConfigError: it is larger than any image.
         """
+        self.check_size(path, size)
+        self.files[path] = File(path, size, start)
+
+    def check_size(self, path: str, size: int) -> None:
+        """Raises ConfigError where reading a member would take more memory than any image."""
         if size > MOST_BYTES:
             raise ConfigError(f"{self.archive}: {printable(path)} has {size:,} bytes; leave it out")
-        self.files[path] = File(path, size, start)
 
     def merge(self, other: "Listing") -> None:
         """Adds the members of an archive that lies within this one."""

@@ -67,6 +67,7 @@ def _list(listing: Listing, member: zipfile.ZipInfo) -> None:
         raise listing.refuse(path, "encrypted")
     if member.compress_type not in METHODS:
         raise listing.refuse(path, f"compressed by method {member.compress_type}")
+    listing.check_size(path, member.compress_size)
     listing.add(path, member.file_size, member.header_offset)
 
 

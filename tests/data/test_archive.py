@@ -436,6 +436,15 @@ def test_file_that_inflates_to_more_than_it_says_is_corrupt(tmp_path):
         archive_splits(path)["train"][5]
 
 
+def test_file_that_would_take_more_memory_than_it_says_is_refused(tmp_path, monkeypatch):
+    """Stored in many bytes, of which it says that they unpack to few."""
+    path = write_zip(tmp_path / "x.zip", tree() | {"dog/1.jpg": bytes(10**5)})
+    patched(path, 24, struct.pack("<I", 1000))
+    monkeypatch.setattr("lbsgd.data.listing.MOST_BYTES", 10**4)
+    with pytest.raises(ConfigError, match=r"dog/1.jpg has 100,000 bytes; leave it out"):
+        archive_splits(path)
+
+
 def test_zip_damaged_anywhere_is_read_or_refused(tmp_path):
     good = write_zip(tmp_path / "good.zip", tree(2), zipfile.ZIP_DEFLATED).read_bytes()
     draw, seen = random.Random(0), {"read": 0, "refused": 0, "corrupt": 0}
