@@ -24,6 +24,7 @@ FLOORS = {
     "recipes": 1.5,  # changes what config lists
     "workers": 1,
     "runtime": 1,
+    "startup": 1,
     "workdir": 1,
     "checkpoint": 1,
     "monitor": 1,
