@@ -96,14 +96,14 @@ def child(place, ranks, process, port):
     """Measures all sizes at one place; the first process prints them as JSON."""
     import jax
 
-    from lbsgd import runtime
+    from lbsgd import runtime, startup
     from lbsgd.config import default_config
 
     if place == "devices":
         jax.config.update("jax_num_cpu_devices", ranks)
     else:
         address = f"127.0.0.1:{port}"
-        runtime.start_processes(address, ranks, process, default_config().runtime)
+        startup.start_processes(address, ranks, process, default_config().runtime)
     results = []
     for size in SIZES:
         for (algorithm, dtype), seconds in measure(ranks, size).items():

@@ -219,6 +219,9 @@ def main(argv: Sequence[str]) -> int:
         environments = split_devices(
             flags.platform, flags.num_processes, flags.devices_per_process, gpus
         )
+        asked = os.environ.get("JAX_PLATFORMS")
+        if flags.platform == "auto" and asked:  # which the processes refuse where it cannot be
+            environments = [{**own, "JAX_PLATFORMS": asked} for own in environments]
     except ConfigError as error:
         complain(error)
         return EXIT_USER

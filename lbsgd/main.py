@@ -3,6 +3,7 @@
 python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR]
 """
 
+import logging as python_logging
 import os
 import pathlib
 import re
@@ -127,9 +128,20 @@ def _set_up_libraries() -> None:
     XLA's threads on a CPU would be one a core, whatever quota of them this process has.
     """
     os.environ.setdefault("NPROC", str(num_cores()))
+
+
+def _quiet() -> None:
+    """Leaves the terminal to the run, and the home to the user.
+
+    Libraries speak up from warnings on.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
+    # Else tensorflow brings a folder of Keras, even one called ~ where there is no home.
+    os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))
     logging.set_verbosity(logging.WARNING)
+    # It warns where it cannot keep a cache in the home.
+    python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -157,10 +169,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(stop: StopSignal) -> int:
-    from lbsgd import build, explain, runtime, train
+    from lbsgd import build, explain, runtime, startup, train
 
     config = config_lib.resolve(_CONFIG.value)
-    runtime.start_processes(
+    startup.start_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, config.runtime
     )
     if _EXPLAIN.value:

@@ -14,7 +14,5 @@ def at_home(path: str) -> pathlib.Path:
     """
     expanded = os.path.expanduser(path)
     if expanded == "~" or expanded.startswith("~/"):
-        raise ConfigError(
-            f"{path}: this user has no home; set HOME, or write ./~ for a folder called ~"
-        )
+        raise ConfigError(f"{path}: this user has no home; set HOME, or write the path out")
     return pathlib.Path(expanded)

@@ -1,4 +1,4 @@
-"""The machine: devices, precision and processes."""
+"""The machine: devices, precision and processes, once they have started."""
 
 import contextlib
 import json
@@ -27,8 +27,6 @@ Result = TypeVar("Result")
 # collectives between more CPU devices than cores.
 IN_FLIGHT = 4
 
-# A process that waits longer for the others to start says so.
-WAITING_SECONDS = 10.0
 # What a process that finds a mistake gives the others to find it too.
 LEAVE_SECONDS = 5.0
 
@@ -43,91 +41,6 @@ REPORTED_PACKAGES = (
     "opencv-python-headless",
     "simplejpeg",
 )
-
-
-def start_processes(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    limits: ml_collections.ConfigDict,
-) -> None:
-    """Joins this process to the others of the run (`jax.distributed`), if there are any.
-
-    Without any of the three, JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
-
-    Args:
-      coordinator: host:port of process 0, who listens there; on a loopback address only there.
-      limits: the config's `runtime`.
-
-    Raises:
-      ConfigError: what is given names no process of a run, or the others did not come.
-    """
-    given = (coordinator, num_processes, process_id)
-    alone = all(x is None for x in given) and _is_single_task()
-    if num_processes == 1 or alone:
-        return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    how: dict[str, Any] = {
-        "heartbeat_timeout_seconds": limits.heartbeat_seconds,
-        "initialization_timeout": limits.start_seconds,
-    }
-    if any(x is not None for x in given):
-        how |= _check_process(coordinator, num_processes, process_id)
-    who = f"process {process_id} of {num_processes} at {coordinator}" if coordinator else "it"
-    told = threading.Timer(
-        min(WAITING_SECONDS, limits.start_seconds / 2),
-        lambda: print(
-            f"lbsgd: {who} waits for the other processes; ends after {limits.start_seconds} s "
-            "without them",
-            file=sys.stderr,
-        ),
-    )
-    told.daemon = True
-    told.start()
-    try:
-        jax.distributed.initialize(**how)
-    except jax.errors.JaxRuntimeError:
-        raise  # of the connection, which may be better next time
-    except (RuntimeError, ValueError) as error:  # of JAX's own detection
-        reason = str(error).strip().splitlines()[0]
-        if "coordinator_address should be defined" not in reason:  # there is no cluster
-            raise ConfigError(f"the processes did not find each other: {reason}") from error
-    finally:
-        told.cancel()
-
-
-def _is_single_task() -> bool:
-    """Whether a cluster manager started this process alone."""
-    return "1" in (os.environ.get("SLURM_NTASKS"), os.environ.get("OMPI_COMM_WORLD_SIZE"))
-
-
-def _check_process(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> dict[str, Any]:
-    if coordinator is None or num_processes is None or process_id is None:
-        raise ConfigError(
-            "--coordinator=host:port, --num_processes and --process_id belong together; give all "
-            "three"
-        )
-    if num_processes < 1:
-        raise ConfigError(f"--num_processes must be at least 1, not {num_processes}")
-    if not 0 <= process_id < num_processes:
-        raise ConfigError(
-            f"--process_id must be from 0 to {num_processes - 1} of --num_processes="
-            f"{num_processes}, not {process_id}"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--coordinator must be host:port of process 0, not {coordinator!r}")
-    how = {
-        "coordinator_address": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-        "cluster_detection_method": "deactivate",
-    }
-    if host in ("localhost", "[::1]") or host.startswith("127."):
-        how["coordinator_bind_address"] = coordinator  # JAX's own choice is every interface
-    return how
 
 
 def is_first() -> bool:
@@ -198,7 +111,10 @@ def check_alike(what: dict[str, Any]) -> None:
 
 def is_of_a_collective(error: Exception) -> bool:
     """Whether an error may be of other processes: one of them fails, and the collectives of all."""
-    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+    # In this order: where there are no devices JAX cannot count its processes either.
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not jax.distributed.is_initialized():
+        return False
+    return jax.process_count() > 1
 
 
 def leave(code: int) -> None:

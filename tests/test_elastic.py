@@ -156,14 +156,14 @@ LOAD = """
 import pathlib, runpy, sys
 import jax
 import numpy as np
-from lbsgd import runtime
+from lbsgd import startup
 from lbsgd.build import build
 from lbsgd.config import resolve
 from lbsgd.data.pipeline import load
 
 folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = resolve(runpy.run_path(str(folder / "chain.py"))["get_config"]())
-runtime.start_processes(f"127.0.0.1:{port}", processes, process, config.runtime)
+startup.start_processes(f"127.0.0.1:{port}", processes, process, config.runtime)
 batches = build(config).train_batches()
 arrays = {}
 for update in (0, 7, 23):

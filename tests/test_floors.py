@@ -28,6 +28,7 @@ FLOORS = {
     "workers": 1,
     "loops": 1,
     "runtime": 1,
+    "startup": 1,
     "workdir": 1,
     "checkpoint": 1,
     "monitor": 1,

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -80,79 +78,10 @@ def test_the_cache_is_where_the_user_says_or_nowhere(environment, folder, monkey
     assert runtime.cache_folder() == (folder and pathlib.Path(folder))
 
 
-LIMITS = default_config().runtime
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ((None, 2, 0), "belong together; give all three"),
-        (("host:1", None, 0), "belong together; give all three"),
-        (("host:1", 2, None), "belong together; give all three"),
-        (("host:1", 2, 2), "--process_id must be from 0 to 1 of --num_processes=2, not 2"),
-        (("host:1", 2, -1), "--process_id must be from 0 to 1 of --num_processes=2, not -1"),
-        (("host", 2, 0), "--coordinator must be host:port of process 0, not 'host'"),
-        (("host:one", 2, 0), "--coordinator must be host:port of process 0, not 'host:one'"),
-        ((":1", 2, 0), "--coordinator must be host:port of process 0, not ':1'"),
-    ],
-)
-def test_processes_that_cannot_be_are_an_error(flags, says):
-    with pytest.raises(ConfigError, match=says):
-        runtime.start_processes(*flags, LIMITS)
-
-
-def test_a_run_has_at_least_one_process():
-    with pytest.raises(ConfigError, match="--num_processes must be at least 1, not -1"):
-        runtime.start_processes("host:1", -1, 0, LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("coordinator", "bound"),
-    [("localhost:70", True), ("127.0.0.1:70", True), ("[::1]:70", True), ("10.0.0.1:70", False)],
-)
-def test_a_coordinator_at_a_loopback_address_listens_there_alone(coordinator, bound):
-    how = runtime._check_process(coordinator, 2, 0)
-    assert how.get("coordinator_bind_address") == (coordinator if bound else None)
-
-
-@pytest.mark.parametrize("task", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_a_single_task_of_a_cluster_is_one_process(task, monkeypatch):
-    monkeypatch.setenv(task, "1")
-    runtime.start_processes(None, None, None, LIMITS)
-    assert not jax.distributed.is_initialized()
-
-
-def test_a_cluster_that_does_not_tell_is_an_error():
-    script = (
-        "from lbsgd import runtime\n"
-        "from lbsgd.config import default_config\n"
-        "runtime.start_processes(None, None, None, default_config().runtime)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "OMPI_MCA_orte_hnp_uri": "4096.0;nowhere"},
-        capture_output=True,
-        text=True,
-    )
-    assert "ConfigError: the processes did not find each other: Could not parse" in done.stderr
-
-
 def test_several_processes_use_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="with several processes all 8 devices are used; set"):
         runtime.count_devices(4)
-
-
-def test_without_a_cluster_there_is_one_process():
-    script = (
-        "import jax\n"
-        "from lbsgd import runtime\n"
-        "from lbsgd.config import default_config\n"
-        "runtime.start_processes(None, None, None, default_config().runtime)\n"
-        "assert not jax.distributed.is_initialized() and jax.process_count() == 1\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_record_of_the_machine_names_versions_and_hardware():

@@ -5,6 +5,7 @@ python -m lbsgd.diagnostics WORKDIR
 Exit code 0: at least one picture; 2: there is nothing to draw, or no run.
 """
 
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     """Draws, and returns the exit code."""
     parser = Parser("python -m lbsgd.diagnostics", __doc__)
     parser.add_argument("workdir", help="of a run")
+    # It warns where it cannot keep a cache in the home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         for path in draw(Workdir(at_home(parser.parse_args(argv).workdir))):
             print(path)

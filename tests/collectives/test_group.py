@@ -13,9 +13,9 @@ CHILD = """
 import hashlib, json, sys
 port, process = map(int, sys.argv[1:])
 import jax
-from lbsgd import runtime
+from lbsgd import startup
 from lbsgd.config import default_config
-runtime.start_processes(f"127.0.0.1:{port}", 2, process, default_config().runtime)
+startup.start_processes(f"127.0.0.1:{port}", 2, process, default_config().runtime)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import test_allreduce as t

@@ -165,6 +165,15 @@ def test_defaults(monkeypatch):
     assert environments == [{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}] * 2
 
 
+@pytest.mark.parametrize("gpus", ["", "5,6"])
+def test_a_platform_that_the_user_asks_for_is_asked_for(gpus, monkeypatch):
+    """Without a GPU too, where the processes say what is missing."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    _, _, environments, *_ = started(monkeypatch, ["--num_processes=2", *RUN])
+    assert [own["JAX_PLATFORMS"] for own in environments] == ["cuda", "cuda"]
+
+
 # Runs
 
 
@@ -224,3 +233,16 @@ def test_run_goes_on_after_one_of_its_processes_was_killed(tmp_path, victim):
     assert died == text
     assert int(re.search(r"^\[0\] goes on after update (\d+)", out, re.MULTILINE).group(1)) > 0
     assert monitor.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 60
+
+
+@pytest.mark.long
+def test_a_platform_that_is_not_there_is_a_line_of_each_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nosuch")
+    command = [sys.executable, "-m", "lbsgd.launch_local", "--num_processes=2", "--", *DIGITS]
+    pipe = subprocess.PIPE
+    code, out, err = finish(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe))
+    assert (code, out) == (2, ""), err
+    lines = sorted(line for line in err.splitlines() if not line.startswith("[launcher] process"))
+    assert len(lines) == 2, err
+    for process, line in enumerate(lines):
+        assert line.startswith(f"[{process}] lbsgd: JAX_PLATFORMS=nosuch: there is no backend")
