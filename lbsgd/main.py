@@ -123,18 +123,12 @@ def _default_workdir(argv: Sequence[str]) -> pathlib.Path:
 
 
 def _set_up_libraries() -> None:
-    """Leaves the terminal to the run, where libraries speak up from warnings on; their threads too.
-
-    XLA's threads on a CPU would be one a core, whatever quota of them this process has.
-    """
-    os.environ.setdefault("NPROC", str(num_cores()))
-
-
-def _quiet() -> None:
-    """Leaves the terminal to the run, and the home to the user.
+    """Leaves the terminal to the run, the home to the user, and cores to others that share them.
 
     Libraries speak up from warnings on.
     """
+    # Else XLA starts a thread for each core, whatever quota of them this process has.
+    os.environ.setdefault("NPROC", str(num_cores()))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
     # Else tensorflow brings a folder of Keras, even one called ~ where there is no home.
