@@ -2,11 +2,18 @@
 
 import io
 import pathlib
+import tarfile
+import zipfile
 
 import numpy as np
 from PIL import Image
 
 CLASSES = ("cat", "dog", "owl")
+LAYOUTS = {
+    "plain": ("train/", "val/"),
+    "dot": ("./train/", "./validation/"),
+    "around": ("some/thing/train/", "some/thing/test/"),
+}
 
 
 def picture(seed: int, height: int = 20, width: int = 30) -> np.ndarray:
@@ -79,3 +86,25 @@ def contents(source) -> list[tuple[bytes, str]]:
         (image if isinstance(image, bytes) else image.tobytes(), source.classes[label])
         for image, label in pairs
     ]
+
+
+def write_tar(path: pathlib.Path, files: dict[str, bytes], mode: str = "w", **options):
+    with tarfile.open(path, mode, **options) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_zip(path: pathlib.Path, files: dict[str, bytes], method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "a", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def shuffled(files: dict[str, bytes]) -> dict[str, bytes]:
+    names = list(files)
+    np.random.default_rng(0).shuffle(names)
+    return {name: files[name] for name in names}
