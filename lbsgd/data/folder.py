@@ -111,8 +111,12 @@ def _folders(folder: pathlib.Path) -> list[str]:
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     """Whether it may hold images; a packed set, made from the others, holds none."""
-    is_folder = entry.is_dir() and not is_left_out(entry.name)
-    return is_folder and not is_packed(pathlib.Path(entry))
+    if not entry.is_dir() or is_left_out(entry.name):
+        return False
+    try:
+        return not is_packed(pathlib.Path(entry))
+    except OSError:  # whoever needs what is in it will say so
+        return True
 
 
 def _left_out_beside(root: pathlib.Path) -> Iterator[str]:

@@ -94,7 +94,9 @@ class Index:
 
 
 def is_packed(folder: pathlib.Path) -> bool:
-    """Whether a folder is a packed set, or one whose preparation has been stopped at any moment.
+    """Whether a folder is a packed set, or holds nothing else.
+
+    Its preparation may have been stopped at any moment.
 
     Raises:
       OSError: it cannot be read.
@@ -102,7 +104,15 @@ def is_packed(folder: pathlib.Path) -> bool:
     inside = [os.listdir(folder / split) for split in SPLITS if (folder / split).is_dir()]
     if any(FILES.fullmatch(name) for names in inside for name in names):
         return True
-    return bool(inside) and not any(inside) and len(os.listdir(folder)) == len(inside)
+    if inside:
+        return not any(inside) and len(os.listdir(folder)) == len(inside)
+    some = False
+    with os.scandir(folder) as entries:
+        for entry in entries:  # of a folder of images no more than the first
+            if not entry.is_dir(follow_symlinks=False) or not is_packed(pathlib.Path(entry)):
+                return False
+            some = True
+    return some
 
 
 def read_index(folder: pathlib.Path) -> Index:

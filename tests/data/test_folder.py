@@ -182,3 +182,21 @@ def test_folder_that_is_wrong_is_an_error(tmp_path, damage, message):
 def test_no_folder_given_is_an_error():
     with pytest.raises(ConfigError, match=r"data.dir='' is no folder"):
         folder(data_config(""))
+
+
+def test_folder_beside_the_splits_that_cannot_be_read_is_none_of_them(tmp_path, monkeypatch):
+    """As another user's; root can read any, so the system's answer is made up."""
+    write(tmp_path, below("train", tree()) | below("val", tree(1)) | {"private/x": b""})
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(ask):
+        def answer(path="."):
+            if "private" in str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return ask(path)
+
+        return answer
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    assert len(folder(data_config(tmp_path)).train) == 12

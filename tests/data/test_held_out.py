@@ -17,6 +17,7 @@ from lbsgd.data.folder import FolderSource
 from lbsgd.data.held_out import is_held_out
 
 FRACTION = 0.3
+IMAGES = tree(10)
 
 
 def data_config(root: pathlib.Path, source: str = "folder", fraction: float = FRACTION):
@@ -43,7 +44,7 @@ def named(source) -> list[str]:
 
 @pytest.fixture
 def images(tmp_path) -> pathlib.Path:
-    return write(tmp_path / "images", tree(10))
+    return write(tmp_path / "images", IMAGES)
 
 
 @pytest.mark.parametrize("layout", ["", "train"])
@@ -54,14 +55,14 @@ def test_held_out_is_what_the_rule_says(images, tmp_path, layout, seed):
         images.rename(tmp_path / "train")
         images = tmp_path
     splits = build_sources(data_config(images), seed)
-    expected = by_hand(sorted(tree(10)), seed=seed)
+    expected = by_hand(sorted(IMAGES), seed=seed)
     assert 0 < len(expected) < 30
     assert named(splits.validation) == expected
-    assert named(splits.train) == [name for name in sorted(tree(10)) if name not in expected]
+    assert named(splits.train) == [name for name in sorted(IMAGES) if name not in expected]
     assert splits.train.classes == splits.validation.classes == CLASSES
     for split in splits:
         for (image, name), path in zip(contents(split), named(split)):
-            assert (image, name) == (tree(10)[path], path.split("/")[0])
+            assert (image, name) == (IMAGES[path], path.split("/")[0])
     assert splits.validation.notes == (f"held out of 30 images: {len(expected)}",)
 
 
@@ -132,7 +133,7 @@ def test_seed_of_the_run_is_that_of_what_is_held_out(images):
     config.data.update({"image_size": 16, "crop": "inception"})
     config.learning_rate.warmup = "none"
     run = build(resolve(config))
-    assert named(run.splits.validation) == by_hand(sorted(tree(10)), seed=3)
+    assert named(run.splits.validation) == by_hand(sorted(IMAGES), seed=3)
     assert run_keys(config)["data.validation_fraction"] == FRACTION
 
 

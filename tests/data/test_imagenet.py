@@ -1,5 +1,6 @@
 """ImageNet's downloads in small, built as the real ones are, against what they are made of."""
 
+import functools
 import io
 import json
 import os
@@ -41,6 +42,7 @@ def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
     return stream.getvalue()
 
 
+@functools.cache
 def trained() -> dict[str, bytes]:
     """Training images by class and name."""
     return {
@@ -50,6 +52,7 @@ def trained() -> dict[str, bytes]:
     }
 
 
+@functools.cache
 def validated() -> dict[str, bytes]:
     return {name: encoded(picture(100 + i, 21)) for i, name in enumerate(NAMES)}
 

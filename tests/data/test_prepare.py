@@ -370,6 +370,8 @@ def test_set_beside_the_classes_is_none_of_them(images, tmp_path):
     root = images / "train"
     assert run(root, root / "packed") == run(root, root / "packed") == 0
     assert run(root, root / "raw", "--raw") == run(root, root / "raw", "--raw") == 0
+    deep = root / "a/b/small"
+    assert run(root, deep, "--max-side", 9) == run(root, deep, "--max-side", 9) == 0
     assert FolderSource(root).classes == CLASSES
 
 
