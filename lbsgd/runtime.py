@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 # collectives between more CPU devices than cores.
 IN_FLIGHT = 4
 
+# Of a SHA-256, and "-dirty".
+LONGEST_COMMIT = 72
 # What a process that finds a mistake gives the others to find it too.
 LEAVE_SECONDS = 5.0
 
@@ -107,6 +109,34 @@ def check_alike(what: dict[str, Any]) -> None:
             "all with the same config, data and versions"
         )
     raise ConfigError("a process differs from process 0, and says in what")
+
+
+def different_commits(commit: str | None) -> str:
+    """A line that says which processes run which commit of the code; "" where all run the same.
+
+    Args:
+      commit: of this process.
+    """
+    if jax.process_count() == 1:
+        return ""
+    text = np.frombuffer(
+        (commit or "unknown").encode().ljust(LONGEST_COMMIT)[:LONGEST_COMMIT], np.uint8
+    )
+    gathered = multihost_utils.process_allgather(text)
+    return commits_line([row.tobytes().decode().strip() for row in gathered])
+
+
+def commits_line(commits: Sequence[str]) -> str:
+    """See `different_commits`.
+
+    Args:
+      commits: by process.
+    """
+    whose = {commit: [i for i, c in enumerate(commits) if c == commit] for commit in commits}
+    if len(whose) == 1:
+        return ""
+    parts = [f"{commit} (process {', '.join(map(str, i))})" for commit, i in whose.items()]
+    return f"the processes run different commits of the code: {'; '.join(parts)}"
 
 
 def is_of_a_collective(error: Exception) -> bool:
@@ -220,7 +250,7 @@ def describe_machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(os.path.dirname(os.path.abspath(__file__))),
     }
 
 
@@ -240,11 +270,31 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
-    folder = os.path.dirname(os.path.abspath(__file__))
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def git_commit(folder: str | pathlib.Path) -> str | None:
+    """The commit that a Python package in `folder` is of, "-dirty" behind it where it was changed.
+
+    None where no git tracks the package: a repository may lie around the environment that it is
+    installed in.
+    """
+    if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: str | pathlib.Path, *command: str) -> str | None:
+    """What git says there; None where it cannot."""
+    # A hook of git has its own repository in GIT_DIR.
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", os.fspath(folder), *command],
+            env={**own, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

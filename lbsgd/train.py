@@ -96,6 +96,9 @@ def run(
         progress = open_(
             monitor.open_progress(parts.total_updates, log_file.line, process, processes)
         )
+        differ = runtime.different_commits(machine["git_commit"])
+        if differ:
+            progress.line(differ)
         record = open_(NoRecord() if process else Record(parts, folder, progress.line))
         state = _restore(parts, record)
         start = int(state.update) if state else 0
@@ -229,7 +232,7 @@ def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]
     """What must be the same in all processes, besides what decides the numbers."""
     own = ("data.dir", "data.threads")
     keys = {key: value for key, value in flatten(config) if key not in own}
-    return {**keys, "versions": machine["packages"], "the code": machine["git_commit"]}
+    return {**keys, "versions": machine["packages"]}
 
 
 def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:

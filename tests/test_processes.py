@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,10 +25,16 @@ ARGS = [
 ]
 
 
-def start(workdir: pathlib.Path, *args: str) -> subprocess.Popen:
+def start(workdir: pathlib.Path, *args: str, folder: pathlib.Path = ROOT) -> subprocess.Popen:
+    """Starts a process with the lbsgd and the configs of a folder."""
     command = [sys.executable, "-m", "lbsgd.main", *ARGS, f"--workdir={workdir}", *args]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -36,14 +43,17 @@ def start_group():
     """Starts two processes of a run; none is left after the test."""
     started: list[subprocess.Popen] = []
 
-    def begin(*args: str, each: tuple[tuple[str, ...], ...] = ((), ())) -> list[subprocess.Popen]:
+    def begin(
+        *args: str, each: tuple[tuple[str, ...], ...] = ((), ()), folders=(ROOT, ROOT)
+    ) -> list[subprocess.Popen]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
         for i, own in enumerate(each):
             workdir, *rest = (*own, *args)
-            started.append(start(pathlib.Path(workdir), *flags, f"--process_id={i}", *rest))
+            rank = f"--process_id={i}"
+            started.append(start(pathlib.Path(workdir), *flags, rank, *rest, folder=folders[i]))
         return started
 
     yield begin
@@ -135,6 +145,22 @@ def test_processes_with_different_configs_do_not_start(tmp_path, start_group, ke
         rf"process 1 differs from process 0 in {name} \(.* there, {value} here\)", other_said
     )
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.long
+def test_processes_with_different_commits_are_told_and_train(tmp_path, start_group):
+    """One of them from a copy that no git knows of."""
+    for name in ("lbsgd", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    run = str(tmp_path / "run")
+    folders = (ROOT, tmp_path / "copy")
+    group = start_group("--config.total_steps=8", each=((run,), (run,)), folders=folders)
+    (code, said), (other_code, other_said) = map(ends, group)
+    assert (code, other_code) == (0, 0), (said, other_said)
+    commit = json.loads((tmp_path / "run" / "machine.json").read_text())[-1]["git_commit"]
+    line = "the processes run different commits of the code: "
+    assert f"{line}{commit} (process 0); unknown (process 1)\n" in said
+    assert line in (tmp_path / "run" / "logs" / "1.log").read_text()
 
 
 @pytest.mark.long

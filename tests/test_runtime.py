@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import pytest
@@ -89,3 +91,61 @@ def test_the_record_of_the_machine_names_versions_and_hardware():
     assert record["devices"] == 8
     assert record["backend"] == "cpu"
     assert record["packages"]["jax"] == jax.__version__
+
+
+def git(folder: pathlib.Path, *command: str) -> str:
+    own = ("-c", "user.name=a", "-c", "user.email=a@b")
+    done = subprocess.run(
+        ["git", "-C", folder, *own, *command], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package in a git repository of its own."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # as of a hook that runs the tests
+    folder = tmp_path / "repository" / "package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    git(folder.parent, "init", "-q", ".")
+    git(folder.parent, "add", ".")
+    git(folder.parent, "commit", "-qm", "first")
+    return folder
+
+
+def test_the_commit_is_that_of_the_package(package, tmp_path, monkeypatch):
+    commit = git(package, "rev-parse", "HEAD")
+    assert runtime.git_commit(package) == commit
+    (tmp_path / "link").symlink_to(package)
+    assert runtime.git_commit(tmp_path / "link") == commit
+    git(tmp_path, "init", "-q", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert runtime.git_commit(package) == commit
+    (package / "__init__.py").write_text("x = 1")
+    assert runtime.git_commit(package) == f"{commit}-dirty"
+
+
+@pytest.mark.parametrize("ignored", ["", ".venv", "*"])
+def test_a_repository_around_the_environment_is_not_the_code_s(package, ignored):
+    """Whether that ignores it or not."""
+    installed = package.parent / ".venv" / "site-packages" / "lbsgd"
+    shutil.copytree(package, installed)
+    (package.parent / ".gitignore").write_text(ignored)
+    git(package.parent, "add", "-f", ".gitignore")
+    git(package.parent, "commit", "-qm", "second")
+    assert runtime.git_commit(installed) is None
+
+
+def test_without_git_or_a_repository_there_is_no_commit(package, tmp_path, monkeypatch):
+    (tmp_path / "__init__.py").write_text("")
+    assert runtime.git_commit(tmp_path) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runtime.git_commit(package) is None
+
+
+def test_different_commits_are_told_with_their_processes():
+    assert runtime.commits_line(["a", "a", "a"]) == ""
+    said = runtime.commits_line(["a", "b-dirty", "a", "unknown"])
+    assert said.endswith(": a (process 0, 2); b-dirty (process 1); unknown (process 3)")
