@@ -88,7 +88,6 @@ MISTAKES = {
     "workdir not writable": ([DIGITS, "--workdir=/proc/lbsgd"], "/proc/lbsgd cannot be written"),
     "workdir is a file": ([DIGITS, "--workdir={tmp}/nothing.py"], "cannot be written"),
     "too many devices": ([DIGITS, "--config.devices=9"], "devices=9, but there is only 1"),
-    "memory unknown": ([DIGITS, "--config.accumulation_steps=0"], "set device_memory_gib"),
 }
 
 

@@ -215,6 +215,7 @@ def test_summaries_that_cannot_be_had_are_a_line(tmp_path, monkeypatch, error):
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: name)
     monkeypatch.delitem(sys.modules, "clu.metric_writers", raising=False)
+    monkeypatch.delattr("clu.metric_writers", raising=False)
     said = []
     assert isinstance(monitor.open_summaries(tmp_path, said.append), monitor.NoSummaries)
     assert said == [

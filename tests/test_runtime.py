@@ -31,6 +31,12 @@ def test_devices_that_are_the_cpu_share_half_of_its_memory():
     assert 0 < runtime.device_memory(default_config()) <= machine // 2 // 8
 
 
+def test_a_device_that_does_not_tell_its_memory_is_a_line(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "other")
+    with pytest.raises(ConfigError, match="which other does not tell; set device_memory_gib"):
+        runtime.device_memory(default_config())
+
+
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 3221225472 bytes."
 
 

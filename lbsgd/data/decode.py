@@ -10,6 +10,7 @@ EXIF orientation is ignored, as the published results on ImageNet do.
 
 import io
 import threading
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from lbsgd.data import pixels
 
 # Threads work on images of their own; OpenCV's would only get in their way.
 cv2.setNumThreads(1)
+
+# Pillow warns of oddities of images that it reads all the same.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _LOCAL = threading.local()
 
