@@ -1,4 +1,4 @@
-"""Your own images, a folder for each class: ResNet-18 at 128 pixels, on a laptop or a GPU.
+"""Your own images, a folder for each class: ResNet-18 at 64 pixels, on a laptop or a GPU.
 
     python -m lbsgd.main --config configs/images.py --config.data.dir=DIR
 
@@ -9,7 +9,7 @@ the memory asks for.
 
     batch=32..1024        kn; the default is 64
     model=resnet50        or any other of lbsgd.models.resnet
-    size=224              pixels; the default is 128
+    size=224              pixels; the default is 64, which a laptop can do
     epochs=100            another length, decays in proportion
     smoke                 3 updates on random images at width 1/8 and 32 pixels
 
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.decay_epochs = (15.0, 25.0)
     config.data.source = "folder"
     config.data.crop = "inception"
-    config.data.image_size = 128
+    config.data.image_size = 64
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

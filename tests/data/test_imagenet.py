@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -339,6 +340,7 @@ def linked() -> bytes:
         ),
         (b"3\n1\n", "has numbers, of which meta.mat of the devkit says"),
     ],
+    ids=itertools.count(),  # of the data, which hold a time
 )
 def test_ground_truth_that_is_none_is_refused(downloads, tmp_path, data, says):
     (tmp_path / "truth").write_bytes(data)
