@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +18,13 @@ from jax.experimental import multihost_utils
 
 from lbsgd.data.pipeline import AHEAD
 from lbsgd.errors import ConfigError
-from lbsgd.runtime import IN_FLIGHT
+from lbsgd.runtime import IN_FLIGHT, json_from_process_0
 from lbsgd.workers import Placement
 
 # Of a minibatch in training: its own, those of the updates that wait, and those loaded ahead.
 BATCHES = 1 + IN_FLIGHT + AHEAD
+# Bytes of what the compiler has no memory for.
+TOO_MANY = 2**62
 
 
 def memory_of(compiled: Any, batch_bytes: int) -> int:
@@ -66,7 +69,8 @@ def _quotients(number: int) -> Iterator[int]:
 class StepMemory:
     """The bytes that the step of a run needs besides its minibatch, by the number of lanes.
 
-    What was measured is remembered in a file, if there is one.
+    What was measured is remembered in a file, if there is one. All processes know what process 0
+    has read there, and so compile the same.
     """
 
     def __init__(
@@ -79,37 +83,41 @@ class StepMemory:
         """Reads what is known.
 
         Args:
-          measure: compiles the step for a placement and says how many bytes a device needs.
+          measure: compiles the step for a placement and says how many bytes a device needs;
+            `TOO_MANY` where there is not even the memory to compile it.
           fixed: no more than what any number of lanes needs.
           cache: a JSON file of earlier measurements by `key`.
         """
         self._measure, self._fixed, self._cache, self._key = measure, fixed, cache, key
-        known = _read(cache).get(key)
+        known = json_from_process_0(_read(cache).get(key))
         # A cache may be damaged.
         self._known = {
-            int(lanes): size
-            for lanes, size in (known if isinstance(known, dict) else {}).items()
-            if lanes.isdecimal() and type(size) is int and size > 0
+            name: size
+            for name, size in (known if isinstance(known, dict) else {}).items()
+            if re.fullmatch(r"[1-9][0-9]{0,9}( alone)?", name) and type(size) is int and size > 0
         }
 
     def measured(self, placement: Placement) -> int:
         """Compiles the step, unless that was done before."""
-        if placement.lanes not in self._known:
-            self._known[placement.lanes] = self._measure(placement)
+        name = _name(placement)
+        if name not in self._known:
+            self._known[name] = self._measure(placement)
             self._remember()
-        return self._known[placement.lanes]
+        return self._known[name]
 
-    def bound(self, lanes: int) -> int:
+    def bound(self, placement: Placement) -> int:
         """A bound for more lanes than were measured, where memory is affine in them, or convex."""
-        if lanes in self._known:
-            return self._known[lanes]
+        if _name(placement) in self._known:
+            return self._known[_name(placement)]
+        lanes = placement.lanes
+        looped = {int(name): n for name, n in self._known.items() if name.isdecimal()}
         # From the nearest, for what is fixed beyond `fixed` counts least there.
-        near = max(n for n in self._known if n < lanes)
-        bound = self._fixed + math.ceil((self._known[near] - self._fixed) * lanes / near)
-        more = [n for n in self._known if n > lanes]
+        near = max(n for n in looped if n < lanes)
+        bound = self._fixed + math.ceil((looped[near] - self._fixed) * lanes / near)
+        more = [n for n, size in looped.items() if n > lanes and size < TOO_MANY]
         if more:  # which were too many, or would have been taken
-            slope = (self._known[min(more)] - self._known[near]) / (min(more) - near)
-            bound = max(bound, self._known[near] + math.ceil(slope * (lanes - near)))
+            slope = (looped[min(more)] - looped[near]) / (min(more) - near)
+            bound = max(bound, looped[near] + math.ceil(slope * (lanes - near)))
         return bound
 
     def _remember(self) -> None:
@@ -117,9 +125,13 @@ class StepMemory:
             return
         with contextlib.suppress(OSError):  # a cache is no reason to stop
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            known = {str(lanes): size for lanes, size in sorted(self._known.items())}
-            text = json.dumps({**_read(self._cache), self._key: known}, indent=1)
+            text = json.dumps({**_read(self._cache), self._key: self._known}, indent=1)
             self._cache.write_text(text + "\n")
+
+
+def _name(placement: Placement) -> str:
+    """Of the step of a placement among those measured; a single one needs no sum of gradients."""
+    return f"{placement.lanes}{'' if placement.accumulation_steps > 1 else ' alone'}"
 
 
 def choose(
@@ -150,7 +162,7 @@ def choose(
     chosen = fewest
     for placement in others:
         batches = BATCHES * batch_bytes(placement)
-        if memory.bound(placement.lanes) + batches > limit:
+        if memory.bound(placement) + batches > limit:
             continue
         if memory.measured(placement) + batches <= limit:
             chosen = placement
@@ -159,10 +171,11 @@ def choose(
     if jax.process_count() > 1:
         steps = int(multihost_utils.broadcast_one_to_all(steps))
     if not steps:
+        size = f"{needed / 2**30:.2f} GiB" if needed < TOO_MANY else "more than could be compiled"
         raise ConfigError(
-            f"the fewest workers that a device can take at once, {fewest.lanes}, need "
-            f"{needed / 2**30:.2f} GiB, it has {limit / 2**30:.2f}; lower worker_batch_size, the "
-            "size of images or of the network, or set device_memory_gib if it has more"
+            f"the fewest workers that a device can take at once, {fewest.lanes}, need {size}, it "
+            f"has {limit / 2**30:.2f}; lower worker_batch_size, the size of images or of the "
+            "network, or set device_memory_gib if it has more"
         )
     return place(steps)
 

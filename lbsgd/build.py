@@ -362,7 +362,12 @@ def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
     devices = run.placement.devices
 
     def measure(placement: Placement) -> int:
-        compiled[placement] = run.compile_train_step(placement)
+        try:
+            compiled[placement] = run.compile_train_step(placement)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not runtime.is_out_of_memory(error):
+                raise
+            return accumulation.TOO_MANY
         return accumulation.memory_of(compiled[placement], batch_bytes(placement))
 
     def batch_bytes(placement: Placement) -> int:
@@ -378,7 +383,7 @@ def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
         cache / "step_memory.json" if cache else None,
         hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
-    limit = runtime.device_memory(run.config)
+    limit = runtime.json_from_process_0(runtime.device_memory(run.config))
 
     def choose(size: int, workers: int) -> Placement:
         each = math.ceil(workers / devices)

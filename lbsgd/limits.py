@@ -59,7 +59,7 @@ def _groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
 
     What a container sees may start at its own group, so that the path has no folder of its own.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             mount = root / "sys/fs/cgroup"

@@ -68,6 +68,13 @@ def from_process_0(tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
+def json_from_process_0(value: Any) -> Any:
+    """What JSON makes of the value of process 0, in every process."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(from_process_0(np.array(text.size)))
+    return json.loads(from_process_0(np.resize(text, size)).tobytes())
+
+
 def in_process_0(action: Callable[[], Result]) -> Result | None:
     """What `action` returns, in process 0; the others wait for it and get None.
 
@@ -92,9 +99,7 @@ def check_alike(what: dict[str, Any]) -> None:
       ConfigError: they have not; in all processes.
     """
     mine = {key: json.dumps(value, sort_keys=True) for key, value in what.items()}
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    size = int(from_process_0(np.array(text.size)))
-    there = json.loads(from_process_0(np.resize(text, size)).tobytes())
+    there = json_from_process_0(mine)
     keys = sorted(mine.keys() | there.keys())
     differ = [
         f"{key} ({there.get(key)} there, {mine.get(key)} here)"
@@ -190,7 +195,8 @@ def device_memory(config: ml_collections.ConfigDict) -> int:
     """Bytes of memory that one device has for the step.
 
     Devices that are the CPU share half of the machine's memory, or of what its control group
-    allows: the other half is for Python, the images and other programs.
+    allows: the other half is for Python, the images and other programs. Those of all processes
+    count, which may be on one machine.
 
     Raises:
       ConfigError: neither the config nor the device tells.
@@ -208,6 +214,13 @@ def device_memory(config: ml_collections.ConfigDict) -> int:
     return int(stats["bytes_limit"])
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had not the memory that was asked for."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
 @contextlib.contextmanager
 def enough_memory(what: str, remedy: str) -> Iterator[None]:
     """Says what to do where a device or the machine runs out of memory within.
@@ -222,7 +235,7 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         asked = re.search(r"allocating (\d+) bytes", str(error))
         size = f" ({int(asked[1]) / 2**30:.2f} GiB were asked for at once)" if asked else ""

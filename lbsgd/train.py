@@ -165,7 +165,7 @@ def _train(
                 with log.paused():
                     record.save(done, state, last)
             fresh = state if done > first else None
-            with _kept(record, done, fresh, "evaluates it and goes on"):
+            with _kept(record, log, done, fresh, "evaluates it and goes on"):
                 if owed:
                     with log.paused():
                         values = evaluate(done, state)
@@ -175,7 +175,7 @@ def _train(
                 diagnostics.at(done, state)
             if should_stop(done) or last:
                 break  # `finish` waits for the last state, and saves one that was not due
-            with _kept(record, done, fresh, "goes on from there"):
+            with _kept(record, log, done, fresh, "goes on from there"):
                 batch = next(feed)
             with _enough_memory_for_step(parts, done):
                 diagnostics.before(done + 1, state, batch)
@@ -193,35 +193,45 @@ def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractConte
     placement = parts.placements[parts.timeline.batch_size(min(update, last))]
     remedy = "lower worker_batch_size, or the size of images or of the network"
     if placement.lanes > placement.lanes_in_group:
-        steps = placement.accumulation_steps
-        remedy = f"set accumulation_steps to more than {steps}, or to 0 for the fewest that fit"
+        remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
+        if parts.config.accumulation_steps:
+            remedy += ", or to 0 for the fewest that fit"
     return runtime.enough_memory("training", remedy)
 
 
 @contextlib.contextmanager
 def _kept(
-    record: Record | NoRecord, done: int, fresh: TrainState | None, then: str
+    record: Record | NoRecord, log: Log, done: int, fresh: TrainState | None, then: str
 ) -> Iterator[None]:
     """Saves the state, which is whole, before an error within ends the run.
 
     Args:
+      log: of which all updates are to be in the metrics by then.
       fresh: the state after `done` updates; None if it was there before this run went on.
       then: what the same command does once the cause is gone.
 
     Raises:
       ConfigError: within, where the user can put it right; it says what is saved.
+      DivergedError: an update up to there was not finite.
     """
     try:
         yield
+    except DivergedError:
+        raise
     except Exception as error:
         if not done:
             raise  # there is nothing to save
         saved = f"update {done} is saved: once that is mended, the same command {then}"
         try:
+            log.drain()
             if fresh is not None:
                 record.finish(done, fresh)
-        except ConfigError as failure:
+        except DivergedError:
+            raise
+        except Exception as failure:
             saved = str(failure)
+        if jax.process_index():
+            saved = "process 0 says what is saved"
         if isinstance(error, ConfigError):
             raise ConfigError(f"{error}; {saved}") from error
         error.add_note(f"lbsgd: {saved}")

@@ -127,6 +127,14 @@ def test_batches_that_wait_count():
     assert fits == [8, 4]
 
 
+def test_one_step_without_a_loop_is_measured_apart():
+    """It needs no sum of gradients, so what fits there may not fit in a loop."""
+    memory = StepMemory(lambda p: 10 * p.lanes + 5 * (p.accumulation_steps > 1), 0)
+    assert choose_lanes(1, 1, memory, 12).lanes == 1
+    with pytest.raises(ConfigError, match="at once, 1, need"):
+        choose_lanes(4, 1, memory, 12)
+
+
 def test_another_size_of_batch_is_not_measured_again():
     """What fits is the same number of lanes: 4 of 16 workers, and of 64."""
     measured = Memory(lambda lanes: 10 * lanes)

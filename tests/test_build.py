@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,6 +78,29 @@ def test_automatic_accumulation_compiles_once_more_and_then_remembers(own_cache,
     assert len(compilations) == 2
     assert build.build(config(accumulation_steps=0)).placement == parts.placement
     assert len(compilations) == 2
+
+
+def test_what_cannot_be_compiled_is_too_much(own_cache, monkeypatch):
+    compile_train_step = build.Run.compile_train_step
+    most = 4
+
+    def compile_some(run, placement=None):
+        if placement.lanes > most:
+            jax.jit(lambda: jnp.ones(2**60, jnp.int8) + jnp.int8(1))()  # more than there is
+        return compile_train_step(run, placement)
+
+    monkeypatch.setattr(build.Run, "compile_train_step", compile_some)
+    assert build.build(config(accumulation_steps=0)).placement.lanes == 4
+    most = 0
+    with pytest.raises(ConfigError, match="at once, 1, need more than could be compiled, it has"):
+        build.build(config(accumulation_steps=0, seed=1))
+
+
+def test_evaluation_takes_as_many_images_as_an_accumulation_step():
+    """2 devices of 2 lanes of n=16, where there are 8 workers in 2 steps."""
+    parts = build.build(config(devices=2, accumulation_steps=2))
+    assert parts.eval_batches().batch_size == 2 * 2 * 16
+    assert build.build(config(**{"evaluation.batch_size": 7})).eval_batches().batch_size == 7
 
 
 def test_explain_names_accumulation_that_is_not_needed():

@@ -165,7 +165,7 @@ def use(parts: Run) -> None:
     for update in (0, parts.total_updates - 1):
         arrays = load(parts.train_batches().job(update))
         assert all(np.isfinite(array).all() for array in arrays.values())
-    if image * min(parts.config.evaluation.batch_size, len(parts.splits.validation)) < 10**6:
+    if image * min(parts.eval_batches().batch_size, len(parts.splits.validation)) < 10**6:
         load(next(iter(parts.eval_batches().jobs())))
 
 

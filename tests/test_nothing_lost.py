@@ -1,6 +1,7 @@
 """What fails beside the training loses nothing of it, and the same command goes on."""
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from PIL import Image
 from lbsgd import build, monitor, train
 from lbsgd.checkpoint import store
 from lbsgd.config import default_config, resolve
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, DivergedError
 from lbsgd.evaluation import Evaluation
 from lbsgd.record import Record
 
@@ -60,6 +61,11 @@ def saved(workdir: pathlib.Path) -> list[int]:
 def evaluated(workdir: pathlib.Path) -> list[int]:
     lines = monitor.read_metrics(workdir / "metrics.jsonl")
     return [line["step"] for line in monitor.evaluations(lines)]
+
+
+def updates_in_metrics(workdir: pathlib.Path) -> list[int]:
+    lines = monitor.read_metrics(workdir / "metrics.jsonl")
+    return [line["step"] for line in lines if "train_loss" in line]
 
 
 def cut_short(file: pathlib.Path) -> None:
@@ -129,8 +135,7 @@ def test_an_evaluation_that_fails_on_the_way_loses_nothing(tmp_path):
     config = config_of(folder, **keys, **{"data.on_corrupt": "skip"})
     assert train.run(config, workdir).complete
     assert evaluated(workdir) == [4, 6]
-    lines = monitor.read_metrics(workdir / "metrics.jsonl")
-    assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert updates_in_metrics(workdir) == [1, 2, 3, 4, 5, 6]
 
 
 def test_where_both_are_due_the_checkpoint_comes_first(tmp_path, monkeypatch):
@@ -152,6 +157,7 @@ def test_where_both_are_due_the_checkpoint_comes_first(tmp_path, monkeypatch):
 
 def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"
+    shutil.copytree(folder, tmp_path / "kept")
     config = config_of(folder, **{"data.on_corrupt": "error"})
 
     def lose_them(done: int) -> bool:
@@ -164,6 +170,20 @@ def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
         train.run(config, workdir, should_stop=lose_them)
     (update,) = saved(workdir)
     assert update >= 1
+    shutil.copytree(tmp_path / "kept", folder, dirs_exist_ok=True)
+    assert train.run(config, workdir).complete
+    assert updates_in_metrics(workdir) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_diverged_is_not_saved(tmp_path):
+    """Though a diagnostic, which waits for all updates, is the first to learn of it."""
+    keys = {"learning_rate.reference_learning_rate": 1e15, "checkpoint.every_minutes": 0.0}
+    keys |= {"diagnostics.confusion.every_steps": 3, "diagnostics.confusion.pairs": 1}
+    keys |= {"diagnostics.confusion.batch_size": 4, "total_steps": 0, "total_epochs": 10.0}
+    folder, workdir = images(tmp_path / "images"), tmp_path / "run"
+    with pytest.raises(DivergedError, match="is not finite"):
+        train.run(config_of(folder, **keys), workdir)
+    assert saved(workdir) == []
 
 
 def run_out(*_: object) -> jax.Array:

@@ -2,13 +2,14 @@
 
 import io
 import pathlib
+import posixpath
 import shlex
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from lbsgd.bounds import shown
-from lbsgd.data.files import printable
+from lbsgd.data.files import is_left_out, printable
 from lbsgd.data.folder import SCANNERS
 from lbsgd.data.listing import Listing, RandomFile, normal
 from lbsgd.errors import ConfigError
@@ -79,7 +80,8 @@ def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for member in _members(tar, part):
                 path = folder + normal(member.name)
-                if member.isreg() and path.endswith(".tar") and not folder:
+                hidden = is_left_out(posixpath.basename(path))
+                if member.isreg() and path.endswith(".tar") and not folder and not hidden:
                     tars.append(member)
                 elif listing.takes(path, member.isdir()):
                     if not member.isreg() or member.issparse():

@@ -176,6 +176,13 @@ def test_ground_truth_may_be_a_list(downloads, tmp_path, name):
     assert os.path.exists(beside)
 
 
+def test_labels_are_those_of_training_where_validation_lacks_classes(downloads, tmp_path):
+    path = tmp_path / "truth.txt"
+    path.write_text("\n".join(max(CLASSES) for _ in TRUTH))
+    source = open_input(downloads, None, (), path)["validation"]
+    assert {source[i].label for i in range(len(source))} == {len(CLASSES) - 1}
+
+
 def test_ground_truth_may_be_the_devkit_in_any_form(tmp_path):
     expected = {i: LEAVES[n] for i, n in enumerate(TRUTH, 1)}
     root = write(tmp_path, devkit_files()) / "ILSVRC2012_devkit_t12"
