@@ -4,16 +4,14 @@
 
 DIR holds train/ and val/, each with a folder of images for every class. k=2 workers of n=32, eta =
 0.025 (that is 0.1 for 256, by linear scaling), x0.1 at one half and five sixths of 30 epochs; crops
-of random area and aspect, flip, label smoothing 0.1. Accumulation is automatic: as many steps as
-the memory asks for.
+of random area and aspect, flip, label smoothing 0.1. Larger minibatches than 256 begin with 5
+epochs of gradual warmup. Accumulation is automatic: as many steps as the memory asks for.
 
     batch=32..1024        kn; the default is 64
     model=resnet50        or any other of lbsgd.models.resnet
     size=224              pixels; the default is 64, which a laptop can do
     epochs=100            another length, decays in proportion
     smoke                 3 updates on random images at width 1/8 and 32 pixels
-
-On 2 CPU cores: @@@
 """
 
 import ml_collections

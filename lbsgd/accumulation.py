@@ -171,13 +171,17 @@ def choose(
     if jax.process_count() > 1:
         steps = int(multihost_utils.broadcast_one_to_all(steps))
     if not steps:
-        size = f"{needed / 2**30:.2f} GiB" if needed < TOO_MANY else "more than could be compiled"
+        size = _shown(needed) if needed < TOO_MANY else "more than could be compiled"
         raise ConfigError(
             f"the fewest workers that a device can take at once, {fewest.lanes}, need {size}, it "
-            f"has {limit / 2**30:.2f}; lower worker_batch_size, the size of images or of the "
-            "network, or set device_memory_gib if it has more"
+            f"has {_shown(limit)}; lower worker_batch_size, the size of images or of the network, "
+            "or set device_memory_gib if it has more"
         )
     return place(steps)
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 def _read(cache: pathlib.Path | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -362,6 +363,9 @@ def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
     devices = run.placement.devices
 
     def measure(placement: Placement) -> int:
+        if runtime.is_first():
+            lanes = f"{placement.lanes} worker{'s' * (placement.lanes > 1)}"
+            print(f"lbsgd: compiles {lanes} a device, for memory", file=sys.stderr, flush=True)
         try:
             compiled[placement] = run.compile_train_step(placement)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:

@@ -26,6 +26,8 @@ from lbsgd.step import TrainState
 from lbsgd.workdir import Workdir
 from lbsgd.workers import Placement
 
+_LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -116,7 +118,7 @@ def run(
             progress.line(f"goes on after update {start} from {folder.checkpoints}")
         else:
             progress.line(parameter_table(parts))
-            with runtime.enough_memory("the network", "take a smaller one"):
+            with runtime.enough_memory("the network", _LESS_NETWORK):
                 state = parts.start()
         reached = Reached(state, owed, None)
         try:
@@ -147,7 +149,8 @@ def _train(
         if done < parts.total_updates:
             with _enough_memory_for_step(parts, done):
                 steps(done)
-            progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
+            if not parts.compiled:  # when accumulation was chosen
+                progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
         progress.begin(done)
         alive = log_file.watch(parts.config.runtime)
         evaluate = Evaluation(parts, alive, should_stop)

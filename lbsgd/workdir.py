@@ -156,6 +156,9 @@ class Workdir:
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
+    def _holds_evaluations(self) -> bool:
+        return self.metrics.is_file() and b'"val_' in self.metrics.read_bytes()
+
     def _check_owner(
         self, identity: dict[str, Any], validation: str, say: Callable[[str], None]
     ) -> None:
@@ -180,8 +183,8 @@ class Workdir:
                 f"workdir {self.path} holds a run that differs in {', '.join(differ)}; "
                 "choose another --workdir or set these back"
             )
-        if validation_there != validation:
-            say("the validation set is not what it was: compare evaluations with care")
+        if validation_there != validation and self._holds_evaluations():
+            say("the validation set is not that of the evaluations before: compare them with care")
 
 
 def _try_lock(file: IO[str]) -> bool:

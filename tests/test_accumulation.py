@@ -165,7 +165,9 @@ def test_candidates_are_each_number_of_lanes_once(count, d, g):
 
 def test_nothing_fits():
     memory = StepMemory(lambda placement: placement.lanes * 2 * GIB, 0)
-    with pytest.raises(ConfigError, match=r"at once, 1, need 2.00 GiB, it has 1.50; lower worker_"):
+    with pytest.raises(
+        ConfigError, match=r"at once, 1, need 2.00 GiB, it has 1.50 GiB; lower worker_"
+    ):
         choose_lanes(8, 2, memory, 3 * GIB // 2)
 
 

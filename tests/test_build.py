@@ -65,7 +65,7 @@ def test_automatic_accumulation_takes_few_steps_that_fit(own_cache):
         assert needed[steps] <= limit
         fewer = [size for other, size in needed.items() if other < steps]
         assert all(1.25 * size > limit for size in fewer)
-    with pytest.raises(ConfigError, match=r"at once, 1, need .* GiB, it has"):
+    with pytest.raises(ConfigError, match=r"at once, 1, need .* MiB, it has"):
         build.build(config(accumulation_steps=0, device_memory_gib=(needed[8] - 1) / 2**30))
 
 

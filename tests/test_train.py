@@ -164,12 +164,15 @@ def test_a_run_that_got_nowhere_leaves_its_workdir_to_another(tmp_path):
 
 
 def test_another_validation_set_is_told_and_not_refused(tmp_path):
-    """A damaged file of it may have been mended."""
+    """A damaged file of it may have been mended; before an evaluation that makes no difference."""
     folder, said = Workdir(tmp_path), []
-    for validation in ("a", "b", "b"):
+    for validation, metrics in (("a", ""), ("b", '{"val_loss": 1}\n'), ("b", ""), ("c", "")):
         folder.claim({}, {}, {}, validation, said.append).close()
-        folder.metrics.write_text("{}\n")
-    assert said == ["the validation set is not what it was: compare evaluations with care"]
+        with folder.metrics.open("a") as file:
+            file.write(metrics)
+    assert said == [
+        "the validation set is not that of the evaluations before: compare them with care"
+    ]
 
 
 def test_a_workdir_is_one_process_s_at_a_time(tmp_path, monkeypatch):
@@ -225,8 +228,8 @@ def test_a_last_state_that_cannot_be_saved_is_said_once(tmp_path, capsys, full):
     says = {
         "metrics": r"metrics\.jsonl was removed, so there is no checkpoint of update 12; the "
         r"newest good checkpoint is .*/8; once .*/run can be written again, the same command",
-        "checkpoints": r"checkpoint 12 could not be written \(.*\); the newest good one is 8; put "
-        r".*/checkpoints right, and the same command goes on",
+        "checkpoints": r"checkpoint 12 could not be written \(.*\); the newest good one is 8; make "
+        r"room or mend .*/checkpoints, and the same command goes on",
     }
     with pytest.raises(ConfigError, match=says[full]):
         train.run(tiny_config(), tmp_path / "run", should_stop=fill)

@@ -286,13 +286,13 @@ class Checkpoints:
 
     def _fail(self, update: int, why: str) -> None:
         self._add(failed=1)
-        good = "there is no good one"
+        good, then = "there is no good one", "starts anew"
         if self.newest is not None:
-            good = f"the newest good one is {self.newest}"
+            good, then = f"the newest good one is {self.newest}", "goes on from there"
         what = f"checkpoint {update} could not be written ({why})"
         if self._raises:
             self._failure = (
-                f"{what}; {good}; put {self._folder} right, and the same command goes on from there"
+                f"{what}; {good}; make room or mend {self._folder}, and the same command {then}"
             )
         else:
             self._say(f"{what}; training goes on, {good}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from lbsgd.data.corrupt import refusal
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.folder import folder, whole_folder
 from lbsgd.data.held_out import Named, hold_out
@@ -93,9 +94,7 @@ def _check_some(source: Source, train: Source, config: ml_collections.ConfigDict
         except CorruptError as error:
             if config.on_corrupt == "skip":
                 continue
-            raise ConfigError(
-                f"{source.name(index)} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
-            ) from error
+            raise ConfigError(refusal(source.name(index), error)) from error
         if config.crop != "inception" and shape != train.image_shape:
             raise ConfigError(
                 f"{source.name(index)} is {in_words(shape)}, the first training image "

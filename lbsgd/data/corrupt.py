@@ -8,6 +8,13 @@ from lbsgd.data.decode import CorruptError
 from lbsgd.errors import ConfigError
 
 
+def refusal(name: str, error: CorruptError) -> str:
+    """The line that says that an example must not be as it is, and what to do."""
+    if str(error).startswith("cannot be read"):  # the file system says so, and knows why
+        return f"{name} {error}; bring it back, or set data.on_corrupt='skip'"
+    return f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
+
+
 class Corrupt:
     """The corrupt examples that this process has met.
 
@@ -44,9 +51,7 @@ class Corrupt:
           ConfigError: that is one too many.
         """
         if self.policy == "error":
-            raise ConfigError(
-                f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
-            ) from error
+            raise ConfigError(refusal(name, error)) from error
         with self._lock:
             if name not in self.names:
                 self.names.add(name)

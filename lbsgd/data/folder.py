@@ -245,7 +245,10 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
     root = at_home(config.dir)
     if not config.dir or not os.path.isdir(root):
-        raise ConfigError(f"data.dir={config.dir!r} is no folder; it must hold train/ and val/")
+        raise ConfigError(
+            f"data.dir={config.dir!r} is no folder; set --config.data.dir=DIR to one of train/ and "
+            "val/ with a folder of images for each class"
+        )
     if (root / "train" / "index.json").exists():
         raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
     return root

@@ -46,8 +46,8 @@ def test_the_run_stops_if_it_is_to(tmp_path, call):
         calls.get(call, getattr(checkpoints, call))()
     gone = GONE.replace("FOLDER", str(folder))
     assert str(error.value) == (
-        f"checkpoint 1 {gone}; there is no good one; put {folder} right, and the same command goes "
-        "on from there"
+        f"checkpoint 1 {gone}; there is no good one; make room or mend {folder}, and the same "
+        "command starts anew"
     )
     checkpoints.close()  # once is enough
 

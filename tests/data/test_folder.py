@@ -157,7 +157,7 @@ def without_a_good_image(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "is no folder; it must hold train/ and val/"),
+        (shutil.rmtree, "is no folder; set --config.data.dir=DIR to one of train/ and val/"),
         (without_train, "has no train/ with a folder of images for each class"),
         (without_classes, "has no train/ with a folder of images for each class"),
         (without_validation, "has no val/, validation/, test/ with a folder of images for each"),
