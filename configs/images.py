@@ -12,6 +12,9 @@ epochs of gradual warmup. Accumulation is automatic: as many steps as the memory
     size=224              pixels; the default is 64, which a laptop can do
     epochs=100            another length, decays in proportion
     smoke                 3 updates on random images at width 1/8 and 32 pixels
+
+Three classes of 60 images ran to the end, 84 updates, in 27 minutes on 2 CPU cores that the tests
+kept busy too.
 """
 
 import ml_collections
