@@ -1,4 +1,4 @@
-"""What accumulation costs: images/s of one minibatch in 1, 2, 4, ... steps.
+"""Measures what accumulation costs: images/s of one minibatch in 1, 2, 4, ... steps.
 
     python benchmarks/accumulation.py run      measures and writes docs/results/accumulation.json
     python benchmarks/accumulation.py table    prints the table from it

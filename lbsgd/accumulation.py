@@ -130,7 +130,7 @@ class StepMemory:
 
 
 def _name(placement: Placement) -> str:
-    """Of the step of a placement among those measured; a single one needs no sum of gradients."""
+    """Names the step of a placement; one without a loop needs no sum of gradients."""
     return f"{placement.lanes}{'' if placement.accumulation_steps > 1 else ' alone'}"
 
 

@@ -35,7 +35,6 @@ from lbsgd.data.pipeline import (
 from lbsgd.data.sources import Splits
 from lbsgd.diagnostics.plan import Plan, plan
 from lbsgd.diagnostics.update_statistics import layer_statistics
-from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import build_optimizer
@@ -44,9 +43,6 @@ from lbsgd.rate import Rate, build_rate, sgd_noise_scale
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
 from lbsgd.timeline import Timeline
 from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement, place
-
-# A run with more would take decades; update indices stay far within int32.
-MOST_UPDATES = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +84,13 @@ class Run:
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
     gradient_mean: Callable[[Any], Any] | None
+    diagnostics: Plan
+    compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def placement(self) -> Placement:
         """Where the workers of the first update are; evaluations too use its devices."""
         return self.placements[self.config.batch_size]
-
-    diagnostics: Plan
-    compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def precise_batches(self) -> int:
@@ -234,7 +229,7 @@ class Run:
         return self.train_step(placement).lower(state, batch).compile()
 
     def identity(self) -> dict[str, Any]:
-        """What decides the parameters of the run; a workdir belongs to one of these."""
+        """Collects what decides the parameters of the run; a workdir belongs to one of these."""
         return {
             **run_keys(self.config),
             "the training set": self.splits.train.fingerprint,
@@ -254,11 +249,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
     check_data(config, image_shape, len(splits.train.classes))
     timeline = growth.build_timeline(config, len(splits.train))
     total = times.total(config, timeline)
-    if total > MOST_UPDATES:
-        raise ConfigError(
-            f"training of {total:,} updates is longer than {MOST_UPDATES:,}; lower total_epochs "
-            "(_steps, _examples)"
-        )
 
     model = _build_network(config, config.model.num_classes or len(splits.train.classes))
     init = functools.partial(_init_variables, model, image_shape, config.seed)
@@ -273,15 +263,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         **{**config.optimizer, "momentum": growth.momentum_schedule(timeline, momenta)},
     )
 
-    preprocess = functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
-    )
-    worker = functools.partial(
-        worker_loss,
-        model=model,
-        preprocess=preprocess,
-        label_smoothing=config.label_smoothing,
-    )
+    preprocess, worker = _build_worker(config, model)
     put = functools.partial(
         place,
         worker_batch_size=config.worker_batch_size,
@@ -337,6 +319,18 @@ def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
         param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
         norm_axis_names=(LANE_AXIS, "member") if config.batch_norm.synced_workers > 1 else (),
         norm_epsilon=config.batch_norm.epsilon,
+    )
+
+
+def _build_worker(
+    config: ml_collections.ConfigDict, model: Any
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., Any]]:
+    """Binds `step.normalize` and `step.worker_loss`."""
+    preprocess = functools.partial(
+        normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
+    )
+    return preprocess, functools.partial(
+        worker_loss, model=model, preprocess=preprocess, label_smoothing=config.label_smoothing
     )
 
 

@@ -8,6 +8,8 @@ import ml_collections
 from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline, exact
 
+# A run with more would take decades; update indices stay far within int32.
+MOST_UPDATES = 10**8
 # Evaluations, or checkpoints, of one run.
 MOST_TIMES = 100_000
 
@@ -70,7 +72,8 @@ def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
     """The updates of the whole training.
 
     Raises:
-      ConfigError: its length is not given, or twice, or is less than one update.
+      ConfigError: its length is not given, or twice; is less than one update, or more than
+        `MOST_UPDATES`.
     """
     unit, number = given(config, "total")
     if not unit:
@@ -80,7 +83,12 @@ def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
         raise ConfigError(
             f"{less_than_an_update(timeline, unit, number)}; raise total_{unit} or lower batch_size"
         )
-    return _update_at(timeline, unit, number)
+    updates = _update_at(timeline, unit, number)
+    if updates > MOST_UPDATES:
+        raise ConfigError(
+            f"training of {updates:,} updates is longer than {MOST_UPDATES:,}; lower total_{unit}"
+        )
+    return updates
 
 
 def every(

@@ -99,7 +99,7 @@ class Workdir:
             raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
         with contextlib.ExitStack() as opened:
             try:
-                self._check_owner(identity, validation, say)
+                validation = self._check_owner(identity, validation, say)
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context((self.path / ".lock").open("a+"))
                 self._await(lock, say)
@@ -161,9 +161,14 @@ class Workdir:
 
     def _check_owner(
         self, identity: dict[str, Any], validation: str, say: Callable[[str], None]
-    ) -> None:
+    ) -> str:
+        """Checks that the folder is this run's, and returns the validation set of its evaluations.
+
+        Raises:
+          ConfigError: it is another run's.
+        """
         if not self.config.is_file() or not self._holds_updates():
-            return
+            return validation
         try:
             there = json.loads(self.config.read_text())
             owner, validation_there = dict(there["run"]), there.get("validation_set")
@@ -183,8 +188,10 @@ class Workdir:
                 f"workdir {self.path} holds a run that differs in {', '.join(differ)}; "
                 "choose another --workdir or set these back"
             )
-        if validation_there != validation and self._holds_evaluations():
-            say("the validation set is not that of the evaluations before: compare them with care")
+        if validation_there in (None, validation) or not self._holds_evaluations():
+            return validation
+        say("the validation set is not that of the evaluations before: compare them with care")
+        return str(validation_there)
 
 
 def _try_lock(file: IO[str]) -> bool:

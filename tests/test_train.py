@@ -166,7 +166,7 @@ def test_a_run_that_got_nowhere_leaves_its_workdir_to_another(tmp_path):
 def test_another_validation_set_is_told_and_not_refused(tmp_path):
     """A damaged file of it may have been mended; before an evaluation that makes no difference."""
     folder, said = Workdir(tmp_path), []
-    for validation, metrics in (("a", ""), ("b", '{"val_loss": 1}\n'), ("b", ""), ("c", "")):
+    for validation, metrics in (("a", ""), ("b", '{"val_loss": 1}\n'), ("c", ""), ("b", "")):
         folder.claim({}, {}, {}, validation, said.append).close()
         with folder.metrics.open("a") as file:
             file.write(metrics)

@@ -38,7 +38,7 @@ class ArchiveSource:
 
 
 def read_archive(path: pathlib.Path) -> Listing:
-    """What a tar or a zip holds.
+    """Lists what a tar or a zip holds.
 
     Raises:
       ConfigError: it is neither, cannot be read, or holds what cannot be read where it lies.

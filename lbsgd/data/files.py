@@ -1,4 +1,4 @@
-"""Which files are images, and a table of those that are there, whatever they lie in."""
+"""Tells which files are images, and tables those that are there, whatever they lie in."""
 
 import collections
 import difflib
@@ -104,12 +104,12 @@ class Files:
 
 
 def is_left_out(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or of a system: no image and no class."""
+    """Tells whether a file or folder is hidden or of a system, so no image and no class."""
     return name.startswith(".") or name.lower() in (*COMPANIONS, *SYSTEM_FOLDERS)
 
 
 def kind_left_out(name: str, is_folder: bool = False) -> str:
-    """What a file or folder that is left out counts as in `Files`.
+    """Names what a file or folder that is left out counts as in `Files`.
 
     Returns:
       a folder's name with "/", a file's ending, "hidden", "no ending", or "" for what systems leave
@@ -210,7 +210,7 @@ def _check_classes(
 
 
 def _wrapper(found: Mapping[str, list[File]], known: set[str], where: pathlib.Path) -> str:
-    """What is wrong where the folders lie around those of the classes, or hold none; "" if not.
+    """Says what is wrong where folders lie around those of the classes, or hold none; "" if not.
 
     Args:
       known: classes of the training split, which no name makes a wrapper.
@@ -240,7 +240,7 @@ def _wrapper(found: Mapping[str, list[File]], known: set[str], where: pathlib.Pa
 
 
 def _unknown(name: str, classes: tuple[str, ...], where: pathlib.Path) -> str:
-    """What is wrong with a class that the training split has not."""
+    """Says what is wrong with a class that the training split has not."""
     lower = {other.lower().strip(): other for other in classes}
     near = difflib.get_close_matches(name.lower().strip(), lower, 1)
     hint = f", but {lower[near[0]]!r}" if near else ""

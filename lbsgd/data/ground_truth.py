@@ -1,4 +1,4 @@
-"""Which class each validation image of ILSVRC2012 has: its devkit, and lists that people have."""
+"""Finds the class of each validation image of ILSVRC2012: in its devkit, or in a list."""
 
 import pathlib
 import re

@@ -23,7 +23,7 @@ COMPRESSED = {
 
 
 def read_tar(path: pathlib.Path) -> Listing:
-    """What a tar holds.
+    """Lists what a tar holds.
 
     Where it has no images, but tars (as ImageNet's has one for each class), each of these counts as
     a folder of its name without ".tar".

@@ -26,7 +26,7 @@ HEADER = struct.Struct("<4s22xHH")
 
 
 def read_zip(path: pathlib.Path) -> Listing:
-    """What a zip holds.
+    """Lists what a zip holds.
 
     Raises:
       ConfigError: it cannot be read, is damaged, or holds what cannot be read in it.
