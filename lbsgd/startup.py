@@ -20,8 +20,10 @@ from lbsgd.errors import ConfigError
 
 # A process that waits longer for the others to start says so.
 WAITING_SECONDS = 10.0
-# Between two questions for the address of a host that is still to come.
+# Between two questions for who is still to come, and for the answer to one.
 ASK_SECONDS = 1.0
+# The type of the frame that a server of HTTP/2 sends first, after three bytes of its length.
+_SETTINGS = b"\x04"
 
 # What the cluster managers that JAX knows give to the processes of a run, besides Kubernetes.
 _OF_CLUSTERS = (
@@ -79,6 +81,8 @@ def _join(
         how |= _check_process(coordinator, num_processes, process_id)
         who = f"process {process_id} of {num_processes} at {coordinator}"
         _await_host(_split(how["coordinator_address"])[0], who, limits.start_seconds)
+        if process_id:
+            _await_coordinator(how["coordinator_address"], limits.start_seconds)
     _check_listens(how, os.environ)
     with _told(f"{who} waits for the other processes", "them", limits.start_seconds), _no_advice():
         _initialize(how)
@@ -195,6 +199,35 @@ def _await_host(host: str, who: str, seconds: float) -> None:
                         "the name or the address of the machine of process 0"
                     ) from error
             time.sleep(ASK_SECONDS)
+
+
+def _await_coordinator(address: str, seconds: float) -> None:
+    """Waits while another program answers in the place of process 0, who may just be starting.
+
+    Where nobody does, JAX waits.
+
+    Raises:
+      ConfigError: it does so for as long as processes wait for each other.
+    """
+    end = time.monotonic() + seconds
+    while _is_foreign(*_split(address)):
+        if time.monotonic() + ASK_SECONDS > end:
+            raise ConfigError(
+                f"what listens at {address} is no process 0 of a run; give all processes another "
+                "port with --coordinator"
+            )
+        time.sleep(ASK_SECONDS)
+
+
+def _is_foreign(host: str, port: int) -> bool:
+    """Tells whether somebody listens who does not begin as a server of gRPC, with its settings."""
+    try:
+        connection = socket.create_connection((host, port), ASK_SECONDS)
+    except OSError:
+        return False
+    with connection, contextlib.suppress(OSError):
+        return connection.recv(4, socket.MSG_WAITALL)[3:] != _SETTINGS
+    return True
 
 
 def _check_listens(how: Mapping[str, Any], environment: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
@@ -139,6 +140,47 @@ def test_a_port_that_is_taken_is_named(host, address, taken):
     says = re.escape(f"process 0 cannot listen at {address}:{taken} (Address already in use)")
     with pytest.raises(ConfigError, match=says):
         startup.start_processes(f"{host}:{taken}", 2, 0, LIMITS)
+
+
+def test_who_listens_in_the_place_of_process_0_is_told_in_the_others(taken):
+    """Where it is no server of gRPC: JAX would wait, and then end the process from C++."""
+    limits = default_config().runtime
+    limits.start_seconds = 1
+    says = (
+        rf"what listens at 127\.0\.0\.1:{taken} is no process 0 .*; give all processes another port"
+    )
+    with pytest.raises(ConfigError, match=says):
+        startup.start_processes(f"127.0.0.1:{taken}", 2, 1, limits)
+
+
+# What a listener says first, and whether it is another program. The first is gRPC's, as JAX's
+# coordinator sends it.
+GREETINGS = [
+    (b"\x00\x00\x18\x04\x00\x00\x00\x00\x00", False),
+    (b"SSH-2.0-OpenSSH_9.2", True),
+    (b"", True),
+]
+
+
+@pytest.mark.parametrize(("greeting", "foreign"), GREETINGS)
+def test_a_coordinator_is_known_by_its_first_bytes(greeting, foreign):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(greeting)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert startup._is_foreign(*server.getsockname()) == foreign
+        thread.join()
+
+
+def test_nobody_is_no_other_program():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+    assert not startup._is_foreign(*address)
 
 
 def test_an_address_is_taken_apart():
