@@ -4,6 +4,7 @@ import json
 
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
+from partial_config import config_with
 
 from lbsgd.config import default_config, flatten, resolve, run_keys
 from lbsgd.errors import ConfigError
@@ -49,18 +50,6 @@ MACHINE = {
     "runtime.stall_minutes",
     "runtime.on_stall",
 }
-
-
-def config_with(**changes) -> ConfigDict:
-    """A config of these keys alone (dots as in `**{"data.flip": True}`), of any type."""
-    nested: dict = {}
-    for key, value in changes.items():
-        *groups, leaf = key.split(".")
-        part = nested
-        for group in groups:
-            part = part.setdefault(group, {})
-        part[leaf] = value
-    return ConfigDict(nested)
 
 
 def rejected(**changes) -> str:

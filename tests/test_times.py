@@ -7,25 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
+from partial_config import config_with
 
 from lbsgd.config import default_config, resolve
 from lbsgd.errors import ConfigError
 from lbsgd.timeline import Timeline
 from lbsgd.times import duration, every, total
-
-
-def config_with(**changes) -> ConfigDict:
-    """A config of these keys alone (dots as in `**{"data.flip": True}`), of any type."""
-    nested: dict = {}
-    for key, value in changes.items():
-        *groups, leaf = key.split(".")
-        part = nested
-        for group in groups:
-            part = part.setdefault(group, {})
-        part[leaf] = value
-    return ConfigDict(nested)
-
 
 TIMELINE = Timeline.constant(1_281_167, 8192)
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import scipy.io
 from image_files import contents, encoded, picture, write
+from preparing import data_config, run
 from test_fuzz_inputs import refusal
 
-from lbsgd.config import default_config
 from lbsgd.data import ground_truth
 from lbsgd.data.decode import CorruptError
 from lbsgd.data.folder import FolderSource
 from lbsgd.data.ground_truth import read_ground_truth
 from lbsgd.data.packed import packed
-from lbsgd.data.prepare import main, open_input
+from lbsgd.data.prepare import open_input
 
 # By ILSVRC2012_ID, which is not the order of the WNIDs.
 LEAVES = {1: "n02119789", 2: "n02100735", 3: "n01440764", 4: "n04552348"}
@@ -114,19 +114,9 @@ def unpacked(tmp_path: pathlib.Path) -> tuple[FolderSource, FolderSource]:
     return FolderSource(root), FolderSource(write(tmp_path / "val", sorted_))
 
 
-def packed_config(root: pathlib.Path):
-    config = default_config().data
-    config.dir, config.crop = str(root), "inception"
-    return config
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
 def test_downloads_are_what_everyone_unpacks_them_to(downloads, tmp_path, capsys):
     assert run(downloads, tmp_path / "out") == 0
-    for ours, theirs in zip(packed(packed_config(tmp_path / "out")), unpacked(tmp_path)):
+    for ours, theirs in zip(packed(data_config(tmp_path / "out")), unpacked(tmp_path)):
         assert ours.classes == theirs.classes == CLASSES
         assert contents(ours) == contents(theirs)
     said = capsys.readouterr().out
@@ -229,9 +219,9 @@ def test_tars_one_by_one_are_those_at_once(downloads, tmp_path, capsys):
     options = ("--split", "validation", "--ground-truth", devkit)
     assert run(tar, tmp_path / "a", *options) == run(tar, tmp_path / "b", *options) == 0
     assert run(downloads, tmp_path / "b", "--split", "train") == 0
-    expected = packed(packed_config(tmp_path / "at once"))
+    expected = packed(data_config(tmp_path / "at once"))
     for name in "ab":
-        found = packed(packed_config(tmp_path / name))
+        found = packed(data_config(tmp_path / name))
         assert [source.fingerprint for source in found] == [s.fingerprint for s in expected]
     assert run(tar, tmp_path / "c") == 2
     assert "v has no ILSVRC2012_devkit_t12.tar.gz" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from image_files import (
     variants,
     write,
 )
+from preparing import data_config, files, run
 
 from lbsgd.config import default_config
 from lbsgd.data.decode import Box, decode, image_size
@@ -35,25 +36,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 IMAGENETTE = ROOT.parent / "shared/data/imagenette224/imagenette224_subset.tar"
 
 
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def data_config(root: pathlib.Path):
-    config = default_config().data
-    config.dir, config.crop = str(root), "inception"
-    return config
-
-
 def pack_tar(path: pathlib.Path, root: pathlib.Path, *names: str) -> pathlib.Path:
     with tarfile.open(path, "w") as tar:
         for name in names:
             tar.add(root / name, name)
     return path
-
-
-def files(root: pathlib.Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def made_of(index: str | bytes) -> dict:

@@ -6,24 +6,9 @@ import shutil
 
 import pytest
 from image_files import CLASSES, below, tree, variants, write
+from preparing import data_config, files, run
 
-from lbsgd.config import default_config
 from lbsgd.data.folder import FolderSource, folder
-from lbsgd.data.prepare import main
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def data_config(root: pathlib.Path):
-    config = default_config().data
-    config.dir, config.crop = str(root), "inception"
-    return config
-
-
-def files(root: pathlib.Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
