@@ -12,10 +12,10 @@ train: $(VENV)/.installed
 	$(BIN)/python -m lbsgd.main --config $(CONFIG)
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

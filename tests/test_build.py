@@ -80,6 +80,7 @@ def test_automatic_accumulation_compiles_once_more_and_then_remembers(own_cache,
     assert len(compilations) == 2
 
 
+@pytest.mark.long
 def test_what_cannot_be_compiled_is_too_much(own_cache, monkeypatch):
     compile_train_step = build.Run.compile_train_step
     most = 4
@@ -260,8 +261,8 @@ def test_evaluations_and_checkpoints_come_at_rounded_epochs_and_at_the_end():
 
 def test_float64_starts_from_the_weights_of_float32(x64):
     """So that the two can be compared."""
-    single = build.build(config()).initial_state().params
-    double = build.build(config(dtype="float64")).initial_state().params
+    single = build.build(config()).start().params
+    double = build.build(config(dtype="float64")).start().params
     for narrow, wide in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
         assert (narrow.dtype, wide.dtype) == ("float32", "float64")
         np.testing.assert_array_equal(wide, np.asarray(narrow, np.float64))

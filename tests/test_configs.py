@@ -48,8 +48,8 @@ def test_a_row_has_the_papers_numbers(arg):
 @pytest.mark.parametrize(
     "name",
     [
-        "cifar10",
-        pytest.param("fashion_mnist", marks=pytest.mark.long),
+        "fashion_mnist",
+        pytest.param("cifar10", marks=pytest.mark.long),
         pytest.param("images", marks=pytest.mark.long),
         pytest.param("imagenette", marks=pytest.mark.long),
         pytest.param("imagenet_goyal", marks=pytest.mark.long),

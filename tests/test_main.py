@@ -143,6 +143,7 @@ def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
     assert steps == [1, 2, 3, 3]
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_ends_with_one_line_and_exit_code_3(tmp_path):
     rate = "--config.learning_rate.reference_learning_rate=1e15"
     done = lbsgd(*SMALL, rate, "--config.total_steps=40", f"--workdir={tmp_path}")

@@ -175,6 +175,7 @@ def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
     assert updates_in_metrics(workdir) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_what_diverged_is_not_saved(tmp_path):
     """Though a diagnostic, which waits for all updates, is the first to learn of it."""
     keys = {"learning_rate.reference_learning_rate": 1e15, "checkpoint.every_minutes": 0.0}

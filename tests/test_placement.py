@@ -20,7 +20,7 @@ PLACES = [
     if (devices, steps) != (1, 1)
 ]
 # Even and odd, with and without idle slots; `make test-all` has the whole table.
-QUICK = {(24, 8, 1), (8, 3, 2)}
+QUICK = [(8, 3, 2)]
 
 
 def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:

@@ -132,7 +132,7 @@ def is_alive(pid: int) -> bool:
     """Zombies are not: nobody may be left to reap an orphan."""
     try:
         state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # as it ends while it is looked at
         return False
     return state not in "ZX"
 
