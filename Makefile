@@ -6,7 +6,7 @@ CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test test-all lint oracles picture clean
+.PHONY: train test test-all mutants lint oracles picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m lbsgd.main --config $(CONFIG)
@@ -16,6 +16,10 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Breaks each main promise, and shows that a short test notices: about a quarter of an hour.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

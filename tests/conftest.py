@@ -1,10 +1,13 @@
 """Eight CPU devices, strict promotion, one compilation cache."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import time
 
 import jax
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -22,12 +25,56 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+# What a shell has the commands ignore that it starts with nohup or in the background.
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+# A process that was killed may not be gone at once.
+GRACE_SECONDS = 20
+# In the environment of all that the tests of this process start.
+_OF_THESE_TESTS = ("LBSGD_TESTED_BY", f"{os.getpid()}-{time.time_ns()}")
+os.environ.update([_OF_THESE_TESTS])
+
+
 @pytest.fixture(scope="session", autouse=True)
-def heeds_hang_ups():
-    """Also where the tests themselves are started with nohup, which all would inherit."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_heeded():
+    """What tests start heeds signals that the tests themselves were started to ignore.
+
+    A process inherits what is ignored, but no handler: here one that does nothing.
+    """
+    ignored = [number for number in _IGNORED if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _started_by(module: str) -> list[psutil.Process]:
+    """The processes that tests of a module have started and that are still there."""
+    found = []
+    for process in psutil.process_iter():
+        # Of others it may not be known, and one may end as it is looked at.
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            test = environment.get("PYTEST_CURRENT_TEST", "")
+            ours = environment.get(_OF_THESE_TESTS[0]) == _OF_THESE_TESTS[1]
+            # multiprocessing's is there once for all, and ends with this process.
+            tracker = any("resource_tracker" in part for part in process.cmdline())
+            if ours and not tracker and test.startswith(f"{module}::"):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_no_process(request):
+    """Fails a module whose tests leave processes to others, and ends those."""
+    yield
+    give_up = time.monotonic() + GRACE_SECONDS
+    while (left := _started_by(request.node.nodeid)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    whose = sorted({process.environ()["PYTEST_CURRENT_TEST"] for process in left})
+    for process in left:
+        process.kill()
+    assert not left, f"left to other tests: {len(left)} processes of {', '.join(whose)}"
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import termios
 
+from hanging import HANG_SECONDS
+
 # Importing readline, as pytest does, puts sizes into the environment.
 UNSIZED = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
 
@@ -56,7 +58,7 @@ def run(command: list[str], columns: int, **env: str) -> tuple[int, str]:
         while data := os.read(shows, 1024):
             shown += data
     os.close(shows)
-    return process.wait(timeout=120), shown.decode()
+    return process.wait(timeout=HANG_SECONDS), shown.decode()
 
 
 def frames(shown: str) -> list[str]:

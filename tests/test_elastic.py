@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor, train
 from lbsgd.build import build
@@ -125,7 +126,7 @@ def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, d
         f"--config={tmp_path / 'chain.py'}",
         f"--workdir={workdir}",
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_processes_load_the_examples_of_one_bitwise(x64, tmp_path, processes):
         )
         for i in range(processes)
     ]
-    assert [process.wait(timeout=240) for process in group] == [0] * processes
+    assert [process.wait(timeout=HANG_SECONDS) for process in group] == [0] * processes
     parts = [np.load(tmp_path / f"{i}.npz") for i in range(processes)]
     whole = build(config_at(8)).train_batches()
     for update, count in ((0, 8), (7, 8), (23, 16)):

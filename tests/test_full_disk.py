@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor
 
@@ -85,7 +86,9 @@ def run(request, tmp_path):
         (tmp_path / "disk").mkdir()
         args = map(str, (tmp_path / "disk", request.param, full, cleared, on_error))
         command = [*prefix, sys.executable, "-c", RUN, *args]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
+        )
         assert done.returncode == 0, done.stderr
         lines = monitor.read_metrics(tmp_path / "metrics.jsonl")
         return done.stdout, [line["step"] for line in lines if "train_loss" in line]

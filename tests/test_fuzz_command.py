@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+from hanging import HANG_SECONDS
 from test_fuzz_config import DEFAULTS, FLOATS, INTEGERS, TEXTS, TUPLES, misspelt
 
 from lbsgd.values import CHOICES
@@ -66,7 +67,7 @@ def command(*args: str) -> tuple[int, str, str]:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=240,
+        timeout=HANG_SECONDS,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

@@ -17,6 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ from lbsgd.values import CHOICES
 DEFAULTS = dict(flatten(default_config()))
 WORDS = {key.rsplit(".", 1)[-1] for key in DEFAULTS} | {"unknown"}
 # Far longer than any of them takes, and far more than any of them needs.
-SECONDS, BYTES = 60, 4 * 2**30
+BYTES = 4 * 2**30
 # A path may be long, but nothing else may be.
 LONGEST = 20_000
 
@@ -120,10 +121,10 @@ def limited() -> Iterator[None]:
     """Ends what takes far too long, or far too much memory, by an error."""
 
     def late(*_: Any) -> None:
-        raise TimeoutError(f"not done after {SECONDS} s")
+        raise TimeoutError(f"not done after {HANG_SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    signal.alarm(HANG_SECONDS)
     try:
         with memory_limited():
             yield

@@ -29,6 +29,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "data"))
 
+from hanging import HANG_SECONDS
 from image_files import below, tree, variants, write
 
 from lbsgd import monitor
@@ -43,7 +44,6 @@ from lbsgd.errors import ConfigError
 from lbsgd.workdir import Workdir
 
 # For one damaged set, and for all of them; far more than they take.
-SECONDS, ALL_SECONDS = 60, 1200
 BYTES = 4 * 2**30
 SIZE = 16
 
@@ -114,7 +114,7 @@ def look_at_all(source: Source, seen: collections.Counter) -> None:
 
 def attempt(kind: str, folder: pathlib.Path, seen: collections.Counter) -> None:
     """Opens and reads a set; anything but what is allowed is an error."""
-    signal.alarm(SECONDS)
+    signal.alarm(HANG_SECONDS)
     try:
         for source in open_set(kind, folder):
             look_at_all(source, seen)
@@ -155,7 +155,7 @@ def fuzz(kind: str, whole: pathlib.Path, count: int, seed: int = 0) -> dict[str,
     """`work` in a process of its own."""
     command = [sys.executable, __file__, kind, str(whole), str(count), str(seed)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=ALL_SECONDS, check=False,
+        command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,6 +7,7 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -275,7 +276,7 @@ def test_one_compilation_for_each_size_from_where_the_run_is():
     keys = {"batch_growth.sizes": (128, 64, 128), "batch_growth.at_steps": (3, 6, 9)}
     parts = build(config(dtype="float32", **keys))
     steps = CompiledSteps(parts, 0)
-    assert all(future.result(timeout=600) for future in steps._steps.values())
+    assert all(future.result(timeout=HANG_SECONDS) for future in steps._steps.values())
     first = [steps(update) for update in range(12)]
     assert len(set(map(id, first))) == 2
     assert all(first[t] is first[0 if t // 3 % 2 == 0 else 3] for t in range(12))

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor
 
@@ -25,7 +26,12 @@ SMALL = (
 def lbsgd(*args: str, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "lbsgd.main", *args]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -160,13 +166,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while len(monitor.read_metrics(metrics)) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75
     assert "the same command goes on" in out
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())

@@ -42,7 +42,6 @@ def test_a_run_needs_no_home(home, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.long
 def test_a_workdir_in_a_home_that_is_not_there_is_a_line(tmp_path):
     done = without_home(tmp_path, None, "lbsgd.main", DIGITS, "--workdir=~/run")
     assert done.returncode == 2

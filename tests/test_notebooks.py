@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hanging import HANG_SECONDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -19,7 +20,9 @@ def test_notebook_runs(name, tmp_path):
     cells = json.loads((tmp_path / "notebooks" / name).read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     command = [sys.executable, "-c", "\n".join(code)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "validation error" in done.stdout
     assert (tmp_path / "runs" / "quickstart" / "curves.png").exists()

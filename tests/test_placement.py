@@ -37,7 +37,7 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
             "label_smoothing": 0.1,
             "model": {"name": "resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
-            "data": {"crop_padding": 1, "flip": True},
+            "data": {"crop": "padded", "crop_padding": 1, "flip": True},
         }
     )
     config.update_from_flattened_dict(keys)
@@ -92,7 +92,7 @@ def test_training_is_the_same_in_every_place(on_one_device, workers, devices, st
     [
         pytest.param(8, 1, 4, id="group over four devices", marks=pytest.mark.long),
         pytest.param(2, 1, 4, id="group in the lanes of a device", marks=pytest.mark.long),
-        pytest.param(4, 1, 4, id="group over two devices of two lanes", marks=pytest.mark.long),
+        pytest.param(4, 1, 4, id="group over two devices of two lanes"),
         pytest.param(2, 4, 2, id="accumulated groups", marks=pytest.mark.long),
         pytest.param(3, 1, 2, id="idle groups", marks=pytest.mark.long),
         pytest.param(1, 1, 8, id="one group", marks=pytest.mark.long),

@@ -8,13 +8,14 @@ import threading
 import time
 
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd.preemption import StopSignal
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-def until(condition, seconds: float = 60.0) -> None:
+def until(condition, seconds: float = HANG_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -36,7 +37,7 @@ def test_a_first_signal_asks_and_the_handlers_come_back(number, capfd):
 def run(script: str) -> subprocess.CompletedProcess:
     head = "import os, signal, time\nfrom lbsgd.preemption import StopSignal\n"
     return subprocess.run(
-        [sys.executable, "-c", head + script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", head + script], capture_output=True, text=True, timeout=HANG_SECONDS
     )
 
 
@@ -116,5 +117,5 @@ def test_a_signal_counts_though_nobody_can_be_told(streams):
     )
     line = f'exec "$@" {streams}'
     command = ["bash", "-c", line, "bash", sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", "")

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor
 
@@ -73,7 +74,7 @@ def wait_for(line: str, process: subprocess.Popen) -> str:
 
 
 def ends(process: subprocess.Popen) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=HANG_SECONDS)
     return process.returncode, out
 
 

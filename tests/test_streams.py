@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from terminal import open_terminal, start
 
 from lbsgd import monitor, streams
@@ -120,7 +121,12 @@ def shell(text: str, **env: str) -> tuple[int, str]:
     env = {**os.environ, "lbsgd": f"{sys.executable} -m lbsgd", **env}
     env.pop("PYTHONUNBUFFERED", None)
     done = subprocess.run(
-        ["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        ["bash", "-c", text],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
     return done.returncode, done.stderr
 
@@ -229,7 +235,7 @@ def test_a_run_whose_terminal_goes_away_is_saved(hangs_up, code, steps, tmp_path
     while not (metrics.exists() and metrics.stat().st_size):
         shown += os.read(shows, 1024)  # which fails where the process has ended
     os.close(shows)
-    assert process.wait(timeout=300) == code
+    assert process.wait(timeout=HANG_SECONDS) == code
     lines = monitor.read_metrics(metrics)
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == lines[-1]["step"]
@@ -279,5 +285,5 @@ def test_a_bar_whose_terminal_goes_away(bar, tmp_path, monkeypatch):
         assert process.poll() is None
         time.sleep(0.01)
     os.close(shows)
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=HANG_SECONDS) == 0
     assert (tmp_path / "went on").exists()

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor, train, workdir
 from lbsgd.build import build
@@ -40,7 +41,7 @@ def tiny_config(**keys: object):
             "model": {"name": "resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "optimizer": {"momentum_form": "rate_inside"},
-            "data": {"crop_padding": 1},
+            "data": {"crop": "padded", "crop_padding": 1},
             "evaluation": {"every_steps": 5},
             "checkpoint": {"every_steps": 4, "keep": 2},
             "log": {"every_steps": 1, "tensorboard": False},
@@ -376,7 +377,7 @@ def test_a_run_that_ends_early_leaves_no_threads(tmp_path, error):
         train.run(tiny_config(), tmp_path, should_stop=die)
     loading = [t for t in set(threading.enumerate()) - before if t.name.startswith("lbsgd")]
     for thread in loading:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
 
 
@@ -419,7 +420,7 @@ def test_a_second_interrupt_ends_a_run_whose_data_do_not_come(tmp_path):
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG_SECONDS
         while len(monitor.read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
@@ -427,7 +428,7 @@ def test_a_second_interrupt_ends_a_run_whose_data_do_not_come(tmp_path):
         process.send_signal(signal.SIGINT)
         assert "saves a checkpoint as soon as it can" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_SECONDS)
     finally:
         process.kill()
         process.communicate()

@@ -9,6 +9,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd.checkpoint import Checkpoints, __main__, manifest
 
@@ -194,7 +195,7 @@ def test_it_runs_where_the_accelerator_is_another_s(workdir):
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from two_checkpoints import restored, state
 
 from lbsgd.checkpoint import store
@@ -90,7 +91,7 @@ def run_script(script, *args, prefix=()):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=250,  # less than Orbax waits for what does not come
+        timeout=HANG_SECONDS,
         check=False,
     )
 

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from checkpoint_folder import Opened, on_disk, restored, state
+from hanging import HANG_SECONDS
 
 from lbsgd.checkpoint import Costs, store
 
@@ -98,7 +99,7 @@ def test_a_process_ends_whatever_is_under_way(tmp_path, end, code):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == code, done.stderr
@@ -156,7 +157,7 @@ def test_process_0_needs_no_other(tmp_path):
         for i in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in group]
+        outputs = [process.communicate(timeout=HANG_SECONDS)[0] for process in group]
     finally:
         for process in group:
             process.kill()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from jax.sharding import Mesh, PartitionSpec
 from ranks import compiled, reduced
 
@@ -292,12 +293,12 @@ for ranks in (9, 12, 15, 16):
 @pytest.mark.long
 def test_more_devices():
     folder = pathlib.Path(__file__).parent
-    path = os.pathsep.join([str(folder), str(folder.parent.parent)])
+    path = os.pathsep.join(map(str, (folder, folder.parent, folder.parent.parent)))
     done = subprocess.run(
         [sys.executable, "-c", MORE],
         env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr

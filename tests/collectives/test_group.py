@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-import pytest
+from hanging import HANG_SECONDS
 
 CHILD = """
 import hashlib, json, sys
@@ -39,14 +39,13 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.long
 def test_two_processes_of_two_devices_have_the_same_bits():
     """Of each algorithm and type: the mean, to 4 roundings (a ring's), alike on all four."""
     folder = pathlib.Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join([str(folder), str(folder.parent.parent)])
+    path = os.pathsep.join(map(str, (folder, folder.parent, folder.parent.parent)))
     env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     group = [
         subprocess.Popen(
@@ -57,7 +56,7 @@ def test_two_processes_of_two_devices_have_the_same_bits():
         )
         for process in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in group]
+    said = [process.communicate(timeout=HANG_SECONDS)[0] for process in group]
     assert [process.returncode for process in group] == [0, 0]
     first, second = (json.loads(text.splitlines()[-1]) for text in said)
     assert len(first) == 6 * 3

@@ -58,7 +58,7 @@ def with_psum():
     [
         pytest.param(d, keys, id=f"{d} {keys['algorithm']}", marks=marks)
         for d, keys, marks in [
-            (3, {"algorithm": "binary_blocks", "bucket_mib": 0.02}, pytest.mark.long),
+            (3, {"algorithm": "binary_blocks", "bucket_mib": 0.02}, []),
             (4, {"algorithm": "ring"}, pytest.mark.long),
             (8, {"algorithm": "halving_doubling", "bucket_mib": 0.01}, pytest.mark.long),
             (7, {"algorithm": "binary_blocks"}, pytest.mark.long),
@@ -76,8 +76,7 @@ def test_training_is_that_of_psum(x64, devices, keys):
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", ["own", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["own", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_the_gradient_is_sent_once_and_nothing_else(dtype):
     """By ring on two devices in two buckets; loss, error and statistics by one all-reduce."""
     run = small_run(2, "float32", algorithm="ring", dtype=dtype, bucket_mib=0.0125)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from PIL import Image
 
 from lbsgd import monitor, train
@@ -301,7 +302,7 @@ def test_for_the_user_it_is_one_line_and_exit_code_2(folders, tmp_path, args, sa
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

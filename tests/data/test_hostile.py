@@ -124,10 +124,13 @@ def shaped(shape: str, kind: str = "|u1") -> str:
 
 
 class Executed:
-    """A pickle of it would say so on being loaded."""
+    """A pickle of it makes a file on being loaded."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (pathlib.Path.touch, (pathlib.Path("/tmp/lbsgd-executed"),))
+        return (pathlib.Path.touch, (self.file,))
 
 
 LABELS = npy(shaped("(2,)", "<i8"), bytes(16))
@@ -156,10 +159,13 @@ def test_an_array_that_is_none_is_refused(tmp_path, name):
 
 
 def test_a_pickle_in_an_npz_is_refused_and_not_run(tmp_path):
-    np.savez(tmp_path / "train.npz", images=np.array([Executed(), None]), labels=np.arange(2))
+    executed = tmp_path / "executed"
+    np.savez(
+        tmp_path / "train.npz", images=np.array([Executed(executed), None]), labels=np.arange(2)
+    )
     line = refusal(lambda: read_npz(tmp_path / "train.npz"))
     assert "images holds Python objects (a pickle), which are never loaded" in line
-    assert not pathlib.Path("/tmp/lbsgd-executed").exists()
+    assert not executed.exists()
 
 
 def test_an_npz_larger_than_the_memory_is_refused(tmp_path, monkeypatch):

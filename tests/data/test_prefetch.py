@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from scipy import stats
 
 from lbsgd.data.pipeline import AHEAD, Job, Prefetch, Repeated, random_batch
@@ -18,7 +19,6 @@ from lbsgd.workers import place
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PLACEMENT = place(4, 1, devices=2)
 TINY = 1e-6  # the chance that a good generator fails a statistical test
-LONG = 60.0  # seconds after which something is said to hang
 
 
 def nothing() -> None:
@@ -39,7 +39,7 @@ def number(batch) -> int:
 
 
 def wait_until(holds) -> None:
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + HANG_SECONDS
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -127,7 +127,7 @@ def test_an_error_does_not_wait_for_later_batches(threads, parts):
     release, late = threading.Event(), []
 
     def stuck() -> None:
-        late.append(release.wait(LONG))
+        late.append(release.wait(HANG_SECONDS))
 
     batches = Prefetch(placed([job(0), job(1, *parts), job(2, stuck), job(3, stuck)]), threads)
     taken = []
@@ -156,7 +156,7 @@ def test_after_the_last_batch_there_is_none_however_often_one_asks(count):
 
 def test_ready_says_whether_the_next_batch_is_there():
     events = [threading.Event() for _ in range(3)]
-    jobs = [job(i, lambda e=event: e.wait(LONG)) for i, event in enumerate(events)]
+    jobs = [job(i, lambda e=event: e.wait(HANG_SECONDS)) for i, event in enumerate(events)]
     batches = Prefetch(placed(jobs), threads=2)
     for i, event in enumerate(events):
         assert not batches.ready
@@ -178,7 +178,7 @@ def test_closing_ends_the_threads(left_over, taken, threads, full):
     batches.close()
     batches.close()
     for thread in left_over():
-        thread.join(LONG)
+        thread.join(HANG_SECONDS)
     assert not left_over()
 
 
@@ -188,7 +188,7 @@ def test_the_end_and_an_error_end_the_threads_too(left_over, jobs):
     with contextlib.suppress(ValueError):
         list(batches)
     for thread in left_over():
-        thread.join(LONG)
+        thread.join(HANG_SECONDS)
     assert not left_over()
 
 
@@ -197,17 +197,17 @@ def test_closing_lets_threads_finish_what_they_are_at(left_over):
 
     def slow() -> None:
         begun.set()
-        release.wait(LONG)
+        release.wait(HANG_SECONDS)
         finished.append(0)
 
     jobs = [job(0, slow, slow, slow), job(1, slow)]
     batches = Prefetch(placed(jobs), threads=1)
-    begun.wait(LONG)
+    begun.wait(HANG_SECONDS)
     batches.close()
     assert not finished
     release.set()
     for thread in left_over():
-        thread.join(LONG)
+        thread.join(HANG_SECONDS)
     assert not left_over()
     assert len(finished) == 1  # what nobody was at is left
 
@@ -240,7 +240,7 @@ def test_a_process_that_abandons_its_batches_ends(seconds):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=LONG,
+        timeout=HANG_SECONDS,
     )
     assert done.stdout == "(1, 4, 1)\n"
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")

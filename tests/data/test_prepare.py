@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from hanging import HANG_SECONDS
 from image_files import (
     CLASSES,
     below,
@@ -382,7 +383,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert said == "lbsgd: stopped; run again, a preparation goes on from here\n"
     assert not (out / "validation/index.json").exists()

@@ -11,6 +11,7 @@ import sys
 import tarfile
 
 import pytest
+from hanging import HANG_SECONDS
 from image_files import below, contents, encoded, picture, tree, write
 from test_fuzz_inputs import fuzz, refusal
 from tfds_datasets import data_config
@@ -185,7 +186,7 @@ def test_a_member_of_a_size_that_cannot_be_is_refused(tmp_path, number):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path), str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -336,7 +337,7 @@ def test_a_run_leaves_files_with_the_permissions_of_its_user(tmp_path, umask):
     done = subprocess.run(
         [sys.executable, "-m", "lbsgd.main", "--config=configs/digits.py",
          f"--workdir={tmp_path / 'run'}", *(f"--config.{k}={v}" for k, v in changes.items())],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, umask=umask, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, umask=umask, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/checkpoints/3").is_dir()

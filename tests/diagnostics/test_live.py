@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import monitor, train
 from lbsgd.build import build
@@ -48,7 +49,7 @@ def config_with(**diagnostics: object):
             "model": {"name": "resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "optimizer": {"momentum_form": "rate_inside"},
-            "data": {"crop_padding": 1},
+            "data": {"crop": "padded", "crop_padding": 1},
             "evaluation": {"every_steps": 5},
             "checkpoint": {"every_steps": 4, "keep": 3},
             "log": {"every_steps": 1, "tensorboard": False},
@@ -318,7 +319,9 @@ FLAGS = [
 def start(workdir: pathlib.Path, *launcher: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *launcher, *FLAGS, f"--workdir={workdir}"]
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
 
 
 @pytest.mark.long

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 
+from hanging import HANG_SECONDS
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
-DEADLINE = 300.0  # of what never ends if it is broken
 
 DRIVER = """
 import json, os, signal, sys
@@ -24,7 +25,7 @@ sys.exit(launch_local.launch(**arguments))
 PRELUDE = """
 import os, pathlib, signal, subprocess, sys, time
 
-signal.alarm(120)  # nothing outlives a test that is broken
+signal.alarm(1200)  # nothing outlives a test that is broken
 flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:4])
 me, of = int(flags["process_id"]), int(flags["num_processes"])
 
@@ -98,7 +99,7 @@ def launcher(
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=DEADLINE)
+        out, err = process.communicate(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -138,7 +139,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_dead(pids: list[int]) -> None:
-    give_up = time.monotonic() + DEADLINE
+    give_up = time.monotonic() + HANG_SECONDS
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < give_up, "still running"
         time.sleep(0.01)

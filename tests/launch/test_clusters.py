@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from hanging import HANG_SECONDS
 
 from lbsgd import errors, monitor
 
@@ -22,8 +23,6 @@ ARGS = [
     "--config.total_epochs=0",
     "--config.learning_rate.warmup_epochs=0.5",
 ]
-# What a cluster has no clock for: a run that is late by so much is broken.
-PATIENCE = 600
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -49,7 +48,7 @@ def updates(workdir: pathlib.Path) -> list[int]:
 
 
 def wait_for(condition, what: str) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < end, what() if callable(what) else what
         time.sleep(0.1)
@@ -80,7 +79,7 @@ def mpirun(workdir: pathlib.Path, total_steps: int) -> subprocess.Popen:
 
 @pytest.mark.long
 def test_mpirun_trains_in_two_processes(tmp_path):
-    out, _ = (job := mpirun(tmp_path, 8)).communicate(timeout=PATIENCE)
+    out, _ = (job := mpirun(tmp_path, 8)).communicate(timeout=HANG_SECONDS)
     assert job.returncode == errors.EXIT_DONE, out
     assert updates(tmp_path) == list(range(1, 9))
     assert '"processes": 2' in (tmp_path / "machine.json").read_text()
@@ -92,7 +91,7 @@ def test_mpirun_processes_stop_together_and_go_on(tmp_path):
     ranks = [p for p in await_children(job.pid) if "lbsgd.main" in p.cmdline()]
     wait_for(lambda: len(updates(tmp_path)) > 4, "no updates")
     ranks[1].send_signal(signal.SIGTERM)  # not mpirun, which would kill them a second later
-    out, _ = job.communicate(timeout=PATIENCE)
+    out, _ = job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == errors.EXIT_PREEMPTED, out
     assert updates(tmp_path)[-1] == saved(tmp_path)
 
@@ -172,7 +171,7 @@ class Cluster:
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
-                daemon.wait(60)
+                daemon.wait(HANG_SECONDS)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()

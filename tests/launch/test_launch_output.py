@@ -6,7 +6,8 @@ import signal
 import subprocess
 import time
 
-from launching import DEADLINE, finish, launch, launcher, starts, wait_until_dead, words
+from hanging import HANG_SECONDS
+from launching import finish, launch, launcher, starts, wait_until_dead, words
 
 from lbsgd import process_group
 
@@ -17,7 +18,7 @@ os.write(1, b"out \xff\r\n\n  indented\nno end")
 os.write(2, b"err\nno end either")
 """
     process = launcher(tmp_path, program, processes=1)
-    out, err = process.communicate(timeout=DEADLINE)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert out == b"[0] out \xff\r\n[0] \n[0]   indented\n[0] no end\n"
     assert err.splitlines()[1:] == [b"[0] err", b"[0] no end either"]
 

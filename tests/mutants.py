@@ -1,0 +1,206 @@
+"""Breaks each main promise by a change of a line or two, and shows that a short test notices.
+
+    make mutants                               all, one after another
+    python tests/mutants.py "synced" "LARS"    those whose promise has these words
+
+Each is made in a copy of the tree, where the short tests named with it run until one fails. The
+tests of an unbroken tree are `make test`. Ends with 1 where a mutant lives, or is no change.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Of pytest, where tests ran and some failed; all else (no tests, an import that fails) is no proof.
+FAILED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A change that breaks a promise.
+
+    Attributes:
+      promise: what the README and docs/design.md say.
+      file: in the package.
+      old, new: text that stands there once, and what takes its place.
+      tests: files or tests of which a short one is to fail.
+    """
+
+    promise: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "synced batch norm is the same wherever its workers lie",
+        "build.py",
+        'norm_axis_names=(LANE_AXIS, "member") if',
+        "norm_axis_names=(LANE_AXIS,) if",
+        ("tests/test_placement.py",),
+    ),
+    Mutant(
+        "no number depends on idle slots",
+        "step.py",
+        "jnp.where(keep, x, 0)",
+        "x",
+        ("tests/test_placement.py",),
+    ),
+    Mutant(
+        "each gradient byte is reduced once, outside the accumulation",
+        "step.py",
+        "return jax.grad(loss, has_aux=True)(params, rows, step)",
+        "return lax.pmean(jax.grad(loss, has_aux=True)(params, rows, step), DEVICE_AXES)",
+        ("tests/test_placement.py",),
+    ),
+    Mutant(
+        "statistics are averaged over all devices, whatever the all-reduce",
+        "step.py",
+        "return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)",
+        "return gradient_mean(gradients), result",
+        ("tests/collectives/test_training.py",),
+    ),
+    Mutant(
+        "running averages move once an update, by a tenth",
+        "step.py",
+        "m * r + (1.0 - m) * new",
+        "(1.0 - m) * r + m * new",
+        ("tests/test_step.py",),
+    ),
+    Mutant(
+        "augmentation depends on seed, epoch and example alone",
+        "data/pipeline.py",
+        "draws = self.view.draw(rows.epochs, rows.examples)",
+        "draws = self.view.draw(rows.epochs, np.arange(rows.examples.size))",
+        ("tests/test_placement.py", "tests/data/test_pipeline.py"),
+    ),
+    Mutant(
+        "another permutation in each epoch",
+        "data/order.py",
+        "keys = round_keys(self.seed, int(epoch), self.purpose)\n            examples",
+        "keys = round_keys(self.seed, 0, self.purpose)\n            examples",
+        ("tests/data/test_order.py",),
+    ),
+    Mutant(
+        "each process loads the rows of its own slots",
+        "workers.py",
+        "return slice(mine[0] * self.lanes, (mine[-1] + 1) * self.lanes)",
+        "return slice(0, len(mine) * self.lanes)",
+        ("tests/test_elastic.py",),
+    ),
+    Mutant(
+        "warmup starts at the reference rate and grows with each update",
+        "optim/learning_rate.py",
+        "ramp = start_rate + (full_rate - start_rate)",
+        "ramp = full_rate",
+        ("tests/optim/test_learning_rate.py",),
+    ),
+    Mutant(
+        "momentum is corrected as the rate changes",
+        "optim/momentum.py",
+        "rate / jnp.where(usable, last, 1.0)",
+        "last / jnp.where(usable, rate, 1.0)",
+        ("tests/optim/test_momentum.py", "tests/optim/test_sgd_against_torch.py"),
+    ),
+    Mutant(
+        "LARS has the decay in its trust ratio",
+        "optim/layerwise.py",
+        "of_g + weight_decay * of_w + epsilon",
+        "of_g + epsilon",
+        ("tests/optim/test_lars.py",),
+    ),
+    Mutant(
+        "evaluation counts each example once",
+        "step.py",
+        "loss = jnp.where(mask, cross_entropy(logits, labels), 0)",
+        "loss = cross_entropy(logits, labels)",
+        ("tests/test_step.py", "tests/test_step_functions.py", "tests/test_train.py"),
+    ),
+    Mutant(
+        "a stopped run goes on with the batch after its last",
+        "train.py",
+        "contextlib.closing(parts.feed(done))",
+        "contextlib.closing(parts.feed(max(done - 1, 0)))",
+        ("tests/test_train.py",),
+    ),
+    Mutant(
+        "a checkpoint is believed only when its checksums are right",
+        "checkpoint/manifest.py",
+        "if checksum(name, array) != entry.sha256:",
+        "if not entry.sha256:",
+        ("tests/checkpoint/test_damaged_files.py", "tests/checkpoint/test_restoring.py"),
+    ),
+    Mutant(
+        "an update that is not finite changes nothing",
+        "step.py",
+        "lambda new, old: jnp.where(finite, new, old), changed, kept",
+        "lambda new, old: new, changed, kept",
+        ("tests/test_step.py", "tests/test_train.py"),
+    ),
+)
+
+
+def mutate(tree: pathlib.Path, mutant: Mutant) -> None:
+    """Makes the change in a tree.
+
+    Raises:
+      ValueError: the text does not stand there once.
+    """
+    path = tree / "lbsgd" / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has not once: {mutant.old}")
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def copy_tree(to: pathlib.Path) -> None:
+    """Copies what git tracks and what it would."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, to / name)
+
+
+def caught(mutant: Mutant) -> tuple[bool, str]:
+    """Whether a short test fails, and the last line of pytest's report."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder)
+        copy_tree(tree)
+        mutate(tree, mutant)
+        options = ["-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = [sys.executable, "-m", "pytest", *options, *mutant.tests]
+        done = subprocess.run(
+            ["env", f"PYTHONPATH={tree}", *command], cwd=tree, capture_output=True, text=True
+        )
+    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    said = failures or done.stdout.splitlines()[-1:] or done.stderr.splitlines()[-1:]
+    return done.returncode == FAILED, said[0] if said else ""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the mutants whose promise has one of the words; all without any."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.promise for word in words)]
+    begun, dead = time.monotonic(), 0
+    for number, mutant in enumerate(chosen, 1):
+        start = time.monotonic()
+        noticed, how = caught(mutant)
+        dead += noticed
+        took = time.monotonic() - start
+        print(f"{number:2}  {'caught' if noticed else 'LIVES '}  {took:4.0f} s  {mutant.promise}")
+        print(f"      {how[:140]}", flush=True)
+    print(f"{dead} of {len(chosen)} caught in {(time.monotonic() - begun) / 60:.1f} minutes")
+    return 0 if chosen and dead == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
