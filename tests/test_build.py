@@ -20,7 +20,7 @@ def config(**keys: object):
             "worker_batch_size": 16,
             "total_steps": 2,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.5},
+            "model": {"name": "cifar_resnet8", "width": 0.5},
             "learning_rate": {"warmup": "none"},
         }
     )

@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.models.resnet import ARCHITECTURES, Architecture, ResNet
+from lbsgd.models.resnet import Architecture, ResNet, named_architecture
 from lbsgd.models.roles import split_roles
 
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
 
 N, SIZE, CLASSES = 6, 16, 10
+CIFAR = named_architecture("cifar_resnet8")
 NETS = {
-    "resnet8": ResNet(ARCHITECTURES["resnet8"], CLASSES, width=0.5),
+    "cifar_resnet8": ResNet(CIFAR, CLASSES, width=0.5),
     "bottlenecks, large stem": ResNet(Architecture((1, 2), 4, bottleneck=True), CLASSES),
     "basic blocks, projections": ResNet(Architecture((1, 1), 4, stem="small"), CLASSES),
-    "without skips": ResNet(ARCHITECTURES["resnet8"], CLASSES, width=0.5, skip_connections=False),
+    "without skips": ResNet(CIFAR, CLASSES, width=0.5, skip_connections=False),
 }
 
 
