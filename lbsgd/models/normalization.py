@@ -170,6 +170,7 @@ class GroupNorm(nn.Module):
             scale_init=with_role(Role.NORM_SCALE, self.scale_init),
             bias_init=with_role(Role.NORM_OFFSET, nn.initializers.zeros),
             use_fast_variance=False,  # E[x^2] - E[x]^2 would cancel
+            force_float32_reductions=False,  # nor float64: they are in param_dtype
             name="norm",
         )
         return norm(x.astype(self.param_dtype)).astype(self.dtype)

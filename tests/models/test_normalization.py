@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.models.normalization import BatchNorm, add_distance, moments, subtract_distance
+from lbsgd.models.normalization import (
+    BatchNorm,
+    GroupNorm,
+    add_distance,
+    moments,
+    subtract_distance,
+)
 from lbsgd.models.roles import Role, split_roles
 
 EPS = np.finfo(np.float64).eps
@@ -131,6 +137,19 @@ def test_the_derivatives_of_moments_are_those_of_mean_and_variance(x64):
             rtol=0,
             atol=1000 * EPS,
         )
+
+
+@pytest.mark.parametrize(("examples", "passes"), [(1, False), (2, False), (3, True)])
+def test_no_gradient_passes_a_batch_norm_of_one_value_or_two(x64, examples, passes):
+    """Of one it leaves 0, of two their order; but for epsilon, which is small beside a variance."""
+    x = jnp.asarray(inputs((examples, 5)) * 10)
+    cotangent = inputs((examples, 5), seed=2)
+
+    def f(x):
+        mean, var = moments(x)
+        return jnp.sum((x - mean[None]) * jax.lax.rsqrt(var + 1e-12)[None] * cotangent)
+
+    assert (np.abs(jax.jit(jax.grad(f))(x)).max() > 1e-3) == passes
 
 
 # --- the module ------------------------------------------------------------------------------
@@ -330,3 +349,43 @@ def test_with_one_worker_far_away_distances_cancel(x64):
     # Squares of up to 100 are added and taken off again.
     np.testing.assert_allclose(found["var"], stats["var"], rtol=0, atol=4 * 100**2 * EPS)
     np.testing.assert_array_equal(found["mean"], stats["mean"])
+
+
+# --- group norm ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3), (13, 1), (16, 8), (48, 24), (64, 32), (80, 20)],
+)
+def test_group_norm_has_up_to_32_groups_of_two_channels_or_more(channels, groups):
+    assert GroupNorm.groups(channels) == groups
+    assert GroupNorm.groups(64 * channels) == 32
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_group_norm_is_of_each_example_and_group(dtype):
+    """By numpy; in float32 as accurate for a mean of 1000 deviations, and its output of `dtype`."""
+    x = (inputs((3, 4, 4, 6)) * 0.1 + 1000 * (dtype == jnp.float32)).astype(np.float32)
+    x = np.asarray(jnp.asarray(x, dtype), np.float64)
+    norm = GroupNorm(dtype=dtype)
+    params = {"scale": jnp.linspace(0.5, 2, 6), "offset": jnp.linspace(-1, 1, 6)}
+    params = {"norm": {"scale": params["scale"], "bias": params["offset"]}}
+    y = norm.apply({"params": params}, jnp.asarray(x, dtype), train=True)
+    assert y.dtype == dtype
+    grouped = x.reshape(3, 16, 3, 2)
+    mean, var = (f(axis=(1, 3), keepdims=True) for f in (grouped.mean, grouped.var))
+    normal = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    expected = normal * np.linspace(0.5, 2, 6) + np.linspace(-1, 1, 6)
+    # The mean is rounded, by a thousandth of the deviation; bfloat16 has 8 bits.
+    atol = 2e-3 if dtype == jnp.float32 else 2**-8 * np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0, atol=atol)
+
+
+def test_group_norm_starts_with_scale_one_and_offset_zero():
+    variables = GroupNorm().init(jax.random.key(0), jnp.ones((2, 3, 3, 4)), train=False)
+    params, roles = split_roles(variables["params"])
+    assert "batch_stats" not in variables
+    assert roles == {"norm": {"scale": Role.NORM_SCALE, "bias": Role.NORM_OFFSET}}
+    np.testing.assert_array_equal(params["norm"]["scale"], np.ones(4))
+    np.testing.assert_array_equal(params["norm"]["bias"], np.zeros(4))
