@@ -23,7 +23,7 @@ ROUNDS = 10
 
 # Network, image size, kn, n, compute type; and numbers of accumulation steps.
 CASES = [
-    (("resnet20", 32, 128, 32, "float32"), (1, 2, 4)),
+    (("cifar_resnet20", 32, 128, 32, "float32"), (1, 2, 4)),
     (("resnet18", 64, 32, 8, "float32"), (1, 4)),
     (("resnet50", 64, 16, 4, "float32"), (1, 4)),
 ]

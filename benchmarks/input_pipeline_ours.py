@@ -29,7 +29,7 @@ def build_run(folder: str, source: str, batch_size: int, worker_batch_size: int,
             "worker_batch_size": worker_batch_size,
             "total_steps": 10**6,
             "devices": 1,
-            "model": {"name": "resnet8"},
+            "model": {"name": "cifar_resnet8"},
             "learning_rate": {"warmup": "none", "decay": "none", "scaling": "none"},
             "data": {"source": source, "dir": folder, **data},
         }

@@ -30,16 +30,16 @@ ROUNDS = 15
 
 # Network, image size, kn, n, compute type: what a CPU can do, then what wants an accelerator.
 CASES = [
-    ("resnet8", 8, 256, 32, "float32"),
-    ("resnet20", 32, 128, 32, "float32"),
+    ("cifar_resnet8", 8, 256, 32, "float32"),
+    ("cifar_resnet20", 32, 128, 32, "float32"),
     ("resnet18", 64, 32, 8, "float32"),
 ]
 ACCELERATOR_CASES = [
-    ("resnet20", 32, 1024, 32, "bfloat16"),
+    ("cifar_resnet20", 32, 1024, 32, "bfloat16"),
     ("resnet50", 224, 256, 32, "bfloat16"),
     ("resnet50", 224, 256, 256, "bfloat16"),
 ]
-BLOCKS = {"resnet8": (1, 1, 1), "resnet20": (3, 3, 3), "resnet18": (2, 2, 2, 2)}
+BLOCKS = {"cifar_resnet8": (1, 1, 1), "cifar_resnet20": (3, 3, 3), "resnet18": (2, 2, 2, 2)}
 BLOCKS["resnet50"] = (3, 4, 6, 3)
 
 
@@ -51,7 +51,7 @@ class PlainResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        small, bottleneck = self.name_of in ("resnet8", "resnet20"), self.name_of == "resnet50"
+        small, bottleneck = self.name_of.startswith("cifar"), self.name_of == "resnet50"
 
         def conv(x, features, kernel, stride=1):
             pad = ((kernel // 2,) * 2,) * 2

@@ -7,7 +7,7 @@ half and three quarters, padding 4, crop and flip. That is one worker of n=128 h
 minibatches are k such workers, with linear scaling and gradual warmup over 5 epochs.
 
     batch=128..4096       kn; the default is 128
-    model=resnet56        or any other of lbsgd.models.resnet
+    model=cifar_resnet56  or any other of lbsgd.models.resnet
     epochs=30             another length, decays in proportion
     smoke                 3 updates on random images at width 1/8
 
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 128
     config.worker_batch_size = 128
     config.total_epochs = 164.0
-    config.model.name = "resnet20"
+    config.model.name = "cifar_resnet20"
     config.model.zero_init_residual = False
     config.learning_rate.reference_learning_rate = 0.1
     config.learning_rate.reference_batch_size = 128

@@ -7,7 +7,7 @@ are k such workers, with linear scaling and gradual warmup over 2 epochs; 20 epo
 half and three quarters; padding 2, crop and flip.
 
     batch=128..8192       kn; the default is 1024
-    model=resnet20        or any other of lbsgd.models.resnet; the default is resnet8
+    model=cifar_resnet20  or any other of lbsgd.models.resnet; the default is cifar_resnet8
     epochs=40             another length, decays in proportion
     smoke                 3 updates on random images at width 1/8
 
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 1024
     config.worker_batch_size = 128
     config.total_epochs = 20.0
-    config.model.name = "resnet8"
+    config.model.name = "cifar_resnet8"
     config.learning_rate.reference_learning_rate = 0.1
     config.learning_rate.reference_batch_size = 128
     config.learning_rate.warmup_epochs = 2.0

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from lbsgd import accumulation, growth, runtime, times
-from lbsgd.checks import check_data, check_size, image_shape_of
+from lbsgd.checks import check_data, check_normalization, check_size, image_shape_of
 from lbsgd.collectives.allreduce import gradient_mean
 from lbsgd.config import run_keys
 from lbsgd.data.augment import CentreCrop, Color, CropAndFlip, InceptionCrop, View, Whole
@@ -35,7 +35,7 @@ from lbsgd.data.pipeline import (
 from lbsgd.data.sources import Splits
 from lbsgd.diagnostics.plan import Plan, plan
 from lbsgd.diagnostics.update_statistics import layer_statistics
-from lbsgd.models import build_model
+from lbsgd.models import build_model, init_variables, outline
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.learning_rate import Schedule
@@ -251,9 +251,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
     total = times.total(config, timeline)
 
     model = _build_network(config, config.model.num_classes or len(splits.train.classes))
-    init = functools.partial(_init_variables, model, image_shape, config.seed)
-    params, roles = split_roles(jax.eval_shape(init)["params"])
+    init = functools.partial(init_variables, model, image_shape, config.seed)
+    params, roles, values = outline(init)
     check_size(params)
+    diagnostics = plan(config, timeline, total)
+    check_normalization(config, values, confusion=bool(diagnostics.confusion))
     rate = build_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: growth.momentum_of_size(config, size) for size in sizes}
@@ -290,7 +292,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         preprocess=preprocess,
         worker=worker,
         gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
-        diagnostics=plan(config, timeline, total),
+        diagnostics=diagnostics,
     )
     return run if config.accumulation_steps else _fitting(run, put)
 
@@ -315,8 +317,10 @@ def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
         width=config.model.width,
         skip_connections=config.model.skip_connections,
         zero_init_residual=config.model.zero_init_residual,
+        normalization=config.model.normalization,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
+        precision=config.matmul_precision,
         norm_axis_names=(LANE_AXIS, "member") if config.batch_norm.synced_workers > 1 else (),
         norm_epsilon=config.batch_norm.epsilon,
     )
@@ -334,21 +338,15 @@ def _build_worker(
     )
 
 
-def _init_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Any:
-    """Drawn in float32 whatever the type, so that runs in float64 start from the same weights."""
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
-    variables = single.init(jax.random.key(seed), images, train=False)
-    return jax.tree.map(lambda x: x.astype(model.param_dtype), variables)
-
-
 def _initial_state(
     init: Callable[[], Any], optimizer: optax.GradientTransformationExtraArgs
 ) -> TrainState:
     variables = init()
     params, _ = split_roles(variables["params"])
     update, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(update, params, variables["batch_stats"], optimizer.init(params), skipped)
+    # Without batch norm there are no statistics.
+    stats = variables.get("batch_stats", {})
+    return TrainState(update, params, stats, optimizer.init(params), skipped)
 
 
 def _fitting(run: Run, put: Callable[..., Placement]) -> Run:

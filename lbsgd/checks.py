@@ -1,11 +1,13 @@
 """What a config says of images and network against what they are."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
 
+from lbsgd.config import default_config
 from lbsgd.data.sources import Source
 from lbsgd.errors import ConfigError
 
@@ -13,6 +15,8 @@ from lbsgd.errors import ConfigError
 MOST_PARAMETERS = 10**11
 # Of 1/255, the step between two pixels' values; less is a slip.
 LEAST_STD = 1e-6
+# Normalising one value leaves 0 of it, and two their order: no gradient passes either.
+LEAST_VALUES = 3
 
 
 def image_shape_of(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
@@ -69,3 +73,60 @@ def check_data(
         raise ConfigError(
             f"data.synthetic_on_device=True, but data.source is {data.source!r}, not 'synthetic'"
         )
+
+
+def check_normalization(
+    config: ml_collections.ConfigDict, values: Mapping[str, int], *, confusion: bool
+) -> None:
+    """Whether the normalisation is one that trains, and the keys of batch norm are of use.
+
+    Args:
+      values: by layer, how many values of an example share a mean and a variance.
+      confusion: whether gradient confusion is measured, whose minibatches are workers too.
+
+    Raises:
+      ConfigError: a key without effect, or a layer of so few values that nothing below it learns.
+    """
+    kind = config.model.normalization
+    if kind != "batch":
+        _check_no_batch_norm(config)
+    if not values:
+        return
+    layer = min(values, key=lambda name: values[name])
+    if kind == "group" and values[layer] < LEAST_VALUES:
+        raise ConfigError(
+            f"model.normalization='group': {layer} normalises {_values(values[layer])} at a time, "
+            "and nothing below it would learn; take larger images, or raise model.width"
+        )
+    if kind == "batch":
+        _check_batch(config, layer, values[layer], confusion)
+
+
+def _check_no_batch_norm(config: ml_collections.ConfigDict) -> None:
+    kind, usual = config.model.normalization, default_config().batch_norm
+    for key, value in config.batch_norm.items():
+        if value != usual[key] and (kind, key) != ("group", "epsilon"):
+            raise ConfigError(
+                f"batch_norm.{key}={value} has no effect with model.normalization={kind!r}; leave "
+                f"it at {usual[key]}"
+            )
+
+
+def _check_batch(
+    config: ml_collections.ConfigDict, layer: str, of_example: int, confusion: bool
+) -> None:
+    n, synced = config.worker_batch_size, config.batch_norm.synced_workers
+    sizes = {"raise worker_batch_size or batch_norm.synced_workers": n * synced}
+    if confusion:
+        sizes["raise diagnostics.confusion.batch_size"] = config.diagnostics.confusion.batch_size
+    for remedy, examples in sizes.items():
+        if examples * of_example < LEAST_VALUES:
+            raise ConfigError(
+                f"batch norm: {layer} normalises {_values(examples * of_example)} of a channel at "
+                f"a time, and nothing below it would learn; {remedy}, take larger images, or set "
+                "model.normalization='group'"
+            )
+
+
+def _values(count: int) -> str:
+    return "1 value" if count == 1 else f"{count} values"

@@ -83,21 +83,29 @@ def default_config() -> ml_collections.ConfigDict:
             "device_memory_gib": 0.0,
             # Of activations. float64 makes parameters float64 too (to study exactness).
             "dtype": "float32",
+            # Of products of float32, as JAX names it: "highest" is float32 in full on every device.
+            # "high" and "default" are TF32 on a GPU, and three bfloat16 passes or one on a TPU; on
+            # a CPU they are as "highest". Of bfloat16 activations only the classifier has such.
+            "matmul_precision": "highest",
             "label_smoothing": 0.0,
             # "stop": the run ends when loss or gradient are not finite. "skip": such an update
             # leaves the state as it was, and the run ends past max_nonfinite of them.
             "on_nonfinite": "stop",
             "max_nonfinite": 10,
             "model": {
-                # See lbsgd.models.resnet.ARCHITECTURES.
+                # "resnet18", 34, 50, 101 or 152, or "cifar_resnetD" with D = 6n + 2.
                 "name": "resnet50",
                 # 0 for as many as the data have.
                 "num_classes": 0,
                 # Multiplier of all channel counts.
                 "width": 1.0,
                 "skip_connections": True,
-                # Last batch-norm scale of each residual block starts at 0.
+                # Last scale of each residual block starts at 0; without scales, its last kernel.
                 "zero_init_residual": True,
+                # "batch"; "group" (Wu and He 2018, up to 32 groups of two or more channels); or
+                # "none", where convolutions have biases. Keys of batch_norm are of "batch", but
+                # epsilon, which is of "group" too.
+                "normalization": "batch",
             },
             "batch_norm": {
                 # m in: running <- m running + (1 - m) new.

@@ -67,6 +67,7 @@ def explain(run: Run) -> list[str]:
     ]
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
     lines.append(f"network: {c.model.name}, computed in {c.dtype}{smoothing}")
+    lines += _explain_precision(run)
     outputs = c.model.num_classes
     if outputs > len(train.classes):
         lines.append(f"network: {outputs} outputs, more than the data have classes")
@@ -82,7 +83,7 @@ def explain(run: Run) -> list[str]:
         f"{len(run.evaluate_after)} evaluations",
         _explain_rate(run),
         _explain_optimizer(run),
-        _explain_batch_norm(run),
+        _explain_normalization(run),
         *run.diagnostics.describe(c.diagnostics),
     ]
     if run.gradient_mean is not None:
@@ -218,6 +219,29 @@ def _explain_optimizer(run: Run) -> str:
         f"optimizer: {c.name.upper()}, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} "
         f"weight decay {decay}{trust}"
     )
+
+
+def _explain_precision(run: Run) -> list[str]:
+    """A line on the products of float32, if there are any."""
+    c = run.config
+    if c.dtype == "float64":
+        return []
+    which = "products of float32" if c.dtype == "float32" else "of its products the classifier's"
+    means = {
+        "highest": 'in full on every device ("high" would be TF32 on a GPU)',
+        "high": "TF32 on a GPU, three bfloat16 passes on a TPU, float32 on a CPU",
+        "default": "TF32 on a GPU, one bfloat16 pass on a TPU, float32 on a CPU",
+    }
+    return [f"network: {which} at precision {c.matmul_precision!r}: {means[c.matmul_precision]}"]
+
+
+def _explain_normalization(run: Run) -> str:
+    kind = run.config.model.normalization
+    if kind == "group":
+        return "group norm: of each example, in up to 32 groups of two or more channels"
+    if kind == "none":
+        return "normalization: none; convolutions have biases"
+    return _explain_batch_norm(run)
 
 
 def _explain_batch_norm(run: Run) -> str:

@@ -33,7 +33,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       update: the update index t, an int32 scalar: how many updates were made.
       params: parameters.
-      batch_stats: running averages of batch norm.
+      batch_stats: running averages of batch norm; {} for a network without.
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
     """
@@ -51,7 +51,7 @@ class WorkerResult(NamedTuple):
     Attributes:
       loss: mean cross-entropy.
       error: top-1 error, a fraction; of mixed examples, against their own label.
-      batch_stats: the moments of its batch norms.
+      batch_stats: the moments of its batch norms; {} of a network without.
     """
 
     loss: jax.Array
@@ -136,7 +136,7 @@ def worker_loss(
         losses = share * losses + (1 - share) * others
     loss = jnp.mean(losses)
     error = jnp.mean(wrong_at(1, logits, batch["label"]).astype(loss.dtype))
-    return WorkerResult(loss, error, left["batch_stats"])
+    return WorkerResult(loss, error, left.get("batch_stats", {}))
 
 
 def with_distance(worker: Callable[..., WorkerResult]) -> Callable[..., WorkerResult]:

@@ -10,6 +10,8 @@ from lbsgd.errors import ConfigError
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
+    "matmul_precision": ("highest", "high", "default"),
+    "model.normalization": ("batch", "group", "none"),
     "batch_norm.running_variance": ("within", "total"),
     "learning_rate.scaling": ("linear", "sqrt", "none"),
     "learning_rate.warmup": ("gradual", "constant", "none"),

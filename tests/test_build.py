@@ -20,7 +20,7 @@ def config(**keys: object):
             "worker_batch_size": 16,
             "total_steps": 2,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.5},
+            "model": {"name": "cifar_resnet8", "width": 0.5},
             "learning_rate": {"warmup": "none"},
         }
     )
@@ -243,11 +243,79 @@ def test_parameter_table_says_what_has_a_trust_ratio(name):
             "set optimizer.nesterov=False and optimizer.weight_decay_form",
         ),
         ({"batch_norm.synced_workers": 3}, "synced_workers=3 does not divide the k=8"),
+        (
+            {"model.normalization": "group", "batch_norm.synced_workers": 2},
+            "synced_workers=2 has no effect with model.normalization='group'; leave it at 1",
+        ),
+        (
+            {"model.normalization": "none", "batch_norm.precise_examples": 256},
+            "precise_examples=256 has no effect with model.normalization='none'; leave it at 0",
+        ),
+        (
+            {"model.normalization": "none", "batch_norm.epsilon": 1e-3},
+            "batch_norm.epsilon=0.001 has no effect",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_an_error(keys, says):
     with pytest.raises(ConfigError, match=says):
         build.build(config(**keys))
+
+
+# Of 8x8 pixels ResNet-18 leaves one from its second stage on.
+DEEP = {"model.name": "resnet18", "model.width": 1 / 16}
+CONFUSION = {"diagnostics.confusion.every_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"worker_batch_size": 1}, "1 value of a channel .* worker_batch_size or batch_norm.sync"),
+        ({"worker_batch_size": 2}, "2 values of a channel"),
+        ({"worker_batch_size": 1, "batch_norm.synced_workers": 2}, "2 values of a channel"),
+        (
+            {**CONFUSION, "diagnostics.confusion.batch_size": 2},
+            "2 .*raise diagnostics.confusion.batch",
+        ),
+        ({"model.normalization": "group"}, "2 values at a time, .* larger images, or raise model"),
+    ],
+)
+def test_a_normalisation_below_which_nothing_learns_is_an_error(keys, says):
+    with pytest.raises(ConfigError, match=f"stage2_block1/norm1 normalises {says}"):
+        build.build(config(**{**DEEP, **keys}))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"worker_batch_size": 4},
+        {"worker_batch_size": 1, "batch_norm.synced_workers": 4},
+        {"worker_batch_size": 1, "model.normalization": "none"},
+        {"worker_batch_size": 1, "model.name": "cifar_resnet8"},  # 2x2 pixels at its end
+        {"model.normalization": "group", "model.width": 1.0, "batch_norm.epsilon": 1e-3},
+        {"diagnostics.confusion.batch_size": 2},  # which is not measured
+    ],
+)
+def test_a_normalisation_of_a_few_values_is_none(keys):
+    build.build(config(**{**DEEP, **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({}, "network: products of float32 at precision 'highest': in full on every device"),
+        ({"matmul_precision": "high"}, "'high': TF32 on a GPU, three bfloat16 passes on a TPU"),
+        ({"matmul_precision": "default", "dtype": "bfloat16"}, "its products the classifier's at"),
+        ({"model.normalization": "group"}, "group norm: of each example, in up to 32 groups"),
+        ({"model.normalization": "none"}, "normalization: none; convolutions have biases"),
+        ({}, "batch norm: per worker, over 16 examples"),
+    ],
+)
+def test_explain_says_how_products_and_normalisation_are(keys, says):
+    lines = explain.explain(build.build(config(**keys)))
+    assert any(says in line for line in lines), lines
+    norms = [line for line in lines if line.startswith(("batch norm", "group norm", "normaliz"))]
+    assert len(norms) == 1
 
 
 def test_evaluations_and_checkpoints_come_at_rounded_epochs_and_at_the_end():

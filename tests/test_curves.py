@@ -100,7 +100,7 @@ def test_a_run_ends_with_its_result_whatever_becomes_of_its_picture(tmp_path, ca
             "worker_batch_size": 16,
             "total_steps": 4,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup": "none"},
             "log": {"every_steps": 1, "tensorboard": False},
         }

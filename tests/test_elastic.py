@@ -36,7 +36,7 @@ def get_config(arg=""):
         "worker_batch_size": 8,
         "total_steps": {UPDATES},
         "batch_growth": {{"sizes": (128,), "at_steps": (8,), "compensate": "momentum"}},
-        "model": {{"name": "resnet8", "width": 0.25}},
+        "model": {{"name": "cifar_resnet8", "width": 0.25}},
         "learning_rate": {{"reference_batch_size": 16, "warmup_epochs": 0.2}},
         "data": {{"crop": "padded", "crop_padding": 1, "flip": True}},
         "evaluation": {{"every_steps": 6}},

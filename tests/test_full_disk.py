@@ -53,7 +53,7 @@ def between(done):
 config = default_config()
 config.update({
     "batch_size": 64, "worker_batch_size": 16, "total_steps": 20, "devices": 1,
-    "model": {"name": "resnet8", "width": 0.25},
+    "model": {"name": "cifar_resnet8", "width": 0.25},
     "learning_rate": {"reference_batch_size": 16, "warmup": "none"},
     "checkpoint": {"every_steps": 2, "on_error": on_error},
     "log": {"every_steps": 1},

@@ -29,7 +29,7 @@ from lbsgd.data.catalogue import SOURCES
 from lbsgd.data.pipeline import load
 from lbsgd.errors import ConfigError
 from lbsgd.explain import explain, parameter_table
-from lbsgd.models.resnet import ARCHITECTURES
+from lbsgd.models.resnet import IMAGENET
 from lbsgd.values import CHOICES
 
 DEFAULTS = dict(flatten(default_config()))
@@ -58,7 +58,12 @@ TEXTS += [
     "$(id)",
 ]
 TEXTS += ["x" * 5000, "/" + "x" * 300, "a/" * 2000, "train[:10%]", "a/b:1.0.0", *SOURCES]
-TEXTS += [*ARCHITECTURES, *(choice for choices in CHOICES.values() for choice in choices)]
+TEXTS += [
+    *IMAGENET,
+    "cifar_resnet8",
+    "cifar_resnet20",
+    *(choice for choices in CHOICES.values() for choice in choices),
+]
 TUPLES = [(), (1,), (0.5,), (0.1, 0.9), (0.9, 0.1), (1, 2, 3), (0.0, 0.0, 1.0), (1e-6, 1e-6)]
 TUPLES += [(1e-3, 1e3), (math.nan,), (math.inf, 0.0), (None,), ("a",), ((1,),), (1e300,)]
 TUPLES += [(5e-324, 0.5), (10**400,), tuple(range(1000)), tuple(range(10**6)), (True,)]
@@ -102,7 +107,7 @@ def mutated(base: str, mutations: list[tuple[str, Any]]) -> ml_collections.Confi
     """The config with other values, as a config file could set them."""
     config = BASES[base]()
     if base == "default":
-        config.update({"total_epochs": 90.0, "model": {"name": "resnet8"}})
+        config.update({"total_epochs": 90.0, "model": {"name": "cifar_resnet8"}})
     config.unlock()
     for key, value in mutations:
         *groups, leaf = key.split(".")

@@ -37,7 +37,7 @@ def config(**keys: object):
             "worker_batch_size": 8,
             "total_steps": 12,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 64, "decay": "none"},
             "batch_growth": {"sizes": (128, 256), "at_steps": (4, 8)},
             "data": {"crop": "none"},

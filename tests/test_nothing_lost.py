@@ -39,7 +39,7 @@ def config_of(folder: pathlib.Path, **keys: object):
             "worker_batch_size": 4,
             "total_steps": UPDATES,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.125},
+            "model": {"name": "cifar_resnet8", "width": 0.125},
             "learning_rate": {"warmup": "none", "decay": "none"},
             "data": {"source": "folder", "dir": str(folder)},
             "log": {"every_steps": 1, "tensorboard": False},

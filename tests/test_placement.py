@@ -35,7 +35,7 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
             "devices": devices,
             "accumulation_steps": steps,
             "label_smoothing": 0.1,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "data": {"crop": "padded", "crop_padding": 1, "flip": True},
         }

@@ -24,7 +24,7 @@ def small_config(**keys: object):
             "worker_batch_size": 4,
             "total_steps": 24,
             "devices": 1,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 8, "warmup": "none"},
             "log": {"every_steps": 1, "tensorboard": False},
         }

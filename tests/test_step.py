@@ -37,7 +37,7 @@ def run_on(devices: int, running_variance: str = "within") -> Run:
             "total_steps": UPDATES,
             "devices": devices,
             "label_smoothing": SMOOTHING,
-            "model": {"name": "resnet8", "width": 0.5},
+            "model": {"name": "cifar_resnet8", "width": 0.5},
             "batch_norm": {"running_variance": running_variance},
             "learning_rate": {
                 "reference_learning_rate": RATES[0],

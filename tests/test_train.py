@@ -38,7 +38,7 @@ def tiny_config(**keys: object):
             "worker_batch_size": 16,
             "total_steps": UPDATES,
             "devices": 2,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "optimizer": {"momentum_form": "rate_inside"},
             "data": {"crop": "padded", "crop_padding": 1},
@@ -401,7 +401,7 @@ catalogue.SOURCES["stuck"] = lambda config: Splits(*[Stuck(500, (8, 8, 3), 10, 0
 def get_config(arg=""):
     config = default_config()
     config.batch_size, config.worker_batch_size, config.total_steps = 16, 8, 100
-    config.model.name, config.model.width = "resnet8", 0.25
+    config.model.name, config.model.width = "cifar_resnet8", 0.25
     config.data.source = "stuck"
     config.learning_rate.warmup = "none"
     config.log.tensorboard, config.log.every_steps = False, 1

@@ -21,7 +21,7 @@ def small_config(**keys: object):
             "worker_batch_size": 16,
             "total_steps": 12,
             "devices": 2,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup": "none"},
             "log": {"every_steps": 1, "tensorboard": False},
         }

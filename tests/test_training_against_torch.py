@@ -44,7 +44,7 @@ def run():
             "devices": 2,
             "accumulation_steps": 2,
             "label_smoothing": SMOOTHING,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {
                 "reference_learning_rate": REFERENCE,
                 "reference_batch_size": N,

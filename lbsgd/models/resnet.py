@@ -6,6 +6,7 @@ of each residual block zero, classifier N(0, 0.01).
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbsgd.models.normalization import BatchNorm
+from lbsgd.bounds import shown
+from lbsgd.errors import ConfigError
+from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
 from lbsgd.models.roles import Role, with_role
 
 
@@ -37,50 +40,99 @@ class Architecture:
     shortcut: Literal["projection", "pad"] = "projection"
 
 
-def _cifar(depth: int) -> Architecture:
-    """Depth 6n + 2 for 32x32 images (He et al., section 4.2)."""
-    return Architecture(((depth - 2) // 6,) * 3, 16, False, "small", "pad")
-
-
-ARCHITECTURES: dict[str, Architecture] = {
+IMAGENET = {
     "resnet18": Architecture((2, 2, 2, 2)),
     "resnet34": Architecture((3, 4, 6, 3)),
     "resnet50": Architecture((3, 4, 6, 3), bottleneck=True),
     "resnet101": Architecture((3, 4, 23, 3), bottleneck=True),
     "resnet152": Architecture((3, 8, 36, 3), bottleneck=True),
-    **{f"resnet{depth}": _cifar(depth) for depth in (8, 20, 32, 44, 56, 110)},
 }
+# The CIFAR network of two blocks a stage has depth 14, of three 20: a block has two layers, and
+# stem and classifier are two more.
+_BLOCK_OF_EACH_STAGE = 6
+_LEAST_DEPTH, _MOST_DEPTH = 8, 9998
+
+
+def named_architecture(name: str) -> Architecture:
+    """The architecture of a name: of `IMAGENET`, or `cifar_resnetD` of depth D = 6n + 2.
+
+    The latter is for images of 32x32 (He et al., section 4.2).
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name in IMAGENET:
+        return IMAGENET[name]
+    match = re.fullmatch(r"(cifar_)?resnet([1-9][0-9]{0,8})", name)
+    if match is None:
+        raise ConfigError(
+            f"unknown model.name {shown(name)}; known: {', '.join(IMAGENET)}, and cifar_resnetD of "
+            "any depth D = 6n + 2, as cifar_resnet20"
+        )
+    near = _nearest_depths(int(match[2]))
+    if match[1] is None or int(match[2]) not in near:
+        reason = f"is none of {', '.join(IMAGENET)}"
+        if match[1]:
+            reason = f"has no depth of 6n + 2 from {_LEAST_DEPTH} to {_MOST_DEPTH:,}"
+        take = " or ".join(f"cifar_resnet{depth}" for depth in near)
+        raise ConfigError(f"model.name {name!r} {reason}; for CIFAR there is {take}")
+    blocks = (int(match[2]) - 2) // _BLOCK_OF_EACH_STAGE
+    return Architecture((blocks,) * 3, 16, False, "small", "pad")
+
+
+def _nearest_depths(depth: int) -> list[int]:
+    """The depth itself where it is one of CIFAR's, or else those below and above it."""
+    below = depth - (depth - 2) % _BLOCK_OF_EACH_STAGE
+    around = (below, below + _BLOCK_OF_EACH_STAGE * (below != depth))
+    return sorted({min(max(d, _LEAST_DEPTH), _MOST_DEPTH) for d in around})
 
 
 class Conv(nn.Module):
-    """A convolution without bias, padded by kernel // 2 on every side (as PyTorch pads)."""
+    """A convolution, padded by kernel // 2 on every side (as PyTorch pads).
+
+    Attributes:
+      starts_at_zero: its kernel does, and is not He normal.
+      use_bias: of networks without normalisation; it starts at 0.
+      precision: of its products, as `jax.lax.Precision` names it.
+    """
 
     features: int
     kernel: int
     stride: int = 1
+    starts_at_zero: bool = False
+    use_bias: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., h, w, c]` to `[..., h / stride, w / stride, features]`."""
-        he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        if self.starts_at_zero:
+            init = nn.initializers.zeros
         margin = self.kernel // 2
         return nn.Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
             padding=((margin, margin), (margin, margin)),
-            use_bias=False,
+            use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=with_role(Role.KERNEL, he_normal),
+            precision=self.precision,
+            kernel_init=with_role(Role.KERNEL, init),
+            bias_init=with_role(Role.BIAS, nn.initializers.zeros),
             name="conv",
         )(x)
 
 
 class Block(nn.Module):
-    """A residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips."""
+    """A residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips.
+
+    With `zero_init_residual` the branch is 0 at the start, by its last scale, or by its last
+    kernel where there are no scales (`normalized`).
+    """
 
     features: int
     stride: int
@@ -90,11 +142,11 @@ class Block(nn.Module):
     zero_init_residual: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    normalized: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         out = self.features * (4 if self.bottleneck else 1)
-        last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
         if self.bottleneck:
             layers = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
         else:
@@ -102,8 +154,10 @@ class Block(nn.Module):
         y = x
         for i, (features, kernel, stride) in enumerate(layers, 1):
             last = i == len(layers)
-            scale_init = last_scale if last else nn.initializers.ones
-            y = self.conv(features, kernel, stride, name=f"conv{i}")(y)
+            zero = last and self.zero_init_residual
+            scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+            zero_kernel = zero and not self.normalized
+            y = self.conv(features, kernel, stride, zero_kernel, name=f"conv{i}")(y)
             y = self.norm(scale_init=scale_init, name=f"norm{i}")(y, train=train)
             if not last:
                 y = nn.relu(y)
@@ -130,12 +184,14 @@ class ResNet(nn.Module):
       num_classes: of the classifier.
       width: multiplier of all channel counts.
       skip_connections: without them the blocks are plain (for studies of what skips do).
-      zero_init_residual: the last batch-norm scale of each block starts at 0, so that the block
-        starts as the identity (Goyal et al., section 5.1).
+      zero_init_residual: the last scale of each block starts at 0, so that the block starts as the
+        identity (Goyal et al., section 5.1); without normalisation, its last kernel.
+      normalization: "batch", "group", or "none", whose convolutions have biases instead.
       dtype: of activations; logits are in `param_dtype`.
       param_dtype: of parameters, statistics and logits.
+      precision: of the products of float32, as `jax.lax.Precision` names it.
       norm_axis_names: mapped axes that share batch-norm statistics.
-      norm_epsilon: of batch norm.
+      norm_epsilon: of batch and group norm.
     """
 
     architecture: Architecture
@@ -143,24 +199,18 @@ class ResNet(nn.Module):
     width: float = 1.0
     skip_connections: bool = True
     zero_init_residual: bool = True
+    normalization: Literal["batch", "group", "none"] = "batch"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    precision: str = "highest"
     norm_axis_names: tuple[str, ...] = ()
     norm_epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Logits of normalised images."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def conv(*args: int, name: str) -> nn.Module:
-            return Conv(*args, **types, name=name)
-
-        def norm(**kwargs: Any) -> nn.Module:
-            axes = self.norm_axis_names
-            return BatchNorm(self.norm_epsilon, axis_names=axes, **types, **kwargs)
-
         first = max(1, round(self.architecture.width * self.width))
+        conv, norm = self._layers()
         x = self._stem(images.astype(self.dtype), first, conv, norm, train)
         for stage, blocks in enumerate(self.architecture.blocks):
             for i in range(blocks):
@@ -173,6 +223,7 @@ class ResNet(nn.Module):
                     zero_init_residual=self.zero_init_residual,
                     conv=conv,
                     norm=norm,
+                    normalized=self.normalization != "none",
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x, train=train)
         x = jnp.mean(x.astype(self.param_dtype), axis=(-3, -2))
@@ -180,10 +231,30 @@ class ResNet(nn.Module):
             self.num_classes,
             dtype=self.param_dtype,
             param_dtype=self.param_dtype,
+            precision=self.precision,
             kernel_init=with_role(Role.KERNEL, nn.initializers.normal(0.01)),
             bias_init=with_role(Role.BIAS, nn.initializers.zeros),
             name="classifier",
         )(x)
+
+    def _layers(self) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+        """What makes the convolutions and the normalisations, of this network and in its blocks."""
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind, precision = self.normalization, self.precision
+        epsilon, axes = self.norm_epsilon, self.norm_axis_names
+
+        def conv(*args: Any, name: str) -> nn.Module:
+            of_network = {**types, "use_bias": kind == "none", "precision": precision}
+            return Conv(*args, **of_network, name=name)
+
+        def norm(*, name: str, **options: Any) -> nn.Module:
+            if kind == "none":
+                return NoNorm(name=name)
+            if kind == "group":
+                return GroupNorm(epsilon, **types, **options, name=name)
+            return BatchNorm(epsilon, axis_names=axes, **types, **options, name=name)
+
+        return conv, norm
 
     def _stem(
         self,

@@ -30,7 +30,7 @@ def small_run(devices, compute="float64", **keys):
             "total_steps": UPDATES,
             "devices": devices,
             "label_smoothing": 0.1,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "allreduce": keys,
         }

@@ -242,7 +242,7 @@ def run_config(folders: pathlib.Path):
             "worker_batch_size": 4,
             "total_steps": 9,
             "devices": 2,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 8},
             "data": {
                 "source": "folder",

@@ -129,7 +129,7 @@ def test_seed_of_the_run_is_that_of_what_is_held_out(images):
     config = default_config()
     config.data.update(data_config(images))
     config.update({"seed": 3, "total_steps": 2, "batch_size": 8, "worker_batch_size": 4})
-    config.model.update({"name": "resnet20", "width": 0.25})
+    config.model.update({"name": "cifar_resnet20", "width": 0.25})
     config.data.update({"image_size": 16, "crop": "inception"})
     config.learning_rate.warmup = "none"
     run = build(resolve(config))

@@ -46,7 +46,7 @@ def config_with(**diagnostics: object):
             "worker_batch_size": 16,
             "total_steps": UPDATES,
             "devices": 2,
-            "model": {"name": "resnet8", "width": 0.25},
+            "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "optimizer": {"momentum_form": "rate_inside"},
             "data": {"crop": "padded", "crop_padding": 1},

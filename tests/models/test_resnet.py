@@ -11,7 +11,7 @@ import pytest
 from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.normalization import BatchNorm
-from lbsgd.models.resnet import ARCHITECTURES, Block, Conv
+from lbsgd.models.resnet import IMAGENET, Block, Conv, named_architecture
 from lbsgd.models.roles import split_roles
 
 
@@ -76,21 +76,21 @@ def cifar_parameters(depth: int, width: int = 16, classes: int = 10, channels: i
     return total + 4 * width * classes + classes
 
 
-@pytest.mark.parametrize("depth", [8, 20, 32, 44, 56, 110])
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
 def test_parameters_of_the_cifar_networks(depth):
     if depth == 20:
         assert cifar_parameters(20) == 269_722
-    assert count(f"resnet{depth}", 10) == cifar_parameters(depth)
+    assert count(f"cifar_resnet{depth}", 10) == cifar_parameters(depth)
 
 
 @pytest.mark.parametrize("width", [0.5, 2.0])
 def test_parameters_of_a_wider_cifar_network(width):
     expected = cifar_parameters(20, round(16 * width), classes=7, channels=1)
-    assert count("resnet20", 7, channels=1, width=width) == expected
+    assert count("cifar_resnet20", 7, channels=1, width=width) == expected
 
 
 @pytest.mark.parametrize("width", [0.25, 2.0])
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
 def test_the_width_multiplies_every_channel_count(name, width):
     """All but the channels of the images and the classes."""
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -112,14 +112,48 @@ def test_the_width_multiplies_every_channel_count(name, width):
 
 def test_the_narrowest_network_has_one_channel():
     x = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-    found = shapes(build_model("resnet8", num_classes=10, width=1e-3), x)
+    found = shapes(build_model("cifar_resnet8", num_classes=10, width=1e-3), x)
     assert found["stem_conv/conv/kernel"] == (3, 3, 1, 1)
+
+
+def test_the_cifar_network_of_depth_1202():
+    """He et al.: 19.4 million parameters."""
+    assert named_architecture("cifar_resnet1202").blocks == (200, 200, 200)
+    assert round(cifar_parameters(1202) / 1e6, 1) == 19.4
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("resnet20", ["cifar_resnet20"]),
+        ("resnet1202", ["cifar_resnet1202"]),
+        ("resnet21", ["cifar_resnet20", "cifar_resnet26"]),
+        ("cifar_resnet18", ["cifar_resnet14", "cifar_resnet20"]),
+        ("cifar_resnet57", ["cifar_resnet56", "cifar_resnet62"]),
+        ("cifar_resnet2", ["cifar_resnet8"]),
+        ("cifar_resnet1", ["cifar_resnet8"]),
+        ("cifar_resnet99999998", ["cifar_resnet9998"]),
+        ("cifar_resnet020", []),
+        ("cifar_resnet", []),
+        ("CIFAR_resnet20", []),
+        ("vgg" + "9" * 1000, []),
+    ],
+)
+def test_a_name_that_is_none_tells_the_nearest(name, takes):
+    """The networks of CIFAR have depths 6n + 2, n > 0; and each has one name."""
+    with pytest.raises(ConfigError) as error:
+        build_model(name, num_classes=10)
+    assert len(str(error.value)) < 300
+    _, _, after = str(error.value).partition("for CIFAR there is ")
+    assert after == " or ".join(takes)
+    for take in takes:
+        named_architecture(take)
 
 
 def test_an_unknown_network_lists_the_known():
     with pytest.raises(ConfigError, match="resnet51") as error:
         build_model("resnet51", num_classes=10)
-    for name in ARCHITECTURES:
+    for name in IMAGENET:
         assert name in str(error.value)
 
 
@@ -160,13 +194,13 @@ def test_the_stride_of_a_bottleneck_is_in_its_3x3_convolution(name):
     [
         ("resnet18", 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
         ("resnet50", 224, [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
-        ("resnet20", 32, [(32, 16), (16, 32), (8, 64)]),
+        ("cifar_resnet20", 32, [(32, 16), (16, 32), (8, 64)]),
     ],
 )
 def test_resolution_and_channels_of_each_stage(name, image, stages):
     """Table 1 and section 4.2 of He et al. 2015."""
     left, logits = activations(build_model(name, num_classes=10), (2, image, image, 3), train=False)
-    blocks = ARCHITECTURES[name].blocks
+    blocks = named_architecture(name).blocks
     for stage, (size, channels) in enumerate(stages, 1):
         out = left["intermediates"][f"stage{stage}_block{blocks[stage - 1]}"]["__call__"][0]
         assert out.shape == (2, size, size, channels)
@@ -174,7 +208,7 @@ def test_resolution_and_channels_of_each_stage(name, image, stages):
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
 def test_bfloat16_is_for_activations_only(name, train):
     """Parameters, batch-norm statistics and logits are float32."""
     model = build_model(name, num_classes=10, dtype=jnp.bfloat16)
@@ -272,7 +306,7 @@ def test_without_zero_init_a_block_starts_with_a_branch(arguments):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param("resnet8", {}, id="resnet8"),
+        pytest.param("cifar_resnet8", {}, id="cifar_resnet8"),
         pytest.param("resnet50", {"width": 1 / 16}, id="resnet50", marks=pytest.mark.long),
     ],
 )
@@ -281,7 +315,7 @@ def test_only_the_last_scale_of_each_block_starts_at_zero(name, options):
     model = build_model(name, num_classes=10, **options)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 32, 3)), jnp.float32)
     variables = initialise(model, images)
-    last = "norm3/scale" if ARCHITECTURES[name].bottleneck else "norm2/scale"
+    last = "norm3/scale" if named_architecture(name).bottleneck else "norm2/scale"
     for path, value in flat(variables["params"]).items():
         if path.endswith("scale"):
             expected = 0.0 if path.endswith(last) else 1.0
@@ -294,30 +328,30 @@ def test_only_the_last_scale_of_each_block_starts_at_zero(name, options):
     )
     inside = left["intermediates"]
     outputs = [inside[name]["__call__"][0] for name in sorted(inside) if name.startswith("stage")]
-    if ARCHITECTURES[name].stem == "small":
+    if named_architecture(name).stem == "small":
         outputs.insert(0, np.maximum(inside["stem_norm"]["__call__"][0], 0))
     checked = 0
     for before, after in itertools.pairwise(outputs):
         # What comes out of a block is rectified, so the shortcut is as well. Projections have
         # their own test.
-        if before.shape == after.shape or ARCHITECTURES[name].shortcut == "pad":
+        if before.shape == after.shape or named_architecture(name).shortcut == "pad":
             expected = padded_shortcut(np.asarray(before), after.shape)
             np.testing.assert_array_equal(after, expected)
             checked += 1
-    assert checked == {"resnet8": 3, "resnet50": 12}[name]
+    assert checked == {"cifar_resnet8": 3, "resnet50": 12}[name]
 
 
 # --- without skips ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
 def test_without_skip_connections_the_shortcuts_have_no_parameters(name):
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     whole = shapes(build_model(name, num_classes=10), x)
     options = {"skip_connections": False, "zero_init_residual": False}
     plain = shapes(build_model(name, num_classes=10, **options), x)
     assert plain == {path: s for path, s in whole.items() if "shortcut" not in path}
-    assert len(whole) - len(plain) == {"resnet8": 0, "resnet18": 9, "resnet50": 12}[name]
+    assert len(whole) - len(plain) == {"cifar_resnet8": 0, "resnet18": 9, "resnet50": 12}[name]
 
 
 @pytest.mark.parametrize("arguments", [IDENTITIES["two 3x3"], PADS["pad"]], ids=str)
@@ -339,7 +373,7 @@ def test_without_skip_connections_nothing_is_added(arguments):
 
 def test_without_skip_connections_blocks_cannot_start_as_the_identity():
     with pytest.raises(ConfigError, match="zero_init_residual=False"):
-        build_model("resnet8", num_classes=10, skip_connections=False)
+        build_model("cifar_resnet8", num_classes=10, skip_connections=False)
 
 
 # --- the start of kernels --------------------------------------------------------------------
@@ -362,7 +396,7 @@ def assert_normal(kernel, std: float) -> None:
 @pytest.fixture(scope="module")
 def wide_init():
     """ResNet-8 four times as wide, seed -> params: kernels of 1,728 to 589,824 numbers."""
-    model = build_model("resnet8", num_classes=1000, width=4.0)
+    model = build_model("cifar_resnet8", num_classes=1000, width=4.0)
     init = jax.jit(functools.partial(model.init, train=False))
     x = jnp.zeros((1, 8, 8, 3))
     return lambda seed: split_roles(init(key(seed), x)["params"])[0]

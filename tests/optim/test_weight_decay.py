@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from lbsgd.models import build_model
-from lbsgd.models.resnet import ARCHITECTURES
+from lbsgd.models.resnet import IMAGENET, named_architecture
 from lbsgd.models.roles import Role, split_roles, with_role
 from lbsgd.optim.chain import decayed, sgd
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
@@ -121,15 +121,21 @@ def flat(tree) -> dict[str, object]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_kernels_decay_and_norm_parameters_and_biases_do_not(name):
+NETWORKS = [
+    *((name, "batch") for name in (*IMAGENET, "cifar_resnet8", "cifar_resnet110")),
+    *((name, kind) for name in ("resnet18", "cifar_resnet20") for kind in ("group", "none")),
+]
+
+
+@pytest.mark.parametrize(("name", "normalization"), NETWORKS)
+def test_kernels_decay_and_norm_parameters_and_biases_do_not(name, normalization):
     """By shape, which says what a parameter is: kernels have an input and an output axis."""
-    model = build_model(name, num_classes=10)
+    model = build_model(name, num_classes=10, normalization=normalization)
     params, roles = roles_of(model, jnp.zeros((1, 32, 32, 3)), train=False)
     flags = flat(decayed(roles))
     for path, shape in flat(params).items():
         assert flags[path] == (shape.ndim > 1), path
-    architecture = ARCHITECTURES[name]
+    architecture = named_architecture(name)
     blocks, stages = sum(architecture.blocks), len(architecture.blocks)
     projections = 0
     if architecture.shortcut == "projection":
@@ -137,8 +143,9 @@ def test_kernels_decay_and_norm_parameters_and_biases_do_not(name):
     convolutions = 1 + blocks * (3 if architecture.bottleneck else 2) + projections
     classifier = 1
     assert sum(flags.values()) == convolutions + classifier
-    # A scale and an offset for each convolution, and the classifier's bias.
-    assert len(flags) - sum(flags.values()) == 2 * convolutions + 1
+    # A scale and an offset for each convolution, or a bias, and the classifier's bias.
+    of_convolution = 1 if normalization == "none" else 2
+    assert len(flags) - sum(flags.values()) == of_convolution * convolutions + 1
 
 
 class MisleadingNames(nn.Module):
