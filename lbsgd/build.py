@@ -41,6 +41,7 @@ from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.learning_rate import Schedule
 from lbsgd.rate import Rate, build_rate, sgd_noise_scale
 from lbsgd.step import TrainState, eval_step, moments_step, normalize, train_step, worker_loss
+from lbsgd.text import counted
 from lbsgd.timeline import Timeline
 from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement, place
 
@@ -356,8 +357,8 @@ def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
 
     def measure(placement: Placement) -> int:
         if runtime.is_first():
-            lanes = f"{placement.lanes} worker{'s' * (placement.lanes > 1)}"
-            print(f"lbsgd: compiles {lanes} a device, for memory", file=sys.stderr, flush=True)
+            workers = counted(placement.lanes, "worker")
+            print(f"lbsgd: compiles {workers} a device, for memory", file=sys.stderr, flush=True)
         try:
             compiled[placement] = run.compile_train_step(placement)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:

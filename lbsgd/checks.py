@@ -10,6 +10,8 @@ import ml_collections
 from lbsgd.config import default_config
 from lbsgd.data.sources import Source
 from lbsgd.errors import ConfigError
+from lbsgd.target import Target
+from lbsgd.text import counted
 
 # The largest networks there are have a trillion; these are for images.
 MOST_PARAMETERS = 10**11
@@ -25,6 +27,11 @@ def image_shape_of(config: ml_collections.ConfigDict, source: Source) -> tuple[i
     if config.data.crop == "inception":
         height = width = config.data.image_size
     return height, width, channels
+
+
+def has_top5(classes: int) -> bool:
+    """Whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
+    return classes > 5
 
 
 def check_size(params: Any) -> None:
@@ -66,6 +73,12 @@ def check_data(
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
             "set it to 0 to take theirs"
+        )
+    target = Target.of(config.stop_at)
+    if target and target.logged == "val_error_top5" and not has_top5(classes):
+        raise ConfigError(
+            f"stop_at: there is no {target.metric} of {counted(classes, 'class', 'classes')}; take "
+            "val_error or val_accuracy"
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")

@@ -36,6 +36,7 @@ MACHINE_KEYS = (
     "evaluation.batch_size",
     "on_nonfinite",
     "max_nonfinite",
+    "stop_at",
     "checkpoint.",
     "diagnostics.",
     "log.",
@@ -60,6 +61,9 @@ def default_config() -> ml_collections.ConfigDict:
             "worker_batch_size": 32,
             # Length of training.
             **_times("total"),
+            # The first evaluation that reaches this ends the run: () for none, or a metric (see
+            # lbsgd.target.METRICS) and a number, like ("val_error", 24.1).
+            "stop_at": (),
             # A batch size that changes; n stays, and k follows.
             "batch_growth": {
                 # The batch sizes after the first, and when each begins, by epoch or by update.
@@ -228,8 +232,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "synthetic_validation_examples": 50_000,
                 "synthetic_on_device": False,
             },
+            # The first is at the offset, or after one interval; the last always at the end.
             # batch_size: examples at once; 0 for as many as an accumulation step trains.
-            "evaluation": {**_times("every"), "batch_size": 0},
+            "evaluation": {**_times("every"), **_times("offset"), "batch_size": 0},
             "checkpoint": {
                 **_times("every"),
                 # Besides; 0 for never.
@@ -368,6 +373,7 @@ def _check_times(config: ml_collections.ConfigDict) -> None:
     for group in (config.evaluation, config.checkpoint, *config.diagnostics.values()):
         if isinstance(group, ml_collections.ConfigDict):
             given(group, "every")
+    given(config.evaluation, "offset")
 
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:

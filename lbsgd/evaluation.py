@@ -1,4 +1,4 @@
-"""Evaluates a state: loss, top-1 and top-5 error over the validation set."""
+"""Evaluates a state: loss and error over the validation set, top-5 error where it is one."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,7 +9,9 @@ import numpy as np
 
 from lbsgd import runtime
 from lbsgd.build import Run
+from lbsgd.checks import has_top5
 from lbsgd.step import EvalSums, TrainState
+from lbsgd.text import counted
 from lbsgd.timeline import Timeline
 
 
@@ -42,11 +44,10 @@ class Evaluation:
             return None
         loss, wrong, wrong_top5, examples = totals.tolist()
         self._check_count(int(examples))
-        return {
-            "val_loss": loss / examples,
-            "val_error": 100.0 * wrong / examples,
-            "val_error_top5": 100.0 * wrong_top5 / examples,
-        }
+        values = {"val_loss": loss / examples, "val_error": 100.0 * wrong / examples}
+        if has_top5(len(self._parts.splits.train.classes)):
+            values["val_error_top5"] = 100.0 * wrong_top5 / examples
+        return values
 
     def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
         """`EvalSums` of all batches; None if the run is to stop meanwhile."""
@@ -65,7 +66,7 @@ class Evaluation:
         count, corrupt = len(self._parts.splits.validation), self._parts.corrupt
         most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
         if not count - most <= examples <= count:
-            raise RuntimeError(f"evaluated {examples} of {count} examples")
+            raise RuntimeError(f"evaluated {examples} of {counted(count, 'example')}")
 
     def _statistics(self, done: int, state: TrainState) -> Any:
         """The running averages, or for precise batch norm the mean over a part of the set.

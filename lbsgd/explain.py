@@ -11,6 +11,8 @@ from lbsgd.collectives.allreduce import resolve_grid
 from lbsgd.config import usual_short_side
 from lbsgd.growth import momentum_of_size, phases_of
 from lbsgd.optim.chain import decayed, scaled
+from lbsgd.target import Target
+from lbsgd.text import counted, noun
 
 # Relative: a short side of evaluation that is as far from the usual one is told.
 FAR = 0.05
@@ -48,8 +50,8 @@ def parameter_table(run: Run) -> str:
             jax.tree.leaves(scaled(run.roles)),
         )
     ]
-    count = parameter_overview.count_parameters(params)
-    return f"{parameter_overview.make_table(rows)}\n{count:,} parameters"
+    table: str = parameter_overview.make_table(rows)
+    return table
 
 
 def explain(run: Run) -> list[str]:
@@ -59,28 +61,23 @@ def explain(run: Run) -> list[str]:
     shape = "x".join(map(str, run.image_shape))
     lines = [
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
-        f"examples, {len(train.classes)} classes, {shape}",
+        f"examples, {counted(len(train.classes), 'class', 'classes')}, {shape}",
         *(f"data: training: {note}" for note in train.notes),
         *(f"data: validation: {note}" for note in validation.notes),
         _explain_augmentation(run),
         *_explain_batch_sizes(run),
     ]
-    smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
-    lines.append(f"network: {c.model.name}, computed in {c.dtype}{smoothing}")
+    lines.append(_explain_network(run))
     lines += _explain_precision(run)
     outputs = c.model.num_classes
     if outputs > len(train.classes):
-        lines.append(f"network: {outputs} outputs, more than the data have classes")
-    asked = c.accumulation_steps
-    if asked and asked != run.placement.accumulation_steps:
-        lines.append(
-            f"accumulation: {asked} steps asked for, {run.placement.accumulation_steps} hold all "
-            "workers"
-        )
-    epochs = run.timeline.epoch(run.total_updates)
+        lines.append(f"network: {counted(outputs, 'output')}, more than the data have classes")
+    asked, steps = c.accumulation_steps, run.placement.accumulation_steps
+    if asked and asked != steps:
+        held = f"{steps} {'holds' if steps == 1 else 'hold'} all workers"
+        lines.append(f"accumulation: {counted(asked, 'step')} asked for, {held}")
     lines += [
-        f"length: {run.total_updates:,} updates = {epochs:.4g} epochs, "
-        f"{len(run.evaluate_after)} evaluations",
+        _explain_length(run),
         _explain_rate(run),
         _explain_optimizer(run),
         _explain_normalization(run),
@@ -91,9 +88,30 @@ def explain(run: Run) -> list[str]:
     return lines
 
 
+def _explain_network(run: Run) -> str:
+    c, params = run.config, jax.eval_shape(run.initial_state).params
+    size = counted(parameter_overview.count_parameters(params), "parameter")
+    arrays = counted(len(jax.tree.leaves(params)), "array")
+    smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
+    return f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
+
+
+def _explain_length(run: Run) -> str:
+    epochs = run.timeline.epoch(run.total_updates)
+    text = (
+        f"length: {counted(run.total_updates, 'update')} = {counted(epochs, 'epoch', form='.4g')}, "
+        f"{counted(len(run.evaluate_after), 'evaluation')}"
+    )
+    first, target = min(run.evaluate_after), Target.of(run.config.stop_at)
+    if first < run.total_updates:
+        text += f", the first after update {first:,} (epoch {run.timeline.epoch(first):.4g})"
+    return text + (f"; ends at the first with {target}" if target else "")
+
+
 def _explain_allreduce(run: Run) -> str:
     c, devices = run.config.allreduce, run.placement.devices
-    text = f"all-reduce: {c.algorithm} over {devices} devices, buckets of {c.bucket_mib:g} MiB"
+    text = f"all-reduce: {c.algorithm} over {counted(devices, 'device', form='d')}"
+    text += f", buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
         text += f", sent in {c.dtype} and summed in float32"
     if c.algorithm == "psum" or devices == 1:
@@ -103,7 +121,7 @@ def _explain_allreduce(run: Run) -> str:
         text += ", {}x{}".format(*grid)
     steps = cost.steps(c.algorithm, devices, grid)
     load = float(cost.load(c.algorithm, devices, grid))
-    return f"{text}; {steps} steps, a device sends {load:.4g} times the gradient"
+    return f"{text}; {counted(steps, 'step')}, a device sends {load:.4g} times the gradient"
 
 
 def _explain_augmentation(run: Run) -> str:
@@ -112,7 +130,7 @@ def _explain_augmentation(run: Run) -> str:
         return "augmentation: none; one random batch, made on the devices, is used again and again"
     crops = {
         "none": [],
-        "padded": [f"crops after {data.crop_padding} zeros on each side"],
+        "padded": [f"crops after {counted(data.crop_padding, 'zero')} on each side"],
         "inception": [
             "crops of {:g} to {:g} of the area".format(*data.crop_area),
             "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
@@ -172,7 +190,8 @@ def _explain_rate(run: Run) -> str:
     if rate.warmup_updates:
         power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {rate.warmup_updates} updates from {rate.warmup_rate:.6g}{power}"
+            f"; {c.warmup} warmup {counted(rate.warmup_updates, 'update', form='d')} from "
+            f"{rate.warmup_rate:.6g}{power}"
         )
     else:
         text += "; no warmup"
@@ -188,8 +207,10 @@ def _explain_rate(run: Run) -> str:
     if rate.decay_updates:
         reached = [str(t) for t in rate.decay_updates if t < run.total_updates]
         past = len(rate.decay_updates) - len(reached)
-        text += f"; x{c.decay_factor:g} at updates {', '.join(reached)}" if reached else ""
-        return text + (f"; {past} of its decays lie past the end" if past else "")
+        if reached:
+            text += f"; x{c.decay_factor:g} at {noun(len(reached), 'update')} {', '.join(reached)}"
+        lie = "lies" if past == 1 else "lie"
+        return text + (f"; {past} of its decays {lie} past the end" if past else "")
     if c.decay == "polynomial":
         end = run.total_updates + c.decay_past_end_steps
         text += f"; decay: polynomial, power {c.decay_power:g}"
@@ -200,7 +221,7 @@ def _explain_rate(run: Run) -> str:
 def _explain_optimizer(run: Run) -> str:
     c = run.config.optimizer
     flags = jax.tree.leaves(decayed(run.roles))
-    decay = f"{c.weight_decay:g} on {sum(flags)} of {len(flags)} parameter arrays"
+    decay = f"{c.weight_decay:g} on {sum(flags)} of {counted(len(flags), 'parameter array')}"
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
@@ -246,7 +267,7 @@ def _explain_normalization(run: Run) -> str:
 
 def _explain_batch_norm(run: Run) -> str:
     c, n = run.config.batch_norm, run.config.worker_batch_size
-    scope = f"per worker, over {n} examples"
+    scope = f"per worker, over {counted(n, 'example')}"
     if c.synced_workers > 1:
         scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
     precise = ""

@@ -47,6 +47,7 @@ from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_USER, ConfigError
 from lbsgd.process_group import Group, Output, Signals, Verdict
 from lbsgd.streams import protect_streams
+from lbsgd.text import counted
 
 
 def launch(
@@ -106,8 +107,7 @@ def _what_next(
         return f"; not restarting after {seen[0].name}"
     if restart <= max_restarts:
         return f"; restarting the run (restart {restart} of {max_restarts})"
-    plural = "s" * (max_restarts != 1)
-    return f"; giving up after {max_restarts} restart{plural}, with exit code {verdict.code}"
+    return f"; giving up after {counted(max_restarts, 'restart')}, with exit code {verdict.code}"
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -151,7 +151,7 @@ def split_devices(
     each = devices_per_process or max(1, len(gpus) // processes)
     if each * processes > len(gpus):
         raise ConfigError(
-            f"{processes} processes with {each} GPU{'s' * (each > 1)} each need "
+            f"{counted(processes, 'process', 'processes')} with {counted(each, 'GPU')} each need "
             f"{each * processes}, but {len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, "
             "nvidia-smi -L); start fewer, or take --platform cpu"
         )

@@ -119,10 +119,11 @@ class Log:
     def evaluation(self, done: int, values: dict[str, float]) -> None:
         """Writes the result of an evaluation after `done` updates."""
         self._record.write(done, values)
+        top5 = values.get("val_error_top5")
         self._progress.line(
             f"epoch {self._parts.timeline.epoch(done):.2f}  update {done}  "
-            f"validation loss {values['val_loss']:.4f}  error {values['val_error']:.2f}%  "
-            f"top-5 {values['val_error_top5']:.2f}%"
+            f"validation loss {values['val_loss']:.4f}  error {values['val_error']:.2f}%"
+            + (f"  top-5 {top5:.2f}%" if top5 is not None else "")
         )
 
     def paused(self) -> "_Paused":

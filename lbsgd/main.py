@@ -172,7 +172,7 @@ def _run(stop: StopSignal) -> int:
     if _EXPLAIN.value:
         parts = build.build(config)
         if runtime.is_first():
-            print("\n".join([explain.parameter_table(parts), *explain.explain(parts)]))
+            print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
         return EXIT_DONE
     workdir = at_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
     outcome = train.run(config, workdir, should_stop=lambda done: stop.reached())

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -362,8 +361,3 @@ class Stopwatch:
 def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The lines that hold an evaluation."""
     return (line for line in metrics if line.get("val_error") is not None)
-
-
-def final_error(metrics: list[dict[str, Any]], last: int = 5) -> float:
-    """Median validation error (%) of the last 5 evaluations (Goyal et al., section 5.1)."""
-    return statistics.median([line["val_error"] for line in evaluations(metrics)][-last:])

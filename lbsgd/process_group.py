@@ -25,6 +25,7 @@ from lbsgd.errors import (
     EXIT_USER,
 )
 from lbsgd.streams import write_or_lose
+from lbsgd.text import noun
 
 # A death may follow from a mistake that another process is just about to end with.
 COLLECT_SECONDS = 0.5
@@ -314,7 +315,8 @@ def _kill(process: Process) -> None:
 
 def _names(processes: Sequence[Process]) -> str:
     """Of [0, 2]: "processes 0, 2"."""
-    return f"process{'es' * (len(processes) > 1)} {', '.join(str(p.number) for p in processes)}"
+    numbers = ", ".join(str(p.number) for p in processes)
+    return f"{noun(len(processes), 'process', 'processes')} {numbers}"
 
 
 def _exit_code(code: int) -> int:

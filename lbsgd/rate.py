@@ -11,6 +11,7 @@ import ml_collections
 from lbsgd import growth, times
 from lbsgd.errors import ConfigError
 from lbsgd.optim import learning_rate as rates
+from lbsgd.text import counted
 from lbsgd.timeline import Timeline
 
 # Which float32 can still hold.
@@ -91,8 +92,8 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             )
     if warmup > total:
         raise ConfigError(
-            f"the warmup of {warmup} updates is longer than the training of {total}; "
-            "lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
+            f"the warmup of {counted(warmup, 'update', form='d')} is longer than the training "
+            f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
     if c.decay == "steps":

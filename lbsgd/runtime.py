@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from lbsgd.errors import EXIT_USER, ConfigError
 from lbsgd.limits import memory
+from lbsgd.text import counted
 
 Result = TypeVar("Result")
 
@@ -271,7 +272,7 @@ def describe_process() -> str:
     """Which process this is, for its log."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}: pid {os.getpid()} on "
-        f"{platform.node()}, {jax.local_device_count()} of {jax.device_count()} devices "
+        f"{platform.node()}, {jax.local_device_count()} of {counted(jax.device_count(), 'device')} "
         f"({jax.default_backend()})"
     )
 

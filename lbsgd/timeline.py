@@ -90,6 +90,14 @@ class Timeline:
         """Epochs seen before update `update`, as a fraction."""
         return self.examples_seen(update) / self.examples_per_epoch
 
+    def epoch_of(self, updates: int) -> int:
+        """The epoch, counted from 1, at whose end or within which so many updates are done.
+
+        Epoch m ends at the update nearest to its end: those after that of m - 1 belong to m.
+        """
+        last = -(-self.examples_seen(updates) // self.examples_per_epoch)
+        return bisect.bisect_left(range(last), updates, key=self.update_at_epoch)
+
     def update_at_epoch(self, epoch: float | Fraction) -> int:
         """The update nearest to an epoch count: round(epoch * N / kn), ties to even."""
         return self.update_at_example(exact(epoch) * self.examples_per_epoch)

@@ -91,16 +91,42 @@ def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
     return updates
 
 
+def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Timeline) -> Fraction:
+    """The time of the first of several, in the unit of their interval; 0 if none is given."""
+    if "offset_epochs" not in group:
+        return Fraction(0)
+    own, number = given(group, "offset")
+    if own and not unit:
+        raise ConfigError(
+            f"{name}.offset_{own}={number} is where the first of several is; set {name}.every_"
+            f"{own}, or the offset to 0"
+        )
+    if own and own != unit:
+        raise ConfigError(
+            f"{name}.offset_{own}={number}, but {name}.every_{unit}; give both in the same unit"
+        )
+    if own and not _update_at(timeline, own, exact(number)):
+        raise ConfigError(
+            f"{name}.offset_{own}={number}: {less_than_an_update(timeline, own, number)}; make it "
+            "longer, or 0"
+        )
+    return exact(number)
+
+
 def every(
     config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
 ) -> frozenset[int]:
     """The updates up to `total` after which the group's `every_epochs` (...) comes round.
 
+    With an `offset_epochs` (...) the first of them is there, else after one interval.
+
     Raises:
-      ConfigError: two of them are given, or one shorter than an update.
+      ConfigError: two of them are given, or one shorter than an update; an offset without an
+        interval, or in another unit.
     """
     unit, interval = given(config[group], "every")
     updates: set[int] = set()
+    first = _offset(config[group], group, unit, timeline)
     if not unit:
         return frozenset()
     if not _update_at(timeline, unit, exact(interval)):
@@ -108,8 +134,8 @@ def every(
             f"{group}.every_{unit}={interval}: {less_than_an_update(timeline, unit, interval)}; "
             "make it longer"
         )
-    for i in itertools.count(1):
-        update = _update_at(timeline, unit, i * exact(interval))
+    for i in itertools.count():
+        update = _update_at(timeline, unit, (first or exact(interval)) + i * exact(interval))
         if update > total:
             return frozenset(updates)
         updates.add(update)

@@ -1,7 +1,6 @@
 """The loop: one run from its config to its result, read from top to bottom."""
 
 import contextlib
-import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lbsgd import curves, monitor, runtime
+from lbsgd import monitor, runtime
 from lbsgd.build import Run, build
 from lbsgd.compilation import CompiledSteps
 from lbsgd.config import flatten
@@ -22,26 +21,13 @@ from lbsgd.explain import explain, parameter_table
 from lbsgd.log import Log, Speed
 from lbsgd.process_log import ProcessLog
 from lbsgd.record import NoRecord, Record
+from lbsgd.result import Outcome, finish
 from lbsgd.step import TrainState
+from lbsgd.target import Target
+from lbsgd.text import counted
 from lbsgd.workdir import Workdir
-from lbsgd.workers import Placement
 
 _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-      updates: done in all.
-      complete: whether that is all of them; a run that was stopped is not.
-      final_error: median validation error (%) of the last 5 evaluations; None if there was none.
-    """
-
-    updates: int
-    complete: bool
-    final_error: float | None
 
 
 class Reached(NamedTuple):
@@ -49,11 +35,13 @@ class Reached(NamedTuple):
 
     Attributes:
       owed: whether `state` is still to be evaluated.
+      at_target: whether an evaluation reached `stop_at`.
       speed: None if nothing was trained.
     """
 
     state: TrainState
     owed: bool
+    at_target: bool
     speed: Speed | None
 
 
@@ -108,27 +96,30 @@ def run(
         owed = start in parts.evaluate_after and not runtime.from_process_0(
             np.array(record.holds_evaluation(start))
         )
-        if state and start == parts.total_updates and not owed:
-            progress.line(f"{folder.path} is complete: {start} updates are done")
-            return _finish(parts, folder, progress, Reached(state, False, None))
+        at_target = _was_at_target(parts, record)
+        if state and (at_target or (start == parts.total_updates and not owed)):
+            progress.line(_complete(parts, folder, start, at_target))
+            return finish(parts, folder, progress, start, True, None)
         parts.corrupt.record(folder.corrupt)
         for line in explain(parts):
             progress.line(line)
         if state:
             progress.line(f"goes on after update {start} from {folder.checkpoints}")
         else:
-            progress.line(parameter_table(parts))
+            log_file.line(parameter_table(parts))
             with runtime.enough_memory("the network", _LESS_NETWORK):
                 state = parts.start()
-        reached = Reached(state, owed, None)
+        reached = Reached(state, owed, False, None)
         try:
             if not should_stop(start):
                 reached = _train(parts, reached, record, progress, log_file, should_stop)
         except DivergedError as error:
             raise DivergedError(f"{error}; {record.newest()}") from error
-        record.finish(int(reached.state.update), reached.state)
+        done = int(reached.state.update)
+        record.finish(done, reached.state)
         progress.line(record.summary())
-        return _finish(parts, folder, progress, reached)
+        at_end = done == parts.total_updates and not reached.owed
+        return finish(parts, folder, progress, done, at_end or reached.at_target, reached.speed)
 
 
 def _train(
@@ -139,8 +130,9 @@ def _train(
     log_file: ProcessLog,
     should_stop: Callable[[int], bool],
 ) -> Reached:
-    """The updates after `start`, until they are done or are to stop."""
-    (state, owed, _), begun = start, time.monotonic()
+    """The updates after `start`, until they are done, are to stop or have reached the target."""
+    (state, owed, at_target, _), begun = start, time.monotonic()
+    target = Target.of(parts.config.stop_at)
     first = done = int(state.update)
     with contextlib.ExitStack() as opened:
         # The first batches are loaded while the step is compiled.
@@ -175,8 +167,9 @@ def _train(
                     owed = values is None
                     if values:
                         log.evaluation(done, values)
+                        at_target = target is not None and target.reached(values)
                 diagnostics.at(done, state)
-            if should_stop(done) or last:
+            if should_stop(done) or last or at_target:
                 break  # `finish` waits for the last state, and saves one that was not due
             with _kept(record, log, done, fresh, "goes on from there"):
                 batch = next(feed)
@@ -187,7 +180,7 @@ def _train(
                 log.update(done, diagnostics.after(done, metrics))
             owed = done in parts.evaluate_after
         log.drain()
-    return Reached(state, owed, log.speed())
+    return Reached(state, owed, at_target, log.speed())
 
 
 def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractContextManager[None]:
@@ -248,6 +241,26 @@ def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]
     return {**keys, "versions": machine["packages"]}
 
 
+def _was_at_target(parts: Run, record: Record | NoRecord) -> bool:
+    """Whether an evaluation before reached the target, as process 0 has it in the metrics."""
+    target = Target.of(parts.config.stop_at)
+    found = target is not None and target.first(record.kept) is not None
+    return bool(runtime.from_process_0(np.array(found)))
+
+
+def _complete(parts: Run, folder: Workdir, done: int, at_target: bool) -> str:
+    """Says that nothing is left to do."""
+    text = (
+        f"{folder.path} is complete: {counted(done, 'update')} {'is' if done == 1 else 'are'} done"
+    )
+    if not at_target or done == parts.total_updates:
+        return text
+    return (
+        f"{text}, and the target was reached, {Target.of(parts.config.stop_at)}; without stop_at, "
+        f"or with another, it goes on to update {parts.total_updates:,}"
+    )
+
+
 def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:
     """The state that process 0 has found, on all devices; None if there is none."""
     like = parts.abstract_state()
@@ -261,58 +274,3 @@ def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:
         runtime.from_process_0(state),
         like,
     )
-
-
-def _first_and_last(parts: Run) -> list[Placement]:
-    """The placements of the first and the last update, once if they are one."""
-    last = parts.placements[parts.timeline.batch_size(parts.total_updates - 1)]
-    return [parts.placement] if last == parts.placement else [parts.placement, last]
-
-
-def _finish(
-    parts: Run,
-    folder: Workdir,
-    progress: monitor.Progress,
-    reached: Reached,
-) -> Outcome:
-    """Draws the curves and sums the run up."""
-    done = int(reached.state.update)
-    complete = done == parts.total_updates and not reached.owed
-    if jax.process_index():
-        progress.line(f"{'done' if complete else 'stopped'} after update {done}")
-        return Outcome(done, complete, None)
-    lines, damage = monitor.read_whole_lines(folder.metrics)
-    evaluated = list(monitor.evaluations(lines))
-    error = monitor.final_error(lines) if evaluated else None
-    title = f"{parts.config.model.name} on {parts.config.data.source}, "
-    title += "minibatch " + " to ".join(
-        f"{placement.batch_size} = {placement.workers} workers"
-        for placement in _first_and_last(parts)
-    )
-    undrawn = curves.draw(lines, folder.curves, title)
-    for problem in filter(None, (damage, undrawn)):
-        progress.line(problem)
-    epochs = parts.timeline.epoch(done)
-    progress.line("")
-    if not complete:
-        progress.line(
-            f"stopped after update {done} of {parts.total_updates}; the same command goes on"
-        )
-    if error is not None:
-        progress.line(
-            f"validation error {error:.2f}% (median of the last {min(5, len(evaluated))} "
-            f"evaluations; the last {evaluated[-1]['val_error']:.2f}%, "
-            f"top-5 {evaluated[-1]['val_error_top5']:.2f}%)"
-        )
-    if reached.speed:
-        progress.line(f"{done:,} updates, {epochs:.4g} epochs, {reached.speed}")
-    if parts.corrupt.names:
-        progress.line(f"corrupt examples: {len(parts.corrupt.names)}, named in {folder.corrupt}")
-    for name, path in (
-        ("checkpoint", folder.checkpoints / str(done)),
-        ("metrics", folder.metrics),
-        ("picture", folder.curves),
-    ):
-        if not (name == "picture" and undrawn):
-            progress.line(f"{name:<11}{path}")
-    return Outcome(done, complete, error)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lbsgd import bounds
+from lbsgd import bounds, target
 from lbsgd.bounds import shown
 from lbsgd.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.errors import ConfigError
@@ -82,7 +82,10 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} must be positive, not {shown(value)}")
         if key in FRACTIONS and not 0 <= value < 1:
             raise ConfigError(f"{key} must be at least 0 and less than 1, not {shown(value)}")
-        bounds.check(key, value)
+        if key == "stop_at":
+            target.check(value)
+        else:
+            bounds.check(key, value)
     for key, (least, most) in RANGES.items():
         if len(values[key]) != 2 or not least <= values[key][0] <= values[key][1] <= most:
             raise ConfigError(

@@ -48,6 +48,10 @@ class Workdir:
         return self.path / "diagnostics.jsonl"
 
     @property
+    def result(self) -> pathlib.Path:
+        return self.path / "result.json"
+
+    @property
     def corrupt(self) -> pathlib.Path:
         """Of this process: names of the examples that it could not read."""
         process = jax.process_index()
@@ -122,7 +126,7 @@ class Workdir:
     ) -> None:
         described = {"run": identity, "validation_set": validation, "config": config}
         text = json.dumps(described, indent=2)
-        _replace(self.config, text + "\n")
+        replace_file(self.config, text + "\n")
         try:
             machines = json.loads(self.machine.read_text()) if self.machine.exists() else []
             if not isinstance(machines, list):
@@ -131,7 +135,7 @@ class Workdir:
             raise ConfigError(f"{self.machine} is damaged; mend or remove it") from error
         if not machines or machines[-1] != machine:
             machines.append(machine)
-        _replace(self.machine, json.dumps(machines, indent=2) + "\n")
+        replace_file(self.machine, json.dumps(machines, indent=2) + "\n")
 
     def _await(self, lock: IO[str], say: Callable[[str], None]) -> None:
         """Waits until the lock is this process's, and writes into it whose it is."""
@@ -209,7 +213,7 @@ def _silent(text: str) -> None:
     """For what was said already."""
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace_file(path: pathlib.Path, text: str) -> None:
     """Writes a file so that whoever is killed meanwhile leaves the old one or the new."""
     fresh = path.with_suffix(".tmp")
     fresh.write_text(text)

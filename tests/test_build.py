@@ -108,8 +108,8 @@ def test_explain_names_accumulation_that_is_not_needed():
     """8 workers on 8 devices have nothing to accumulate."""
     parts = build.build(config(devices=8, accumulation_steps=4))
     lines = explain.explain(parts)
-    assert "accumulation: 4 steps asked for, 1 hold all workers" in lines
-    assert any("8 devices x 1 lanes x 1 accumulation steps" in line for line in lines)
+    assert "accumulation: 4 steps asked for, 1 holds all workers" in lines
+    assert any("8 devices x 1 lane x 1 accumulation step" in line for line in lines)
 
 
 @pytest.mark.parametrize(("batch_size", "said"), [(1424, False), (1440, True)])
@@ -184,7 +184,7 @@ def of_optimizer(**keys: object) -> dict[str, object]:
                 "learning_rate.decay_end_rate": 1e-4,
                 "learning_rate.decay_past_end_steps": 1,
             },
-            "learning rate: 0.05 = 0.1 x 128/256; gradual warmup 1 updates from 0, power 2.5; "
+            "learning rate: 0.05 = 0.1 x 128/256; gradual warmup 1 update from 0, power 2.5; "
             "decay: polynomial, power 2, to 0.0001 at update 3",
         ),
     ],

@@ -20,6 +20,7 @@ GOOD = {
     "data.crop_aspect": (1.0, 2.0),
     "data.color_jitter": (0.4, 0.4, 0.4),
     "allreduce.grid": (4, 2),
+    "stop_at": ("val_error", 24.1),
 }
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
@@ -45,6 +46,7 @@ MACHINE = {
     "log.tensorboard",
     "on_nonfinite",
     "max_nonfinite",
+    "stop_at",
     "runtime.heartbeat_seconds",
     "runtime.start_seconds",
     "runtime.stall_minutes",

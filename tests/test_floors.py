@@ -15,12 +15,14 @@ FLOORS = {
     "errors": 0,
     "limits": 0,
     "streams": 0,
+    "text": 0,
     "command_line": 0.5,
     "paths": 0.5,
     "figures": 0.5,
     "bounds": 0.5,  # of what config lists
     "timeline": 1,
     "times": 1.2,  # converted by the timeline
+    "target": 1.2,  # has numbers as they are written, as the timeline has
     "collectives": 1,
     "values": 1.3,  # names the all-reduces there are
     "config": 1.4,
@@ -52,6 +54,7 @@ FLOORS = {
     "evaluation": 3.7,
     "record": 3.7,
     "log": 3.8,
+    "result": 3.9,
     "diagnostics": 3.9,  # but for what build asks of it, above
     "train": 4,
     "main": 5,

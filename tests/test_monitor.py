@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 
@@ -63,15 +62,6 @@ def test_of_a_damaged_file_what_is_whole_can_be_read(tmp_path, text, steps, says
     lines, damage = monitor.read_whole_lines(path)
     assert [line["step"] for line in lines] == steps
     assert damage == (f"{path}, {says}, and left out here" if says else "")
-
-
-def test_the_final_error_is_the_median_of_the_last_five_evaluations():
-    errors = [90.0, 9.0, 5.0, 7.0, 1.0, 6.0]
-    lines = []
-    for error in errors:
-        lines += [{"train_error": 0.0}, {"val_error": error}]
-    assert monitor.final_error(lines) == statistics.median(errors[1:]) == 6.0
-    assert monitor.final_error(lines[:4]) == 49.5  # of two
 
 
 def test_plain_progress_prints_lines(capsys):

@@ -1,5 +1,6 @@
 """Timelines against a walk, update by update, in exact fractions; and against the paper."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -40,6 +41,18 @@ def nearest(seen: list[int], position: Fraction) -> set[int]:
     """The updates whose number of examples seen is nearest to `position`: one, or two in a tie."""
     distances = [abs(examples - position) for examples in seen]
     return {update for update, d in enumerate(distances) if d == min(distances)}
+
+
+def test_an_epoch_has_the_updates_up_to_the_one_nearest_to_its_end():
+    """Of 10 examples in minibatches of 4, 2.5 updates an epoch: 2.5, a tie, is 2; then 5, 7.5."""
+    timeline = Timeline.constant(10, 4)
+    assert [timeline.epoch_of(t) for t in range(11)] == [0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+
+
+def test_an_update_of_several_epochs_belongs_to_the_first_that_it_ends():
+    """Of 10 examples in minibatches of 20: epochs 1 to 6 end with updates 0, 1, 2, 2, 2, 3."""
+    timeline = Timeline.constant(10, 20)
+    assert [timeline.epoch_of(t) for t in range(4)] == [0, 2, 3, 6]
 
 
 sizes = st.integers(1, 200)
@@ -194,3 +207,11 @@ def test_epochs_are_taken_as_written():
 def test_bad_schedules_are_errors(num_examples, schedule, message):
     with pytest.raises(ValueError, match=message):
         Timeline.from_schedule(num_examples, schedule)
+
+
+@given(st.integers(1, 300), schedules(), st.integers(1, UPDATES))
+@settings(deadline=None, max_examples=60)
+def test_the_epoch_of_an_update_is_the_first_that_ends_no_earlier(num_examples, schedule, update):
+    timeline = Timeline.from_schedule(num_examples, schedule)
+    epoch = next(m for m in itertools.count(1) if timeline.update_at_epoch(m) >= update)
+    assert timeline.epoch_of(update) == epoch

@@ -165,3 +165,56 @@ def test_a_time_that_is_no_update_says_so(unit, number):
 
 def test_no_interval_never_comes_round():
     assert every(resolve(default_config()), "evaluation", TIMELINE, 100) == frozenset()
+
+
+# Keys, and the updates of 100 examples in minibatches of 10 up to 60 after which it comes round.
+OFFSETS = {
+    "epochs": ({"every_epochs": 2.0, "offset_epochs": 1.0}, {10, 30, 50}),
+    "steps": ({"every_steps": 25, "offset_steps": 3}, {3, 28, 53}),
+    "examples": ({"every_examples": 250, "offset_examples": 104}, {10, 35, 60}),
+    "as long as the interval": ({"every_epochs": 2.0, "offset_epochs": 2.0}, {20, 40, 60}),
+    "longer than the interval": ({"every_epochs": 1.0, "offset_epochs": 4.0}, {40, 50, 60}),
+    "past the end": ({"every_epochs": 1.0, "offset_epochs": 6.1}, set()),
+    "none": ({"every_epochs": 2.0}, {20, 40, 60}),
+    "added up as written": ({"every_epochs": 1.1, "offset_epochs": 2.2}, {22, 33, 44, 55}),
+}
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_the_first_of_several_is_at_the_offset(name):
+    keys, expected = OFFSETS[name]
+    config = resolve(config_with(**{f"evaluation.{key}": value for key, value in keys.items()}))
+    assert every(config, "evaluation", Timeline.constant(100, 10), 60) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"offset_epochs": 2.0},
+            "evaluation.offset_epochs=2.0 is where the first of several is; set evaluation."
+            "every_epochs, or the offset to 0",
+        ),
+        (
+            {"every_steps": 4, "offset_epochs": 2.0},
+            "evaluation.offset_epochs=2.0, but evaluation.every_steps; give both in the same unit",
+        ),
+        (
+            {"every_epochs": 4.0, "offset_epochs": 0.01},
+            "evaluation.offset_epochs=0.01: 0.01 epochs of 100 images are less than one update of "
+            "10; make it longer, or 0",
+        ),
+    ],
+)
+def test_an_offset_without_a_meaning_is_an_error(keys, says):
+    config = resolve(config_with(**{f"evaluation.{key}": value for key, value in keys.items()}))
+    with pytest.raises(ConfigError) as error:
+        every(config, "evaluation", Timeline.constant(100, 10), 60)
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize("keys", _twice("offset"))
+def test_an_offset_given_twice_is_an_error(keys):
+    config = config_with(**{f"evaluation.{key}": value for key, value in keys.items()})
+    with pytest.raises(ConfigError, match="say the same thing; set all but one to 0"):
+        resolve(config)

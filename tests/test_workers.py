@@ -206,7 +206,7 @@ def test_one_process_holds_all_slots():
         ),
         (
             {"batch_size": 256, "worker_batch_size": 32, "devices": 5},
-            "k=8 workers of n=32 = 5 devices x 2 lanes x 1 accumulation steps less 2 idle slots",
+            "k=8 workers of n=32 = 5 devices x 2 lanes x 1 accumulation step less 2 idle slots",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from lbsgd.command_line import Parser, complain
 from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
 from lbsgd.paths import at_home
 from lbsgd.streams import protect_streams
+from lbsgd.text import counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -101,7 +102,7 @@ def show(folder: pathlib.Path, updates: list[int]) -> int:
 
 def _content(manifest: Manifest) -> str:
     return (
-        f"{len(manifest.arrays)} arrays of {manifest.nbytes / 1e6:.1f} MB, written "
+        f"{counted(len(manifest.arrays), 'array')} of {manifest.nbytes / 1e6:.1f} MB, written "
         f"{store.printable(manifest.written)}"
     )
 

@@ -22,6 +22,7 @@ from lbsgd.checkpoint.manifest import (
     normalized,
 )
 from lbsgd.errors import ConfigError
+from lbsgd.text import counted
 
 
 class Costs(NamedTuple):
@@ -50,7 +51,7 @@ class Costs(NamedTuple):
         megabytes, seconds = self.nbytes / self.saved / 1e6, self.seconds / self.saved
         several = self.saved > 1
         text = (
-            f"{self.saved} checkpoint{'s' * several} of {megabytes:.1f} MB, "
+            f"{counted(self.saved, 'checkpoint')} of {megabytes:.1f} MB, "
             f"{'each ' * several}written in {seconds:.2f} s; training stood still "
             f"{self.stood / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
         )

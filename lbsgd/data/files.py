@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lbsgd.errors import ConfigError
+from lbsgd.text import noun
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp"),
@@ -225,7 +226,7 @@ def _wrapper(found: Mapping[str, list[File]], known: set[str], where: pathlib.Pa
         return ""
     paths = [file.path.split("/") for name in folders for file in found[name]]
     inner = sorted({path[1] for path in paths if len(path) > 2})
-    what = f"{where} has the folder{'s' * (len(folders) > 1)} {named(folders)} in place of classes"
+    what = f"{where} has the {noun(len(folders), 'folder')} {named(folders)} in place of classes"
     if len(splits) > 1 and inner:
         return f"{what}; these are splits: take {where} itself as data.dir (or as INPUT of prepare)"
     if any(name.lower() in SPLIT_NAMES for name in inner):

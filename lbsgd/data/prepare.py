@@ -30,6 +30,7 @@ from lbsgd.data.sources import Source, npz, npz_source
 from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 from lbsgd.limits import num_cores
 from lbsgd.streams import protect_streams
+from lbsgd.text import counted
 
 KINDS = (
     "a folder, a tar or a zip of a folder of images for each class (below train/ and val/, or of "
@@ -180,12 +181,14 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def _describe(split: str, index: Index) -> str:
-    shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
-    text = (
-        f"{split}: {index.examples:,} images of {len(index.classes):,} classes, "
-        f"{index.bytes / 1e6:,.1f} MB in {shards}"
+    images, classes = (
+        counted(index.examples, "image"),
+        counted(len(index.classes), "class", "classes"),
     )
-    return text + (f"; {len(index.corrupt):,} corrupt ones left out" if index.corrupt else "")
+    shards = counted(len(index.shards), "shard")
+    text = f"{split}: {images} of {classes}, {index.bytes / 1e6:,.1f} MB in {shards}"
+    corrupt = counted(len(index.corrupt), "corrupt one")
+    return text + (f"; {corrupt} left out" if index.corrupt else "")
 
 
 def _how_to_train(output: pathlib.Path) -> str:

@@ -17,6 +17,7 @@ from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.log import Log
 from lbsgd.record import NoRecord, Record
 from lbsgd.step import TrainState
+from lbsgd.text import counted
 
 # The lists in diagnostics.jsonl.
 WORKERS, CONFUSION = "worker_cosines", "confusion_cosines"
@@ -72,7 +73,7 @@ class Diagnostics:
         self._record.write(done, values)
         self._progress.line(
             f"epoch {self._parts.timeline.epoch(done):.2f}  update {done}  gradient confusion: "
-            f"cosines of {len(cosines)} pairs of minibatches are "
+            f"cosines of {counted(len(cosines), 'pair')} of minibatches are "
             f"{values['confusion_cosine_min']:.3f} at least, "
             f"{values['confusion_cosine_mean']:.3f} on average"
         )

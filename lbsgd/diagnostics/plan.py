@@ -6,6 +6,7 @@ import ml_collections
 
 from lbsgd import times
 from lbsgd.errors import ConfigError
+from lbsgd.text import counted
 from lbsgd.timeline import Timeline
 
 
@@ -31,12 +32,16 @@ class Plan(NamedTuple):
         """
         confusion = config.confusion
         named = {
-            "gradient noise scale at {} updates": self.workers,
-            f"gradient confusion of {confusion.pairs} pairs of minibatches of "
+            "gradient noise scale at {}": self.workers,
+            f"gradient confusion of {counted(confusion.pairs, 'pair')} of minibatches of "
             f"{confusion.batch_size} after {{}}": self.confusion,
             "norms of each parameter array at {}": self.layers,
         }
-        parts = [text.format(f"{len(updates):,}") for text, updates in named.items() if updates]
+        parts = [
+            text.format(counted(len(updates), "update"))
+            for text, updates in named.items()
+            if updates
+        ]
         return [f"diagnostics: {', '.join(parts)}"] if parts else []
 
 

@@ -66,7 +66,7 @@ def test_a_run_says_what_it_will_measure(x64):
     (line,) = (line for line in explain(parts) if line.startswith("diagnostics"))
     assert line == (
         "diagnostics: gradient noise scale at 4 updates, gradient confusion of 100 pairs of "
-        "minibatches of 128 after 2, norms of each parameter array at 1"
+        "minibatches of 128 after 2 updates, norms of each parameter array at 1 update"
     )
     assert not any(line.startswith("diagnostics") for line in explain(small_run(8, 1, 1)))
 
