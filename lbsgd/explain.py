@@ -94,7 +94,8 @@ def _explain_allreduce(run: Run) -> str:
     c, devices = run.config.allreduce, run.placement.devices
     text = f"all-reduce: {c.algorithm} over {devices} devices, buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
-        text += f", sent in {c.dtype} and summed in float32"
+        scaled = " times a power of two" if c.dtype == "float16" else ""
+        text += f", sent in {c.dtype}{scaled} and summed in float32"
     if c.algorithm == "psum" or devices == 1:
         return text
     grid = resolve_grid(c.algorithm, devices, c.grid)
