@@ -106,8 +106,8 @@ def scale_by_trust_ratio(
       coefficient: eta.
       weight_decay: beta in lambda; `inner` applies it.
       epsilon: added to the norms below.
-      at_zero: lambda where ||w|| or ||g|| is 0: "one", or by the "formula" (but 1 where that divides
-        by 0).
+      at_zero: lambda where ||w|| or ||g|| is 0: "one", or by the "formula" (but 1 where that would
+        divide by 0).
     """
 
     def trust_ratio(g: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
