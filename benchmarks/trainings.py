@@ -37,6 +37,7 @@ def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:
         return {
             "seed": seed,
             "val_error": monitor.final_error(lines),
+            "train_loss": [line["train_loss"] for line in updates],
             "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
             "updates": updates[-1]["step"],
             "config": keys,

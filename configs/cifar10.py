@@ -4,7 +4,9 @@
 
 Their recipe: minibatch 128, eta 0.1, weight decay 1e-4, 164 epochs (64,000 updates), x0.1 at one
 half and three quarters, padding 4, crop and flip. That is one worker of n=128 here; larger
-minibatches are k such workers, with linear scaling and gradual warmup over 5 epochs.
+minibatches are k such workers, with linear scaling and gradual warmup over 5 epochs. Our choice:
+one worker for what lay on their two GPUs, no decay of biases and norm parameters, each channel's
+mean and deviation for their mean image, the initialisation of Goyal et al. but for its zero gammas.
 
     batch=128..4096       kn; the default is 128
     model=cifar_resnet56  or any other of lbsgd.models.resnet

@@ -4,9 +4,10 @@
 
 configs/digits.py from kn=128 on (eta = 0.4 by linear scaling) with three decays of a factor 5, as
 Smith et al. have them, at epochs 30, 60 and 80. Here the batch grows instead, to 640 and then 1024
-where it ends, and the rate decays by what is left. At any epoch the noise scale eta N / (B (1 - m))
-is that of the twin; but that is the scale for B far below N, and 1024 of 1,437 is not (Smith et al.
-stop at a tenth of the training set, which would leave nothing to grow here).
+where it ends, and the rate decays by what is left. 1024 is 71% of the 1,437 training images; Smith
+et al. stop at a tenth of the set, which would leave nothing to grow here. At any epoch the noise
+scale eta N / (B (1 - m)) is that of the twin, but it is the scale for B far below N: of the paper's
+N/B - 1, which it has for N/B before that, 1024 leaves 29%, and the twin's 128 91%.
 
     decay       the twin: kn=128 throughout, and the rate decays
 

@@ -1,4 +1,4 @@
-"""ImageNet with ResNet-50 and -101 exactly as Goyal et al. 2017 (arXiv 1706.02677) trained them.
+"""ImageNet with ResNet-50 and -101 by the recipe of Goyal et al. 2017 (arXiv 1706.02677).
 
     python -m lbsgd.main --config configs/imagenet_goyal.py --config.data.dir=DIR
 
@@ -20,9 +20,30 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
 
 DIR is the data_dir of tensorflow-datasets with imagenet2012 as ArrayRecord (docs/data.md says how);
 or class folders in train/ and val/, with --config.data.source=folder; or what lbsgd.data.prepare
-makes of either, or of ImageNet's downloads, with =packed, which loads fastest. Augmentation is the
-paper's: random area and aspect, flip. Accumulation is automatic: as many steps as the devices'
-memory asks for.
+makes of either, or of ImageNet's downloads, with =packed, which loads fastest. Accumulation is
+automatic: as many steps as the devices' memory asks for.
+
+The paper's are: the network, its zero gammas and the classifier's N(0, 0.01); n=32 and batch norm
+per worker, running averages x0.9; eta, linear scaling, warmup over 5 epochs and decays; 90 epochs;
+Nesterov momentum 0.9; weight decay 1e-4, not of gamma and beta; gradients as means over kn; one
+permutation an epoch; random area and aspect, flip; the median of the last 5 epochs. Our choice,
+where the paper is silent or does otherwise:
+
+    precision         the network computes in bfloat16, with float32 parameters, statistics, loss
+                      and sums; the paper's in float32 (--config.dtype=float32)
+    initialisation    kernels by He's rule over fan-out; the classifier's bias 0
+    weight decay      not of the classifier's bias
+    running averages  of the mean over all workers of their means and biased variances; the paper
+                      does not say whose are evaluated (Caffe2 saves one worker's, and PyTorch's
+                      are unbiased). epsilon 1e-5
+    warmup            update 0 has eta = 0.1, update W the full rate
+    minibatches       go on over the end of an epoch, so none is partial; epochs are rounded to
+                      updates
+    augmentation      8 to 100% of the area, width / height 3/4 to 4/3, as fb.resnet.torch is
+                      remembered, without its colour jitter and PCA lighting, which the paper does
+                      not mention; how a crop is decoded and resampled (docs/data.md)
+    normalisation     by the usual means and standard deviations of ImageNet's channels
+    evaluation        the centre 224 of a short side of 256, as is usual, every image once
 """
 
 import ml_collections

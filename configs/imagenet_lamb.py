@@ -17,8 +17,9 @@ From where the settings are:
     from memory of the paper  beta 0.9 and 0.999, epsilon 1e-6, weight decay 0.01, phi the identity,
                               square-root scaling, warmup in proportion to the batch size
     our choice                a rate of 0.04 at 32768, 20 epochs of warmup there, from 0, then a
-                              straight line to 0; label smoothing 0.1; n=64; no trust ratio for
-                              biases and norm parameters
+                              straight line to 0; label smoothing 0.1; n=64; neither trust
+                              ratio nor decay for biases and norm parameters; bfloat16 and what else
+                              configs/imagenet_goyal.py lists as such
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python -m lbsgd.main --config configs/imagenet_mikami.py --config.data.dir=DIR
 
 LARS, label smoothing 0.1, a batch that grows during training (batch-size control), gradients summed
-by a 2D torus that they cross in float16, batch norm evaluated without moving averages.
+by a 2D torus that they cross in float16 (times a power of two, so that none of them is too small or
+too large for it: docs/collectives.md), batch norm evaluated without moving averages.
 
     version=1     the default: k=1088 workers of n=32, kn=34,816, then k=2176, kn=69,632; 2,208
                   updates. Theirs: 75.03% in 224 s on 2,176 V100
@@ -16,8 +17,10 @@ the torus. Not certain, hence our choices after what is remembered of the paper:
 the batch grows (epoch 30), and from what in version 2; LARS with coefficient 0.01 and epsilon 1e-6;
 a rate of 29 after a ramp of 34 epochs and a decay of power 2; label smoothing; that momentum, 0.9
 at first, follows the batch size so that the noise scale eta N / (B (1 - m)) does not change with
-it; weight decay 5e-5. n does not change here (theirs was 16, then 32), and the network computes in
-bfloat16.
+it; weight decay 5e-5; the decay begins where the ramp ends. n does not change here (theirs was 16,
+then 32). The network computes in bfloat16 (theirs in float16), batch norm is evaluated by the
+statistics of 69,632 training images, its epsilon is 1e-5 (theirs was adjusted), and the rest, from
+initialisation to resampling, is that of configs/imagenet_goyal.py, which lists what is our choice.
 
 lbsgd has not run these to the end. DIR is as in configs/imagenet_goyal.py.
 """

@@ -19,7 +19,8 @@ SGD, eta = 3.0 without scaling, ghost batches (workers) of n=32.
 
 Not certain, hence our choices: where the decays are, that the rate makes up for the batch growing
 by 8 where it would have to by 10, warmup over 5 epochs from 0, weight decay 1e-4, the augmentation
-of Goyal et al. lbsgd has not run these to the end. DIR is as in configs/imagenet_goyal.py.
+of Goyal et al. and all that configs/imagenet_goyal.py lists as our choice (bfloat16 and others).
+lbsgd has not run these to the end. DIR is as there.
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
     python -m lbsgd.main --config configs/imagenette.py --config.data.dir=DIR
 
 DIR holds train/ and val/ with a folder of JPEGs for each class, as fast.ai's imagenette2 (or -320)
-unpacks. The recipe is that of Goyal et al. 2017 (configs/imagenet_goyal.py) with k=8 workers of
-n=32, eta = 0.1, but 100 epochs, x0.1 at 40, 70 and 90, and label smoothing 0.1.
+unpacks. The recipe is that of Goyal et al. 2017 (configs/imagenet_goyal.py, with what it lists as
+our choice) with k=8 workers of n=32, eta = 0.1, but 100 epochs, x0.1 at 40, 70 and 90, and label
+smoothing 0.1.
 
     batch=64..2048        kn; the default is 256
     model=resnet18        or any other of lbsgd.models.resnet

@@ -137,6 +137,9 @@ def default_config() -> ml_collections.ConfigDict:
                 **_times("warmup", epochs=5.0),
                 # "steps", "cosine", "polynomial" or "none".
                 "decay": "steps",
+                # Of "cosine" and "polynomial", whether they begin at the end of "warmup" or at the
+                # "start" of training, so that warmup ends above them and the rate then drops.
+                "decay_from": "warmup",
                 # Of "steps": by decay_factor at each of these.
                 "decay_epochs": (30.0, 60.0, 80.0),
                 "decay_factor": 0.1,
@@ -163,6 +166,9 @@ def default_config() -> ml_collections.ConfigDict:
                 # Of lars: eta, and what is added to the norms below it.
                 "trust_coefficient": 0.001,
                 "trust_epsilon": 0.0,
+                # Of lars: the trust ratio where a norm is 0, "one" (MLPerf's reference) or by the
+                # paper's "formula": eta / weight_decay of a gradient of 0, and 0 of weights of 0.
+                "trust_at_zero": "one",
                 # Of lamb. phi: () for none, or the least and the greatest norm.
                 "beta1": 0.9,
                 "beta2": 0.999,

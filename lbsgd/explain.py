@@ -113,7 +113,8 @@ def _explain_allreduce(run: Run) -> str:
     text = f"all-reduce: {c.algorithm} over {counted(devices, 'device', form='d')}"
     text += f", buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
-        text += f", sent in {c.dtype} and summed in float32"
+        scaled = " times a power of two" if c.dtype == "float16" else ""
+        text += f", sent in {c.dtype}{scaled} and summed in float32"
     if c.algorithm == "psum" or devices == 1:
         return text
     grid = resolve_grid(c.algorithm, devices, c.grid)
@@ -211,11 +212,14 @@ def _explain_rate(run: Run) -> str:
             text += f"; x{c.decay_factor:g} at {noun(len(reached), 'update')} {', '.join(reached)}"
         lie = "lies" if past == 1 else "lie"
         return text + (f"; {past} of its decays {lie} past the end" if past else "")
+    text += f"; decay: {c.decay}"
     if c.decay == "polynomial":
         end = run.total_updates + c.decay_past_end_steps
-        text += f"; decay: polynomial, power {c.decay_power:g}"
-        return f"{text}, to {c.decay_end_rate:g} at update {end}"
-    return f"{text}; decay: {c.decay}"
+        text += f", power {c.decay_power:g}, to {c.decay_end_rate:g} at update {end}"
+    if c.decay_from == "start" and rate.warmup_updates:
+        dropped = float(rate.schedule(rate.warmup_updates))
+        text += f", counted from update 0: {dropped:.6g} after warmup"
+    return text
 
 
 def _explain_optimizer(run: Run) -> str:
@@ -236,6 +240,7 @@ def _explain_optimizer(run: Run) -> str:
         corrected = "with" if c.momentum_correction else "without"
         form = f"equation (10), {held} inside the buffer, {corrected} momentum correction"
     trust = f"; trust ratio {c.trust_coefficient:g} on kernels" if lars else ""
+    trust += ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
     return (
         f"optimizer: {c.name.upper()}, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} "
         f"weight decay {decay}{trust}"

@@ -24,7 +24,7 @@ class Rate:
 
     Attributes:
       schedule: update index -> rate.
-      full: k * eta, the rate after warmup.
+      full: k * eta, the rate that warmup rises to.
       warmup_updates: W; 0 for no warmup.
       decay_updates: where a decay in steps changes the rate.
       warmup_rate: where warmup starts.
@@ -58,15 +58,31 @@ def _warmup_rate(c: ml_collections.ConfigDict) -> float:
     return 0.0
 
 
+def _decay_begins(c: ml_collections.ConfigDict, warmup: int) -> int:
+    """The update from which a decay is counted that goes on all the time.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if c.decay_from == "warmup":
+        return warmup
+    if c.decay not in ("cosine", "polynomial"):
+        raise ConfigError(
+            "learning_rate.decay_from='start' is of learning_rate.decay='cosine' and 'polynomial', "
+            f"and without effect on {c.decay!r}; set it to 'warmup'"
+        )
+    return 0
+
+
 def _polynomial_decay(
-    c: ml_collections.ConfigDict, full: float, timeline: Timeline, warmup: int, total: int
+    c: ml_collections.ConfigDict, full: float, timeline: Timeline, begin: int, total: int
 ) -> rates.Schedule:
     if c.decay_end_rate > full:
         raise ConfigError(
             f"learning_rate.decay_end_rate={c.decay_end_rate:g} is above the full rate, {full:g}; "
             "lower it"
         )
-    start, end, clock = _clock(timeline, warmup, total + c.decay_past_end_steps)
+    start, end, clock = _clock(timeline, begin, total + c.decay_past_end_steps)
     return rates.polynomial_decay(full, start, end, c.decay_power, c.decay_end_rate, clock)
 
 
@@ -96,12 +112,13 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
+    begin = _decay_begins(c, warmup)
     if c.decay == "steps":
         schedule, decays = _step_decay(config, timeline, full, warmup)
     elif c.decay == "cosine":
-        schedule = rates.cosine_decay(full, *_clock(timeline, warmup, total))
+        schedule = rates.cosine_decay(full, *_clock(timeline, begin, total))
     elif c.decay == "polynomial":
-        schedule = _polynomial_decay(c, full, timeline, warmup, total)
+        schedule = _polynomial_decay(c, full, timeline, begin, total)
     else:
         schedule = rates.constant(full)
     if warmup and c.warmup == "gradual":

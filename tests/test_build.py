@@ -187,6 +187,21 @@ def of_optimizer(**keys: object) -> dict[str, object]:
             "learning rate: 0.05 = 0.1 x 128/256; gradual warmup 1 update from 0, power 2.5; "
             "decay: polynomial, power 2, to 0.0001 at update 3",
         ),
+        (
+            {
+                "learning_rate.warmup": "gradual",
+                "learning_rate.warmup_from": "zero",
+                "learning_rate.warmup_epochs": 0.0,
+                "learning_rate.warmup_steps": 1,
+                "learning_rate.decay": "cosine",
+                "learning_rate.decay_from": "start",
+            },
+            "decay: cosine, counted from update 0: 0.025 after warmup",
+        ),
+        (
+            of_optimizer(name="lars", trust_at_zero="formula"),
+            "trust ratio 0.001 on kernels, by its formula where a norm is 0",
+        ),
     ],
 )
 def test_explain_says_what_optimizer_and_schedule_are(keys, says):

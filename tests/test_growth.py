@@ -288,15 +288,16 @@ def test_one_compilation_for_each_size_from_where_the_run_is():
     late.close()
 
 
+@pytest.mark.parametrize("begin", ["warmup", "start"])
 @pytest.mark.parametrize("kind", ["cosine", "polynomial"])
-def test_a_rate_that_varies_with_time_varies_with_examples(kind):
+def test_a_rate_that_varies_with_time_varies_with_examples(kind, begin):
     """Whatever the sizes, it is the rate that a constant size has at the same example.
 
     The batch grows within the warmup, and again after it.
     """
     keys = {"learning_rate.decay": kind, "learning_rate.warmup_from": "zero", "total_steps": 0}
     keys |= {"learning_rate.warmup_epochs": 0.0, "learning_rate.warmup_examples": 64 * 8}
-    keys |= {"total_examples": 64 * 28, "dtype": "float32"}
+    keys |= {"total_examples": 64 * 28, "dtype": "float32", "learning_rate.decay_from": begin}
     grown = config(**keys)
     timeline = build_timeline(grown, 1437)
     schedule = build_rate(grown, timeline, 12).schedule

@@ -32,11 +32,14 @@ def built(config) -> tuple[Rate, int]:
     return build_rate(config, timeline, total), total
 
 
-def polynomial(t, *, peak, warmup, total, end, past=0, power=2.0, warmup_power=1.0) -> float:
-    """From 0 to the peak, then to the end rate."""
+def polynomial(
+    t, *, peak, warmup, total, end, past=0, power=2.0, warmup_power=1.0, begin=None
+) -> float:
+    """From 0 to the peak, then to the end rate on a curve that begins at an update."""
     if t < warmup:
         return peak * (t / warmup) ** warmup_power
-    return end + (peak - end) * (1 - (t - warmup) / (total - warmup + past)) ** power
+    begin = warmup if begin is None else begin
+    return end + (peak - end) * (1 - (t - begin) / (total - begin + past)) ** power
 
 
 def assert_rates(rate: Rate, total: int, **keys) -> None:
@@ -140,11 +143,26 @@ def test_the_papers_rows(x64, batch_size):
     assert total == round(100 * N / batch_size)
     warmup = round(epochs * N / batch_size)
     assert rate.warmup_updates == warmup
-    assert_rates(rate, total, peak=peak, warmup=warmup, end=0.0)
+    assert_rates(rate, total, peak=peak, warmup=warmup, end=0.0, begin=0)
     c = config.optimizer
     assert (c.name, c.momentum, c.weight_decay) == ("lars", 0.9, 5e-4)
+    assert (c.trust_coefficient, c.trust_epsilon, c.trust_at_zero) == (0.001, 0.0, "formula")
     assert (c.momentum_form, c.momentum_correction, c.nesterov) == ("rate_inside", False, False)
     assert config.label_smoothing == 0
+
+
+def test_the_papers_rate_drops_at_the_end_of_warmup(x64):
+    """To 31 for 32K: 12 of 100 epochs are over by then."""
+    rate, _ = built(resolve(LARS("paper=32768")))
+    W = rate.warmup_updates
+    assert float(rate.schedule(W - 1)) == pytest.approx(40.0, rel=0.01)
+    assert float(rate.schedule(W)) == pytest.approx(40.0 * 0.88**2, rel=1e-3)
+
+
+@pytest.mark.parametrize("arg", ["batch=4096", "reference=4096"])
+def test_mlperfs_rows_keep_the_decay_from_warmup_and_the_ratio_of_one(arg):
+    config = resolve(LARS(arg))
+    assert (config.learning_rate.decay_from, config.optimizer.trust_at_zero) == ("warmup", "one")
 
 
 @pytest.mark.parametrize("arg", ["batch=4097", "batch=x", "paper=4096", "reference=x", "size=3"])

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lbsgd.bounds import shown
+from lbsgd.collectives import cost
 from lbsgd.collectives.buckets import in_buckets
 from lbsgd.collectives.exchange import Inner, Wire, binary_blocks, direct, ring
 from lbsgd.collectives.names import ALGORITHMS, DTYPES
+from lbsgd.collectives.scaling import float16_scale
 from lbsgd.collectives.topology import block_sizes, columns, host_grid, rows, square_grid
 from lbsgd.errors import ConfigError
 
@@ -44,7 +46,8 @@ def allreduce(
       axis: name of the axis, or names: ranks are `lax.axis_index(axis)`.
       algorithm: one of `names.ALGORITHMS`. Without `dtype`, "psum" is one `lax.pmean` of the tree.
       dtype: one of `names.DTYPES` to send gradients and partial sums in; sums are float32, and so
-        is what comes of larger types. None for each leaf's own type.
+        is what comes of larger types. None for each leaf's own type. In float16 each bucket is
+        multiplied by a power of two, so that it fits (`scaling.float16_scale`).
       bucket_bytes: of leaves of one type that are reduced together.
       grid: see `resolve_grid`.
 
@@ -76,10 +79,19 @@ def allreduce(
 
 def _reduce_bucket(bucket: jax.Array, *, wire: Wire, algorithm: str, grid: Grid) -> jax.Array:
     """The mean of a bucket `[n]`, in its type."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        packed = _exchange(x, wire, algorithm, grid, lambda total: wire.pack(total / ranks))
+        return wire.unpack(packed)
+
     ranks = math.prod(grid)
-    sums = bucket.astype(jnp.float32) if wire.dtype else bucket
-    packed = _exchange(sums, wire, algorithm, grid, lambda total: wire.pack(total / ranks))
-    return wire.unpack(packed).astype(bucket.dtype)
+    if wire.dtype is None:
+        return mean(bucket)
+    wide = bucket.astype(jnp.float32)
+    if wire.dtype != "float16":  # bfloat16 has the range of float32
+        return mean(wide).astype(bucket.dtype)
+    scale, inverse = float16_scale(wide, wire.axis, cost.roundings(algorithm, ranks, grid))
+    return (mean(wide * scale) * inverse).astype(bucket.dtype)
 
 
 def _exchange(x: jax.Array, wire: Wire, algorithm: str, grid: Grid, inner: Inner) -> jax.Array:

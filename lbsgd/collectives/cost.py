@@ -3,7 +3,8 @@
 The alpha-beta-gamma model: a message of n bytes takes alpha + n beta seconds, adding it gamma n; a
 rank sends and receives one message at a time, both at once (Hockney 1994; Thakur et al. 2005).
 Of "hierarchical", what happens within a host is counted as a ring. "psum" is the backend's own
-business, and has no cost here.
+business, and has no cost here; nor has the scalar that float16 sums besides each bucket by it, 4
+bytes (`scaling.float16_scale`).
 """
 
 import math

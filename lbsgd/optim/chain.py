@@ -114,6 +114,7 @@ def lars(
     weight_decay_form: str = "coupled",
     trust_coefficient: float = 0.001,
     trust_epsilon: float = 0.0,
+    trust_at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
     """LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
 
@@ -125,7 +126,9 @@ def lars(
       weight_decay_form: "coupled" (the paper's; the decay is in the trust ratio) or "decoupled"
         (past ratio and momentum).
       trust_coefficient: eta.
-      trust_epsilon: beside the norms below it. The other arguments are those of `sgd`.
+      trust_epsilon: beside the norms below it.
+      trust_at_zero: the ratio where a norm is 0: "one" or by the "formula", see `layerwise`. The
+        other arguments are those of `sgd`.
     """
     coupled = weight_decay if weight_decay_form == "coupled" else 0.0
     outside = bool(momentum) and momentum_form == "rate_outside"
@@ -138,6 +141,7 @@ def lars(
         coefficient=trust_coefficient,
         weight_decay=coupled,
         epsilon=trust_epsilon,
+        at_zero=trust_at_zero,
     )
     rest = sgd(
         learning_rate,
@@ -188,7 +192,7 @@ _OF_SGD = (
 )
 _OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "sgd": (sgd, _OF_SGD),
-    "lars": (lars, (*_OF_SGD, "trust_coefficient", "trust_epsilon")),
+    "lars": (lars, (*_OF_SGD, "trust_coefficient", "trust_epsilon", "trust_at_zero")),
     "lamb": (lamb, ("beta1", "beta2", "epsilon", "weight_decay", "norm_clip")),
 }
 
@@ -223,8 +227,13 @@ def build_optimizer(
 
     Raises:
       KeyError: no such optimizer, or an argument of it is missing.
-      ConfigError: what `lamb` has no use for.
+      ConfigError: what the optimizer has no use for.
     """
+    if name != "lars" and keys["trust_at_zero"] != "one":
+        raise ConfigError(
+            f"optimizer.trust_at_zero={keys['trust_at_zero']!r} is of optimizer.name='lars', and "
+            f"without effect on {name!r}; set it to 'one'"
+        )
     if name == "lamb":
         _check_lamb(keys)
     make, own = _OPTIMIZERS[name]

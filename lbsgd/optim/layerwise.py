@@ -10,9 +10,11 @@ go by its name, of which `chain.lars` makes either (gamma is the rate, lambda of
     scaled     v <- m v + gamma lambda (g + beta w);    w <- w - v     the paper, MLPerf's reference
     unscaled   u <- m u + (g + beta w);                 w <- w - gamma lambda u
 
-The paper says neither what lambda is where ||w|| or ||g|| is 0 (here 1: gamma alone is the rate),
-nor how biases and norm parameters fare (here they have no lambda and no decay, as in MLPerf's
-reference), nor what epsilon is (0 by default).
+Where ||w|| or ||g|| is 0 lambda is 1, so that gamma alone is the rate, as in MLPerf's reference and
+in the authors' own code (NVIDIA's Caffe). With at_zero="formula" it is what the paper's formula
+says: eta / beta of a gradient of 0, and 0 of weights of 0, which so stay 0. The paper says neither
+how biases and norm parameters fare (here they have no lambda and no decay, as in MLPerf's
+reference), nor of any epsilon (0 by default).
 
 Others differ. optax.lars is the scaled variant, though optax.sgd has the rate outside the buffer;
 it divides by ||g + beta w||, and by default gives biases and norm parameters a trust ratio and
@@ -90,6 +92,7 @@ def scale_by_trust_ratio(
     coefficient: float = 0.001,
     weight_decay: float = 0.0,
     epsilon: float = 0.0,
+    at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
     """lambda times what `inner` makes of the gradient, lambda of this update's g and w (LARS).
 
@@ -103,13 +106,17 @@ def scale_by_trust_ratio(
       coefficient: eta.
       weight_decay: beta in lambda; `inner` applies it.
       epsilon: added to the norms below.
+      at_zero: lambda where ||w|| or ||g|| is 0: "one", or by the "formula" (but 1 where that would
+        divide by 0).
     """
 
     def trust_ratio(g: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
         if not scaled:
             return _one(w)
         of_g, of_w = norm(g), norm(w)
-        return _ratio(coefficient * of_w, of_g + weight_decay * of_w + epsilon, of_g, of_w)
+        below = of_g + weight_decay * of_w + epsilon
+        nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
+        return _ratio(coefficient * of_w, below, *nonzero)
 
     def init(params: Any) -> TrustState:
         return TrustState(jax.tree.map(_one, params), inner.init(params))

@@ -1,10 +1,11 @@
 """The compiled programs send what cost.py and the papers' tables say, counted."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from ranks import bytes_sent, compiled, messages, rounds
+from ranks import bytes_sent, compiled, messages, rounds, shape_bytes
 
 from lbsgd.collectives import cost
 from lbsgd.collectives.topology import block_sizes
@@ -119,8 +120,29 @@ def test_16_bits_cross_where_the_backend_exchanges(algorithm):
         lines = [line for line in text.splitlines() if f" {operation}(" in line]
         assert all("= u16[" in line or "= (u16[" in line for line in lines), operation
         assert bool(lines) == (operation != "collective-permute" or algorithm != "psum")
-    assert " all-reduce(" not in text
+    assert reduced_bytes(text) == [4]  # the sum of the largest gradients, in float32
     assert " reduce-scatter(" not in text
+
+
+def reduced_bytes(text):
+    """Of each of the backend's own all-reduces, which XLA may have made one."""
+    return [shape_bytes(shape) for shape in re.findall(r"= (.*?) all-reduce\(", text)]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["ring", pytest.param("binary_blocks", marks=pytest.mark.long)]
+)
+def test_float16_sends_a_scalar_for_each_bucket_besides(algorithm):
+    """And else as many messages of as many bytes as bfloat16."""
+    x = np.ones((4, N), np.float32)
+    options = {"algorithm": algorithm, "bucket_bytes": 4 * 280}
+    half, brain = (
+        compiled(4, x, dtype=dtype, **options).as_text() for dtype in ("float16", "bfloat16")
+    )
+    assert sum(reduced_bytes(half)) == 3 * 4
+    assert reduced_bytes(brain) == []
+    assert len(messages(half)) == len(messages(brain)) == 3 * cost.steps(algorithm, 4)
+    assert bytes_sent(messages(half), 4) == bytes_sent(messages(brain), 4)
 
 
 def test_buckets_are_exchanged_apart():

@@ -148,8 +148,8 @@ def test_the_least_bucket_that_is_named_is_taken():
         ),
         (
             {"algorithm": "psum", "dtype": "float16", "bucket_mib": 0.5},
-            "all-reduce: psum over 8 devices, buckets of 0.5 MiB, sent in float16 and summed in "
-            "float32",
+            "all-reduce: psum over 8 devices, buckets of 0.5 MiB, sent in float16 times a power of "
+            "two and summed in float32",
         ),
     ],
 )

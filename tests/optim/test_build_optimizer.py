@@ -107,6 +107,7 @@ def test_scaled_is_by_role():
             lars,
             {"momentum_form": "rate_inside", "momentum_correction": True, "trust_epsilon": 0.1},
         ),
+        ("lars", lars, {"trust_at_zero": "formula", "momentum_form": "rate_outside"}),
         (
             "lamb",
             lamb,
@@ -145,6 +146,9 @@ LAMB = OPTIMIZERS["lamb"]
         ({"name": "lars", "trust_coefficient": 0.0}, "trust_coefficient must be positive"),
         ({"name": "lars", "trust_epsilon": -1.0}, "trust_epsilon must be finite and not negative"),
         ({**LAMB, "beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
+        ({"trust_at_zero": "formula"}, "is of optimizer.name='lars', and without effect on 'sgd'"),
+        ({**LAMB, "trust_at_zero": "formula"}, "without effect on 'lamb'; set it to 'one'"),
+        ({"name": "lars", "trust_at_zero": "0"}, "trust_at_zero '0'; known: one, formula"),
         ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb"),
     ],
 )

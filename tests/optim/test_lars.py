@@ -195,6 +195,49 @@ def test_where_a_norm_is_zero_the_ratio_is_one(x64, form, zero):
     assert ratios_of(state)["kernel"] == 1
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("of_w", "of_g", "decay", "epsilon", "expected"),
+    [
+        (2.0, 0.0, 5e-4, 0.0, 0.001 / 5e-4),  # eta / beta
+        (2.0, 0.0, 0.1, 0.5, 0.001 * 4 / (0.1 * 4 + 0.5)),
+        (2.0, 0.0, 0.0, 0.5, 0.001 * 4 / 0.5),
+        (0.0, 3.0, 0.1, 0.0, 0.0),
+        (0.0, 3.0, 0.0, 0.0, 0.0),
+        (2.0, 3.0, 0.1, 0.0, 0.001 * 4 / (6 + 0.1 * 4)),
+        # It would divide by 0, where what it is of is 0 itself.
+        (2.0, 0.0, 0.0, 0.0, 1.0),
+        (0.0, 0.0, 0.1, 0.0, 1.0),
+    ],
+)
+def test_the_formula_where_a_norm_is_zero(x64, form, of_w, of_g, decay, epsilon, expected):
+    """The paper's, literally: eta |w| / (|g| + beta |w|); arrays of 2x2, so norms are double."""
+    w, g = {"kernel": np.full((2, 2), of_w)}, {"kernel": np.full((2, 2), of_g)}
+    optimizer = lars(
+        lambda t: jnp.asarray(0.5),
+        {"kernel": Role.KERNEL},
+        momentum_form=FORMS[form],
+        weight_decay=decay,
+        trust_epsilon=epsilon,
+        trust_at_zero="formula",
+    )
+    changes, state = optimizer.update(g, optimizer.init(w), w, update_index=0)
+    np.testing.assert_allclose(ratios_of(state)["kernel"], expected, rtol=8 * EPS)
+    direction = g["kernel"] + decay * w["kernel"]
+    np.testing.assert_allclose(changes["kernel"], -0.5 * expected * direction, rtol=8 * EPS)
+
+
+def test_the_formula_changes_nothing_else(x64):
+    """Nor may what is not finite pass for a norm of 0."""
+    options = {"weight_decay": 0.05, "trust_at_zero": "formula"}
+    found, _ = train(ours(**options), problem())
+    assert_alike(found, by_hand(lars_by_hand, problem(), beta=0.05, eta=ETA))
+    w, g = {"kernel": np.ones((2, 2))}, {"kernel": np.full((2, 2), np.nan)}
+    optimizer = lars(schedule, {"kernel": Role.KERNEL}, **options)
+    changes, _ = optimizer.update(g, optimizer.init(w), w, update_index=0)
+    assert np.isnan(changes["kernel"]).all()
+
+
 # --- timm ------------------------------------------------------------------------------------
 
 

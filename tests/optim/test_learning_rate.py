@@ -224,6 +224,36 @@ def test_smooth_decays_run_from_warmup_to_the_end(x64, keys, closed_form, warmup
         assert_rates(rate, {0: 0.1, W // 2: 1.65 if warmup == "gradual" else 0.1})
 
 
+@pytest.mark.parametrize(("keys", "closed_form"), DECAYS.values(), ids=DECAYS)
+@pytest.mark.parametrize("warmup", ["gradual", "constant", "none"])
+def test_decays_from_the_start_of_training(x64, keys, closed_form, warmup):
+    """Warmup goes to the full rate, and is followed by the curve that began at update 0."""
+    W, T, full = 100, 1000, 3.2
+    length = {"warmup_epochs": 0.0, "warmup_steps": W}
+    rate = rate_of(8 * K, total=T, warmup=warmup, decay_from="start", **length, **keys)
+    assert rate.full == full
+    for update in (*([0, 50, 99] if warmup == "none" else []), 100, 101, 500, 900, 1000):
+        found = float(rate.schedule(update))
+        assert found == pytest.approx(closed_form(full, update / T), rel=RTOL, abs=RTOL * full)
+    if warmup == "gradual":
+        assert_rates(rate, {t: 0.1 + 3.1 * t / W for t in (0, 50, 99)})
+    if warmup == "constant":
+        assert_rates(rate, dict.fromkeys((0, 50, 99), 0.1))
+
+
+def test_a_decay_from_the_start_past_the_end_to_a_rate(x64):
+    keys = {"decay": "polynomial", "decay_end_rate": 0.2, "decay_past_end_steps": 250}
+    length = {"warmup_epochs": 0.0, "warmup_steps": 100}
+    rate = rate_of(8 * K, total=1000, decay_from="start", **length, **keys)
+    assert_rates(rate, {t: 0.2 + 3.0 * (1 - t / 1250) ** 2 for t in (100, 500, 999, 1250)})
+
+
+@pytest.mark.parametrize("decay", ["steps", "none"])
+def test_where_a_decay_begins_is_named_where_it_has_no_effect(decay):
+    with pytest.raises(ConfigError, match=rf"decay_from='start' .* without effect on '{decay}'"):
+        rate_of(8 * K, decay=decay, decay_from="start")
+
+
 def test_polynomial_decay_to_a_rate_above_zero(x64):
     schedule = rates.polynomial_decay(2.0, 10, 30, 2.0, end_rate=0.5)
     found = [float(schedule(t)) for t in (0, 10, 20, 30, 40)]
@@ -319,6 +349,7 @@ SCHEDULES = {
     for warmup in ("gradual", "constant", "none")
     for decay in ("steps", "cosine", "polynomial", "none")
 }
+SCHEDULES["from the start"] = {"decay": "polynomial", "decay_from": "start"}
 
 
 @pytest.mark.parametrize("keys", SCHEDULES.values(), ids=SCHEDULES)
