@@ -4,7 +4,8 @@
     python benchmarks/resampling.py table      prints the table from it
 
 TAR holds JPEGs, which are read into memory. Each view decodes and resizes all of them, on one core
-with one thread and on two with two; the views take turns, and a ratio is of neighbours in time.
+with one thread and on two with two; the views take turns after every few images, so that what else
+the machine does is shared by all, and a ratio is of one round.
 Pixels are compared with Pillow's own of the same view: the image, or the crop of it, decoded and
 resized whole, as torchvision's transforms have it.
 """
@@ -29,6 +30,8 @@ from lbsgd.data.resize import Box
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "resampling.json"
 ROUNDS = 7
+# Images of a view before it is another's turn.
+TURN = 32
 CROP, SHORT_SIDE = 224, 256
 SHAPE = (CROP, CROP, 3)
 FAST, ANTIALIASED, PILLOW = "the fast rule", "antialiased", "Pillow, whole images"
@@ -85,30 +88,34 @@ def open_rgb(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def rate(view: View, files: list[bytes], threads: int) -> float:
-    """Images/s of all files."""
+def seconds(view: View, files: list[bytes], part: range, pool: ThreadPoolExecutor) -> np.ndarray:
+    """Of the clock, and of the processor, for a part of the files."""
 
-    def load(first: int) -> None:
-        out = np.empty(SHAPE, np.uint8)
-        for index in range(first, min(first + 8, len(files))):
-            view(index, files[index], out)
+    def load(index: int) -> None:
+        view(index, files[index], np.empty(SHAPE, np.uint8))
 
-    with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
-        list(pool.map(load, range(0, len(files), 8)))
-        return len(files) / (time.perf_counter() - start)
+    clock, processor = time.perf_counter(), time.process_time()
+    list(pool.map(load, part))
+    return np.array([time.perf_counter() - clock, time.process_time() - processor])
 
 
-def take_turns(views: dict[str, View], files: list[bytes], threads: int) -> dict[str, list[float]]:
-    """Images/s of each view in every round, after one to warm up, on as many cores as threads."""
+def take_turns(views: dict[str, View], files: list[bytes], threads: int) -> dict[str, object]:
+    """Images/s and processor ms an image of each view, in every round after one to warm up."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cores)[:threads])
-    rates = {name: [] for name in views}
-    for _ in range(ROUNDS + 1):
-        for name, view in views.items():
-            rates[name].append(rate(view, files, threads))
+    os.sched_setaffinity(0, sorted(cores)[:threads])  # the threads inherit them
+    taken = np.zeros((ROUNDS + 1, len(views), 2))
+    with ThreadPoolExecutor(threads) as pool:
+        for number in range(ROUNDS + 1):
+            for first in range(0, len(files), TURN):
+                part = range(first, min(first + TURN, len(files)))
+                for i, view in enumerate(views.values()):
+                    taken[number, i] += seconds(view, files, part, pool)
     os.sched_setaffinity(0, cores)
-    return {name: those[1:] for name, those in rates.items()}
+    rates, cpu = len(files) / taken[1:, :, 0], 1e3 * taken[1:, :, 1] / len(files)
+    return {
+        name: {"images_per_s": rates[:, i].tolist(), "cpu_ms": cpu[:, i].tolist()}
+        for i, name in enumerate(views)
+    }
 
 
 def differences(views: dict[str, View], files: list[bytes]) -> dict[str, dict[str, float]]:
@@ -152,23 +159,29 @@ def run(tar: str) -> None:
 def table() -> str:
     """Images/s, as a part of the fast rule's in the same round, and how far pixels are off."""
     results = json.loads(RESULTS.read_text())
-    threads = list(results["rates"]["evaluation"])
     head, rule = "| view | resampled |", "|---|---|"
-    for n in threads:
+    for n in results["rates"]["evaluation"]:
         head += f" images/s, {n} core{'s' * (n != '1')} | of the fast rule's |"
         rule += "---|---|"
-    lines = [head + " off Pillow's pixels by | worst file | worst pixel |", rule + "---|---|---|"]
-    for kind, rates in results["rates"].items():
-        for name in rates["1"]:
-            cells = [f"{kind}: {NAMES[kind]}", name]
-            for there in rates.values():
-                ratios = [a / b for a, b in zip(there[name], there[FAST])]
-                cells += [spread(there[name]), spread(ratios, 2) if name != FAST else ""]
-            off = results["differences"][kind].get(name)
-            cells += [f"{off['mean']:.3f}", f"{off['worst_file']:.2f}"] if off else ["", ""]
-            cells.append(str(off["largest"]) if off else "")
-            lines.append("| " + " | ".join(cells) + " |")
+    head += " CPU ms an image | off Pillow's pixels by | worst file | worst pixel |"
+    lines = [head, rule + "---|---|---|---|"]
+    for kind in NAMES:
+        for name in results["rates"][kind]["1"]:
+            lines.append("| " + " | ".join(_cells(results, kind, name)) + " |")
     return "\n".join([*lines, "", _conditions(results)])
+
+
+def _cells(results: dict[str, object], kind: str, name: str) -> list[str]:
+    cells, rates = [f"{kind}: {NAMES[kind]}", name], results["rates"][kind]
+    for there in rates.values():
+        ours, fast = (there[view]["images_per_s"] for view in (name, FAST))
+        ratios = [a / b for a, b in zip(ours, fast)]
+        cells += [spread(ours), spread(ratios, 2) if name != FAST else ""]
+    cells.append(f"{statistics.median(rates['1'][name]['cpu_ms']):.2f}")
+    off = results["differences"][kind].get(name)
+    if not off:
+        return [*cells, "", "", ""]
+    return [*cells, f"{off['mean']:.3f}", f"{off['worst_file']:.2f}", str(off["largest"])]
 
 
 def _conditions(results: dict[str, object]) -> str:
