@@ -79,7 +79,8 @@ def crop_and_flip(
     example: tuple[bytes, int], random: np.random.Generator
 ) -> tuple[np.ndarray, int]:
     """The view of one example."""
-    from lbsgd.data.decode import Box, decode, image_size
+    from lbsgd.data.decode import decode, image_size
+    from lbsgd.data.resize import Box
 
     data, label = example
     image = decode(data, Box(*random_box(*image_size(data), random.uniform)), SHAPE)

@@ -210,6 +210,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "crop_area": (0.08, 1.0),
                 "crop_aspect": (3 / 4, 4 / 3),
                 "image_size": 224,
+                # Of "inception": resampled with a filter as wide as the crop shrinks, as Pillow and
+                # torchvision have it; without it faster (docs/data.md). Evaluation always has it.
+                "crop_antialias": False,
                 # Of "inception": evaluation resizes the short side to this, and takes the centre; 0
                 # for 256/224 of image_size, as is usual.
                 "evaluation_short_side": 0,

@@ -135,7 +135,7 @@ def _explain_augmentation(run: Run) -> str:
         "inception": [
             "crops of {:g} to {:g} of the area".format(*data.crop_area),
             "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
-            f"resized to {size}",
+            f"resized to {size}" + ", antialiased" * data.crop_antialias,
         ],
     }
     parts = crops[data.crop] + ["flip"] * data.flip

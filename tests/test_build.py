@@ -223,6 +223,8 @@ CROPPED = {"data.source": "synthetic", "data.crop": "inception", "data.image_siz
             "to 0)",
         ),
         ({"data.evaluation_short_side": 16}, "a short side of 16 (256/224 of 16, as is usual"),
+        ({"data.crop_antialias": False}, "resized to 16;"),
+        ({"data.crop_antialias": True}, "resized to 16, antialiased;"),
     ],
 )
 def test_explain_says_what_evaluation_sees(keys, says):
@@ -230,6 +232,12 @@ def test_explain_says_what_evaluation_sees(keys, says):
     (line,) = [line for line in lines if line.startswith("augmentation: ")]
     assert says in line
     assert ("usual" in line) == ("usual" in says)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_training_crops_are_antialiased_where_the_config_says_so(antialias):
+    run = build.build(config(**CROPPED, **{"data.crop_antialias": antialias}))
+    assert run.train_batches().loader.view.antialias is antialias
 
 
 def test_evaluation_takes_the_centre_of_the_side_that_follows():

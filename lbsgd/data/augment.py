@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from scipy import special
 
-from lbsgd.data.decode import Box, decode, see
+from lbsgd.data.decode import decode, see
 from lbsgd.data.order import random_below, uniform
+from lbsgd.data.resize import Box, Region, Window, window_around
 from lbsgd.errors import ConfigError
 
 TRIES = 10
@@ -78,12 +79,15 @@ class InceptionCrop:
       seed: of the run.
       area: least and greatest part of the image's area.
       aspect: least and greatest width / height.
+      antialias: whether the box, decoded at its full size and cut out, is resampled as torchvision
+        does it (`lbsgd.data.resize.resample`), or by the faster rule (`resize`).
     """
 
     shape: tuple[int, int, int]
     seed: int
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    antialias: bool = False
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
         """Ten areas, ten log-aspects, and where the box lies."""
@@ -107,16 +111,26 @@ class InceptionCrop:
         h = min(height, max(1, round(width / low)))
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
+    def region(self, height: int, width: int, draw: np.ndarray) -> Region:
+        """The box, or a window of just its pixels."""
+        box = self.box(height, width, draw)
+        return Window(box, *box) if self.antialias else box
+
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        look(image, functools.partial(self.box, draw=draw), out)
+        look(image, functools.partial(self.region, draw=draw), out)
 
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
     """The centre of an image whose short side is resized to `short_side`, for evaluation.
 
-    The centre is cut out first and resized then, which is the same but less work: of an image
-    `[h, w]` the box has the sides shape * min(h, w) / short_side.
+    The pixels are those of torchvision's Resize(short_side) and CenterCrop(shape) on Pillow's
+    images, up to 1 of 255 here and there: the image is decoded at its full size and resampled by
+    Pillow's antialiased bilinear filter to (short_side, int(short_side * long / short)), the corner
+    lies at round((side - crop) / 2) of each side. Only what the crop needs is computed.
+
+    Attributes:
+      short_side: pixels; no less than the sides of `shape`.
     """
 
     shape: tuple[int, int, int]
@@ -125,22 +139,25 @@ class CentreCrop:
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
         return np.empty((len(examples), 0))
 
-    def box(self, height: int, width: int) -> Box:
-        """The box in an image of this size."""
-        scale = min(height, width) / self.short_side
-        h, w = (min(max(1, round(s * scale)), m) for s, m in zip(self.shape, (height, width)))
-        return Box((height - h) // 2, (width - w) // 2, h, w)
+    def window(self, height: int, width: int) -> Window:
+        """The crop in pixels of an image of this size, before it is resized."""
+        size, crop = (height, width), self.shape[:2]
+        resized = [int(self.short_side * side / min(size)) for side in size]
+        corner = [round((side - length) / 2) for side, length in zip(resized, crop)]
+        top, left = (at * side / to for at, side, to in zip(corner, size, resized))
+        h, w = (length * side / to for length, side, to in zip(crop, size, resized))
+        return window_around((top, left, h, w), size, (crop[0], crop[1]))
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        look(image, self.box, out)
+        look(image, self.window, out)
 
 
-def look(image: np.ndarray | bytes, box: Callable[[int, int], Box], out: np.ndarray) -> None:
-    """Puts a box of an image, pixels or the bytes of a file, into `out`, resized to its size."""
+def look(image: np.ndarray | bytes, region: Callable[[int, int], Region], out: np.ndarray) -> None:
+    """Puts a region of an image, pixels or the bytes of a file, into `out`, at its size."""
     if isinstance(image, bytes):
-        decode(image, box, out.shape[:2], out)
+        decode(image, region, out.shape[:2], out)
     else:
-        see(image, box, out.shape[:2], out)
+        see(image, region, out.shape[:2], out)
 
 
 @dataclasses.dataclass(frozen=True)

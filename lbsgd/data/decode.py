@@ -1,11 +1,12 @@
 """From the bytes of an image file to pixels, doing no more of the work than the crop needs.
 
 Of a JPEG only the rows down to the crop's last are decoded (from its first, where the file has
-restart markers at the ends of its rows of blocks, as those of `lbsgd.data.prepare` do), and at
-half, a quarter or an eighth of the size where the crop is at least that much larger than what is
-wanted. Whatever libjpeg-turbo's fast path does not take (CMYK, PNG, ...) goes through Pillow, and
-what has more than 8 bits through the rule of `lbsgd.data.pixels`.
-EXIF orientation is ignored, as the published results on ImageNet do.
+restart markers at the ends of its rows of blocks, as those of `lbsgd.data.prepare` do); and a `Box`
+at half, a quarter or an eighth of the size where it is at least that much larger than what is
+wanted, a `Window` never. Pixels are those of libjpeg-turbo's accurate inverse DCT and its smooth
+("fancy") interpolation of colour, which are Pillow's too. Whatever its fast path does not take
+(CMYK, PNG, ...) goes through Pillow, and what has more than 8 bits through the rule of
+`lbsgd.data.pixels`. EXIF orientation is ignored, as the published results on ImageNet do.
 """
 
 import io
@@ -14,15 +15,12 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from lbsgd.data import pixels
-
-# Threads work on images of their own; OpenCV's would only get in their way.
-cv2.setNumThreads(1)
+from lbsgd.data.resize import Box, Region, Window, resample, resize
 
 # Pillow warns of oddities of images that it reads all the same.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -39,15 +37,6 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 class CorruptError(ValueError):
     """An example that cannot be read, and why."""
-
-
-class Box(NamedTuple):
-    """A part of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class Part(NamedTuple):
@@ -156,73 +145,66 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def decode(
     data: bytes,
-    box: Box | Callable[[int, int], Box] | None = None,
+    region: Region | Callable[[int, int], Region] | None = None,
     shape: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decodes an image, or a box of it, to RGB; resized to `shape` if that is given.
+    """Decodes an image, or a region of it, to RGB; resized to `shape` if that is given.
 
     Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it, and
     more than 8 bits as `lbsgd.data.pixels` says.
 
     Args:
-      box: or what makes one from height and width; None for all of the image.
+      region: a box, which is resized by the fast rule (`resize`), or a window, which is resampled
+        without aliasing (`resample`); or what makes one from height and width; None for a box of
+        all of the image.
       out: where to put it, uint8 `[h, w, 3]`; by default a new array.
 
     Raises:
       CorruptError: the file is cut short, or its code is damaged.
     """
     if not is_jpeg(data):
-        return see(_decode_by_pillow(data), box, shape, out)
+        return see(_decode_by_pillow(data), region, shape, out)
     header = read_jpeg_header(data)
     _check_whole(data, header)
     if header.components not in (1, 3):
         _check_code(data)
-        return see(_decode_by_pillow(data), box, shape, out)
-    box = _box(box, header.height, header.width)
-    return resize(_decode_jpeg(data, header, box, shape or box[2:]), shape, out)
+        return see(_decode_by_pillow(data), region, shape, out)
+    region = _region(region, header.height, header.width)
+    if isinstance(region, Window):
+        part = _decode_jpeg(data, header, region.box, region.box[2:])
+    else:
+        part = _decode_jpeg(data, header, region, shape or region[2:])
+    return _fit(part, region, shape, out)
 
 
 def see(
     image: np.ndarray,
-    box: Box | Callable[[int, int], Box] | None = None,
+    region: Region | Callable[[int, int], Region] | None = None,
     shape: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """`decode` of an image uint8 `[h, w, c]` that is decoded already."""
-    top, left, height, width = _box(box, *image.shape[:2])
-    return resize(image[top : top + height, left : left + width], shape, out)
+    region = _region(region, *image.shape[:2])
+    top, left, height, width = region.box if isinstance(region, Window) else region
+    return _fit(image[top : top + height, left : left + width], region, shape, out)
 
 
-def _box(box: Box | Callable[[int, int], Box] | None, height: int, width: int) -> Box:
-    if isinstance(box, Box):
-        return box
-    return box(height, width) if box else Box(0, 0, height, width)
-
-
-def resize(
-    image: np.ndarray, shape: tuple[int, int] | None = None, out: np.ndarray | None = None
+def _fit(
+    part: np.ndarray, region: Region, shape: tuple[int, int] | None, out: np.ndarray | None
 ) -> np.ndarray:
-    """Resizes an image `[h, w, c]` to `shape`; None leaves its size.
+    """The pixels of a region, by the rule for its kind."""
+    if isinstance(region, Window):
+        return resample(part, region, shape, out)
+    return resize(part, shape, out)
 
-    Bilinear where it shrinks by less than 2 (as TensorFlow's input pipelines do), else each pixel
-    is the mean over its area, so that none is left out.
-    """
-    height, width = shape or image.shape[:2]
-    if out is None:
-        out = np.empty((height, width, image.shape[2]), np.uint8)
-    if image.shape == out.shape:
-        out[:] = image
-    else:
-        shrink = max(image.shape[0] / height, image.shape[1] / width)
-        less = min(image.shape[0], height), min(image.shape[1], width)
-        if shrink >= 2 and less != (height, width):  # OpenCV's mean is only for both sides
-            return resize(resize(image, less), shape, out)
-        method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
-        resized = cv2.resize(image, (width, height), dst=out, interpolation=method)
-        if not np.may_share_memory(resized, out):  # OpenCV drops a single channel
-            out[:] = resized.reshape(out.shape)
-    return out
+
+def _region(
+    region: Region | Callable[[int, int], Region] | None, height: int, width: int
+) -> Region:
+    if isinstance(region, (Box, Window)):
+        return region
+    return region(height, width) if region else Box(0, 0, height, width)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -18,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lbsgd.data.decode import Box, decode, image_size, resize
+from lbsgd.data.decode import decode, image_size
+from lbsgd.data.resize import Box, resize
 
 SAMPLES = pathlib.Path(__file__).parents[3] / "shared/data/imagenet_samples/imagenet_samples.tar"
 HEIGHT, WIDTH = 75, 56
@@ -290,67 +291,6 @@ def test_scaled_pictures_are_near_the_mean_over_areas(scale, subsampling):
     expected = image.reshape(size, scale, size, scale, 3).mean(axis=(1, 3))
     difference = np.abs(decode(data, shape=(size, size)) - expected)
     assert difference.mean() < 0.28 * 60 * (1 / 10 + 1 / 14) * 2 / np.pi + 1.5
-
-
-def area_weights(size: int, pixels: int) -> np.ndarray:
-    """Row i: how much of each of `size` pixels the i-th of `pixels` covers."""
-    edges = np.arange(pixels + 1) * size / pixels
-    j = np.arange(size)
-    covered = np.minimum(edges[1:, None], j + 1) - np.maximum(edges[:-1, None], j)
-    return np.clip(covered, 0, None) * pixels / size
-
-
-def bilinear_weights(size: int, pixels: int) -> np.ndarray:
-    """Row i: of the two pixels whose middles are nearest to that of the i-th of `pixels`."""
-    weights = np.zeros((pixels, size))
-    for i in range(pixels):
-        middle = (i + 0.5) * size / pixels - 0.5
-        below = int(np.floor(middle))
-        weights[i, max(below, 0)] += below + 1 - middle
-        weights[i, min(below + 1, size - 1)] += middle - below
-    return weights
-
-
-def resized(image: np.ndarray, shape: tuple[int, int], weights) -> np.ndarray:
-    down, across = (weights(size, pixels) for size, pixels in zip(image.shape, shape))
-    return np.einsum("ai,ijc,bj->abc", down, image.astype(float), across)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("before", "after", "weights"),
-    [
-        ((10, 12), (20, 20), bilinear_weights),
-        ((33, 35), (20, 20), bilinear_weights),
-        ((39, 20), (20, 20), bilinear_weights),
-        ((1, 1), (4, 3), bilinear_weights),
-        ((20, 7), (20, 13), bilinear_weights),
-        ((40, 40), (20, 20), area_weights),
-        ((41, 47), (20, 20), area_weights),
-        ((100, 30), (25, 28), area_weights),
-        ((57, 133), (19, 11), area_weights),
-        ((64, 48), (1, 1), area_weights),
-    ],
-)
-def test_resize_weighs_pixels_as_it_should(before, after, weights, channels):
-    random = np.random.default_rng(before[0])
-    image = random.integers(0, 256, (*before, channels), dtype=np.uint8)
-    actual = resize(image, after)
-    assert actual.shape == (*after, channels)
-    assert actual.dtype == np.uint8
-    assert np.abs(actual - resized(image, after, weights)).max() <= 1
-
-
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("wide", [1, 19, 20, 35])
-def test_resize_leaves_no_pixel_out_where_one_side_shrinks(wide, flip):
-    """The other side, along which the image is constant, becomes 20."""
-    column = np.random.default_rng(0).integers(0, 256, (100, 1, 3), dtype=np.uint8)
-    image = np.repeat(column, wide, axis=1)
-    expected = np.repeat(column.reshape(20, 5, 1, 3).mean(axis=1), 20, axis=1)
-    if flip:
-        image, expected = image.swapaxes(0, 1).copy(), expected.swapaxes(0, 1)
-    assert np.abs(resize(image, (20, 20)) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["420", "restart rows", "progressive", "grey", "png", "cmyk"])

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lbsgd.data.decode import Box, CorruptError, decode, image_size, read_jpeg_header
+from lbsgd.data.decode import CorruptError, decode, image_size, read_jpeg_header
+from lbsgd.data.resize import Box
 
 HEIGHT, WIDTH = 41, 33
 BOX = Box(5, 3, 30, 20)

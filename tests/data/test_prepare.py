@@ -28,10 +28,11 @@ from image_files import (
 from preparing import data_config, files, run
 
 from lbsgd.config import default_config
-from lbsgd.data.decode import Box, decode, image_size
+from lbsgd.data.decode import decode, image_size
 from lbsgd.data.folder import FolderSource, folder
 from lbsgd.data.packed import PackedSource, packed
 from lbsgd.data.prepare import main
+from lbsgd.data.resize import Box
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGENETTE = ROOT.parent / "shared/data/imagenette224/imagenette224_subset.tar"

@@ -10,8 +10,9 @@ from PIL import Image
 from scipy import stats
 
 from lbsgd.data.augment import CentreCrop, InceptionCrop, Whole
-from lbsgd.data.decode import Box, CorruptError
+from lbsgd.data.decode import CorruptError
 from lbsgd.data.order import random_below
+from lbsgd.data.resize import Box
 from lbsgd.errors import ConfigError
 
 TINY = 1e-6  # the chance that a good generator fails a statistical test
@@ -216,31 +217,24 @@ def test_the_box_is_what_is_seen(size, encoded):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "box"),
+    ("height", "width", "resized", "corner"),
     [
-        (375, 500, Box(23, 86, 328, 328)),  # 224 * 375 / 256 = 328.1
-        (500, 375, Box(86, 23, 328, 328)),
-        (56, 75, Box(3, 13, 49, 49)),
-        (224, 224, Box(14, 14, 196, 196)),
-        (256, 256, Box(16, 16, 224, 224)),
-        (1600, 2400, Box(100, 500, 1400, 1400)),
-        (1, 1, Box(0, 0, 1, 1)),
-        (1, 100, Box(0, 49, 1, 1)),
+        (375, 500, (256, 341), (16, 58)),  # 341.3 is cut off, 58.5 goes to the even one
+        (500, 375, (341, 256), (58, 16)),
+        (56, 75, (256, 342), (16, 59)),
+        (224, 224, (256, 256), (16, 16)),
+        (300, 353, (256, 301), (16, 38)),  # 38.5
+        (1600, 2400, (256, 384), (16, 80)),
+        (1, 1, (256, 256), (16, 16)),
+        (1, 100, (256, 25600), (16, 12688)),
     ],
 )
-def test_centre_boxes(height, width, box):
-    assert CentreCrop((224, 224, 3)).box(height, width) == box
-
-
-@pytest.mark.parametrize("short_side", [224, 256])
-@pytest.mark.parametrize("size", [(375, 500), (500, 375), (56, 75), (224, 224), (750, 1000)])
-@pytest.mark.parametrize("encoded", [False, True])
-def test_the_centre_is_that_of_the_resized_image(short_side, size, encoded):
-    """Of the image resized to the short side; the box's sides and corner are rounded to pixels."""
-    side = 224 * min(size) / short_side
-    box = ((size[0] - side) / 2, (size[1] - side) / 2, side, side)
-    # Half a pixel of the corner, and of the size half a pixel shared by both ends.
-    assert_sees(CentreCrop((224, 224, 3), short_side), size, box, 0.75, encoded)
+def test_the_centre_is_that_of_the_resized_image(height, width, resized, corner):
+    """Worked out by hand: torchvision's Resize(256), then CenterCrop(224)."""
+    window = CentreCrop((224, 224, 3)).window(height, width)
+    down, across = height / resized[0], width / resized[1]
+    expected = (corner[0] * down, corner[1] * across, 224 * down, 224 * across)
+    np.testing.assert_allclose(window[1:], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("view", [InceptionCrop((9, 9, 3), 0), CentreCrop((9, 9, 3), 9)])
