@@ -11,10 +11,11 @@
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
 
-DIR has `cifar10` (train.npz and validation.npz, a set of lbsgd.data.prepare, or a folder of images)
-and `imagenet` (class folders of JPEGs) or `imagenet.tar`; parts without their data say so. No
-network is needed. Each piece is a process with a limit of its own, the most worth first; one that
-fails or hangs costs no other, and what it had measured is in OUT already, a line of JSON each.
+DIR has `cifar10` (what lbsgd.data.prepare reads or writes), `cifar10.zip` or `cifar10.tar` (class
+folders in train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs
+named <class>_<anything>); parts without their data say so. No network is needed. Each piece is a
+process with a limit of its own, the most worth first; one that fails or hangs costs no other, and
+what it had measured is in OUT already, a line of JSON each.
 
 Exit codes: 0 done, 1 a piece failed or had not the time it needed, 2 no GPU, or a mistake.
 """
@@ -94,7 +95,7 @@ def share(pieces: Sequence[Piece], left: float) -> float:
 
 
 def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
-    """Of a piece: JAX must not go on with the CPU in silence; pieces share what is compiled."""
+    """Of a piece; all share what is compiled."""
     platform = "cpu" if trial or part == "input" else "cuda,cpu"
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     defaults = {
@@ -126,7 +127,10 @@ def find_machine(args: argparse.Namespace, scratch: str) -> dict[str, object]:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["?"])[-1]
         fail(f"no GPU that JAX can use ({why}); --cpu-trial tries the benchmark out without one")
-    return json.loads(done.stdout.splitlines()[-1])
+    machine = json.loads(done.stdout.splitlines()[-1])
+    if machine["backend"] == "cpu" and not args.cpu_trial:  # JAX passes over what it does not find
+        fail("no GPU that JAX can use; --cpu-trial tries the benchmark out without one")
+    return machine
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -199,7 +203,9 @@ def measure(args: argparse.Namespace, pieces: Sequence[Piece] = PIECES) -> bool:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "benchmarks/gpu.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("what", nargs="+", help=f"all, or some of {', '.join(PARTS)}; report OUT...; table")

@@ -6,6 +6,7 @@ the largest relative difference of loss and gradient norm up to an update, and i
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import trainings
-from gpu_job import Job, given
+from gpu_job import Job, check_backend, given
 
 from lbsgd import monitor
 
@@ -131,6 +132,9 @@ class Runs:
         if done.returncode or (of and f"goes on after update {SAVED_AT}" not in done.stdout):
             print(f"{name}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}", flush=True)
             return []
+        if run.on == "gpu":
+            machine = json.loads((workdir / "machine.json").read_text())[-1]
+            check_backend(self._job, machine["backend"])
         lines = monitor.read_metrics(workdir / "metrics.jsonl")
         return [line for line in lines if "train_loss" in line]
 
@@ -208,6 +212,7 @@ def whole_run(job: Job) -> None:
         result = trainings.train("digits.py", flags, seed=0)
     except subprocess.CalledProcessError as error:
         return job.put("configs/digits.py", 0, failed=f"exit code {error.returncode}")
+    check_backend(job, result["machine"]["backend"])
     keys = ("val_error", "train_error", "updates", "images_per_second")
     job.put("configs/digits.py", 1, **{key: result[key] for key in keys})
 

@@ -7,11 +7,13 @@ PyTorch's DataLoader where it is there; then CIFAR-10's small images, of lbsgd a
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import signal
 import statistics
 import sys
+from typing import NamedTuple
 
 import numpy as np
 from gpu_job import Job, given
@@ -32,33 +34,46 @@ def thread_counts() -> list[int]:
     return list(dict.fromkeys([cores, 1, *(n for n in (4, 8) if n < cores)]))
 
 
-def photographs(job: Job) -> None:
-    """Puts images/s of whole pipelines on JPEGs for each number of threads."""
+class Photographs(NamedTuple):
+    """JPEGs as benchmarks/input_pipeline.py wants them.
+
+    Attributes:
+      scratch: where they have been laid out.
+      images: how many there are.
+    """
+
+    scratch: pathlib.Path
+    images: int
+
+
+def lay_out_photographs(job: Job) -> Photographs | None:
+    """Makes them ready; None where there are none."""
     data = job.find("imagenet", "imagenet.tar") or (job.trial and random_photographs(job))
     if not data:
-        return job.put("JPEGs", 0, skipped="no folder imagenet or imagenet.tar in --data")
+        job.put("JPEGs", 0, skipped="no imagenet in --data")
+        return None
     scratch = pathlib.Path(job.scratch, "input")
     scratch.mkdir(parents=True, exist_ok=True)
-    images = write_truth(lay_out(data, scratch), scratch / "truth.npz")
+    return Photographs(scratch, write_truth(lay_out(data, scratch), scratch / "truth.npz"))
+
+
+def measure_photographs(job: Job, there: Photographs, threads: int) -> None:
+    """Puts images/s of whole pipelines with so many threads on as many cores."""
     missing = missing_peers("")
     chosen = {key: PIPELINES[key] for key in CHOSEN if PIPELINES[key].package not in missing}
-    size = (16, 16, 1) if job.trial else (256, 64, 3)
-    args = argparse.Namespace(**dict(zip(("images", "batch_size", "rounds"), size)), ffcv_python="")
-    for threads in thread_counts():
-        if job.left < LEAST_SECONDS:
-            break
-        measured = measure_with(threads, chosen, args, scratch)
-        medians = {key: statistics.median(rates) for key, rates in measured["rates"].items()}
-        job.put(
-            "JPEGs",
-            args.rounds,
-            threads=threads,
-            images=images,
-            batch_size=args.batch_size,
-            images_per_second=medians,
-            machine=machine(),
-            **measured,
-        )
+    images, batch_size, rounds = (16, 16, 1) if job.trial else (256, 64, 3)
+    args = argparse.Namespace(images=images, batch_size=batch_size, rounds=rounds, ffcv_python="")
+    measured = measure_with(threads, chosen, args, there.scratch)
+    job.put(
+        "JPEGs",
+        rounds,
+        threads=threads,
+        images=there.images,
+        batch_size=batch_size,
+        images_per_second={key: statistics.median(x) for key, x in measured["rates"].items()},
+        machine=machine(),
+        **measured,
+    )
 
 
 def random_photographs(job: Job) -> pathlib.Path:
@@ -79,31 +94,24 @@ def machine() -> dict[str, object]:
     return {key: there[key] for key in ("processor", "packages") if key in there}
 
 
-def small_images(job: Job) -> None:
-    """Puts images/s of CIFAR-10 by minibatch and number of threads."""
-    folder = random_arrays(job) if job.trial else arrays(job)
-    if not folder:
-        return job.put("CIFAR-10", 0, skipped="no folder cifar10 in --data")
+def measure_small_images(job: Job, folder: pathlib.Path, size: int, threads: int) -> None:
+    """Puts images/s of CIFAR-10 in minibatches of `size`, of one worker."""
     crop = {"crop": "padded", "crop_padding": 4, "flip": True}
-    for size in (16,) if job.trial else (128, 1024):
-        for threads in thread_counts():
-            if job.left < LEAST_SECONDS / 2:
-                return
-            run = build_run(str(folder), "npz", size, size, threads=threads, **crop)
-            task = Task("npz", str(folder), "", threads, size, 4 if job.trial else 50_000 // size)
-            rates = []
-            for number in range(1 if job.trial else 3):
-                batches, start = task.batches + 2 * task.edge, number * task.batches
-                rates.append(timed(run.train_batches().between(start, start + batches), task))
-            job.put(
-                "CIFAR-10",
-                len(rates),
-                threads=threads,
-                batch_size=size,
-                rates=rates,
-                images_per_second=statistics.median(rates),
-                machine=machine(),
-            )
+    run = build_run(str(folder), "npz", size, size, threads=threads, **crop)
+    task = Task("npz", str(folder), "", threads, size, 4 if job.trial else 20_000 // size)
+    rates = []
+    for number in range(1 if job.trial else 3):
+        start, batches = number * task.batches, task.batches + 2 * task.edge
+        rates.append(timed(run.train_batches().between(start, start + batches), task))
+    job.put(
+        "CIFAR-10",
+        len(rates),
+        threads=threads,
+        batch_size=size,
+        rates=rates,
+        images_per_second=statistics.median(rates),
+        machine=machine(),
+    )
 
 
 def random_arrays(job: Job) -> pathlib.Path:
@@ -117,12 +125,25 @@ def random_arrays(job: Job) -> pathlib.Path:
 
 
 def main() -> None:
-    """Measures photographs, then small images."""
+    """Measures photographs on all cores and on one, small images, and then the rest."""
     job, _ = given()
     # So that its children, which are stopped between their rounds, are ended with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    photographs(job)
-    small_images(job)
+    counts, there = thread_counts(), lay_out_photographs(job)
+    photographs = [functools.partial(measure_photographs, job, there, n) for n in counts if there]
+    folder = random_arrays(job) if job.trial else arrays(job)
+    if not folder:
+        job.put("CIFAR-10", 0, skipped="no cifar10 in --data")
+    small = [
+        functools.partial(measure_small_images, job, folder, size, n)
+        for size in ((16,) if job.trial else (128, 1024))
+        for n in counts
+        if folder
+    ]
+    for measure in [*photographs[:2], *small, *photographs[2:]]:
+        if job.left < LEAST_SECONDS:
+            break
+        measure()
 
 
 if __name__ == "__main__":

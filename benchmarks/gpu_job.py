@@ -68,6 +68,12 @@ def given() -> tuple[Job, list[str]]:
     return Job(**json.loads(sys.argv[1])), sys.argv[2:]
 
 
+def check_backend(job: Job, backend: str) -> None:
+    """Raises RuntimeError for the CPU in the GPU's place, with which JAX goes on in silence."""
+    if backend == "cpu" and not job.trial:
+        raise RuntimeError("JAX has gone on with the CPU: the GPU cannot be opened")
+
+
 def describe(commit: str) -> dict[str, object]:
     """`runtime.describe_machine`, with the driver and the memory of the device.
 

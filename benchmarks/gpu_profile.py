@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import step
-from gpu_job import given
+from gpu_job import check_backend, given
 from gpu_step import case_of
 
 UPDATES, UPDATES_IN_TRIAL = 10, 2
@@ -156,6 +156,7 @@ def profiled(run: step.Running, updates: int, folder: pathlib.Path) -> float:
 def main() -> None:
     """Profiles lbsgd's step, then the plain one."""
     job, arguments = given()
+    check_backend(job, jax.default_backend())
     case = case_of(arguments, job.trial)
     updates = UPDATES_IN_TRIAL if job.trial else UPDATES
     for key, run in step.compile_both(*case).items():

@@ -13,20 +13,21 @@ import time
 import jax
 import jax.numpy as jnp
 import step
-from gpu_job import given
+from gpu_job import check_backend, given
 from jax.extend.core import jaxprs_in_params
 
 # Published dense bfloat16 FLOP/s, by a part of the device's name; the first that fits.
 PEAKS = {
+    "B200": 2250e12,
     "H200": 989.4e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989.4e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
-    "V100": 0.0,  # has none
 }
 SIZES = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
 SIZES += ("alias_size_in_bytes", "generated_code_size_in_bytes")
@@ -35,7 +36,7 @@ ROUNDS, ROUNDS_IN_TRIAL = 10, 2
 
 def peak_of(device_kind):
     """FLOP/s, or None where it is not known."""
-    return next((peak or None for part, peak in PEAKS.items() if part in device_kind), None)
+    return next((peak for part, peak in PEAKS.items() if part in device_kind), None)
 
 
 def case_of(arguments, trial):
@@ -97,6 +98,7 @@ def summary(rates, flops):
 def main() -> None:
     """Compiles both steps, puts what they need, and then how fast they are."""
     job, arguments = given()
+    check_backend(job, jax.default_backend())
     case = case_of(arguments, job.trial)
     start = time.perf_counter()
     runs = step.compile_both(*case)

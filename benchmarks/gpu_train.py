@@ -12,16 +12,17 @@ import shutil
 import signal
 import statistics
 import subprocess
+from collections.abc import Mapping
 
 import numpy as np
 import trainings
-from gpu_job import Job, given
+from gpu_job import Job, check_backend, given
 
 from lbsgd import monitor
-from lbsgd.config import default_config
 from lbsgd.data import packed
-from lbsgd.data.catalogue import build_sources
 from lbsgd.data.decode import decode
+from lbsgd.data.prepare import open_input
+from lbsgd.data.sources import Source
 
 EXAMPLES, EPOCHS = 50_000, 164
 # The most telling first: the same epochs in 64 times fewer updates, and what holds the error.
@@ -41,22 +42,28 @@ START_SECONDS, STOP_SECONDS = 30, 10
 PROBE_UPDATES = 800
 
 
-def arrays(job: Job) -> pathlib.Path:
-    """CIFAR-10 as arrays, decoded once, of whatever form it has; returns the folder."""
-    found = job.find("cifar10")
+def arrays(job: Job) -> pathlib.Path | None:
+    """A folder of CIFAR-10 as arrays, decoded once where it is of another form; None without it."""
+    found = job.find("cifar10", "cifar10.zip", "cifar10.tar")
     if not found or (found / "train.npz").exists():
         return found
     folder = pathlib.Path(job.scratch, "cifar10")
     folder.mkdir(parents=True, exist_ok=True)
-    config = default_config().data
-    config.dir = str(found)
-    config.source = "packed" if (found / "train" / packed.INDEX).exists() else "folder"
-    for split, source in zip(packed.SPLITS, build_sources(config)):
-        examples = [source[index] for index in range(len(source))]
-        pixels = (decode(x.image) if isinstance(x.image, bytes) else x.image for x in examples)
-        labels = np.array([example.label for example in examples])
-        np.savez(folder / f"{split}.npz", images=np.stack(list(pixels)), labels=labels)
+    for split, source in open_splits(found).items():
+        if not (folder / f"{split}.npz").exists():
+            examples = [source[index] for index in range(len(source))]
+            images = [decode(x.image) if isinstance(x.image, bytes) else x.image for x in examples]
+            part = folder / "part.npz"
+            np.savez(part, images=np.stack(images), labels=np.array([x.label for x in examples]))
+            part.rename(folder / f"{split}.npz")
     return folder
+
+
+def open_splits(path: pathlib.Path) -> Mapping[str, Source]:
+    """The splits of a set of lbsgd.data.prepare, or of anything that it could make one of."""
+    if (path / "train" / packed.INDEX).exists():
+        return {split: packed.PackedSource(path / split) for split in packed.SPLITS}
+    return open_input(path, None)
 
 
 def start(job: Job, config: str, flags: list[str], name: str, limit: float) -> tuple[int, str]:
@@ -125,7 +132,8 @@ def row_flags(epochs: int) -> list[str]:
 def train(job: Job, name: str, config: str, flags: list[str], epochs: int | None) -> None:
     """Puts a row: error, speed and how far it came."""
     code, output = start(job, config, flags, name, job.left - STOP_SECONDS - 2)
-    asked = {"config": config, "flags": flags, "epochs_asked": epochs, "ended": code == 0}
+    shown = [flag for flag in flags if "data.dir" not in flag]  # which is of this machine only
+    asked = {"config": config, "flags": shown, "epochs_asked": epochs, "ended": code == 0}
     try:
         result = trainings.result_of(workdir_of(job, name))
     except (
@@ -136,6 +144,7 @@ def train(job: Job, name: str, config: str, flags: list[str], epochs: int | None
     ) as error:  # statistics' errors are ValueErrors
         job.put(name, 0, **asked, failed=f"exit code {code}, {error!r}", output=last_lines(output))
         return
+    check_backend(job, result["machine"]["backend"])
     keys = ("val_error", "train_error", "updates", "epochs", *trainings.SPEED)
     job.put(name, 1, **asked, seeds=1, **{key: result[key] for key in keys})
 
@@ -149,7 +158,7 @@ def main() -> None:
         return
     folder = arrays(job)
     if not folder:
-        return job.put("CIFAR-10", 0, skipped="no folder cifar10 in --data")
+        return job.put("CIFAR-10", 0, skipped="no cifar10 in --data")
     data = ["--config.data.source=npz", f"--config.data.dir={folder}", "--config.dtype=bfloat16"]
     rate = probe(job, data, "kn=128, images/s")
     if not rate:
