@@ -174,16 +174,31 @@ def measure_rates(args: argparse.Namespace, scratch: pathlib.Path) -> dict[str, 
         "rates": {},
     }
     for workers in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
-        with contextlib.ExitStack() as stack:
-            children = {}
-            for key, pipeline in chosen.items():
-                children[key] = Child(pipeline, workers, args, scratch)
-                stack.callback(children[key].close)
-                print(workers, key, children[key].checked, file=sys.stderr, flush=True)
-            result["checks"][str(workers)] = {k: c.checked for k, c in children.items()}
-            result["images_in_a_round"][str(workers)] = {k: c.images for k, c in children.items()}
-            result["rates"][str(workers)] = take_turns(children, args.rounds)
+        for key, value in measure_with(workers, chosen, args, scratch).items():
+            result[key][str(workers)] = value
     return result
+
+
+def measure_with(
+    workers: int, chosen: dict[str, Pipeline], args: argparse.Namespace, scratch: pathlib.Path
+) -> dict[str, dict[str, object]]:
+    """Checks, images in a round and images/s in every round of each, with so many workers.
+
+    Args:
+      args: of it `images`, `batch_size`, `rounds` and `ffcv_python`.
+      scratch: where `lay_out` and `write_truth` have been.
+    """
+    with contextlib.ExitStack() as stack:
+        children = {}
+        for key, pipeline in chosen.items():
+            children[key] = Child(pipeline, workers, args, scratch)
+            stack.callback(children[key].close)
+            print(workers, key, children[key].checked, file=sys.stderr, flush=True)
+        return {
+            "checks": {key: child.checked for key, child in children.items()},
+            "images_in_a_round": {key: child.images for key, child in children.items()},
+            "rates": take_turns(children, args.rounds),
+        }
 
 
 def take_turns(children: dict[str, Child], rounds: int) -> dict[str, list[float]]:

@@ -16,9 +16,6 @@ import numpy as np
 
 SHAPE = (224, 224)
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
-# Batches before and after those that are timed: the pipeline is as full at the end as at the start,
-# so nothing that was loaded ahead comes free, and starting workers is not counted.
-EDGE = 4
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -42,9 +39,18 @@ class Task:
     batches: int
 
     @property
+    def edge(self) -> int:
+        """Batches before and after those that are timed.
+
+        The pipeline is as full at the end as at the start, so nothing that was loaded ahead (two
+        batches a worker, by PyTorch) comes free, and starting workers is not counted.
+        """
+        return max(4, 2 * self.workers)
+
+    @property
     def examples(self) -> int:
         """Read in a round, those at the edges too."""
-        return (self.batches + 2 * EDGE) * self.batch_size
+        return (self.batches + 2 * self.edge) * self.batch_size
 
 
 def positions(task: Task, count: int, seed: int) -> np.ndarray:
@@ -126,9 +132,9 @@ def timed(batches: Batches, task: Task) -> float:
     """Images/s of the batches between the edges."""
     start = stop = 0.0
     for number, _ in enumerate(batches, 1):
-        if number == EDGE:
+        if number == task.edge:
             start = time.perf_counter()
-        elif number == EDGE + task.batches:
+        elif number == task.edge + task.batches:
             stop = time.perf_counter()
     return task.batches * task.batch_size / (stop - start)
 

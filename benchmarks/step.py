@@ -9,10 +9,12 @@ same network for k workers. Both take turns in one process on the same images; a
 neighbours in time.
 """
 
+import dataclasses
 import json
 import pathlib
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,30 +142,53 @@ def our_step(name, size, batch_size, worker_batch_size, dtype, accumulation_step
     return parts, parts.compile_train_step(), state, batch
 
 
-def measure(name, size, batch_size, worker_batch_size, dtype):
-    """Images/s of both, and the ratio of each round."""
+@dataclasses.dataclass
+class Running:
+    """A compiled step, its state after the last update, and what else it is given."""
+
+    compiled: jax.stages.Compiled
+    state: Any
+    inputs: tuple[Any, ...]
+
+    def seconds(self, updates):
+        """The time of some updates."""
+        start = time.perf_counter()
+        for _ in range(updates):
+            self.state, out = self.compiled(self.state, *self.inputs)
+        jax.block_until_ready(out)
+        return time.perf_counter() - start
+
+
+def compile_both(name, size, batch_size, worker_batch_size, dtype):
+    """lbsgd's step and the plain one, on the same images."""
     _, ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
     images = np.asarray(batch["image"]).reshape(batch_size, size, size, 3)
     images, labels = jnp.asarray(images), jnp.asarray(batch["label"]).reshape(batch_size)
     peers, peer_state = plain_step(name, dtype, images, labels)
-    rates = {"lbsgd": [], "plain": []}
+    return {
+        "lbsgd": Running(ours, our_state, (batch,)),
+        "plain": Running(peers, peer_state, (images, labels)),
+    }
+
+
+def take_turns(runs, batch_size, rounds):
+    """Images/s of each in every round."""
+    rates = {key: [] for key in runs}
     repeats = 1
-    for attempt in range(ROUNDS + 2):
-        start = time.perf_counter()
-        for _ in range(repeats):
-            our_state, metrics = ours(our_state, batch)
-        jax.block_until_ready(metrics)
-        middle = time.perf_counter()
-        for _ in range(repeats):
-            peer_state, loss = peers(peer_state, images, labels)
-        jax.block_until_ready(loss)
-        end = time.perf_counter()
+    for attempt in range(rounds + 2):
+        seconds = {key: run.seconds(repeats) for key, run in runs.items()}
         if attempt == 1:  # long enough to time, after a first round to warm up
-            repeats = max(1, round(0.3 / (middle - start)))
+            repeats = max(1, round(0.3 / seconds["lbsgd"]))
         elif attempt > 1:
-            rates["lbsgd"].append(repeats * batch_size / (middle - start))
-            rates["plain"].append(repeats * batch_size / (end - middle))
+            for key, rate in rates.items():
+                rate.append(repeats * batch_size / seconds[key])
     return rates
+
+
+def measure(name, size, batch_size, worker_batch_size, dtype):
+    """Images/s of both in every round."""
+    runs = compile_both(name, size, batch_size, worker_batch_size, dtype)
+    return take_turns(runs, batch_size, ROUNDS)
 
 
 def run():

@@ -15,34 +15,52 @@ from lbsgd import monitor
 
 ROOT = pathlib.Path(__file__).parent.parent
 SEEDS = range(5)
+# Of metrics.jsonl: how fast a run is, and how much of the time it waits for data.
+SPEED = ("images_per_second", "data_wait_percent")
+
+
+def command(config: str, flags: Sequence[str], workdir: pathlib.Path | str) -> list[str]:
+    """What starts a run, in `ROOT`.
+
+    Args:
+      config: name and argument of a file in configs/, like "digits_growing.py:decay".
+      flags: of the command line.
+    """
+    start = [sys.executable, "-m", "lbsgd.main", f"--config=configs/{config}", *flags]
+    return [*start, "--config.log.tensorboard=False", f"--workdir={workdir}"]
 
 
 def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:
     """The result of one run.
 
     Args:
-      config: name and argument of a file in configs/, like "digits_growing.py:decay".
-      flags: of the command line.
+      config, flags: as `command` has them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "lbsgd.main", f"--config=configs/{config}", *flags]
-        command += [f"--config.seed={seed}", "--config.log.tensorboard=False"]
-        command += ["--config.log.every_steps=1", f"--workdir={folder}"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        workdir = pathlib.Path(folder)
-        lines = monitor.read_metrics(workdir / "metrics.jsonl")
-        updates = [line for line in lines if "train_loss" in line]
-        keys = json.loads((workdir / "config.json").read_text())["config"]
-        keys["data"]["dir"] = "DIR" if keys["data"]["dir"] else ""  # of this machine only
-        return {
-            "seed": seed,
-            "val_error": monitor.final_error(lines),
-            "train_loss": [line["train_loss"] for line in updates],
-            "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
-            "updates": updates[-1]["step"],
-            "config": keys,
-            "machine": json.loads((workdir / "machine.json").read_text())[-1],
-        }
+        own = [f"--config.seed={seed}", "--config.log.every_steps=1"]
+        started = command(config, [*flags, *own], folder)
+        subprocess.run(started, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return {"seed": seed, **result_of(pathlib.Path(folder))}
+
+
+def result_of(workdir: pathlib.Path) -> dict[str, object]:
+    """What a run came to, at its end or before; its final error if it has ended."""
+    lines = monitor.read_metrics(workdir / "metrics.jsonl")
+    updates = [line for line in lines if "train_loss" in line]
+    ended = workdir / "result.json"
+    late = updates[len(updates) // 2 :]  # compiled, and its pipeline full
+    keys = json.loads((workdir / "config.json").read_text())["config"]
+    keys["data"]["dir"] = "DIR" if keys["data"]["dir"] else ""  # of this machine only
+    return {
+        "train_loss": [line["train_loss"] for line in updates],
+        "val_error": json.loads(ended.read_text())["final_error"] if ended.exists() else None,
+        "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
+        "updates": updates[-1]["step"],
+        "epochs": updates[-1]["epoch"],
+        **{key: statistics.median(line[key] for line in late) for key in SPEED},
+        "config": keys,
+        "machine": json.loads((workdir / "machine.json").read_text())[-1],
+    }
 
 
 def run(results_file: pathlib.Path, rows: Mapping[str, Sequence[str]], *flags: str) -> None:

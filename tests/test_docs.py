@@ -12,9 +12,11 @@ from lbsgd.config import default_config, flatten
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
-PAGES += ["docs/diagnostics.md", "docs/methods.md"]
+PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/speed.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
-BENCHMARKS += ["torture", "accumulation"]
+BENCHMARKS += ["torture", "accumulation", "gpu"]
+# Whose command lines are argparse's.
+OPTIONS = ["input_pipeline", "gpu"]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -27,7 +29,7 @@ def test_tables_are_those_of_the_results(benchmark, monkeypatch):
 
 @pytest.mark.parametrize(
     ("benchmark", "arguments"),
-    [(benchmark, []) for benchmark in BENCHMARKS if benchmark != "input_pipeline"]
+    [(benchmark, []) for benchmark in BENCHMARKS if benchmark not in OPTIONS]
     + [("digits", ["run", "more"]), ("digits", ["table", "more"]), ("fashion_mnist", ["run"])],
 )
 def test_benchmarks_say_how_they_are_used(benchmark, arguments, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def test_a_top5_target_needs_more_than_5_classes(metric, classes, there):
     config = default_config()
     config.update({"batch_size": 8, "worker_batch_size": 8, "total_steps": 1, "devices": 1})
     config.update({"stop_at": (metric, 5.0), "learning_rate": {"warmup": "none"}})
-    config.model.name = "resnet8"
+    config.model.name = "cifar_resnet8"
     config.data.update({"source": "synthetic", "synthetic_classes": classes, "image_size": 8})
     config.data.update({"synthetic_examples": 20, "synthetic_validation_examples": 4})
     if there:

@@ -1,0 +1,96 @@
+"""What benchmarks/gpu.py gives a piece of its work to do, and where the results of it go.
+
+python gpu_job.py COMMIT    prints what there is: JAX's device, the machine, versions, the commit
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+MACHINE = "machine.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One piece, which runs in a process of its own.
+
+    Attributes:
+      part: of the benchmark.
+      out: folder of the results; gpu.py has put `MACHINE` there.
+      scratch: folder of what is needed no more once all is done.
+      data: folder with `cifar10` and `imagenet` (or `imagenet.tar`); "" for none.
+      trial: whether sizes are tiny and the CPU stands in for the GPU.
+      began, ends: seconds since 1970; it is ended when `ends` comes.
+    """
+
+    part: str
+    out: str
+    scratch: str
+    data: str
+    trial: bool
+    began: float
+    ends: float
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is ended."""
+        return self.ends - time.time()
+
+    def find(self, *names: str) -> pathlib.Path | None:
+        """The first of the names that is there in the folder of the data."""
+        there = (pathlib.Path(self.data, name) for name in names if self.data)
+        return next((path for path in there if path.exists()), None)
+
+    def put(self, what: str, n: int, **values: object) -> None:
+        """Writes a result, for whatever comes after it may fail.
+
+        Args:
+          what: was measured.
+          n: how many times.
+        """
+        machine = json.loads(pathlib.Path(self.out, MACHINE).read_text())
+        machine |= values.pop("machine", {})
+        line = {"part": self.part, "what": what, "n": n, **values}
+        line |= {"seconds": round(time.time() - self.began, 1), "trial": self.trial}
+        with pathlib.Path(self.out, f"{self.part}.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"machine": machine}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        print(json.dumps(line), flush=True)
+
+
+def given() -> tuple[Job, list[str]]:
+    """The job, from argv[1], and the arguments after it."""
+    return Job(**json.loads(sys.argv[1])), sys.argv[2:]
+
+
+def check_backend(job: Job, backend: str) -> None:
+    """Raises RuntimeError for the CPU in the GPU's place, with which JAX goes on in silence."""
+    if backend == "cpu" and not job.trial:
+        raise RuntimeError("JAX has gone on with the CPU: the GPU cannot be opened")
+
+
+def describe(commit: str) -> dict[str, object]:
+    """`runtime.describe_machine`, with the driver and the memory of the device.
+
+    Args:
+      commit: of the code, where no git knows it.
+    """
+    import jax
+
+    from lbsgd import runtime
+
+    machine = runtime.describe_machine()
+    device = jax.devices()[0]
+    machine["git_commit"] = machine["git_commit"] or commit or None
+    machine["platform_version"] = " ".join(device.client.platform_version.split())
+    machine["device_bytes"] = (device.memory_stats() or {}).get("bytes_limit")
+    return machine
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe(sys.argv[1])))

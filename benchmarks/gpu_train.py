@@ -1,0 +1,174 @@
+"""CIFAR-10 with small and large minibatches on the GPU: a piece of benchmarks/gpu.py.
+
+python gpu_train.py JOB
+
+A short run says how fast the smallest minibatch is, and so how many epochs the two most telling
+rows can have in the time there is; all rows have as many. A run that is out of time is stopped and
+says how far it came.
+"""
+
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+from collections.abc import Mapping
+
+import numpy as np
+import trainings
+from gpu_job import Job, check_backend, given
+
+from lbsgd import monitor
+from lbsgd.data import packed
+from lbsgd.data.decode import decode
+from lbsgd.data.prepare import open_input
+from lbsgd.data.sources import Source
+
+EXAMPLES, EPOCHS = 50_000, 164
+# The most telling first: the same epochs in 64 times fewer updates, and what holds the error.
+ROWS = {
+    "kn=128": ("cifar10.py:batch=128", []),
+    "kn=8192, linear scaling, gradual warmup": ("cifar10.py:batch=8192", []),
+    "kn=1024, linear scaling, gradual warmup": ("cifar10.py:batch=1024", []),
+    "kn=8192, LARS": ("cifar10_lars.py:batch=8192", []),
+    "kn=8192, linear scaling, no warmup": (
+        "cifar10.py:batch=8192",
+        ["--config.learning_rate.warmup=none"],
+    ),
+}
+PLANNED_ROWS = 2
+# Of a run: to start and compile, to say nothing of its updates; and to save its state when stopped.
+START_SECONDS, STOP_SECONDS = 30, 10
+PROBE_UPDATES = 800
+
+
+def arrays(job: Job) -> pathlib.Path | None:
+    """A folder of CIFAR-10 as arrays, decoded once where it is of another form; None without it."""
+    found = job.find("cifar10", "cifar10.zip", "cifar10.tar")
+    if not found or (found / "train.npz").exists():
+        return found
+    folder = pathlib.Path(job.scratch, "cifar10")
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, source in open_splits(found).items():
+        if not (folder / f"{split}.npz").exists():
+            examples = [source[index] for index in range(len(source))]
+            images = [decode(x.image) if isinstance(x.image, bytes) else x.image for x in examples]
+            part = folder / "part.npz"
+            np.savez(part, images=np.stack(images), labels=np.array([x.label for x in examples]))
+            part.rename(folder / f"{split}.npz")
+    return folder
+
+
+def open_splits(path: pathlib.Path) -> Mapping[str, Source]:
+    """The splits of a set of lbsgd.data.prepare, or of anything that it could make one of."""
+    if (path / "train" / packed.INDEX).exists():
+        return {split: packed.PackedSource(path / split) for split in packed.SPLITS}
+    return open_input(path, None)
+
+
+def start(job: Job, config: str, flags: list[str], name: str, limit: float) -> tuple[int, str]:
+    """Exit code and output of a run, which is stopped after `limit` seconds."""
+    workdir = workdir_of(job, name)
+    shutil.rmtree(workdir, ignore_errors=True)
+    run = subprocess.Popen(
+        trainings.command(config, flags, workdir),
+        cwd=trainings.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = run.communicate(timeout=max(1.0, limit))
+    except subprocess.TimeoutExpired:
+        run.send_signal(signal.SIGTERM)  # it saves its state and ends
+        try:
+            output, _ = run.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            output, _ = run.communicate()
+    return run.returncode, output
+
+
+def workdir_of(job: Job, name: str) -> pathlib.Path:
+    """Of a run."""
+    return pathlib.Path(job.scratch, "train", name.replace(" ", "-"))
+
+
+def last_lines(output: str) -> list[str]:
+    """Of what a run printed, for whoever looks for what went wrong."""
+    return output.strip().splitlines()[-5:]
+
+
+def probe(job: Job, flags: list[str], what: str) -> float | None:
+    """Puts images/s of some updates at kn=128, and returns them."""
+    steady = ["warmup=none", "warmup_epochs=0", "decay=none", "decay_epochs=()"]
+    flags = [*flags, *(f"--config.learning_rate.{key}" for key in steady)]
+    flags += ["--config.total_epochs=0", f"--config.total_steps={PROBE_UPDATES}"]
+    flags += ["--config.evaluation.every_epochs=0", "--config.checkpoint.every_epochs=0"]
+    code, output = start(job, "cifar10.py:batch=128", flags, what, job.left - STOP_SECONDS)
+    path = workdir_of(job, what) / "metrics.jsonl"
+    lines = [x for x in monitor.read_metrics(path) if "images_per_second" in x]
+    if not lines:
+        job.put(what, 0, failed=f"exit code {code}", output=last_lines(output))
+        return None
+    late = lines[len(lines) // 2 :]
+    speed = {key: statistics.median(x[key] for x in late) for key in trainings.SPEED}
+    job.put(what, len(late), **speed)
+    return speed["images_per_second"]
+
+
+def epochs_for(seconds: float, rate: float) -> int:
+    """How many epochs at images/s `rate` two rows can have in `seconds`."""
+    training = seconds / PLANNED_ROWS - START_SECONDS
+    return max(1, min(EPOCHS, int(training * rate / EXAMPLES)))
+
+
+def row_flags(epochs: int) -> list[str]:
+    """A warmup of at most a quarter of the epochs, and some metrics of few updates too."""
+    warmup = f"--config.learning_rate.warmup_epochs={min(5.0, epochs / 4)}"
+    return [warmup, "--config.log.every_steps=10"]
+
+
+def train(job: Job, name: str, config: str, flags: list[str], epochs: int | None) -> None:
+    """Puts a row: error, speed and how far it came."""
+    code, output = start(job, config, flags, name, job.left - STOP_SECONDS - 2)
+    shown = [flag for flag in flags if "data.dir" not in flag]  # which is of this machine only
+    asked = {"config": config, "flags": shown, "epochs_asked": epochs, "ended": code == 0}
+    try:
+        result = trainings.result_of(workdir_of(job, name))
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+    ) as error:  # statistics' errors are ValueErrors
+        job.put(name, 0, **asked, failed=f"exit code {code}, {error!r}", output=last_lines(output))
+        return
+    check_backend(job, result["machine"]["backend"])
+    keys = ("val_error", "train_error", "updates", "epochs", *trainings.SPEED)
+    job.put(name, 1, **asked, seeds=1, **{key: result[key] for key in keys})
+
+
+def main() -> None:
+    """Trains one row after the other while there is time."""
+    job, _ = given()
+    if job.trial:
+        for name, (config, flags) in list(ROWS.items())[:PLANNED_ROWS]:
+            train(job, name, f"{config},smoke", flags, None)
+        return
+    folder = arrays(job)
+    if not folder:
+        return job.put("CIFAR-10", 0, skipped="no cifar10 in --data")
+    data = ["--config.data.source=npz", f"--config.data.dir={folder}", "--config.dtype=bfloat16"]
+    rate = probe(job, data, "kn=128, images/s")
+    if not rate:
+        return
+    epochs = epochs_for(job.left, rate)
+    for name, (config, flags) in ROWS.items():
+        if job.left < START_SECONDS + STOP_SECONDS:
+            break
+        train(job, name, f"{config},epochs={epochs}", [*data, *flags, *row_flags(epochs)], epochs)
+
+
+if __name__ == "__main__":
+    main()
