@@ -1,6 +1,9 @@
 """Runs of configs, and tables of their errors: what digits.py and fashion_mnist.py share.
 
-Every run is a process of its own, started as a user would start it.
+Every run is a process of its own, started as a user would start it. Its error is what the run
+itself calls its final error: the median over the final 5 epochs. The stored
+results without "evaluations" were made as the median of the last 5 evaluations, or of the only one.
+All of those runs had one an epoch, or one in all, with which that is the same.
 """
 
 import json
@@ -47,13 +50,16 @@ def result_of(workdir: pathlib.Path) -> dict[str, object]:
     """What a run came to, at its end or before; its final error if it has ended."""
     lines = monitor.read_metrics(workdir / "metrics.jsonl")
     updates = [line for line in lines if "train_loss" in line]
-    ended = workdir / "result.json"
+    ended, result = workdir / "result.json", {}
+    if ended.exists():
+        result = json.loads(ended.read_text())
     late = updates[len(updates) // 2 :]  # compiled, and its pipeline full
     keys = json.loads((workdir / "config.json").read_text())["config"]
     keys["data"]["dir"] = "DIR" if keys["data"]["dir"] else ""  # of this machine only
     return {
         "train_loss": [line["train_loss"] for line in updates],
-        "val_error": json.loads(ended.read_text())["final_error"] if ended.exists() else None,
+        "val_error": result.get("final_error"),
+        "evaluations": result.get("final_error_evaluations"),
         "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
         "updates": updates[-1]["step"],
         "epochs": updates[-1]["epoch"],

@@ -7,8 +7,8 @@ the paper's schedule to the letter: 90 epochs, gradual warmup over the first 5, 
 60 and 80. The reference is one worker of n=32 at a rate of 0.1; kn=256 in 8 workers of 32 makes
 eta = 0.8 by linear scaling.
 
-Expected: 99.50% validation accuracy, standard deviation 0.23 over 5 seeds (median of the last 5
-evaluations of each; docs/results/digits.json), in about 10 seconds of training on 2 CPU cores. One
+Expected: 99.50% validation accuracy, standard deviation 0.23 over 5 seeds (median over the final
+5 epochs of each; docs/results/digits.json), in about 10 seconds of training on 2 CPU cores. One
 worker of 32 with eight times the updates reaches 99.67%, standard deviation 0.12.
 """
 

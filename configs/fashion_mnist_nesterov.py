@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; see the arguments above."""
     config = sibling(__file__, "fashion_mnist", "epochs=3,batch=1024")
     config.model.width = 0.25
-    # At the end alone: the result is the median of the last 5, which would be all of the run.
+    # At the end alone: the result is the median over the final 5 epochs, which would be all of it.
     config.evaluation.every_epochs = 0.0
     config.learning_rate.reference_learning_rate = 0.8
     config.learning_rate.scaling = "none"

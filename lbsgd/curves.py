@@ -87,7 +87,7 @@ def _scale(panel: Any, values: list[float]) -> None:
     """A logarithmic axis; with errors of 0 it is linear below the least that is not."""
     positive = [value for value in values if value > 0]
     if not positive:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1)
         return
     least, most = min(positive), max(positive)
     bottom, top = 0.8 * least, 1.25 * most

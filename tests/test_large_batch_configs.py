@@ -11,7 +11,9 @@ import pytest
 from lbsgd.config import resolve
 from lbsgd.errors import ConfigError
 from lbsgd.rate import Rate, build_rate
+from lbsgd.target import Target
 from lbsgd.timeline import Timeline
+from lbsgd.times import every
 from lbsgd.workers import count_workers
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -71,6 +73,7 @@ class Point(NamedTuple):
 
 POINTS = {
     1632: Point(7.4, 2, 0.9, 5e-5, 204, 35.0, 27_476, 35.0),
+    2048: Point(8.5, 5, 0.9, 2e-4, 64, 38.4, 24_022, 41.0),
     3264: Point(10.5, 2, 0.9, 5e-5, 204, 35.2, 13_817, 37.0),
     4096: Point(10, 5, 0.9, 2e-4, 64, 40.0, 12_511, 42.0),
     8192: Point(17, 5, 0.9, 2e-4, 64, 42.0, 6_568, 44.0),
@@ -78,6 +81,7 @@ POINTS = {
     32768: Point(21.2, 16, 0.94, 2.5e-5, 128, 56.0, 2_189, 58.0),
     49152: Point(19.405, 24, 0.951807, 1e-4, 256, 68.0, 1_772, 70.8),
     58880: Point(23.246, 29, 0.951807, 1e-4, 230, 79.9, 1_739, 82.0),
+    64480: Point(26, 31, 0.951807, 1e-4, 155, 86.1, 1_711, 90.0),
     65536: Point(24.699, 31, 0.951807, 1e-4, 128, 84.5, 1_652, 89.0),
     67840: Point(24.699, 31, 0.951807, 1e-4, 424, 85.9, 1_621, 91.0),
 }
@@ -103,6 +107,36 @@ def test_a_convergence_point(x64, batch_size):
     assert (c.momentum_form, c.momentum_correction, c.nesterov) == ("rate_inside", False, False)
     assert (c.trust_coefficient, c.trust_epsilon) == (0.001, 0.0)
     assert c.weight_decay_form == "coupled"
+
+
+# Of the offsets that MLPerf allows, the epochs of evaluation up to 16, and the last.
+@pytest.mark.parametrize(
+    ("offset", "epochs"), [(0, [4, 8, 12, 16]), (2, [2, 6, 10, 14]), (3, [3, 7, 11, 15])]
+)
+@pytest.mark.parametrize("batch_size", [2048, 32768, 67840])
+def test_the_protocol_of_mlperf(batch_size, offset, epochs):
+    """75.9% top-1 are 12,050 errors among 50,000; evaluations are at the ends of their epochs."""
+    config = LARS(f"batch={batch_size},mlperf")
+    config.evaluation.offset_epochs = float(offset)
+    config = resolve(config)
+    target = Target.of(config.stop_at)
+    assert target.reached({"val_error": 100 * 12_050 / 50_000})
+    assert not target.reached({"val_error": 100 * 12_051 / 50_000})
+    timeline = Timeline.constant(N, batch_size)
+    found = sorted(every(config, "evaluation", timeline, config.total_steps))
+    assert found[:4] == [round(epoch * N / batch_size) for epoch in epochs]
+    ends = [
+        e for e in range(offset or 4, 100, 4) if round(e * N / batch_size) <= config.total_steps
+    ]
+    assert [timeline.epoch_of(t) for t in found] == ends
+
+
+@pytest.mark.parametrize("arg", ["batch=4096", "reference=8192", "paper=8192"])
+def test_the_protocol_changes_nothing_else(arg):
+    plain, run = resolve(LARS(arg)), LARS(f"{arg},mlperf")
+    assert run.stop_at == ("val_accuracy", 75.9)
+    run.update({"stop_at": (), "evaluation": {"every_epochs": 1.0}})
+    assert resolve(run) == plain
 
 
 def test_the_default_is_a_point():
