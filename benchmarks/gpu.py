@@ -103,6 +103,7 @@ def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
     }
     own = {"JAX_PLATFORMS": platform, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    own["TMPDIR"] = scratch  # what a piece that is killed leaves goes with it
     return {**defaults, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
 
 
@@ -182,6 +183,7 @@ def measure(args: argparse.Namespace, pieces: Sequence[Piece] = PIECES) -> bool:
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         )
         scratch = str(pathlib.Path(scratch).resolve())
+        pathlib.Path(scratch).mkdir(parents=True, exist_ok=True)
         (out / MACHINE).write_text(json.dumps(find_machine(args, scratch)) + "\n")
         for number, piece in enumerate(wanted):
             left = start + 60 * args.minutes - GRACE_SECONDS - time.time()
