@@ -38,8 +38,7 @@ FLAGS = [
         "log.every_steps=1",
     )
 ]
-# float32 convolutions and products may else be of 10 bits (TF32).
-HIGHEST = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+TF32 = ["--config.matmul_precision=default"]
 DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 
 # Of one update, in units of the last place: ResNet-8 has 9 layers, each a sum of 9 * 64 products at
@@ -73,8 +72,8 @@ RUNS = {
     "GPU float64": Run("gpu", "float64"),
     "GPU float64 in 4 steps": Run("gpu", "float64", ["--config.accumulation_steps=4"]),
     "CPU float32": Run("cpu", "float32"),
-    "GPU float32 highest": Run("gpu", "float32", environment=HIGHEST),
     "GPU float32": Run("gpu", "float32"),
+    "GPU TF32": Run("gpu", "float32", TF32),
     "GPU float32 again": Run("gpu", "float32"),
     "GPU float32 deterministic": Run("gpu", "float32", environment=DETERMINISTIC),
     "GPU float32 deterministic again": Run("gpu", "float32", environment=DETERMINISTIC),
@@ -83,9 +82,9 @@ RUNS = {
 COMPARISONS: dict[str, tuple[str, str, int, float | None]] = {
     "GPU = CPU, float64": ("GPU float64", "CPU float64", 5, FLOAT64),
     "4 accumulation steps = lanes, float64": ("GPU float64 in 4 steps", "GPU float64", 5, ORDER),
-    "GPU = CPU, float32, highest": ("GPU float32 highest", "CPU float32", 1, FLOAT32),
+    "GPU = CPU, float32": ("GPU float32", "CPU float32", 1, FLOAT32),
     "float32 = float64, CPU": ("CPU float32", "CPU float64", 1, FLOAT32),
-    "GPU = CPU, float32": ("GPU float32", "CPU float32", 1, None),
+    "GPU, TF32 = float32": ("GPU TF32", "GPU float32", 1, None),
     "again = once, float32": ("GPU float32 again", "GPU float32", UPDATES, None),
     "again = once, float32, deterministic ops": (
         "GPU float32 deterministic again",

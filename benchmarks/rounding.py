@@ -48,8 +48,8 @@ def table() -> str:
     """Errors on 1 and 8 devices, and how far runs of one seed and of two are apart."""
     results = json.loads(RESULTS.read_text())
     lines = [
-        "| digits | updates | error %, 1 device | error %, 8 devices | rms difference, same seed | "
-        "rms difference, two seeds | losses 1% apart from update |",
+        "| digits | updates | error %, 1 device | error %, 8 devices | rms difference, one seed on "
+        "1 and on 8 | two seeds | losses 1% apart from update |",
         "|---|---|---|---|---|---|---|",
     ]
     for recipe in RECIPES:
@@ -63,7 +63,8 @@ def table() -> str:
         cells = [f"{statistics.fmean(e):.2f} ± {statistics.stdev(e):.2f}" for e in errors]
         cells += [f"{same:.2f}", f"{seeds:.2f}", when]
         lines.append(f"| {recipe} | {both[0][0]['updates']:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    runs = [run for rows in results.values() for run in rows]
+    return "\n".join([*lines, "", trainings.sources(runs)])
 
 
 if __name__ == "__main__":

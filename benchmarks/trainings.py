@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from lbsgd import monitor
 
@@ -94,13 +95,17 @@ def table(name: str, results_file: pathlib.Path, rows: Mapping[str, Sequence[str
         errors = [run["val_error"] for run in results[row]]
         spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
         lines.append(f"| {row} | {results[row][0]['updates']:,} | {spread} |")
-    machines = [run["machine"] for row in rows for run in results[row]]
+    lines += ["", sources([run for row in rows for run in results[row]])]
+    return "\n".join(lines)
+
+
+def sources(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The line below a table: of how many seeds, and of which cores, versions and commits."""
+    machines = [run["machine"] for run in runs]
     commits = sorted({machine["git_commit"][:10] for machine in machines})
     versions = sorted({machine["packages"]["jax"] for machine in machines})
     cores = sorted({machine["cpus"] for machine in machines})
-    lines.append("")
-    lines.append(
+    return (
         f"n={len(SEEDS)} seeds, mean ± standard deviation; {', '.join(map(str, cores))} CPU cores, "
         f"jax {', '.join(versions)}, commits {', '.join(commits)}."
     )
-    return "\n".join(lines)

@@ -14,7 +14,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/speed.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
-BENCHMARKS += ["torture", "accumulation", "gpu"]
+BENCHMARKS += ["torture", "accumulation", "gpu", "rounding"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
