@@ -4,14 +4,22 @@ Without batch norm nothing depends on who shares a worker, so an update is that 
 mean loss over the kn examples in one, however the workers lie.
 """
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lbsgd import train
 from lbsgd.build import Run, build
-from lbsgd.config import default_config, resolve
+from lbsgd.config import default_config, flatten, resolve
 
+TIMES = ("images_per_second", "data_wait_percent")
 UPDATES, RATE, MOMENTUM, DECAY = 20, 0.05, 0.9, 0.01
 
 
@@ -92,3 +100,60 @@ def test_training_is_that_of_all_examples_at_once(x64, normalization):
         )
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(expected[-1][1])):
         assert np.abs(after - before).max() > 1e-4
+
+
+def lines_of(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """Metrics, without times."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
+def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, normalization):
+    """With evaluations, diagnostics and checkpoints; by the command, and stopped within."""
+    keys = {
+        "evaluation.every_steps": 8,
+        "checkpoint.every_steps": 8,
+        "diagnostics.workers.every_steps": 5,
+        "diagnostics.layers.every_steps": 5,
+        "diagnostics.confusion.every_steps": 10,
+        "diagnostics.confusion.pairs": 2,
+        "diagnostics.confusion.batch_size": 8,
+        "log.every_steps": 1,
+        "log.tensorboard": False,
+    }
+    config = run_on(4, 1, normalization, **keys).config
+    (tmp_path / "config.py").write_text(
+        "from lbsgd.config import default_config\n"
+        "def get_config(arg=''):\n"
+        "    config = default_config()\n"
+        f"    config.update_from_flattened_dict({dict(flatten(config))!r})\n"
+        "    return config\n"
+    )
+
+    def main(workdir: pathlib.Path, devices: int, steps: int) -> str:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "lbsgd.main", f"--config={tmp_path / 'config.py'}"),
+                f"--config.devices={devices}",
+                f"--config.accumulation_steps={steps}",
+                f"--workdir={workdir}",
+            ],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    main(tmp_path / "one", 1, 1)
+    stopped = train.run(config, tmp_path / "four", should_stop=lambda done: done == 11)
+    assert stopped.updates == 11
+    assert "goes on after update 11" in main(tmp_path / "four", 2, 2)
+    found, expected = lines_of(tmp_path / "four"), lines_of(tmp_path / "one")
+    assert {"val_error", "gradient_noise_scale"} <= {key for line in expected for key in line}
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        assert one == pytest.approx(other, rel=1e-8, abs=1e-9)
