@@ -14,7 +14,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
 PAGES += ["docs/diagnostics.md", "docs/methods.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
-BENCHMARKS += ["torture", "accumulation"]
+BENCHMARKS += ["torture", "accumulation", "resampling"]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
