@@ -161,13 +161,8 @@ class Run:
         padding = data.crop_padding if data.crop == "padded" else 0
         view: View = Whole(self.image_shape)
         if data.crop == "inception":
-            view = InceptionCrop(
-                self.image_shape,
-                config.seed,
-                data.crop_area,
-                data.crop_aspect,
-                data.crop_antialias,
-            )
+            crop = data.crop_area, data.crop_aspect, data.crop_antialias
+            view = InceptionCrop(self.image_shape, config.seed, *crop)
         augment = (
             CropAndFlip(config.seed, padding, data.flip),
             Color(config.seed, data.color_jitter, data.lighting),
