@@ -152,8 +152,9 @@ def split_devices(
     if each * processes > len(gpus):
         raise ConfigError(
             f"{counted(processes, 'process', 'processes')} with {counted(each, 'GPU')} "
-            f"{'needs' if processes == 1 else 'each need'} {each * processes}, but {len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, "
-            "nvidia-smi -L); start fewer, or take --platform cpu"
+            f"{'needs' if processes == 1 else 'each need'} {each * processes}, but "
+            f"{len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, nvidia-smi -L); "
+            "start fewer, or take --platform cpu"
         )
     if not devices_per_process and each * processes < len(gpus):
         raise ConfigError(
