@@ -151,9 +151,10 @@ def split_devices(
     each = devices_per_process or max(1, len(gpus) // processes)
     if each * processes > len(gpus):
         raise ConfigError(
-            f"{counted(processes, 'process', 'processes')} with {counted(each, 'GPU')} each need "
-            f"{each * processes}, but {len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, "
-            "nvidia-smi -L); start fewer, or take --platform cpu"
+            f"{counted(processes, 'process', 'processes')} with {counted(each, 'GPU')} "
+            f"{'needs' if processes == 1 else 'each need'} {each * processes}, but "
+            f"{len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, nvidia-smi -L); "
+            "start fewer, or take --platform cpu"
         )
     if not devices_per_process and each * processes < len(gpus):
         raise ConfigError(

@@ -51,7 +51,7 @@ def test_cuda_when_asked_for_does_not_fall_back():
     [
         (2, None, 1, "2 processes with 1 GPU each need 2, but 1 can be used here"),
         (2, 2, 3, "2 processes with 2 GPUs each need 4, but 3 can be used here"),
-        (1, None, 0, "1 processes with 1 GPU each need 1, but 0 can be used here"),
+        (1, None, 0, "1 process with 1 GPU needs 1, but 0 can be used here"),
         (2, None, 3, "3 GPUs cannot be split evenly among 2 processes; say with --devices_per_p"),
     ],
 )
