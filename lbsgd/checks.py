@@ -17,7 +17,8 @@ from lbsgd.text import counted
 MOST_PARAMETERS = 10**11
 # Of 1/255, the step between two pixels' values; less is a slip.
 LEAST_STD = 1e-6
-# Normalising one value leaves 0 of it, and two their order: no gradient passes either.
+# Normalising one value leaves 0 of it, and two their order: no gradient passes either. (It may pass
+# beside them where a block has another way, but what they are in is of no use.)
 LEAST_VALUES = 3
 
 
@@ -59,6 +60,11 @@ def check_data(
         raise ConfigError(
             f"data.crop_padding={data.crop_padding} can leave nothing of images of "
             f"{image_shape[0]}x{image_shape[1]}; set it to less"
+        )
+    if data.crop_antialias and data.crop != "inception":
+        raise ConfigError(
+            f"data.crop_antialias is of data.crop='inception', and without effect on {data.crop!r};"
+            " set it to False"
         )
     if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
         raise ConfigError(
@@ -109,7 +115,7 @@ def check_normalization(
     if kind == "group" and values[layer] < LEAST_VALUES:
         raise ConfigError(
             f"model.normalization='group': {layer} normalises {_values(values[layer])} at a time, "
-            "and nothing below it would learn; take larger images, or raise model.width"
+            "and no gradient passes it; take larger images, or raise model.width"
         )
     if kind == "batch":
         _check_batch(config, layer, values[layer], confusion)
@@ -136,7 +142,7 @@ def _check_batch(
         if examples * of_example < LEAST_VALUES:
             raise ConfigError(
                 f"batch norm: {layer} normalises {_values(examples * of_example)} of a channel at "
-                f"a time, and nothing below it would learn; {remedy}, take larger images, or set "
+                f"a time, and no gradient passes it; {remedy}, take larger images, or set "
                 "model.normalization='group'"
             )
 

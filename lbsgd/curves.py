@@ -107,14 +107,16 @@ def _scale(panel: Any, values: list[float]) -> None:
 def _training_means(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """Pairs of an epoch and the training error averaged up to there, from the one before.
 
-    Epochs are those of the evaluations. Where there are fewer than two, the run is cut into
-    `STRETCHES` of the same length.
+    Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
+    the run is cut into `STRETCHES` of the same length.
     """
     lines = [line for line in metrics if line.get("train_error") is not None]
     ends = [line["epoch"] for line in evaluations(metrics)]
+    end = lines[-1]["epoch"] if lines else 0.0
     if len(ends) < 2 and lines:
-        end = lines[-1]["epoch"]
         ends = [end * i / STRETCHES for i in range(1, STRETCHES)] + [end]
+    elif lines and end > ends[-1]:  # stopped between two evaluations
+        ends.append(end)
     stretches: dict[float, list[float]] = {}
     for line in lines:
         at = bisect.bisect_left(ends, line["epoch"])

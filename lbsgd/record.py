@@ -3,7 +3,6 @@
 Only process 0 keeps a record; the others have `NoRecord`.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,12 +40,7 @@ class Record:
         return self._checkpoints.restore(like)
 
     def begin(self, start: int) -> None:
-        """Opens metrics and summaries of a run that goes on after `start` updates.
-
-        What came of it before is no longer its result.
-        """
-        with contextlib.suppress(OSError):
-            self._folder.result.unlink()
+        """Opens metrics and summaries of a run that goes on after `start` updates."""
         self._metrics = monitor.MetricsFile(self._folder.metrics, keep_until=start)
         if any(self._parts.diagnostics) or self._folder.diagnostics.is_file():
             self._lists = monitor.MetricsFile(

@@ -100,6 +100,7 @@ def run(
         if state and (at_target or (start == parts.total_updates and not owed)):
             progress.line(_complete(parts, folder, start, at_target))
             return finish(parts, folder, progress, start, True, None)
+        runtime.in_process_0(folder.forget_result)
         parts.corrupt.record(folder.corrupt)
         for line in explain(parts):
             progress.line(line)

@@ -95,6 +95,11 @@ def check_values(values: Mapping[str, Any]) -> None:
                 f"{shown(values[key])}"
             )
     _check_tuples(values)
+    if values["matmul_precision"] != "highest" and values["dtype"] == "float64":
+        raise ConfigError(
+            f"matmul_precision={values['matmul_precision']!r} is of products of float32, and dtype="
+            "'float64' has none; leave it at 'highest'"
+        )
     if values["data.erasing"] > 1:
         raise ConfigError(f"data.erasing is a probability, not {values['data.erasing']}")
 

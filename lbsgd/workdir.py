@@ -74,6 +74,20 @@ class Workdir:
     def tensorboard(self) -> pathlib.Path:
         return self.path / "tensorboard"
 
+    def forget_result(self) -> None:
+        """Removes what came of the run when it ended before, for now it goes on.
+
+        Raises:
+          ConfigError: it cannot be removed.
+        """
+        try:
+            self.result.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.result} cannot be removed ({error.strerror or error}); remove it, for the "
+                "run goes on"
+            ) from error
+
     def claim(
         self,
         identity: dict[str, Any],

@@ -48,8 +48,8 @@ def signals_are_heeded():
         signal.signal(number, signal.SIG_IGN)
 
 
-def _started_by(module: str) -> list[psutil.Process]:
-    """The processes that tests of a module have started and that are still there."""
+def _started_by(module: str) -> list[tuple[psutil.Process, str]]:
+    """The processes that tests of a module have started and that are still there, and by which."""
     found = []
     for process in psutil.process_iter():
         # Of others it may not be known, and one may end as it is looked at.
@@ -60,7 +60,7 @@ def _started_by(module: str) -> list[psutil.Process]:
             # multiprocessing's is there once for all, and ends with this process.
             tracker = any("resource_tracker" in part for part in process.cmdline())
             if ours and not tracker and test.startswith(f"{module}::"):
-                found.append(process)
+                found.append((process, test))
     return found
 
 
@@ -71,10 +71,11 @@ def leaves_no_process(request):
     give_up = time.monotonic() + GRACE_SECONDS
     while (left := _started_by(request.node.nodeid)) and time.monotonic() < give_up:
         time.sleep(0.1)
-    whose = sorted({process.environ()["PYTEST_CURRENT_TEST"] for process in left})
-    for process in left:
-        process.kill()
-    assert not left, f"left to other tests: {len(left)} processes of {', '.join(whose)}"
+    for process, _ in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    whose = ", ".join(sorted({test for _, test in left}))
+    assert not left, f"left to other tests: {len(left)} processes of {whose}"
 
 
 @pytest.fixture

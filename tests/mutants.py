@@ -139,6 +139,13 @@ MUTANTS = (
         ("tests/checkpoint/test_damaged_files.py", "tests/checkpoint/test_restoring.py"),
     ),
     Mutant(
+        "a run that has reached its target is complete",
+        "train.py",
+        "at_target = _was_at_target(parts, record)",
+        "at_target = False",
+        ("tests/test_stop_at.py",),
+    ),
+    Mutant(
         "an update that is not finite changes nothing",
         "step.py",
         "lambda new, old: jnp.where(finite, new, old), changed, kept",
@@ -171,20 +178,31 @@ def copy_tree(to: pathlib.Path) -> None:
             shutil.copy(ROOT / name, to / name)
 
 
-def caught(mutant: Mutant) -> tuple[bool, str]:
-    """Whether a short test fails, and the last line of pytest's report."""
+def run_tests(tests: Sequence[str], mutant: Mutant | None) -> tuple[int, str]:
+    """Pytest's exit code of short tests in a copy of the tree, and what it said of the first."""
     with tempfile.TemporaryDirectory() as folder:
         tree = pathlib.Path(folder)
         copy_tree(tree)
-        mutate(tree, mutant)
+        if mutant:
+            mutate(tree, mutant)
         options = ["-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command = [sys.executable, "-m", "pytest", *options, *mutant.tests]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         done = subprocess.run(
             ["env", f"PYTHONPATH={tree}", *command], cwd=tree, capture_output=True, text=True
         )
     failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     said = failures or done.stdout.splitlines()[-1:] or done.stderr.splitlines()[-1:]
-    return done.returncode == FAILED, said[0] if said else ""
+    return done.returncode, said[0] if said else ""
+
+
+def caught(mutant: Mutant) -> tuple[bool, str]:
+    """Whether a short test fails that does not without the change, and which."""
+    code, said = run_tests(mutant.tests, mutant)
+    if code != FAILED:
+        return False, said
+    test = said.removeprefix("FAILED ").partition(" - ")[0]
+    code, without = run_tests([test], None)
+    return code == 0, said if code == 0 else f"fails without the change too: {without}"
 
 
 def main(words: Sequence[str]) -> int:

@@ -34,9 +34,9 @@ def test_training_error_is_averaged_between_evaluations():
         {"epoch": 2.5, "train_error": 20.0},
     ]
     training, validation = panels(curves.curves(lines, "x", FLAT))["error %"]
-    assert points(training) == [(1.0, 70.0), (2.0, 40.0)]
+    assert points(training) == [(1.0, 70.0), (2.0, 40.0), (2.5, 20.0)]
     assert points(validation) == [(1.0, 50.0), (2.0, 30.0)]
-    assert training.get_label() == "training, 40.00% at the end"
+    assert training.get_label() == "training, 20.00% at the end"
     assert validation.get_label() == "validation, 30.00% at the end"
 
 
@@ -120,7 +120,9 @@ def test_the_schedule_is_drawn_as_it_was(monkeypatch, name, drawn):
     monkeypatch.setattr(result, "DRAWN", drawn)
     config = default_config()
     config.update({"batch_size": 128, "total_steps": 60, "devices": 1})
-    config.update({"model": {"name": "resnet8"}, "learning_rate": {"reference_batch_size": 32}})
+    config.update(
+        {"model": {"name": "cifar_resnet8"}, "learning_rate": {"reference_batch_size": 32}}
+    )
     config.update_from_flattened_dict(keys)
     figure = curves.curves([], "x", result._schedule(build(resolve(config)), done))
     (line,) = panels(figure)["learning rate"]

@@ -34,7 +34,7 @@ def test_there_is_a_top5_error_of_more_than_5_classes(classes, outputs, top5):
     config = default_config()
     config.update({"batch_size": 8, "worker_batch_size": 8, "total_steps": 1, "devices": 1})
     config.update({"learning_rate": {"warmup": "none"}})
-    config.model.update({"name": "resnet8", "width": 0.25, "num_classes": outputs})
+    config.model.update({"name": "cifar_resnet8", "width": 0.25, "num_classes": outputs})
     config.data.update({"source": "synthetic", "synthetic_classes": classes, "image_size": 8})
     config.data.update({"synthetic_examples": 20, "synthetic_validation_examples": 20})
     parts = build(resolve(config))

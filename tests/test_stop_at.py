@@ -24,7 +24,7 @@ def get_config(arg=""):
         "batch_size": 64,
         "worker_batch_size": 16,
         "total_steps": {UPDATES},
-        "model": {{"name": "resnet8", "width": 0.25}},
+        "model": {{"name": "cifar_resnet8", "width": 0.25}},
         "learning_rate": {{"reference_batch_size": 16, "warmup_epochs": 0.2}},
         "optimizer": {{"momentum_form": "rate_inside"}},
         "evaluation": {{"every_steps": 3, "offset_steps": 2}},

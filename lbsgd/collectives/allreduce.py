@@ -80,18 +80,19 @@ def allreduce(
 def _reduce_bucket(bucket: jax.Array, *, wire: Wire, algorithm: str, grid: Grid) -> jax.Array:
     """The mean of a bucket `[n]`, in its type."""
 
-    def mean(x: jax.Array) -> jax.Array:
-        packed = _exchange(x, wire, algorithm, grid, lambda total: wire.pack(total / ranks))
+    def reduced(x: jax.Array, last: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        packed = _exchange(x, wire, algorithm, grid, lambda total: wire.pack(last(total)))
         return wire.unpack(packed)
 
     ranks = math.prod(grid)
     if wire.dtype is None:
-        return mean(bucket)
+        return reduced(bucket, lambda total: total / ranks)
     wide = bucket.astype(jnp.float32)
     if wire.dtype != "float16":  # bfloat16 has the range of float32
-        return mean(wide).astype(bucket.dtype)
+        return reduced(wide, lambda total: total / ranks).astype(bucket.dtype)
     scale, inverse = float16_scale(wide, wire.axis, cost.roundings(algorithm, ranks, grid))
-    return (mean(wide * scale) * inverse).astype(bucket.dtype)
+    # The sum fits by its scale; its mean, of thousands of ranks, would lose bits in float16.
+    return (reduced(wide * scale, lambda total: total) / ranks * inverse).astype(bucket.dtype)
 
 
 def _exchange(x: jax.Array, wire: Wire, algorithm: str, grid: Grid, inner: Inner) -> jax.Array:

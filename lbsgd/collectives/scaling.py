@@ -34,7 +34,9 @@ def float16_scale(x: jax.Array, axis: Any, roundings: int) -> tuple[jax.Array, j
     # Where float32 cannot hold the sum it is at most so many times 2^128.
     beyond = math.floor(math.log2(most / lax.axis_size(axis))) - 128
     exponent = jnp.where(jnp.isfinite(total), exponent, beyond)
-    exponent = jnp.clip(exponent, -MOST_EXPONENT, MOST_EXPONENT)
+    # XLA may multiply by 1 / s / ranks at once, which float32 must hold too.
+    spread = math.ceil(math.log2(lax.axis_size(axis)))
+    exponent = jnp.clip(exponent, -MOST_EXPONENT, MOST_EXPONENT - spread)
     return _power_of_two(exponent), _power_of_two(-exponent)
 
 
