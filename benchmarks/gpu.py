@@ -11,11 +11,13 @@
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
 
-DIR has `cifar10` (what lbsgd.data.prepare reads or writes), `cifar10.zip` or `cifar10.tar` (class
-folders in train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs
-named <class>_<anything>); parts without their data say so. No network is needed. Each piece is a
-process with a limit of its own, the most worth first; one that fails or hangs costs no other, and
-what it had measured is in OUT already, a line of JSON each.
+DIR has `cifar10` (what lbsgd.data.prepare reads or writes, or train.npz and test.npz of JPEGs:
+`jpeg`, the bytes of all, `offsets`, `labels`), `cifar10.zip` or `cifar10.tar` (class folders in
+train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs named
+<class>_<anything>). An archive may lie in a folder `cifar10_...` or `imagenet_...` too; parts
+without their data say so. No network is needed. Each piece is a process with a limit of its own,
+the most worth first; one that fails or hangs costs no other, and what it had measured is in OUT
+already, a line of JSON each.
 
 Exit codes: 0 done, 1 a piece failed or had not the time it needed, 2 no GPU, or a mistake.
 """

@@ -12,7 +12,7 @@ import shutil
 import signal
 import statistics
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import trainings
@@ -22,7 +22,8 @@ from lbsgd import monitor
 from lbsgd.data import packed
 from lbsgd.data.decode import decode
 from lbsgd.data.prepare import open_input
-from lbsgd.data.sources import Source
+from lbsgd.data.sources import Example, Source
+from lbsgd.errors import ConfigError
 
 EXAMPLES, EPOCHS = 50_000, 164
 # The most telling first: the same epochs in 64 times fewer updates, and what holds the error.
@@ -44,8 +45,8 @@ PROBE_UPDATES = 800
 
 def arrays(job: Job) -> pathlib.Path | None:
     """A folder of CIFAR-10 as arrays, decoded once where it is of another form; None without it."""
-    found = job.find("cifar10", "cifar10.zip", "cifar10.tar")
-    if not found or (found / "train.npz").exists():
+    found = job.find("cifar10", ".zip", ".tar")
+    if not found or is_ready(found):
         return found
     folder = pathlib.Path(job.scratch, "cifar10")
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +60,36 @@ def arrays(job: Job) -> pathlib.Path | None:
     return folder
 
 
-def open_splits(path: pathlib.Path) -> Mapping[str, Source]:
-    """The splits of a set of lbsgd.data.prepare, or of anything that it could make one of."""
+def is_ready(folder: pathlib.Path) -> bool:
+    """Whether it has arrays of both splits, as data.source=npz reads them."""
+    both = all((folder / f"{split}.npz").exists() for split in packed.SPLITS)
+    return both and "images" in np.load(folder / "train.npz")
+
+
+def encoded(path: pathlib.Path) -> list[Example]:
+    """Examples of an npz file of image files: `jpeg`, the bytes of all, `offsets` and `labels`."""
+    with np.load(path) as arrays:
+        data, offsets, labels = (arrays[key] for key in ("jpeg", "offsets", "labels"))
+    ends = zip(offsets[:-1], offsets[1:], labels, strict=True)
+    return [Example(data[start:end].tobytes(), int(label)) for start, end, label in ends]
+
+
+def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Example] | Source]:
+    """The splits of encoded arrays, of a set of lbsgd.data.prepare or of what it makes one of.
+
+    Raises:
+      ConfigError: it is none of them.
+    """
+    train = path / "train.npz"
+    if train.exists() and {"jpeg", "offsets"} <= set(np.load(train)):
+        return {"train": encoded(train), "validation": encoded(path / "test.npz")}
     if (path / "train" / packed.INDEX).exists():
         return {split: packed.PackedSource(path / split) for split in packed.SPLITS}
-    return open_input(path, None)
+    splits = open_input(path, None)
+    missing = set(packed.SPLITS) - set(splits)
+    if missing:
+        raise ConfigError(f"{path} has no {missing.pop()} split, only {', '.join(splits)}")
+    return splits
 
 
 def start(job: Job, config: str, flags: list[str], name: str, limit: float) -> tuple[int, str]:
