@@ -105,6 +105,9 @@ def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
     }
     own = {"JAX_PLATFORMS": platform, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if part == "profile":  # kernels of CUDA graphs do not say of which operation they are
+        flags = (os.environ.get("XLA_FLAGS", ""), "--xla_gpu_enable_command_buffer=")
+        own["XLA_FLAGS"] = " ".join(filter(None, flags))
     own["TMPDIR"] = scratch  # what a piece that is killed leaves goes with it
     return {**defaults, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
 

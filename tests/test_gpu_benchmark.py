@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -144,6 +145,26 @@ def test_the_bound_of_float32_tells_it_from_tf32():
     assert 4e-8 < gpu_check.FLOAT32 < 4e-8 * 2**13
 
 
+@pytest.mark.parametrize(("works_at", "runs"), [(1, 1), (2, 2), (None, 2)])
+def test_a_run_that_fails_is_tried_again_once(works_at, runs, tmp_path, monkeypatch):
+    tried = []
+
+    def run(self, name, of=""):
+        tried.append(name)
+        return [{"train_loss": 1.0}] if tried.count(name) == works_at else []
+
+    monkeypatch.setattr(gpu_check.Runs, "run", run)
+    with ThreadPoolExecutor(1) as pool:
+        all_runs = gpu_check.Runs(job_on(tmp_path), pool)
+        for _ in range(2):  # two comparisons are of it
+            if works_at:
+                assert all_runs.updates("GPU float64") == [{"train_loss": 1.0}]
+            else:
+                with pytest.raises(RuntimeError, match="GPU float64 fails"):
+                    all_runs.updates("GPU float64")
+    assert tried.count("GPU float64") == runs
+
+
 PROGRAM = """
 %fused_computation.1 (param_0.3: f32[8,8]) -> f32[] {
   %param_0.3 = f32[8,8]{1,0} parameter(0)
@@ -172,11 +193,33 @@ def test_operations_are_summed_over_kernels_and_updates():
     events += [Event("cudnn-conv.7", "conv", "f", 5e6), Event("copy", "copy", "", 1e6)] * 2
     rows = gpu_profile.table(events, {"cudnn-conv.2": 100, "cudnn-conv.7": 50}, updates=2)
     assert rows["busy_ms"] == pytest.approx(9.0)
+    assert rows["known"] == pytest.approx(8 / 9)  # not of the copy
     assert [row["operation"] for row in rows["operations"]][:2] == ["cudnn-conv.7", "cudnn-conv.2"]
     conv = rows["operations"][1]
     assert (conv["kernel"], conv["ms"], conv["calls"], conv["bytes"]) == ("conv", 3.0, 1.0, 100.0)
     first = rows["kinds"][0]
     assert (first["kind"], first["ms"], first["bytes"]) == ("cudnn-conv", 8.0, 150.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["Stream #7(Compute)", "XLA Ops", "XLA Modules"], ["Stream #7(Compute)"]),
+        (["XLA Ops", "XLA Modules"], ["XLA Ops"]),
+        (["Steps"], []),
+    ],
+)
+def test_work_of_the_device_is_on_its_streams_or_xla_s_lines(lines, expected):
+    names = [("/device:GPU:0", line) for line in lines] + [("/host:CPU", "XLA Ops")]
+    found = gpu_profile.lines_of_device(names, trial=False)
+    assert found == {("/device:GPU:0", line) for line in expected}
+
+
+def test_a_profile_is_of_single_kernels(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    own = gpu.environment("profile", False, "")["XLA_FLAGS"].split()
+    assert own == ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_command_buffer="]
+    assert gpu.environment("step", False, "")["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
 
 
 def test_multiply_adds_are_those_of_the_paper():
