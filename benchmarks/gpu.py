@@ -50,14 +50,14 @@ class Piece(NamedTuple):
     Attributes:
       script: in this folder.
       seconds: that it may take where others want time too; alone it has all there is.
-      least: with fewer it is not begun.
+      least: with fewer it is not begun. The first of each part has as many kept for it.
     """
 
     part: str
     script: str
     arguments: tuple[str, ...]
     seconds: float
-    least: float = 25
+    least: float = 45
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ PIECES = (
     Piece("step", "gpu_step_torch.py", ("256", "224"), 90),
     _step("resnet50", 224, 256, 256, 90),
     Piece("profile", "gpu_profile.py", ("resnet50", "224", "256", "32", "bfloat16"), 70),
-    Piece("train", "gpu_train.py", (), 150, 60),
+    Piece("train", "gpu_train.py", (), 150, 100),
     Piece("input", "gpu_input.py", (), 90),
     _step("cifar_resnet20", 32, 1024, 32, 60),
     _step("resnet50", 224, 512, 32, 90),
@@ -87,13 +87,22 @@ PIECES = (
 PARTS = tuple(dict.fromkeys(piece.part for piece in PIECES))
 
 
-def share(pieces: Sequence[Piece], left: float) -> float:
-    """Seconds that the first of the pieces may take when so many are left for all.
+def firsts(pieces: Sequence[Piece]) -> list[Piece]:
+    """The first piece of each part."""
+    return list({piece.part: piece for piece in reversed(pieces)}.values())
 
-    What it is planned to take; or its share of what is left, where that is more.
+
+def share(pieces: Sequence[Piece], number: int, left: float) -> float:
+    """Seconds that a piece may take when so many are left for it and those after it.
+
+    What it is planned to take, or its share of what is left, where that is more; but what the
+    parts after it need at least is kept for them, except from the first piece of its own part.
     """
-    first, whole = pieces[0], sum(piece.seconds for piece in pieces)
-    return min(left, max(first.seconds, left * first.seconds / whole))
+    piece, whole = pieces[number], sum(later.seconds for later in pieces[number:])
+    first = firsts(pieces)
+    free = left - sum(later.least for later in pieces[number + 1 :] if later in first)
+    free = max(free, piece.least) if piece in first else free
+    return min(left, free, max(piece.seconds, left * piece.seconds / whole))
 
 
 def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
@@ -192,13 +201,13 @@ def measure(args: argparse.Namespace, pieces: Sequence[Piece] = PIECES) -> bool:
         (out / MACHINE).write_text(json.dumps(find_machine(args, scratch)) + "\n")
         for number, piece in enumerate(wanted):
             left = start + 60 * args.minutes - GRACE_SECONDS - time.time()
-            if left < min(piece.least, 60 * args.minutes / 2):
+            limit = share(wanted, number, left)
+            if limit < min(piece.least, 60 * args.minutes / 2):
                 outcome = {"piece": piece.name, "skipped": "no time left"}
             else:
                 now = time.time()
-                ends = now + share(wanted[number:], left)
                 data = str(args.data.resolve()) if args.data else ""
-                job = Job(piece.part, str(out), scratch, data, args.cpu_trial, now, ends)
+                job = Job(piece.part, str(out), scratch, data, args.cpu_trial, now, now + limit)
                 outcome = run_piece(piece, job, out / "log.txt")
             fine = fine and outcome.get("exit_code") == 0
             with (out / "pieces.jsonl").open("a") as file:

@@ -105,8 +105,20 @@ def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
     ],
 )
 def test_a_piece_has_what_is_planned_or_its_share(planned, left, expected):
-    pieces = [gpu.Piece("x", "x.py", (), seconds) for seconds in planned]
-    assert gpu.share(pieces, left) == pytest.approx(expected)
+    pieces = [gpu.Piece("x", "x.py", (str(seconds),), seconds) for seconds in planned]
+    assert gpu.share(pieces, 0, left) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("minutes", [5, 9, 10, 30])
+def test_each_part_has_time_where_every_piece_takes_its_limit(minutes):
+    left, begun = 60.0 * minutes - gpu.GRACE_SECONDS, []
+    for number, piece in enumerate(gpu.PIECES):
+        limit = gpu.share(gpu.PIECES, number, left)
+        if limit >= piece.least:
+            begun.append(piece.part)
+            left -= limit
+    assert set(begun) == set(gpu.PARTS)
+    assert left >= 0
 
 
 def test_the_scripts_of_all_pieces_are_there():
@@ -235,9 +247,18 @@ def test_the_peak_is_that_of_the_device():
 
 def test_epochs_are_as_many_as_two_rows_have_time_for():
     rate = gpu_train.EXAMPLES / 2.0  # two seconds an epoch
-    assert gpu_train.epochs_for(2 * (gpu_train.START_SECONDS + 41), rate) == 20
-    assert gpu_train.epochs_for(1.0, rate) == 1
-    assert gpu_train.epochs_for(1e6, rate) == 164
+    speed = gpu_train.Speed(rate, 25.0)  # an evaluation takes 0.4 s
+    row = gpu_train.STOP_SECONDS + 25.0 + 4 * 0.4
+    assert gpu_train.epochs_for(2 * (row + 41), speed) == 20
+    assert gpu_train.epochs_for(1.0, speed) == 1
+    assert gpu_train.epochs_for(1e6, speed) == 164
+
+
+@pytest.mark.parametrize(("epochs", "between"), [(1, 1.0), (5, 1.0), (20, 4.0), (164, 32.8)])
+def test_a_row_is_evaluated_at_most_five_times(epochs, between):
+    flags = dict(flag.split("=") for flag in gpu_train.row_flags(epochs))
+    assert float(flags["--config.evaluation.every_epochs"]) == between
+    assert flags["--config.checkpoint.every_epochs"] == "0"
 
 
 # --- the data
