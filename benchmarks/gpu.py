@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import gpu_report
-from gpu_job import MACHINE, ROOT, Job
+from gpu_job import MACHINE, ROOT, Job, xla_flags
 
 HERE = pathlib.Path(__file__).parent
 # From being told to end until it is ended.
@@ -115,8 +115,7 @@ def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
     }
     own = {"JAX_PLATFORMS": platform, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if part == "profile":  # kernels of CUDA graphs do not say of which operation they are
-        flags = (os.environ.get("XLA_FLAGS", ""), "--xla_gpu_enable_command_buffer=")
-        own["XLA_FLAGS"] = " ".join(filter(None, flags))
+        own["XLA_FLAGS"] = xla_flags("--xla_gpu_enable_command_buffer=")
     own["TMPDIR"] = scratch  # what a piece that is killed leaves goes with it
     return {**defaults, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import trainings
-from gpu_job import Job, check_backend, given
+from gpu_job import Job, check_backend, given, xla_flags
 
 from lbsgd import monitor
 
@@ -39,7 +39,7 @@ FLAGS = [
     )
 ]
 TF32 = ["--config.matmul_precision=default"]
-DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 # Of one update, in units of the last place: ResNet-8 has 9 layers, each a sum of 9 * 64 products at
 # most and moments over n * 8 * 8 pixels, n=32. Errors add like the square root of their number;
@@ -57,19 +57,19 @@ class Run:
 
     Attributes:
       on: "cpu" or "gpu".
-      environment: of its own.
+      xla_flags: besides those of this process.
     """
 
     on: str
     dtype: str
     flags: Sequence[str] = ()
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    xla_flags: str = ""
 
 
 RUNS = {
     "CPU float64": Run("cpu", "float64"),
     "GPU float64": Run("gpu", "float64"),
-    "GPU float64 repeatable": Run("gpu", "float64", environment=DETERMINISTIC),
+    "GPU float64 repeatable": Run("gpu", "float64", xla_flags=DETERMINISTIC),
     "GPU float64 repeatable in 4 steps": Run(
         "gpu", "float64", ["--config.accumulation_steps=4"], DETERMINISTIC
     ),
@@ -77,8 +77,8 @@ RUNS = {
     "GPU float32": Run("gpu", "float32"),
     "GPU TF32": Run("gpu", "float32", TF32),
     "GPU float32 again": Run("gpu", "float32"),
-    "GPU float32 deterministic": Run("gpu", "float32", environment=DETERMINISTIC),
-    "GPU float32 deterministic again": Run("gpu", "float32", environment=DETERMINISTIC),
+    "GPU float32 deterministic": Run("gpu", "float32", xla_flags=DETERMINISTIC),
+    "GPU float32 deterministic again": Run("gpu", "float32", xla_flags=DETERMINISTIC),
 }
 # What is compared, up to which update, and the bound of the difference, where there is one.
 COMPARISONS: dict[str, tuple[str, str, int, float | None]] = {
@@ -127,10 +127,10 @@ class Runs:
         run, workdir = RUNS[of or name], self.workdir(name)
         if not of:
             shutil.rmtree(workdir, ignore_errors=True)
-        platform = "cpu" if run.on == "cpu" or self._job.trial else "cuda,cpu"
-        environment = {**os.environ, "JAX_PLATFORMS": platform, **run.environment}
-        given_flags = os.environ.get("XLA_FLAGS", "")
-        environment["XLA_FLAGS"] = f"{given_flags} {run.environment.get('XLA_FLAGS', '')}"
+        on_cpu = run.on == "cpu" or self._job.trial
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu" if on_cpu else "cuda,cpu"}
+        if run.xla_flags:
+            environment["XLA_FLAGS"] = xla_flags(run.xla_flags)
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several are on one card
         flags = [*FLAGS, f"--config.dtype={run.dtype}", *run.flags]
         command = trainings.command("digits.py", flags, workdir)

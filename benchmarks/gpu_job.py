@@ -82,6 +82,11 @@ def given() -> tuple[Job, list[str]]:
     return Job(**json.loads(sys.argv[1])), sys.argv[2:]
 
 
+def xla_flags(more: str) -> str:
+    """Those in the environment and more, which is not empty: XLA takes spaces for a file's name."""
+    return f"{os.environ.get('XLA_FLAGS', '')} {more}".strip()
+
+
 def check_backend(job: Job, backend: str) -> None:
     """Raises RuntimeError for the CPU in the GPU's place, with which JAX goes on in silence."""
     if backend == "cpu" and not job.trial:
