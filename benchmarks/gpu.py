@@ -11,11 +11,13 @@
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
 
-DIR has `cifar10` (what lbsgd.data.prepare reads or writes), `cifar10.zip` or `cifar10.tar` (class
-folders in train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs
-named <class>_<anything>); parts without their data say so. No network is needed. Each piece is a
-process with a limit of its own, the most worth first; one that fails or hangs costs no other, and
-what it had measured is in OUT already, a line of JSON each.
+DIR has `cifar10` (what lbsgd.data.prepare reads or writes, or train.npz and test.npz of JPEGs:
+`jpeg`, the bytes of all, `offsets`, `labels`), `cifar10.zip` or `cifar10.tar` (class folders in
+train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs named
+<class>_<anything>). An archive may lie in a folder `cifar10_...` or `imagenet_...` too; parts
+without their data say so. No network is needed. Each piece is a process with a limit of its own,
+the most worth first; one that fails or hangs costs no other, and what it had measured is in OUT
+already, a line of JSON each.
 
 Exit codes: 0 done, 1 a piece failed or had not the time it needed, 2 no GPU, or a mistake.
 """
@@ -34,7 +36,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import gpu_report
-from gpu_job import MACHINE, ROOT, Job
+from gpu_job import MACHINE, ROOT, Job, xla_flags
 
 HERE = pathlib.Path(__file__).parent
 # From being told to end until it is ended.
@@ -48,14 +50,14 @@ class Piece(NamedTuple):
     Attributes:
       script: in this folder.
       seconds: that it may take where others want time too; alone it has all there is.
-      least: with fewer it is not begun.
+      least: with fewer it is not begun. The first of each part has as many kept for it.
     """
 
     part: str
     script: str
     arguments: tuple[str, ...]
     seconds: float
-    least: float = 25
+    least: float = 45
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ PIECES = (
     Piece("step", "gpu_step_torch.py", ("256", "224"), 90),
     _step("resnet50", 224, 256, 256, 90),
     Piece("profile", "gpu_profile.py", ("resnet50", "224", "256", "32", "bfloat16"), 70),
-    Piece("train", "gpu_train.py", (), 150, 60),
+    Piece("train", "gpu_train.py", (), 150, 100),
     Piece("input", "gpu_input.py", (), 90),
     _step("cifar_resnet20", 32, 1024, 32, 60),
     _step("resnet50", 224, 512, 32, 90),
@@ -85,13 +87,22 @@ PIECES = (
 PARTS = tuple(dict.fromkeys(piece.part for piece in PIECES))
 
 
-def share(pieces: Sequence[Piece], left: float) -> float:
-    """Seconds that the first of the pieces may take when so many are left for all.
+def firsts(pieces: Sequence[Piece]) -> list[Piece]:
+    """The first piece of each part."""
+    return list({piece.part: piece for piece in reversed(pieces)}.values())
 
-    What it is planned to take; or its share of what is left, where that is more.
+
+def share(pieces: Sequence[Piece], number: int, left: float) -> float:
+    """Seconds that a piece may take when so many are left for it and those after it.
+
+    What it is planned to take, or its share of what is left, where that is more; but what the
+    parts after it need at least is kept for them, except from the first piece of its own part.
     """
-    first, whole = pieces[0], sum(piece.seconds for piece in pieces)
-    return min(left, max(first.seconds, left * first.seconds / whole))
+    piece, whole = pieces[number], sum(later.seconds for later in pieces[number:])
+    first = firsts(pieces)
+    free = left - sum(later.least for later in pieces[number + 1 :] if later in first)
+    free = max(free, piece.least) if piece in first else free
+    return min(left, free, max(piece.seconds, left * piece.seconds / whole))
 
 
 def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
@@ -103,6 +114,8 @@ def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
     }
     own = {"JAX_PLATFORMS": platform, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if part == "profile":  # kernels of CUDA graphs do not say of which operation they are
+        own["XLA_FLAGS"] = xla_flags("--xla_gpu_enable_command_buffer=")
     own["TMPDIR"] = scratch  # what a piece that is killed leaves goes with it
     return {**defaults, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
 
@@ -187,13 +200,13 @@ def measure(args: argparse.Namespace, pieces: Sequence[Piece] = PIECES) -> bool:
         (out / MACHINE).write_text(json.dumps(find_machine(args, scratch)) + "\n")
         for number, piece in enumerate(wanted):
             left = start + 60 * args.minutes - GRACE_SECONDS - time.time()
-            if left < min(piece.least, 60 * args.minutes / 2):
+            limit = share(wanted, number, left)
+            if limit < min(piece.least, 60 * args.minutes / 2):
                 outcome = {"piece": piece.name, "skipped": "no time left"}
             else:
                 now = time.time()
-                ends = now + share(wanted[number:], left)
                 data = str(args.data.resolve()) if args.data else ""
-                job = Job(piece.part, str(out), scratch, data, args.cpu_trial, now, ends)
+                job = Job(piece.part, str(out), scratch, data, args.cpu_trial, now, now + limit)
                 outcome = run_piece(piece, job, out / "log.txt")
             fine = fine and outcome.get("exit_code") == 0
             with (out / "pieces.jsonl").open("a") as file:

@@ -48,7 +48,7 @@ class Photographs(NamedTuple):
 
 def lay_out_photographs(job: Job) -> Photographs | None:
     """Makes them ready; None where there are none."""
-    data = job.find("imagenet", "imagenet.tar") or (job.trial and random_photographs(job))
+    data = job.find("imagenet", ".tar") or (job.trial and random_photographs(job))
     if not data:
         job.put("JPEGs", 0, skipped="no imagenet in --data")
         return None

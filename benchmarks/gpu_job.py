@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -22,7 +23,7 @@ class Job:
       part: of the benchmark.
       out: folder of the results; gpu.py has put `MACHINE` there.
       scratch: folder of what is needed no more once all is done.
-      data: folder with `cifar10` and `imagenet` (or `imagenet.tar`); "" for none.
+      data: folder with `cifar10` and `imagenet`, in a form that `find` finds; "" for none.
       trial: whether sizes are tiny and the CPU stands in for the GPU.
       began, ends: seconds since 1970; it is ended when `ends` comes.
     """
@@ -40,10 +41,23 @@ class Job:
         """Seconds until it is ended."""
         return self.ends - time.time()
 
-    def find(self, *names: str) -> pathlib.Path | None:
-        """The first of the names that is there in the folder of the data."""
-        there = (pathlib.Path(self.data, name) for name in names if self.data)
-        return next((path for path in there if path.exists()), None)
+    def find(self, name: str, *archives: str) -> pathlib.Path | None:
+        """A set in the folder of the data: `name` itself, or an archive; None where neither is.
+
+        Args:
+          name: of a folder, which may go on after ".", "_" or "-" where it has one archive in it.
+          archives: the suffixes of those that will do, as ".tar".
+        """
+        for path in sorted(pathlib.Path(self.data).glob(f"{name}*")) if self.data else ():
+            if not re.fullmatch(rf"{re.escape(name)}([._-].*)?", path.name):
+                continue  # cifar100 is not cifar10
+            within = [path, *path.glob("*")]
+            found = [file for file in within if file.suffix in archives and file.is_file()]
+            if len(found) == 1:
+                return found[0]
+            if path.name == name:
+                return path
+        return None
 
     def put(self, what: str, n: int, **values: object) -> None:
         """Writes a result, for whatever comes after it may fail.
@@ -66,6 +80,11 @@ class Job:
 def given() -> tuple[Job, list[str]]:
     """The job, from argv[1], and the arguments after it."""
     return Job(**json.loads(sys.argv[1])), sys.argv[2:]
+
+
+def xla_flags(more: str) -> str:
+    """Those in the environment and more, which is not empty: XLA takes spaces for a file's name."""
+    return f"{os.environ.get('XLA_FLAGS', '')} {more}".strip()
 
 
 def check_backend(job: Job, backend: str) -> None:

@@ -2,22 +2,23 @@
 
 python gpu_profile.py JOB NETWORK PIXELS KN N DTYPE
 
-Times are those of the profiler, of everything on the streams of the device. The bytes of an
-operation are those of its operands and results, each once, by the compiled program: what it has to
-move at least if nothing of it is in a cache.
+Times are those of the profiler, of everything on the streams of the device; gpu.py has XLA launch
+its kernels one by one, for those of a CUDA graph do not say of which operation they are. The bytes
+of an operation are those of its operands and results, each once, by the compiled program: what it
+has to move at least if nothing of it is in a cache.
 """
 
 import math
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import step
 from gpu_job import check_backend, given
-from gpu_step import case_of
+from gpu_step import case_of, compile_in_turn
 
 UPDATES, UPDATES_IN_TRIAL = 10, 2
 MOST_OPERATIONS, MOST_KINDS = 60, 25
@@ -38,11 +39,17 @@ class Event(NamedTuple):
     nanoseconds: float
 
 
-def is_of_device(plane: str, line: str, trial: bool) -> bool:
-    """Whether a line of the profile has what the device did; in a trial, XLA's threads."""
+def lines_of_device(names: Sequence[tuple[str, str]], trial: bool) -> set[tuple[str, str]]:
+    """Those lines of a profile that have what the device did; in a trial, XLA's threads.
+
+    Args:
+      names: of the plane and of the line, of each.
+    """
     if trial:
-        return "XLA" in line
-    return plane.startswith("/device:GPU") and line.startswith("Stream")
+        return {(plane, line) for plane, line in names if "XLA" in line}
+    device = [(plane, line) for plane, line in names if plane.startswith("/device:GPU")]
+    streams = {(plane, line) for plane, line in device if line.startswith("Stream")}
+    return streams or {(plane, line) for plane, line in device if line.startswith("XLA Ops")}
 
 
 def read_events(trace: pathlib.Path, trial: bool) -> Iterator[Event]:
@@ -52,11 +59,12 @@ def read_events(trace: pathlib.Path, trial: bool) -> Iterator[Event]:
       RuntimeError: nothing.
     """
     (path,) = trace.rglob("*.xplane.pb")
-    seen, count = set(), 0
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    seen = [(plane.name, line.name) for plane in planes for line in plane.lines]
+    wanted, count = lines_of_device(seen, trial), 0
+    for plane in planes:
         for line in plane.lines:
-            seen.add(f"{plane.name} | {line.name}")
-            if not is_of_device(plane.name, line.name, trial):
+            if (plane.name, line.name) not in wanted:
                 continue
             for event in line.events:
                 stats = {str(key): value for key, value in event.stats}
@@ -65,7 +73,7 @@ def read_events(trace: pathlib.Path, trial: bool) -> Iterator[Event]:
                 count += 1
                 yield Event(operation, event.name, source, event.duration_ns)
     if not count:
-        raise RuntimeError(f"the profile has no events of the device; it has {sorted(seen)}")
+        raise RuntimeError(f"the profile has no events of the device; it has {sorted(set(seen))}")
 
 
 def bytes_of(shape: str) -> int:
@@ -100,7 +108,11 @@ def kind_of(operation: str) -> str:
 
 
 def table(events: Iterable[Event], moved: Mapping[str, int], updates: int) -> dict[str, object]:
-    """Milliseconds, calls and bytes of an update by operation, and by kind of operation."""
+    """Milliseconds, calls and bytes of an update by operation, and by kind of operation.
+
+    Args:
+      moved: bytes by operation of the program. "known" is the fraction of the time that these take.
+    """
     kernels: dict[str, dict[str, list[float]]] = {}
     sources = {}
     for event in events:
@@ -118,8 +130,10 @@ def table(events: Iterable[Event], moved: Mapping[str, int], updates: int) -> di
         into = kinds.setdefault(kind, {"kind": kind, "ms": 0.0, "calls": 0.0, "bytes": 0.0})
         for key in ("ms", "calls", "bytes"):
             into[key] += row[key]
+    busy = sum(row["ms"] for row in rows)
     return {
-        "busy_ms": sum(row["ms"] for row in rows),
+        "busy_ms": busy,
+        "known": sum(row["ms"] for row in rows if row["operation"] in moved) / (busy or 1.0),
         "kinds": longest(list(kinds.values()), MOST_KINDS),
         "operations": longest(rows, MOST_OPERATIONS),
     }
@@ -154,12 +168,12 @@ def profiled(run: step.Running, updates: int, folder: pathlib.Path) -> float:
 
 
 def main() -> None:
-    """Profiles lbsgd's step, then the plain one."""
+    """Profiles lbsgd's step, and only then compiles the plain one."""
     job, arguments = given()
     check_backend(job, jax.default_backend())
     case = case_of(arguments, job.trial)
     updates = UPDATES_IN_TRIAL if job.trial else UPDATES
-    for key, run in step.compile_both(*case).items():
+    for key, run in compile_in_turn(*case):
         run.seconds(3)
         trace = pathlib.Path(job.scratch, "trace")
         seconds = profiled(run, updates, trace)

@@ -12,7 +12,9 @@ import shutil
 import signal
 import statistics
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import trainings
@@ -22,7 +24,8 @@ from lbsgd import monitor
 from lbsgd.data import packed
 from lbsgd.data.decode import decode
 from lbsgd.data.prepare import open_input
-from lbsgd.data.sources import Source
+from lbsgd.data.sources import Example, Source
+from lbsgd.errors import ConfigError
 
 EXAMPLES, EPOCHS = 50_000, 164
 # The most telling first: the same epochs in 64 times fewer updates, and what holds the error.
@@ -37,15 +40,17 @@ ROWS = {
     ),
 }
 PLANNED_ROWS = 2
-# Of a run: to start and compile, to say nothing of its updates; and to save its state when stopped.
+# Of a run: the least to start and compile in; and to save its state when stopped.
 START_SECONDS, STOP_SECONDS = 30, 10
 PROBE_UPDATES = 800
+# At most, of a row.
+EVALUATIONS, VALIDATION_EXAMPLES = 5, 10_000
 
 
 def arrays(job: Job) -> pathlib.Path | None:
     """A folder of CIFAR-10 as arrays, decoded once where it is of another form; None without it."""
-    found = job.find("cifar10", "cifar10.zip", "cifar10.tar")
-    if not found or (found / "train.npz").exists():
+    found = job.find("cifar10", ".zip", ".tar")
+    if not found or is_ready(found):
         return found
     folder = pathlib.Path(job.scratch, "cifar10")
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +64,36 @@ def arrays(job: Job) -> pathlib.Path | None:
     return folder
 
 
-def open_splits(path: pathlib.Path) -> Mapping[str, Source]:
-    """The splits of a set of lbsgd.data.prepare, or of anything that it could make one of."""
+def is_ready(folder: pathlib.Path) -> bool:
+    """Whether it has arrays of both splits, as data.source=npz reads them."""
+    both = all((folder / f"{split}.npz").exists() for split in packed.SPLITS)
+    return both and "images" in np.load(folder / "train.npz")
+
+
+def encoded(path: pathlib.Path) -> list[Example]:
+    """Examples of an npz file of image files: `jpeg`, the bytes of all, `offsets` and `labels`."""
+    with np.load(path) as arrays:
+        data, offsets, labels = (arrays[key] for key in ("jpeg", "offsets", "labels"))
+    ends = zip(offsets[:-1], offsets[1:], labels, strict=True)
+    return [Example(data[start:end].tobytes(), int(label)) for start, end, label in ends]
+
+
+def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Example] | Source]:
+    """The splits of encoded arrays, of a set of lbsgd.data.prepare or of what it makes one of.
+
+    Raises:
+      ConfigError: it is none of them.
+    """
+    train = path / "train.npz"
+    if train.exists() and {"jpeg", "offsets"} <= set(np.load(train)):
+        return {"train": encoded(train), "validation": encoded(path / "test.npz")}
     if (path / "train" / packed.INDEX).exists():
         return {split: packed.PackedSource(path / split) for split in packed.SPLITS}
-    return open_input(path, None)
+    splits = open_input(path, None)
+    missing = set(packed.SPLITS) - set(splits)
+    if missing:
+        raise ConfigError(f"{path} has no {missing.pop()} split, only {', '.join(splits)}")
+    return splits
 
 
 def start(job: Job, config: str, flags: list[str], name: str, limit: float) -> tuple[int, str]:
@@ -99,8 +129,21 @@ def last_lines(output: str) -> list[str]:
     return output.strip().splitlines()[-5:]
 
 
-def probe(job: Job, flags: list[str], what: str) -> float | None:
-    """Puts images/s of some updates at kn=128, and returns them."""
+class Speed(NamedTuple):
+    """What a run takes.
+
+    Attributes:
+      rate: images/s of its updates.
+      other: seconds of all else: to start, compile, evaluate once and save.
+    """
+
+    rate: float
+    other: float
+
+
+def probe(job: Job, flags: list[str], what: str) -> Speed | None:
+    """Puts how fast some updates at kn=128 are, with an evaluation at their end."""
+    began = time.monotonic()
     steady = ["warmup=none", "warmup_epochs=0", "decay=none", "decay_epochs=()"]
     flags = [*flags, *(f"--config.learning_rate.{key}" for key in steady)]
     flags += ["--config.total_epochs=0", f"--config.total_steps={PROBE_UPDATES}"]
@@ -113,20 +156,31 @@ def probe(job: Job, flags: list[str], what: str) -> float | None:
         return None
     late = lines[len(lines) // 2 :]
     speed = {key: statistics.median(x[key] for x in late) for key in trainings.SPEED}
-    job.put(what, len(late), **speed)
-    return speed["images_per_second"]
+    rate = speed["images_per_second"]
+    other = time.monotonic() - began - lines[-1]["step"] * 128 / rate
+    job.put(what, len(late), other_seconds=other, **speed)
+    return Speed(rate, max(0.0, other))
 
 
-def epochs_for(seconds: float, rate: float) -> int:
-    """How many epochs at images/s `rate` two rows can have in `seconds`."""
-    training = seconds / PLANNED_ROWS - START_SECONDS
-    return max(1, min(EPOCHS, int(training * rate / EXAMPLES)))
+def epochs_for(seconds: float, speed: Speed) -> int:
+    """How many epochs two rows can have in `seconds`.
+
+    An evaluation is counted at the rate of training, which has a backward pass besides.
+    """
+    evaluations = (EVALUATIONS - 1) * VALIDATION_EXAMPLES / speed.rate
+    training = seconds / PLANNED_ROWS - STOP_SECONDS - speed.other - evaluations
+    return max(1, min(EPOCHS, int(training * speed.rate / EXAMPLES)))
 
 
 def row_flags(epochs: int) -> list[str]:
-    """A warmup of at most a quarter of the epochs, and some metrics of few updates too."""
-    warmup = f"--config.learning_rate.warmup_epochs={min(5.0, epochs / 4)}"
-    return [warmup, "--config.log.every_steps=10"]
+    """A warmup of at most a quarter of the epochs, few evaluations, metrics of few updates too."""
+    keys = (
+        f"learning_rate.warmup_epochs={min(5.0, epochs / 4)}",
+        f"evaluation.every_epochs={max(1.0, epochs / EVALUATIONS)}",
+        "checkpoint.every_epochs=0",
+        "log.every_steps=10",
+    )
+    return [f"--config.{key}" for key in keys]
 
 
 def train(job: Job, name: str, config: str, flags: list[str], epochs: int | None) -> None:
@@ -160,10 +214,10 @@ def main() -> None:
     if not folder:
         return job.put("CIFAR-10", 0, skipped="no cifar10 in --data")
     data = ["--config.data.source=npz", f"--config.data.dir={folder}", "--config.dtype=bfloat16"]
-    rate = probe(job, data, "kn=128, images/s")
-    if not rate:
+    speed = probe(job, data, "kn=128, images/s")
+    if not speed:
         return
-    epochs = epochs_for(job.left, rate)
+    epochs = epochs_for(job.left, speed)
     for name, (config, flags) in ROWS.items():
         if job.left < START_SECONDS + STOP_SECONDS:
             break

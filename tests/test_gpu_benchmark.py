@@ -1,14 +1,21 @@
 """benchmarks/gpu.py: its pieces cost each other nothing, and its results are kept."""
 
+import dataclasses
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
+
+from lbsgd.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 HERE = ROOT / "benchmarks"
@@ -16,6 +23,7 @@ sys.path.insert(0, str(HERE))
 
 import gpu  # noqa: E402
 import gpu_check  # noqa: E402
+import gpu_job  # noqa: E402
 import gpu_profile  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_step  # noqa: E402
@@ -97,8 +105,20 @@ def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
     ],
 )
 def test_a_piece_has_what_is_planned_or_its_share(planned, left, expected):
-    pieces = [gpu.Piece("x", "x.py", (), seconds) for seconds in planned]
-    assert gpu.share(pieces, left) == pytest.approx(expected)
+    pieces = [gpu.Piece("x", "x.py", (str(seconds),), seconds) for seconds in planned]
+    assert gpu.share(pieces, 0, left) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("minutes", [5, 9, 10, 30])
+def test_each_part_has_time_where_every_piece_takes_its_limit(minutes):
+    left, begun = 60.0 * minutes - gpu.GRACE_SECONDS, []
+    for number, piece in enumerate(gpu.PIECES):
+        limit = gpu.share(gpu.PIECES, number, left)
+        if limit >= piece.least:
+            begun.append(piece.part)
+            left -= limit
+    assert set(begun) == set(gpu.PARTS)
+    assert left >= 0
 
 
 def test_the_scripts_of_all_pieces_are_there():
@@ -137,6 +157,26 @@ def test_the_bound_of_float32_tells_it_from_tf32():
     assert 4e-8 < gpu_check.FLOAT32 < 4e-8 * 2**13
 
 
+@pytest.mark.parametrize(("works_at", "runs"), [(1, 1), (2, 2), (None, 2)])
+def test_a_run_that_fails_is_tried_again_once(works_at, runs, tmp_path, monkeypatch):
+    tried = []
+
+    def run(self, name, of=""):
+        tried.append(name)
+        return [{"train_loss": 1.0}] if tried.count(name) == works_at else []
+
+    monkeypatch.setattr(gpu_check.Runs, "run", run)
+    with ThreadPoolExecutor(1) as pool:
+        all_runs = gpu_check.Runs(job_on(tmp_path), pool)
+        for _ in range(2):  # two comparisons are of it
+            if works_at:
+                assert all_runs.updates("GPU float64") == [{"train_loss": 1.0}]
+            else:
+                with pytest.raises(RuntimeError, match="GPU float64 fails"):
+                    all_runs.updates("GPU float64")
+    assert tried.count("GPU float64") == runs
+
+
 PROGRAM = """
 %fused_computation.1 (param_0.3: f32[8,8]) -> f32[] {
   %param_0.3 = f32[8,8]{1,0} parameter(0)
@@ -165,11 +205,33 @@ def test_operations_are_summed_over_kernels_and_updates():
     events += [Event("cudnn-conv.7", "conv", "f", 5e6), Event("copy", "copy", "", 1e6)] * 2
     rows = gpu_profile.table(events, {"cudnn-conv.2": 100, "cudnn-conv.7": 50}, updates=2)
     assert rows["busy_ms"] == pytest.approx(9.0)
+    assert rows["known"] == pytest.approx(8 / 9)  # not of the copy
     assert [row["operation"] for row in rows["operations"]][:2] == ["cudnn-conv.7", "cudnn-conv.2"]
     conv = rows["operations"][1]
     assert (conv["kernel"], conv["ms"], conv["calls"], conv["bytes"]) == ("conv", 3.0, 1.0, 100.0)
     first = rows["kinds"][0]
     assert (first["kind"], first["ms"], first["bytes"]) == ("cudnn-conv", 8.0, 150.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["Stream #7(Compute)", "XLA Ops", "XLA Modules"], ["Stream #7(Compute)"]),
+        (["XLA Ops", "XLA Modules"], ["XLA Ops"]),
+        (["Steps"], []),
+    ],
+)
+def test_work_of_the_device_is_on_its_streams_or_xla_s_lines(lines, expected):
+    names = [("/device:GPU:0", line) for line in lines] + [("/host:CPU", "XLA Ops")]
+    found = gpu_profile.lines_of_device(names, trial=False)
+    assert found == {("/device:GPU:0", line) for line in expected}
+
+
+def test_a_profile_is_of_single_kernels(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    own = gpu.environment("profile", False, "")["XLA_FLAGS"].split()
+    assert own == ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_command_buffer="]
+    assert gpu.environment("step", False, "")["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
 
 
 def test_multiply_adds_are_those_of_the_paper():
@@ -185,9 +247,86 @@ def test_the_peak_is_that_of_the_device():
 
 def test_epochs_are_as_many_as_two_rows_have_time_for():
     rate = gpu_train.EXAMPLES / 2.0  # two seconds an epoch
-    assert gpu_train.epochs_for(2 * (gpu_train.START_SECONDS + 41), rate) == 20
-    assert gpu_train.epochs_for(1.0, rate) == 1
-    assert gpu_train.epochs_for(1e6, rate) == 164
+    speed = gpu_train.Speed(rate, 25.0)  # an evaluation takes 0.4 s
+    row = gpu_train.STOP_SECONDS + 25.0 + 4 * 0.4
+    assert gpu_train.epochs_for(2 * (row + 41), speed) == 20
+    assert gpu_train.epochs_for(1.0, speed) == 1
+    assert gpu_train.epochs_for(1e6, speed) == 164
+
+
+@pytest.mark.parametrize(("epochs", "between"), [(1, 1.0), (5, 1.0), (20, 4.0), (164, 32.8)])
+def test_a_row_is_evaluated_at_most_five_times(epochs, between):
+    flags = dict(flag.split("=") for flag in gpu_train.row_flags(epochs))
+    assert float(flags["--config.evaluation.every_epochs"]) == between
+    assert flags["--config.checkpoint.every_epochs"] == "0"
+
+
+# --- the data
+
+
+def job_on(tmp_path: pathlib.Path) -> gpu_job.Job:
+    scratch, data = tmp_path / "scratch", tmp_path / "data"
+    data.mkdir()
+    return gpu_job.Job("train", str(tmp_path), str(scratch), str(data), False, 0.0, 1e12)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["imagenet/a/1.JPEG", "imagenet.tar"], "imagenet"),
+        (["imagenet.tar", "imagenet_samples/x.tar"], "imagenet.tar"),
+        (["imagenet_samples.tar"], "imagenet_samples.tar"),
+        (["imagenet_samples/x.tar", "imagenet_samples/wnids.txt"], "imagenet_samples/x.tar"),
+        (["imagenet_samples/x.tar", "imagenet_samples/y.tar"], None),  # which?
+        (["imagenette/x.tar", "imagenet.zip"], None),
+    ],
+)
+def test_data_are_found(files, expected, tmp_path):
+    job = job_on(tmp_path)
+    for file in files:
+        path = pathlib.Path(job.data, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert job.find("imagenet", ".tar") == (expected and pathlib.Path(job.data, expected))
+    assert dataclasses.replace(job, data="").find("imagenet", ".tar") is None
+
+
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+def test_encoded_arrays_are_decoded(tmp_path):
+    job = job_on(tmp_path)
+    folder, expected = pathlib.Path(job.data, "cifar10"), {}
+    folder.mkdir()
+    for split, count in (("train", 5), ("test", 3)):
+        files = [io.BytesIO() for _ in range(count)]
+        for file, image in zip(files, random_images(count), strict=True):
+            Image.fromarray(image).save(file, "JPEG")
+        expected[split] = np.stack([np.asarray(Image.open(file)) for file in files])
+        sizes = np.cumsum([0, *(len(file.getvalue()) for file in files)])
+        data = np.frombuffer(b"".join(file.getvalue() for file in files), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 2
+        np.savez(folder / f"{split}.npz", jpeg=data, offsets=sizes, labels=labels)
+    found = gpu_train.arrays(job)
+    for split, theirs in (("train", "train"), ("validation", "test")):
+        arrays = np.load(found / f"{split}.npz")
+        np.testing.assert_array_equal(arrays["images"], expected[theirs])
+        assert arrays["labels"].tolist() == [i % 2 for i in range(len(expected[theirs]))]
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "validation"]])
+def test_arrays_of_both_splits_are_ready(splits, tmp_path):
+    job = job_on(tmp_path)
+    folder = pathlib.Path(job.data, "cifar10")
+    folder.mkdir()
+    for split in splits:
+        np.savez(folder / f"{split}.npz", images=random_images(4), labels=np.arange(4) % 2)
+    if len(splits) == 2:
+        assert gpu_train.arrays(job) == folder
+    else:
+        with pytest.raises(ConfigError, match="no validation split"):
+            gpu_train.arrays(job)
 
 
 # --- the report
