@@ -1,7 +1,5 @@
 """benchmarks/gpu.py: its pieces cost each other nothing, and its results are kept."""
 
-import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -10,12 +8,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
-
-from lbsgd.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 HERE = ROOT / "benchmarks"
@@ -23,7 +17,6 @@ sys.path.insert(0, str(HERE))
 
 import gpu  # noqa: E402
 import gpu_check  # noqa: E402
-import gpu_job  # noqa: E402
 import gpu_profile  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_step  # noqa: E402
@@ -166,8 +159,9 @@ def test_a_run_that_fails_is_tried_again_once(works_at, runs, tmp_path, monkeypa
         return [{"train_loss": 1.0}] if tried.count(name) == works_at else []
 
     monkeypatch.setattr(gpu_check.Runs, "run", run)
+    job = gpu_job.Job("check", str(tmp_path), str(tmp_path), "", False, 0.0, 1e12)
     with ThreadPoolExecutor(1) as pool:
-        all_runs = gpu_check.Runs(job_on(tmp_path), pool)
+        all_runs = gpu_check.Runs(job, pool)
         for _ in range(2):  # two comparisons are of it
             if works_at:
                 assert all_runs.updates("GPU float64") == [{"train_loss": 1.0}]
@@ -259,74 +253,6 @@ def test_a_row_is_evaluated_at_most_five_times(epochs, between):
     flags = dict(flag.split("=") for flag in gpu_train.row_flags(epochs))
     assert float(flags["--config.evaluation.every_epochs"]) == between
     assert flags["--config.checkpoint.every_epochs"] == "0"
-
-
-# --- the data
-
-
-def job_on(tmp_path: pathlib.Path) -> gpu_job.Job:
-    scratch, data = tmp_path / "scratch", tmp_path / "data"
-    data.mkdir()
-    return gpu_job.Job("train", str(tmp_path), str(scratch), str(data), False, 0.0, 1e12)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["imagenet/a/1.JPEG", "imagenet.tar"], "imagenet"),
-        (["imagenet.tar", "imagenet_samples/x.tar"], "imagenet.tar"),
-        (["imagenet_samples.tar"], "imagenet_samples.tar"),
-        (["imagenet_samples/x.tar", "imagenet_samples/wnids.txt"], "imagenet_samples/x.tar"),
-        (["imagenet_samples/x.tar", "imagenet_samples/y.tar"], None),  # which?
-        (["imagenette/x.tar", "imagenet.zip"], None),
-    ],
-)
-def test_data_are_found(files, expected, tmp_path):
-    job = job_on(tmp_path)
-    for file in files:
-        path = pathlib.Path(job.data, file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert job.find("imagenet", ".tar") == (expected and pathlib.Path(job.data, expected))
-    assert dataclasses.replace(job, data="").find("imagenet", ".tar") is None
-
-
-def random_images(count: int) -> np.ndarray:
-    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
-
-
-def test_encoded_arrays_are_decoded(tmp_path):
-    job = job_on(tmp_path)
-    folder, expected = pathlib.Path(job.data, "cifar10"), {}
-    folder.mkdir()
-    for split, count in (("train", 5), ("test", 3)):
-        files = [io.BytesIO() for _ in range(count)]
-        for file, image in zip(files, random_images(count), strict=True):
-            Image.fromarray(image).save(file, "JPEG")
-        expected[split] = np.stack([np.asarray(Image.open(file)) for file in files])
-        sizes = np.cumsum([0, *(len(file.getvalue()) for file in files)])
-        data = np.frombuffer(b"".join(file.getvalue() for file in files), np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 2
-        np.savez(folder / f"{split}.npz", jpeg=data, offsets=sizes, labels=labels)
-    found = gpu_train.arrays(job)
-    for split, theirs in (("train", "train"), ("validation", "test")):
-        arrays = np.load(found / f"{split}.npz")
-        np.testing.assert_array_equal(arrays["images"], expected[theirs])
-        assert arrays["labels"].tolist() == [i % 2 for i in range(len(expected[theirs]))]
-
-
-@pytest.mark.parametrize("splits", [["train"], ["train", "validation"]])
-def test_arrays_of_both_splits_are_ready(splits, tmp_path):
-    job = job_on(tmp_path)
-    folder = pathlib.Path(job.data, "cifar10")
-    folder.mkdir()
-    for split in splits:
-        np.savez(folder / f"{split}.npz", images=random_images(4), labels=np.arange(4) % 2)
-    if len(splits) == 2:
-        assert gpu_train.arrays(job) == folder
-    else:
-        with pytest.raises(ConfigError, match="no validation split"):
-            gpu_train.arrays(job)
 
 
 # --- the report
