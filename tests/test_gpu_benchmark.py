@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 
 import gpu  # noqa: E402
 import gpu_check  # noqa: E402
+import gpu_job  # noqa: E402
 import gpu_profile  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_step  # noqa: E402
