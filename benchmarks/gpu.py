@@ -1,4 +1,4 @@
-"""What lbsgd is and does on one GPU, in a few minutes.
+"""Measures and checks lbsgd on one GPU, in a few minutes.
 
     python benchmarks/gpu.py all --minutes 10 --data DIR --out OUT
     python benchmarks/gpu.py check step [...]     some parts alone, which then have all the minutes
@@ -106,7 +106,7 @@ def share(pieces: Sequence[Piece], number: int, left: float) -> float:
 
 
 def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
-    """Of a piece; all share what is compiled."""
+    """Makes the environment of a piece; all share what is compiled."""
     platform = "cpu" if trial or part == "input" else "cuda,cpu"
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     defaults = {
@@ -127,7 +127,7 @@ def fail(message: str) -> NoReturn:
 
 
 def find_machine(args: argparse.Namespace, scratch: str) -> dict[str, object]:
-    """What there is to measure on; ends this process where there is no GPU."""
+    """Describes the machine to measure on; ends this process where there is no GPU."""
     try:
         done = subprocess.run(
             [sys.executable, str(HERE / "gpu_job.py"), args.commit],

@@ -1,11 +1,10 @@
-"""Whether a run on the GPU is the run on the CPU: a piece of benchmarks/gpu.py.
+"""Checks that a run on the GPU is the run on the CPU: a piece of benchmarks/gpu.py.
 
 Digits, a few updates at a constant rate, each run a process as a user starts it. A comparison is
 the largest relative difference of loss and gradient norm up to an update, and its bound.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -108,14 +107,15 @@ class Runs:
 
     def __init__(self, job: Job, pool: ThreadPoolExecutor) -> None:
         self._job = job
+        self._updates: dict[str, list[dict[str, float]]] = {}
         self._begun = {name: pool.submit(self.run, name) for name in RUNS if self.has(name)}
 
     def has(self, name: str) -> bool:
-        """Whether the run is one of this job's."""
+        """Tells whether the run is one of this job's."""
         return not self._job.trial or name in NEEDED_IN_TRIAL
 
     def workdir(self, name: str) -> pathlib.Path:
-        """Of a run."""
+        """Names the workdir of a run."""
         return pathlib.Path(self._job.scratch, "check", name.replace(" ", "-"))
 
     def run(self, name: str, of: str = "") -> list[dict[str, float]]:
@@ -146,17 +146,17 @@ class Runs:
         lines = monitor.read_metrics(workdir / "metrics.jsonl")
         return [line for line in lines if "train_loss" in line]
 
-    @functools.cache  # noqa: B019 (one object a process)
     def _tried(self, name: str) -> list[dict[str, float]]:
-        lines = self._begun[name].result()
-        if not lines:
-            for other in self._begun.values():
-                other.result()
-            lines = self.run(name)
-        return lines
+        if name not in self._updates:
+            self._updates[name] = self._begun[name].result()
+            if not self._updates[name]:
+                for other in self._begun.values():
+                    other.result()
+                self._updates[name] = self.run(name)
+        return self._updates[name]
 
     def updates(self, name: str) -> list[dict[str, float]]:
-        """Those of a run, once it has ended; one that fails is not tried a third time.
+        """Gives the updates of a run, once it has ended; one that fails is not tried a third time.
 
         Raises:
           RuntimeError: it fails.

@@ -89,7 +89,7 @@ def random_photographs(job: Job) -> pathlib.Path:
 
 
 def machine() -> dict[str, object]:
-    """What of the description of the machine is of the loader: the processor and the packages."""
+    """Picks what the loader depends on from the machine's description: processor and packages."""
     there = describe()
     return {key: there[key] for key in ("processor", "packages") if key in there}
 

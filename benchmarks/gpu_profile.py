@@ -77,7 +77,7 @@ def read_events(trace: pathlib.Path, trial: bool) -> Iterator[Event]:
 
 
 def bytes_of(shape: str) -> int:
-    """Of a shape as XLA writes it, of a tuple in all: "(bf16[256,64]{1,0}, f32[])"."""
+    """Counts the bytes of a shape as XLA writes it, or of a tuple: "(bf16[64]{0}, f32[])"."""
     total = 0
     for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape):
         bits = 8 if kind == "pred" else int((re.search(r"\d+", kind) or "0")[0])
@@ -140,7 +140,7 @@ def table(events: Iterable[Event], moved: Mapping[str, int], updates: int) -> di
 
 
 def summed(times: Mapping[str, list[float]], size: int, updates: int) -> dict[str, object]:
-    """Of an operation: its longest kernel, time, executions and bytes in an update.
+    """Sums up an operation: its longest kernel, time, executions and bytes in an update.
 
     Args:
       times: milliseconds of every run of each of its kernels.

@@ -19,7 +19,7 @@ Results = dict[str, list[Result]]
 
 
 def read_lines(path: pathlib.Path) -> list[Result]:
-    """Of a file of JSON lines, but for a last one that was cut short."""
+    """Reads a file of JSON lines, but for a last one that was cut short."""
     lines = []
     for text in path.read_text().splitlines():
         try:

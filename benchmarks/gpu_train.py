@@ -120,12 +120,12 @@ def start(job: Job, config: str, flags: list[str], name: str, limit: float) -> t
 
 
 def workdir_of(job: Job, name: str) -> pathlib.Path:
-    """Of a run."""
+    """Names the workdir of a run."""
     return pathlib.Path(job.scratch, "train", name.replace(" ", "-"))
 
 
 def last_lines(output: str) -> list[str]:
-    """Of what a run printed, for whoever looks for what went wrong."""
+    """Gives the end of what a run printed, for whoever looks for what went wrong."""
     return output.strip().splitlines()[-5:]
 
 

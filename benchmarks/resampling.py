@@ -65,7 +65,7 @@ def evaluation_views() -> dict[str, View]:
 
 
 def training_views(count: int) -> dict[str, View]:
-    """Of a random box of each image, the same for all."""
+    """Makes the view of a random box of each image, the same for all."""
     fast, antialiased = InceptionCrop(SHAPE, 0), InceptionCrop(SHAPE, 0, antialias=True)
     draws = fast.draw(np.zeros(count, int), np.arange(count))
 

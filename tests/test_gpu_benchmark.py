@@ -8,20 +8,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import gpu
+import gpu_check
+import gpu_job
+import gpu_profile
+import gpu_report
+import gpu_step
+import gpu_train
 import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 HERE = ROOT / "benchmarks"
-sys.path.insert(0, str(HERE))
-
-import gpu  # noqa: E402
-import gpu_check  # noqa: E402
-import gpu_job  # noqa: E402
-import gpu_profile  # noqa: E402
-import gpu_report  # noqa: E402
-import gpu_step  # noqa: E402
-import gpu_train  # noqa: E402
 
 # --- the driver
 

@@ -3,18 +3,14 @@
 import dataclasses
 import io
 import pathlib
-import sys
 
+import gpu_job
+import gpu_train
 import numpy as np
 import pytest
 from PIL import Image
 
 from lbsgd.errors import ConfigError
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
-
-import gpu_job
-import gpu_train
 
 
 def job_on(tmp_path: pathlib.Path) -> gpu_job.Job:
