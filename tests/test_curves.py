@@ -195,6 +195,7 @@ def test_the_users_backend_and_folders_change_no_picture(tmp_path, backend, left
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_run_ends_with_its_result_whatever_becomes_of_its_picture(tmp_path, capsys):
     """Its metrics are damaged while it trains, and a folder lies where the picture goes."""
     config = default_config()

@@ -96,7 +96,8 @@ def run(request, tmp_path):
     return begin
 
 
-@pytest.mark.parametrize("full", [5, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("full", [5, 0])
 def test_a_run_outlives_a_full_disk_and_loses_no_line(run, full):
     said, steps = run(full=full, cleared=15)
     assert steps == list(range(1, 21))

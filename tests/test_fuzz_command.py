@@ -111,6 +111,7 @@ def arguments(seed: int) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_some_command_lines_are_a_run_or_a_line():
     assert "" in check_commands([arguments(seed) for seed in range(4)])
 

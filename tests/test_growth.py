@@ -269,6 +269,7 @@ def test_a_run_stopped_at_a_change_goes_on_bitwise(tmp_path, stop):
     assert batch_sizes == [64] * 4 + [128] * 4 + [256] * 4
 
 
+@pytest.mark.long
 def test_one_compilation_for_each_size_from_where_the_run_is():
     """Sizes that come back are not compiled again, those behind the run not at all; and a size
     that no one has asked for yet is being compiled by a thread.

@@ -12,6 +12,7 @@ from hanging import HANG_SECONDS
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("notebooks/*.ipynb")))
 def test_notebook_runs(name, tmp_path):
     """In a copy of the tree, where what it trains leaves no trace."""

@@ -144,6 +144,7 @@ def test_each_gradient_byte_is_reduced_once_and_outside_the_accumulation(steps):
         assert set(forms) == {"b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f"}
 
 
+@pytest.mark.long
 def test_idle_slots_change_nothing(x64):
     run = small_run(8, 5, 1, **{"total_steps": 1})
     assert run.placement.slots == 10

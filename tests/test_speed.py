@@ -199,6 +199,7 @@ def test_a_run_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys):
         assert int(needed.replace(",", "")) > int(delivered.replace(",", ""))
 
 
+@pytest.mark.long
 def test_a_run_that_never_waits_for_data_does_not_say_so(tmp_path, capsys):
     keys = {"source": "synthetic", "synthetic_on_device": True, "image_size": 8}
     keys |= {"synthetic_validation_examples": 8, "synthetic_classes": 10}

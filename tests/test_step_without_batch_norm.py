@@ -82,7 +82,7 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
     return history
 
 
-@pytest.mark.parametrize("normalization", ["group", "none"])
+@pytest.mark.parametrize("normalization", [pytest.param("group", marks=pytest.mark.long), "none"])
 def test_training_is_that_of_all_examples_at_once(x64, normalization):
     """On two devices of one lane, in two steps with an idle slot, against one device, by hand."""
     run = run_on(2, 2, normalization)

@@ -409,6 +409,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.long
 def test_a_second_interrupt_ends_a_run_whose_data_do_not_come(tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
     command = [sys.executable, "-m", "lbsgd.main", f"--config={tmp_path / 'stuck.py'}"]

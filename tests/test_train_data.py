@@ -76,6 +76,7 @@ def test_a_run_with_all_changes_is_the_same_on_other_devices(x64, tmp_path, devi
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.long
 def test_mixed_and_erased_images_teach_what_is_on_them(tmp_path):
     """A guess is wrong in 90% of the cases."""
     changes = {"data.mixup": 0.2, "data.cutmix": 1.0, "data.erasing": 0.5, "label_smoothing": 0.1}
@@ -129,7 +130,8 @@ def small_source(kind=ArraySource) -> ArraySource:
     )
 
 
-@pytest.mark.parametrize("which", [pytest.param("train", marks=pytest.mark.long), "validation"])
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["train", "validation"])
 def test_images_that_differ_in_size_need_a_crop(tmp_path, monkeypatch, which):
     splits = Splits(small_source(), small_source())._replace(**{which: small_source(Slanted)})
     monkeypatch.setitem(catalogue.SOURCES, "mine", lambda config: splits)
@@ -155,10 +157,11 @@ ON_DEVICE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, marks=pytest.mark.long),
+        {},
         {"data.mixup": 0.2, "data.cutmix": 1, "data.erasing": 0.5},
     ],
 )

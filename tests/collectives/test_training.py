@@ -58,7 +58,7 @@ def with_psum():
     [
         pytest.param(d, keys, id=f"{d} {keys['algorithm']}", marks=marks)
         for d, keys, marks in [
-            (3, {"algorithm": "binary_blocks", "bucket_mib": 0.02}, []),
+            (3, {"algorithm": "binary_blocks", "bucket_mib": 0.02}, pytest.mark.long),
             (4, {"algorithm": "ring"}, pytest.mark.long),
             (8, {"algorithm": "halving_doubling", "bucket_mib": 0.01}, pytest.mark.long),
             (7, {"algorithm": "binary_blocks"}, pytest.mark.long),

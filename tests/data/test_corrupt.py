@@ -258,6 +258,7 @@ def run_config(folders: pathlib.Path):
     return resolve(config)
 
 
+@pytest.mark.long
 def test_a_run_names_them_and_leaves_them_out(folders, tmp_path, capsys):
     config = run_config(folders)
     stopped = train.run(config, tmp_path / "run", should_stop=lambda done: done == 5)
