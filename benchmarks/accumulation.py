@@ -16,7 +16,7 @@ import jax
 from command import run_or_table
 from step import our_step
 
-from lbsgd import runtime
+from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "accumulation.json"
 ROUNDS = 10
@@ -58,7 +58,7 @@ def run():
                 "case": case,
                 "seconds": seconds,
                 "temporary_bytes": memory,
-                "machine": runtime.describe_machine(),
+                "machine": describe_machine(),
             }
         )
         print(case, {n: round(case[2] / statistics.median(s), 1) for n, s in seconds.items()})

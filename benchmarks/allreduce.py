@@ -2,7 +2,7 @@
 
     python benchmarks/allreduce.py run      measures and writes docs/results/allreduce.json
     python benchmarks/allreduce.py table    prints the table from it
-    python benchmarks/allreduce.py costs    prints what each sends, from lbsgd.collectives.cost
+    python benchmarks/allreduce.py costs    prints what each sends
 
 What is timed is one all-reduce of an array, compiled, a call at a time. All algorithms of one array
 take turns in a round; a round's ratio is to its own psum in float32.
@@ -53,7 +53,7 @@ def program(mesh, spec, algorithm, grid, dtype):
     """The compiled all-reduce of an array `[ranks, n]`, a row on each device."""
     import jax
 
-    from lbsgd.collectives.allreduce import allreduce
+    from lbsgd.workers.collectives.allreduce import allreduce
 
     def on_device(x):
         return allreduce(
@@ -96,8 +96,9 @@ def child(place, ranks, process, port):
     """Measures all sizes at one place; the first process prints them as JSON."""
     import jax
 
-    from lbsgd import runtime, startup
-    from lbsgd.config import default_config
+    from lbsgd.launch import startup
+    from lbsgd.run.config import default_config
+    from lbsgd.system.machine import describe_machine
 
     if place == "devices":
         jax.config.update("jax_num_cpu_devices", ranks)
@@ -110,7 +111,7 @@ def child(place, ranks, process, port):
             case = {"place": place, "ranks": ranks, "algorithm": algorithm, "dtype": dtype}
             results.append({**case, "bytes": size, "seconds": seconds})
     if process == 0:
-        print(json.dumps({"machine": runtime.describe_machine(), "results": results}))
+        print(json.dumps({"machine": describe_machine(), "results": results}))
 
 
 def measured(place, ranks):
@@ -149,7 +150,7 @@ def run():
 
 def cell(result, base):
     """Milliseconds, bus bandwidth, and the ratio to psum in the same rounds."""
-    from lbsgd.collectives.cost import bus_bandwidth
+    from lbsgd.workers.collectives.cost import bus_bandwidth
 
     seconds = statistics.median(result["seconds"])
     ratios = [a / b for a, b in zip(result["seconds"], base["seconds"])]
@@ -184,7 +185,7 @@ def table():
 
 def costs():
     """Steps and the most bytes that a rank sends, in units of n, as Markdown."""
-    from lbsgd.collectives import cost
+    from lbsgd.workers.collectives import cost
 
     def entry(algorithm, ranks):
         grid = (HOST, ranks // HOST) if algorithm == "hierarchical" else None

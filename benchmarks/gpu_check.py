@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import trainings
 from gpu_job import Job, check_backend, given, xla_flags
 
-from lbsgd import monitor
+from lbsgd.run.record.metrics import read_metrics
 
 UPDATES, SAVED_AT = 10, 5
 # Few updates from the start are not chaotic, and at this rate nothing diverges.
@@ -143,7 +143,7 @@ class Runs:
         if run.on == "gpu":
             machine = json.loads((workdir / "machine.json").read_text())[-1]
             check_backend(self._job, machine["backend"])
-        lines = monitor.read_metrics(workdir / "metrics.jsonl")
+        lines = read_metrics(workdir / "metrics.jsonl")
         return [line for line in lines if "train_loss" in line]
 
     def _tried(self, name: str) -> list[dict[str, float]]:

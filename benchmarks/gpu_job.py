@@ -94,16 +94,16 @@ def check_backend(job: Job, backend: str) -> None:
 
 
 def describe(commit: str) -> dict[str, object]:
-    """`runtime.describe_machine`, with the driver and the memory of the device.
+    """`describe_machine`, with the driver and the memory of the device.
 
     Args:
       commit: of the code, where no git knows it.
     """
     import jax
 
-    from lbsgd import runtime
+    from lbsgd.system.machine import describe_machine
 
-    machine = runtime.describe_machine()
+    machine = describe_machine()
     device = jax.devices()[0]
     machine["git_commit"] = machine["git_commit"] or commit or None
     machine["platform_version"] = " ".join(device.client.platform_version.split())

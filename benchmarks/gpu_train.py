@@ -20,12 +20,12 @@ import numpy as np
 import trainings
 from gpu_job import Job, check_backend, given
 
-from lbsgd import monitor
-from lbsgd.data import packed
-from lbsgd.data.decode import decode
+from lbsgd.data.images.decode import decode
+from lbsgd.data.packed import reader
 from lbsgd.data.prepare import open_input
-from lbsgd.data.sources import Example, Source
-from lbsgd.errors import ConfigError
+from lbsgd.data.source import Example, Source
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.system.errors import ConfigError
 
 EXAMPLES, EPOCHS = 50_000, 164
 # The most telling first: the same epochs in 64 times fewer updates, and what holds the error.
@@ -66,7 +66,7 @@ def arrays(job: Job) -> pathlib.Path | None:
 
 def is_ready(folder: pathlib.Path) -> bool:
     """Whether it has arrays of both splits, as data.source=npz reads them."""
-    both = all((folder / f"{split}.npz").exists() for split in packed.SPLITS)
+    both = all((folder / f"{split}.npz").exists() for split in reader.SPLITS)
     return both and "images" in np.load(folder / "train.npz")
 
 
@@ -87,10 +87,10 @@ def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Example] | Source]:
     train = path / "train.npz"
     if train.exists() and {"jpeg", "offsets"} <= set(np.load(train)):
         return {"train": encoded(train), "validation": encoded(path / "test.npz")}
-    if (path / "train" / packed.INDEX).exists():
-        return {split: packed.PackedSource(path / split) for split in packed.SPLITS}
+    if (path / "train" / reader.INDEX).exists():
+        return {split: reader.PackedSource(path / split) for split in reader.SPLITS}
     splits = open_input(path, None)
-    missing = set(packed.SPLITS) - set(splits)
+    missing = set(reader.SPLITS) - set(splits)
     if missing:
         raise ConfigError(f"{path} has no {missing.pop()} split, only {', '.join(splits)}")
     return splits
@@ -150,7 +150,7 @@ def probe(job: Job, flags: list[str], what: str) -> Speed | None:
     flags += ["--config.evaluation.every_epochs=0", "--config.checkpoint.every_epochs=0"]
     code, output = start(job, "cifar10.py:batch=128", flags, what, job.left - STOP_SECONDS)
     path = workdir_of(job, what) / "metrics.jsonl"
-    lines = [x for x in monitor.read_metrics(path) if "images_per_second" in x]
+    lines = [x for x in read_metrics(path) if "images_per_second" in x]
     if not lines:
         job.put(what, 0, failed=f"exit code {code}", output=last_lines(output))
         return None

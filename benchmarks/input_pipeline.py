@@ -37,7 +37,7 @@ import numpy as np
 from input_pipeline_child import Task
 from input_pipeline_data import SMALL_EXAMPLES, form_of, lay_out, make_small_examples, write_truth
 
-from lbsgd import runtime
+from lbsgd.system.machine import describe_machine
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "input_pipeline.json"
@@ -220,8 +220,8 @@ def missing_peers(ffcv_python: str) -> list[str]:
 
 
 def describe(ffcv_python: str = "") -> dict[str, object]:
-    """`runtime.describe_machine`, the processor, and the versions of the peers."""
-    there = runtime.describe_machine()
+    """`describe_machine`, the processor, and the versions of the peers."""
+    there = describe_machine()
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             there["packages"][name] = metadata.version(name)

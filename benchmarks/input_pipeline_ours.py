@@ -19,8 +19,8 @@ BATCHES, EVERY = 20_000, 1_000
 
 def build_run(folder: str, source: str, batch_size: int, worker_batch_size: int, **data: object):
     """The run that trains on this folder, with a network of little work to build."""
-    from lbsgd.build import build
-    from lbsgd.config import default_config, resolve
+    from lbsgd.run.build import build
+    from lbsgd.run.config import default_config, resolve
 
     config = default_config()
     config.update(
@@ -60,7 +60,7 @@ class Files:
         self.folder, self.source = folder, None
 
     def _open(self):
-        from lbsgd.data.packed import PackedSource
+        from lbsgd.data.packed.reader import PackedSource
 
         self.source = self.source or PackedSource(pathlib.Path(self.folder, "train"))
         return self.source
@@ -79,8 +79,8 @@ def crop_and_flip(
     example: tuple[bytes, int], random: np.random.Generator
 ) -> tuple[np.ndarray, int]:
     """The view of one example."""
-    from lbsgd.data.decode import decode, image_size
-    from lbsgd.data.resize import Box
+    from lbsgd.data.images.decode import decode, image_size
+    from lbsgd.data.images.resize import Box
 
     data, label = example
     image = decode(data, Box(*random_box(*image_size(data), random.uniform)), SHAPE)
@@ -112,8 +112,8 @@ def grain_batches(task: Task, processes: bool) -> Callable[[int], Batches]:
 
 def first_batch(folder: str) -> dict[str, float]:
     """Seconds until a set that is not in memory is open, and until the first batch is there."""
-    import lbsgd.build  # noqa: F401  (imports are not timed)
-    from lbsgd.data.packed import PackedSource
+    import lbsgd.run.build  # noqa: F401  (imports are not timed)
+    from lbsgd.data.packed.reader import PackedSource
 
     _forget(folder)
     start = time.perf_counter()

@@ -18,9 +18,9 @@ import jax
 from command import run_or_table
 from step import ACCELERATOR_CASES, CASES, our_step
 
-from lbsgd import runtime
 from lbsgd.diagnostics.confusion import neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import compiled
+from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "noise_scale.json"
 ROUNDS = 10
@@ -59,7 +59,7 @@ def run():
         if case[2] == case[3]:  # one worker, which has nothing to compare with
             continue
         seconds = measure(*case)
-        results.append({"case": case, "seconds": seconds, "machine": runtime.describe_machine()})
+        results.append({"case": case, "seconds": seconds, "machine": describe_machine()})
         print(case, {key: round(statistics.median(x), 4) for key, x in seconds.items()})
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

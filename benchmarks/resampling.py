@@ -25,8 +25,8 @@ from command import run_or_table
 from input_pipeline import describe, spread
 from PIL import Image
 
-from lbsgd.data.augment import CentreCrop, InceptionCrop, look
-from lbsgd.data.resize import Box
+from lbsgd.data.images.resize import Box
+from lbsgd.data.views import CentreCrop, InceptionCrop, look
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "resampling.json"
 ROUNDS = 7

@@ -23,9 +23,9 @@ import optax
 from command import run_or_table
 from flax import linen as nn
 
-from lbsgd import runtime
-from lbsgd.build import build
-from lbsgd.config import default_config, resolve
+from lbsgd.run.build import build
+from lbsgd.run.config import default_config, resolve
+from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "step.json"
 ROUNDS = 15
@@ -199,7 +199,7 @@ def run():
     results = [r for r in results if r["machine"]["backend"] != jax.default_backend()]
     for case in cases:
         rates = measure(*case)
-        results.append({"case": case, "rates": rates, "machine": runtime.describe_machine()})
+        results.append({"case": case, "rates": rates, "machine": describe_machine()})
         print(case, {key: round(statistics.median(value)) for key, value in rates.items()})
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -26,10 +26,11 @@ import time
 import jax
 from command import run_or_table
 
-from lbsgd import monitor, runtime
-from lbsgd.build import build
 from lbsgd.checkpoint import Checkpoints
-from lbsgd.config import resolve
+from lbsgd.run.build import build
+from lbsgd.run.config import resolve
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.system.machine import describe_machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "torture.json"
@@ -58,7 +59,7 @@ class Group:
         self.workdir = workdir
         self._begun = self._headers()
         self._said = (workdir / "launcher.log").open("a")
-        command = [sys.executable, "-m", "lbsgd.launch_local", f"--num_processes={PROCESSES}"]
+        command = [sys.executable, "-m", "lbsgd.launch.local", f"--num_processes={PROCESSES}"]
         command += ["--platform=cpu", f"--max_restarts={max_restarts}", "--"]
         command += ["--config=configs/digits.py", f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in KEYS.items()]
@@ -132,7 +133,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, object]:
     found = Checkpoints(workdir / "checkpoints", 1, parts.identity(), say=print)
     update, state = found.restore(parts.abstract_state())
     found.close()
-    lines = monitor.read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
     return {"update": update, "state": state, "metrics": lines}
 
@@ -203,7 +204,7 @@ def run() -> None:
             "processes": PROCESSES,
             "killed": killed(root / "killed", expected),
             "stopped": stopped(root / "stopped", expected),
-            "machine": runtime.describe_machine(),
+            "machine": describe_machine(),
         }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lbsgd import monitor
+from lbsgd.run.record.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 SEEDS = range(5)
@@ -49,7 +49,7 @@ def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:
 
 def result_of(workdir: pathlib.Path) -> dict[str, object]:
     """What a run came to, at its end or before; its final error if it has ended."""
-    lines = monitor.read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     updates = [line for line in lines if "train_loss" in line]
     ended, result = workdir / "result.json", {}
     if ended.exists():

@@ -28,8 +28,8 @@ seed) after 6 epochs (docs/results/cifar10.json):
 
 import ml_collections
 
-from lbsgd.config import default_config
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke
+from lbsgd.run.config import default_config
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke
 
 ROWS: Rows = {
     "batch=": "batch_size",

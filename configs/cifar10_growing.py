@@ -18,8 +18,8 @@ end. DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import Rows, select, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_smoke, sibling
+from lbsgd.system.errors import ConfigError
 
 # First kn, eta, m, largest kn (0: any); no growth where the largest is the first.
 TABLE = {

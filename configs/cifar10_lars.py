@@ -15,7 +15,7 @@ DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"batch=": "batch_size", "epochs=": set_epochs, "smoke": set_smoke}
 

@@ -14,8 +14,8 @@ worker of 32 with eight times the updates reaches 99.67%, standard deviation 0.1
 
 import ml_collections
 
-from lbsgd.config import default_config
-from lbsgd.errors import ConfigError
+from lbsgd.run.config import default_config
+from lbsgd.system.errors import ConfigError
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

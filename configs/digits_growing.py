@@ -17,7 +17,7 @@ Expected: 0.44% validation error in 446 updates, standard deviation 0.15 over 5 
 
 import ml_collections
 
-from lbsgd.recipes import Rows, select, sibling
+from lbsgd.run.recipes import Rows, select, sibling
 
 
 def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:

@@ -16,8 +16,8 @@ it is the schedule that helps here, and not the trust ratio. One worker of 32 ta
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import sibling
+from lbsgd.run.recipes import sibling
+from lbsgd.system.errors import ConfigError
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

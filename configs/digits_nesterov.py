@@ -13,8 +13,8 @@ linear scaling of the rate at 18.67% (sd 9.56).
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import sibling
+from lbsgd.run.recipes import sibling
+from lbsgd.system.errors import ConfigError
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

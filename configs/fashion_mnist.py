@@ -17,8 +17,8 @@ how), or, with --config.data.source=npz, a folder of train.npz and validation.np
 
 import ml_collections
 
-from lbsgd.config import default_config
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke
+from lbsgd.run.config import default_config
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke
 
 ROWS: Rows = {
     "batch=": "batch_size",

@@ -20,7 +20,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
 
 
 def _set_decay(config: ml_collections.ConfigDict, _: str) -> None:

@@ -17,7 +17,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 

@@ -48,8 +48,8 @@ where the paper is silent or does otherwise:
 
 import ml_collections
 
-from lbsgd.config import default_config
-from lbsgd.recipes import Rows, select, set_smoke
+from lbsgd.run.config import default_config
+from lbsgd.run.recipes import Rows, select, set_smoke
 
 
 def _set_gamma(config: ml_collections.ConfigDict, _: str) -> None:

@@ -24,7 +24,7 @@ From where the settings are:
 
 import ml_collections
 
-from lbsgd.recipes import Rows, imagenet_resnet50, select, set_smoke
+from lbsgd.run.recipes import Rows, imagenet_resnet50, select, set_smoke
 
 
 def _set_batch_size(config: ml_collections.ConfigDict, value: str) -> None:

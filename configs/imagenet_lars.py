@@ -76,8 +76,8 @@ from typing import NamedTuple
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import Rows, imagenet_resnet50, select, set_smoke
+from lbsgd.run.recipes import Rows, imagenet_resnet50, select, set_smoke
+from lbsgd.system.errors import ConfigError
 
 EXAMPLES = 1_281_167
 

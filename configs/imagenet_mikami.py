@@ -27,8 +27,8 @@ lbsgd has not run these to the end. DIR is as in configs/imagenet_goyal.py.
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import Rows, select, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_smoke, sibling
+from lbsgd.system.errors import ConfigError
 
 
 def _set_version(config: ml_collections.ConfigDict, value: str) -> None:

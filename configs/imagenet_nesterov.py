@@ -23,7 +23,7 @@ From where the settings are:
 
 import ml_collections
 
-from lbsgd.recipes import Rows, imagenet_resnet50, select, set_smoke
+from lbsgd.run.recipes import Rows, imagenet_resnet50, select, set_smoke
 
 ROWS: Rows = {
     "rate=": "learning_rate.reference_learning_rate",

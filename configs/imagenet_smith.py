@@ -25,8 +25,8 @@ lbsgd has not run these to the end. DIR is as there.
 
 import ml_collections
 
-from lbsgd.errors import ConfigError
-from lbsgd.recipes import Rows, select, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_smoke, sibling
+from lbsgd.system.errors import ConfigError
 
 
 def _set_schedule(config: ml_collections.ConfigDict, value: str) -> None:

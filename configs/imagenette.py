@@ -18,8 +18,8 @@ lbsgd has not run this to the end.
 
 import ml_collections
 
-from lbsgd.config import default_config
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke
+from lbsgd.run.config import default_config
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke
 
 ROWS: Rows = {
     "batch=": "batch_size",

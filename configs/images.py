@@ -17,7 +17,7 @@ of gradual warmup. Accumulation is automatic: as many steps as the memory asks f
 
 import ml_collections
 
-from lbsgd.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {
     "batch=": "batch_size",

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lbsgd import config as config_lib
-from lbsgd.command_line import complain
-from lbsgd.errors import (
+from lbsgd.run import config as config_lib
+from lbsgd.system.command_line import complain
+from lbsgd.system.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
     EXIT_FAILED,
@@ -25,10 +25,10 @@ from lbsgd.errors import (
     ConfigError,
     DivergedError,
 )
-from lbsgd.limits import num_cores
-from lbsgd.paths import at_home
-from lbsgd.preemption import StopSignal
-from lbsgd.streams import protect_streams
+from lbsgd.system.files import at_home
+from lbsgd.system.limits import num_cores
+from lbsgd.system.preemption import StopSignal
+from lbsgd.system.streams import protect_streams
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file: configs/x.py[:arg].")
 _WORKDIR = flags.DEFINE_string(
@@ -72,7 +72,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         text = str(error)
         if "Traceback" in text:  # of an error in get_config, which absl packs into its message
-            last = text.strip().splitlines()[-1].removeprefix("lbsgd.errors.ConfigError: ")
+            last = text.strip().splitlines()[-1].removeprefix("lbsgd.system.errors.ConfigError: ")
             text = f"{_config_path(argv)}: {last}"
         wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
         if wrong:
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     _set_up_libraries()
     with StopSignal() as stop:
         # jax takes its time; mistakes in flags need not wait for it.
-        from lbsgd import runtime
+        from lbsgd.system.processes import is_of_a_collective, leave
 
         try:
             return _run(stop)
@@ -155,15 +155,18 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DIVERGED  # all processes have
         except Exception as error:
             traceback.print_exc()
-            if runtime.is_of_a_collective(error):
+            if is_of_a_collective(error):
                 complain("a collective failed: see what the other processes say, and their logs")
             code = EXIT_FAILED
-        runtime.leave(code)
+        leave(code)
         return code
 
 
 def _run(stop: StopSignal) -> int:
-    from lbsgd import build, explain, runtime, startup, train
+    from lbsgd import train
+    from lbsgd.launch import startup
+    from lbsgd.run import build, explain
+    from lbsgd.system.processes import is_first
 
     config = config_lib.resolve(_CONFIG.value)
     startup.start_processes(
@@ -171,7 +174,7 @@ def _run(stop: StopSignal) -> int:
     )
     if _EXPLAIN.value:
         parts = build.build(config)
-        if runtime.is_first():
+        if is_first():
             print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
         return EXIT_DONE
     workdir = at_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)

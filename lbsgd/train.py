@@ -10,22 +10,32 @@ import jax
 import ml_collections
 import numpy as np
 
-from lbsgd import monitor, runtime
-from lbsgd.build import Run, build
-from lbsgd.compilation import CompiledSteps
-from lbsgd.config import flatten
 from lbsgd.diagnostics.live import Diagnostics
-from lbsgd.errors import ConfigError, DivergedError
-from lbsgd.evaluation import Evaluation
-from lbsgd.explain import explain, parameter_table
-from lbsgd.log import Log, Speed
-from lbsgd.process_log import ProcessLog
-from lbsgd.record import NoRecord, Record
-from lbsgd.result import Outcome, finish
-from lbsgd.step import TrainState
-from lbsgd.target import Target
-from lbsgd.text import counted
-from lbsgd.workdir import Workdir
+from lbsgd.run.build import Run, build
+from lbsgd.run.compilation import CompiledSteps
+from lbsgd.run.config import flatten
+from lbsgd.run.evaluation import Evaluation
+from lbsgd.run.explain import explain, parameter_table
+from lbsgd.run.record.log import Log
+from lbsgd.run.record.process_log import ProcessLog
+from lbsgd.run.record.progress import Progress, open_progress
+from lbsgd.run.record.record import NoRecord, Record
+from lbsgd.run.record.result import Outcome, finish
+from lbsgd.run.record.speed import Speed
+from lbsgd.run.target import Target
+from lbsgd.run.workdir import Workdir
+from lbsgd.step.train_step import TrainState
+from lbsgd.system.devices import enough_memory
+from lbsgd.system.errors import ConfigError, DivergedError
+from lbsgd.system.machine import describe_machine
+from lbsgd.system.processes import (
+    check_alike,
+    describe_process,
+    different_commits,
+    from_process_0,
+    in_process_0,
+)
+from lbsgd.system.text import counted
 
 _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
 
@@ -56,7 +66,7 @@ def run(
     Process 0 alone reads and writes there; each process has a log of its own.
 
     Args:
-      config: from `lbsgd.config.resolve`.
+      config: from `lbsgd.run.config.resolve`.
       workdir: the folder of the run.
       should_stop: asked with the number of updates done, before each update and while evaluating;
         once true, the run saves a checkpoint and ends.
@@ -67,40 +77,38 @@ def run(
     """
     parts = build(config)
     folder = Workdir(pathlib.Path(workdir))
-    machine = runtime.describe_machine()
+    machine = describe_machine()
     validation = parts.splits.validation.fingerprint
     alike = {"the validation set": validation, **_of_all_processes(config, machine)}
-    runtime.check_alike({**parts.identity(), **alike})
+    check_alike({**parts.identity(), **alike})
     with contextlib.ExitStack() as opened:
 
         def open_(part: Any) -> Any:
             return opened.enter_context(contextlib.closing(part))
 
-        runtime.in_process_0(
+        in_process_0(
             lambda: open_(folder.claim(parts.identity(), config.to_dict(), machine, validation))
         )
         log_file = open_(ProcessLog(folder.log))
         opened.push(log_file.failure)
-        log_file.line(runtime.describe_process())
+        log_file.line(describe_process())
         process, processes = jax.process_index(), jax.process_count()
-        progress = open_(
-            monitor.open_progress(parts.total_updates, log_file.line, process, processes)
-        )
-        differ = runtime.different_commits(machine["git_commit"])
+        progress = open_(open_progress(parts.total_updates, log_file.line, process, processes))
+        differ = different_commits(machine["git_commit"])
         if differ:
             progress.line(differ)
         record = open_(NoRecord() if process else Record(parts, folder, progress.line))
         state = _restore(parts, record)
         start = int(state.update) if state else 0
-        runtime.in_process_0(lambda: record.begin(start))
-        owed = start in parts.evaluate_after and not runtime.from_process_0(
+        in_process_0(lambda: record.begin(start))
+        owed = start in parts.evaluate_after and not from_process_0(
             np.array(record.holds_evaluation(start))
         )
         at_target = _was_at_target(parts, record)
         if state and (at_target or (start == parts.total_updates and not owed)):
             progress.line(_complete(parts, folder, start, at_target))
             return finish(parts, folder, progress, start, True, None)
-        runtime.in_process_0(folder.forget_result)
+        in_process_0(folder.forget_result)
         parts.corrupt.record(folder.corrupt)
         for line in explain(parts):
             progress.line(line)
@@ -108,7 +116,7 @@ def run(
             progress.line(f"goes on after update {start} from {folder.checkpoints}")
         else:
             log_file.line(parameter_table(parts))
-            with runtime.enough_memory("the network", _LESS_NETWORK):
+            with enough_memory("the network", _LESS_NETWORK):
                 state = parts.start()
         reached = Reached(state, owed, False, None)
         try:
@@ -127,7 +135,7 @@ def _train(
     parts: Run,
     start: Reached,
     record: Record | NoRecord,
-    progress: monitor.Progress,
+    progress: Progress,
     log_file: ProcessLog,
     should_stop: Callable[[int], bool],
 ) -> Reached:
@@ -193,7 +201,7 @@ def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractConte
         remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
         if parts.config.accumulation_steps:
             remedy += ", or to 0 for the fewest that fit"
-    return runtime.enough_memory("training", remedy)
+    return enough_memory("training", remedy)
 
 
 @contextlib.contextmanager
@@ -246,7 +254,7 @@ def _was_at_target(parts: Run, record: Record | NoRecord) -> bool:
     """Whether an evaluation before reached the target, as process 0 has it in the metrics."""
     target = Target.of(parts.config.stop_at)
     found = target is not None and target.first(record.kept) is not None
-    return bool(runtime.from_process_0(np.array(found)))
+    return bool(from_process_0(np.array(found)))
 
 
 def _complete(parts: Run, folder: Workdir, done: int, at_target: bool) -> str:
@@ -266,12 +274,12 @@ def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:
     """The state that process 0 has found, on all devices; None if there is none."""
     like = parts.abstract_state()
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    found: tuple[int, Any] | None = runtime.in_process_0(lambda: record.restore(like))
+    found: tuple[int, Any] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)
-    if runtime.from_process_0(np.array(update)) < 0:
+    if from_process_0(np.array(update)) < 0:
         return None
     return jax.tree.map(
         lambda x, s: jax.make_array_from_process_local_data(s.sharding, x, s.shape),
-        runtime.from_process_0(state),
+        from_process_0(state),
         like,
     )

@@ -7,7 +7,7 @@ import runpy
 
 import pytest
 
-from lbsgd.config import default_config, flatten
+from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]

@@ -15,12 +15,12 @@ import pytest
 from hanging import HANG_SECONDS
 from test_fuzz_config import DEFAULTS, FLOATS, INTEGERS, TEXTS, TUPLES, misspelt
 
-from lbsgd.values import CHOICES
+from lbsgd.run.values import CHOICES
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Config files that are none, and what their line must say.
-HEAD = "import sys\nimport ml_collections\nfrom lbsgd.config import default_config\n"
+HEAD = "import sys\nimport ml_collections\nfrom lbsgd.run.config import default_config\n"
 
 
 def returns(*lines: str) -> str:

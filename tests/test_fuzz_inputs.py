@@ -32,16 +32,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "data"))
 from hanging import HANG_SECONDS
 from image_files import below, tree, variants, write
 
-from lbsgd import monitor
-from lbsgd.config import default_config
-from lbsgd.data import packed, prepare
-from lbsgd.data.augment import CentreCrop, InceptionCrop, View, Whole
-from lbsgd.data.catalogue import build_sources
+from lbsgd.data import prepare
 from lbsgd.data.corrupt import Corrupt
-from lbsgd.data.decode import CorruptError
-from lbsgd.data.sources import Source
-from lbsgd.errors import ConfigError
-from lbsgd.workdir import Workdir
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.packed import reader
+from lbsgd.data.source import Source
+from lbsgd.data.sources.catalogue import build_sources
+from lbsgd.data.views import CentreCrop, InceptionCrop, View, Whole
+from lbsgd.run.config import default_config
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.run.workdir import Workdir
+from lbsgd.system.errors import ConfigError
 
 # For one damaged set, and for all of them; far more than they take.
 BYTES = 4 * 2**30
@@ -129,7 +130,7 @@ def spoil(folder: pathlib.Path, chance: random.Random) -> str:
     """Damages a file; half of the shards so that the sizes in the index fit. Its name."""
     path = chance.choice([p for p in sorted(folder.rglob("*")) if p.is_file()])
     path.write_bytes(damaged(path.read_bytes(), chance))
-    index = path.parent / packed.INDEX
+    index = path.parent / reader.INDEX
     if path.suffix == ".array_record" and index.exists() and chance.random() < 0.5:
         values = json.loads(index.read_bytes())
         values["shards"][0]["bytes"] = path.stat().st_size
@@ -221,9 +222,7 @@ BAD_LINES = [b"", b"{", b"3", b"null", b"[]", b"\xff", b'{"step": "1"}', b'{"epo
 def test_damage_in_a_workdir_is_a_line(tmp_path, text):
     folder = Workdir(tmp_path)
     folder.metrics.write_bytes(b'{"step": 1, "epoch": 0.5}\n' + text + b"\n")
-    assert "metrics.jsonl, line 2 is damaged" in refusal(
-        lambda: monitor.read_metrics(folder.metrics)
-    )
+    assert "metrics.jsonl, line 2 is damaged" in refusal(lambda: read_metrics(folder.metrics))
     folder.config.write_bytes(text)
     assert "config.json is not a run's config" in refusal(lambda: folder.claim({"a": 1}, {}, {}))
     folder.config.unlink()
@@ -243,7 +242,7 @@ def test_random_damage_in_a_workdir_is_a_line_or_none(tmp_path, seed):
     for _ in range(10):
         folder.metrics.write_bytes(damaged(text, chance))
         try:
-            monitor.read_metrics(folder.metrics)
+            read_metrics(folder.metrics)
         except ConfigError as error:
             check_line(error)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 
 def job_on(tmp_path: pathlib.Path) -> gpu_job.Job:

@@ -11,7 +11,7 @@ import time
 import pytest
 from hanging import HANG_SECONDS
 
-from lbsgd import monitor
+from lbsgd.run.record.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -42,12 +42,12 @@ FILES = {
     "number.py": "def get_config(arg=''):\n    return 3\n",
     "crash.py": "def get_config(arg=''):\n    return 1 / 0\n",
     "key.py": (
-        "from lbsgd.config import default_config\n"
+        "from lbsgd.run.config import default_config\n"
         "def get_config(arg=''):\n    config = default_config()\n    config.batchsize = 3\n"
         "    return config\n"
     ),
     "kind.py": (
-        "from lbsgd.config import default_config\n"
+        "from lbsgd.run.config import default_config\n"
         "def get_config(arg=''):\n    config = default_config()\n    config.batch_size = 2.5\n"
         "    return config\n"
     ),
@@ -145,7 +145,7 @@ def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "TensorBoard summaries are off" in done.stdout
     assert "lbsgd[tensorboard]" in done.stdout
-    steps = [line["step"] for line in monitor.read_metrics(workdir / "metrics.jsonl")]
+    steps = [line["step"] for line in read_metrics(workdir / "metrics.jsonl")]
     assert steps == [1, 2, 3, 3]
 
 
@@ -167,7 +167,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     )
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + HANG_SECONDS
-    while len(monitor.read_metrics(metrics)) < 5:
+    while len(read_metrics(metrics)) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -176,7 +176,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 75
     assert "the same command goes on" in out
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert saved == monitor.read_metrics(metrics)[-1]["step"]
+    assert saved == read_metrics(metrics)[-1]["step"]
     again = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -7,13 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lbsgd import monitor, train
-from lbsgd.config import default_config, resolve
-from lbsgd.data import catalogue
-from lbsgd.data.sources import ArraySource, Example, Splits, numbered
-from lbsgd.log import Log, Speed
-from lbsgd.record import NoRecord
-from lbsgd.timeline import Timeline
+from lbsgd import train
+from lbsgd.data.source import Example, Splits, numbered
+from lbsgd.data.sources import catalogue
+from lbsgd.data.sources.arrays import ArraySource
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.record import speed
+from lbsgd.run.record.log import Log
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.run.record.record import NoRecord
+from lbsgd.run.record.speed import Speed
+from lbsgd.schedule.timeline import Timeline
 
 
 def small_config(**keys: object):
@@ -98,7 +102,7 @@ def simulate(monkeypatch, load_seconds: np.ndarray, pauses: tuple[int, ...] = ()
       speed, what was shown, seconds that the devices stood still, seconds in all.
     """
     clock, out, count = Clock(), Lines(), len(load_seconds)
-    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=clock))
     config = SimpleNamespace(log=SimpleNamespace(every_steps=1))
     timeline = Timeline.constant(1000, 10)
     parts = SimpleNamespace(config=config, timeline=timeline, total_updates=count)
@@ -187,9 +191,7 @@ def test_a_run_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys):
     splits = Splits(Slow(*whole), ArraySource(*whole))
     monkeypatch.setitem(catalogue.SOURCES, "mine", lambda config: splits)
     train.run(small_config(**{"data.source": "mine", "data.threads": 1}), tmp_path)
-    updates = [
-        line for line in monitor.read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line
-    ]
+    updates = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line]
     assert updates[-1]["data_wait_percent"] > 50
     said = re.findall(
         r"input-bound: ([\d,]+) images/s needed, ([\d,]+) delivered", capsys.readouterr().out

@@ -16,11 +16,11 @@ import numpy as np
 
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
-from lbsgd.command_line import Parser, complain
-from lbsgd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
-from lbsgd.paths import at_home
-from lbsgd.streams import protect_streams
-from lbsgd.text import counted
+from lbsgd.system.command_line import Parser, complain
+from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
+from lbsgd.system.files import at_home
+from lbsgd.system.streams import protect_streams
+from lbsgd.system.text import counted, one_line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def list_(folder: pathlib.Path, updates: list[int]) -> int:
             megabytes = f"{size / 1e6:.1f}"
             if size < manifest.nbytes:
                 raise DamagedError(f"it has {size} bytes of {manifest.nbytes}")
-            written, state = store.printable(manifest.written), "whole; `verify` reads it"
+            written, state = one_line(manifest.written), "whole; `verify` reads it"
         except DamagedError as error:
             megabytes, written, state = "?", "?", f"damaged: {error}"
         print(f"{update:>10}  {megabytes:>9}  {written:<25}  {state}")
@@ -87,7 +87,7 @@ def show(folder: pathlib.Path, updates: list[int]) -> int:
     except DamagedError as error:
         print(f"{path}: damaged: {error}")
         return EXIT_FAILED
-    print(f"{path}: {_content(manifest)}, lbsgd {store.printable(manifest.version)}")
+    print(f"{path}: {_content(manifest)}, lbsgd {one_line(manifest.version)}")
     print(json.dumps(manifest.identity, indent=2))  # escapes what is not ASCII
     print(f"{'sha256':<12}  {'norm':>12}  {'mean':>12}  array")
     for name, entry in sorted(manifest.arrays.items()):
@@ -95,7 +95,7 @@ def show(folder: pathlib.Path, updates: list[int]) -> int:
         mean = np.mean(values) if values.size else 0.0
         print(
             f"{entry.sha256[:12]}  {np.linalg.norm(values):12.6g}  {mean:12.6g}  "
-            f"{store.printable(name)} {entry}"
+            f"{one_line(name)} {entry}"
         )
     return EXIT_DONE
 
@@ -103,7 +103,7 @@ def show(folder: pathlib.Path, updates: list[int]) -> int:
 def _content(manifest: Manifest) -> str:
     return (
         f"{counted(len(manifest.arrays), 'array')} of {manifest.nbytes / 1e6:.1f} MB, written "
-        f"{store.printable(manifest.written)}"
+        f"{one_line(manifest.written)}"
     )
 
 

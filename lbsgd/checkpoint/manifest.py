@@ -160,33 +160,6 @@ def check_array(name: str, array: Any, entry: ArrayEntry) -> None:
         raise DamagedError(f"{name} does not have the checksum that it was saved with")
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Where two identities differ, for people; "" if nowhere."""
-    one, other = _flat(there), _flat(here)
-    keys = [
-        key
-        for key in sorted(one.keys() | other.keys())
-        # As text, for NaN is not itself.
-        if one.get(key) != other.get(key) and repr(one.get(key)) != repr(other.get(key))
-    ]
-    parts = [
-        f"{key} ({_short(one.get(key))} there, {_short(other.get(key))} here)"
-        for key in keys[:SHOWN]
-    ]
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(parts) + more
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
 def misfits(manifest: Manifest, like: Mapping[str, Any]) -> str:
     """Where a manifest's arrays are not those of `like`, for people; "" if nowhere.
 
@@ -204,8 +177,3 @@ def misfits(manifest: Manifest, like: Mapping[str, Any]) -> str:
     found = lacks + other + extra
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

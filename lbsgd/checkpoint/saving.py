@@ -16,13 +16,12 @@ from lbsgd.checkpoint.manifest import (
     DamagedError,
     Manifest,
     describe,
-    differences,
     misfits,
     named_leaves,
     normalized,
 )
-from lbsgd.errors import ConfigError
-from lbsgd.text import counted
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import counted, differences, one_line
 
 
 class Costs(NamedTuple):
@@ -220,8 +219,8 @@ class Checkpoints:
         if found:
             raise ConfigError(
                 f"checkpoint {self._folder / str(manifest.update)} is of another network or "
-                f"optimizer: {store.printable(found)}; it was written by lbsgd "
-                f"{store.printable(manifest.version)}; choose another --workdir to start anew"
+                f"optimizer: {one_line(found)}; it was written by lbsgd "
+                f"{one_line(manifest.version)}; choose another --workdir to start anew"
             )
 
     def _is_good(self, update: int) -> bool:

@@ -26,7 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lbsgd.checkpoint.manifest import DamagedError, Manifest, check_array, from_json, to_json
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import one_line
 
 # Orbax's mark of a folder that is not whole, or is about to be removed.
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -163,20 +164,14 @@ def remove(path: pathlib.Path) -> None:
 def reason(error: BaseException) -> str:
     """An error of a library in a few words."""
     if isinstance(error, DamagedError):
-        return printable(str(error))
+        return one_line(str(error))
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
     if code:
         return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).split("[tensorstore_spec")[0]
-    return printable(f"{type(error).__name__}: {text}").rstrip(": ")
-
-
-def printable(text: str) -> str:
-    """Text from a file as one short line without control characters."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line if len(line) <= 300 else line[:297] + "..."
+    return one_line(f"{type(error).__name__}: {text}").rstrip(": ")
 
 
 def quiet_orbax() -> None:

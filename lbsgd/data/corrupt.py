@@ -4,8 +4,8 @@ import json
 import pathlib
 import threading
 
-from lbsgd.data.decode import CorruptError
-from lbsgd.errors import ConfigError
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.system.errors import ConfigError
 
 
 def refusal(name: str, error: CorruptError) -> str:

@@ -21,16 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.data.augment import View
 from lbsgd.data.corrupt import Corrupt
-from lbsgd.data.decode import CorruptError
+from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
-from lbsgd.data.sources import Source
-from lbsgd.errors import ConfigError
-from lbsgd.limits import num_cores
-from lbsgd.timeline import Timeline
-from lbsgd.workers import Placement
+from lbsgd.data.source import Source
+from lbsgd.data.views import View
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.limits import num_cores
+from lbsgd.workers.placement import Placement
 
 Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Arrays = dict[str, np.ndarray]

@@ -18,19 +18,20 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from lbsgd.command_line import Parser, complain
-from lbsgd.data.archive import archive_splits
-from lbsgd.data.encode import Encoding
-from lbsgd.data.folder import folder_splits
-from lbsgd.data.imagenet import imagenet_splits, is_download
-from lbsgd.data.packed import INDEX, SPLITS, Index, packed, read_index, verify
-from lbsgd.data.packed_writer import Job, write_split
-from lbsgd.data.progress import Progress
-from lbsgd.data.sources import Source, npz, npz_source
-from lbsgd.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
-from lbsgd.limits import num_cores
-from lbsgd.streams import protect_streams
-from lbsgd.text import counted
+from lbsgd.data.images.encode import Encoding
+from lbsgd.data.packed.reader import INDEX, SPLITS, Index, packed, read_index, verify
+from lbsgd.data.packed.writer import Job, write_split
+from lbsgd.data.source import Source
+from lbsgd.data.sources.archive import archive_splits
+from lbsgd.data.sources.arrays import npz, npz_source
+from lbsgd.data.sources.folder import folder_splits
+from lbsgd.data.sources.imagenet import imagenet_splits, is_download
+from lbsgd.system.command_line import Parser, complain
+from lbsgd.system.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
+from lbsgd.system.limits import num_cores
+from lbsgd.system.progress import Progress
+from lbsgd.system.streams import protect_streams
+from lbsgd.system.text import counted
 
 KINDS = (
     "a folder, a tar or a zip of a folder of images for each class (below train/ and val/, or of "
@@ -134,7 +135,7 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
     if not path.is_dir():
         return dict(archive_splits(path, alone, known))
     if (path / "dataset_info.json").exists():
-        from lbsgd.data.tfds_source import tfds_splits  # slow to import
+        from lbsgd.data.sources.tfds import tfds_splits
 
         return tfds_splits(path)
     arrays = {split: path / f"{split}.npz" for split in SPLITS if (path / f"{split}.npz").exists()}

@@ -6,8 +6,8 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from lbsgd.data.decode import CorruptError
-from lbsgd.errors import ConfigError
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.system.errors import ConfigError
 
 # One record a group, so that reading it reads no other; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"

@@ -10,13 +10,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbsgd import monitor
-from lbsgd.command_line import Parser, complain
 from lbsgd.diagnostics import pictures
-from lbsgd.errors import EXIT_DONE, EXIT_USER, ConfigError
-from lbsgd.paths import at_home
-from lbsgd.streams import protect_streams
-from lbsgd.workdir import Workdir
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.run.workdir import Workdir
+from lbsgd.system.command_line import Parser, complain
+from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
+from lbsgd.system.files import at_home
+from lbsgd.system.streams import protect_streams
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,8 +42,8 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
     """
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the workdir of a run")
-    metrics = monitor.read_metrics(folder.metrics)
-    lists = monitor.read_metrics(folder.diagnostics, lists=True)
+    metrics = read_metrics(folder.metrics)
+    lists = read_metrics(folder.diagnostics, lists=True)
     figures = {
         "noise_scale.png": pictures.noise_scale_picture(metrics),
         "cosines.png": pictures.cosines_picture(lists),

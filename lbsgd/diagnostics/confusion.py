@@ -11,12 +11,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lbsgd.build import Run
 from lbsgd.data.pipeline import TrainBatches
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
-from lbsgd.step import TrainState
-from lbsgd.timeline import Segment, Timeline
-from lbsgd.workers import Placement, place
+from lbsgd.run.build import Run
+from lbsgd.schedule.timeline import Segment, Timeline
+from lbsgd.step.train_step import TrainState
+from lbsgd.workers.placement import Placement, place
 
 
 def neighbour_cosines(gradients: WorkerGradients) -> np.ndarray:

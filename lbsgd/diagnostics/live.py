@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from lbsgd import monitor, runtime
-from lbsgd.build import Run
 from lbsgd.diagnostics import noise_scale
 from lbsgd.diagnostics.confusion import Confusion, neighbour_cosines
-from lbsgd.diagnostics.update_statistics import layer_names
 from lbsgd.diagnostics.workers_gradient import compiled
-from lbsgd.log import Log
-from lbsgd.record import NoRecord, Record
-from lbsgd.step import TrainState
-from lbsgd.text import counted
+from lbsgd.run.build import Run
+from lbsgd.run.record.log import Log
+from lbsgd.run.record.progress import Progress
+from lbsgd.run.record.record import NoRecord, Record
+from lbsgd.step.layer_statistics import layer_names
+from lbsgd.step.train_step import TrainState
+from lbsgd.system.devices import enough_memory
+from lbsgd.system.processes import from_process_0, is_first
+from lbsgd.system.text import counted
 
 # The lists in diagnostics.jsonl.
 WORKERS, CONFUSION = "worker_cosines", "confusion_cosines"
@@ -34,7 +36,7 @@ class Diagnostics:
         self,
         parts: Run,
         record: Record | NoRecord,
-        progress: monitor.Progress,
+        progress: Progress,
         log: Log,
         alive: Callable[[], None],
         should_stop: Callable[[int], bool],
@@ -61,7 +63,7 @@ class Diagnostics:
         """The gradient confusion of the state after `done` updates, if it is due."""
         if done not in self._parts.diagnostics.confusion:
             return
-        if runtime.from_process_0(np.array(self._record.holds(done, CONFUSION))):
+        if from_process_0(np.array(self._record.holds(done, CONFUSION))):
             return
         self._log.drain()
         with self._log.paused(), _enough_memory():
@@ -101,7 +103,7 @@ class Diagnostics:
         cosines = neighbour_cosines(found).tolist()
         self._record.write_lists(done, {WORKERS: cosines})
         self._record.write(done, _numbers_of(new, self._recent.average, cosines))
-        if runtime.is_first():  # who alone has the metrics of before
+        if is_first():  # who alone has the metrics of before
             text = noise_scale.advice(self._recent, window, kn, n)
             self._progress.line(f"epoch {epoch:.2f}  update {done}  {text}")
 
@@ -123,7 +125,7 @@ class Diagnostics:
 
 def _enough_memory() -> contextlib.AbstractContextManager[None]:
     remedy = "set diagnostics.in_turn=True, or the times of diagnostics to 0"
-    return runtime.enough_memory("a diagnostic", remedy)
+    return enough_memory("a diagnostic", remedy)
 
 
 def _numbers_of(

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lbsgd.text import counted
+from lbsgd.system.text import counted
 
 # The names of the raw estimates in metrics.jsonl.
 SQUARE, TRACE = "gradient_square", "gradient_covariance_trace"

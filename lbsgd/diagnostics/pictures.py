@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.diagnostics import noise_scale
-from lbsgd.figures import new_figure
+from lbsgd.system.figures import new_figure
 
 Line = dict[str, Any]
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lbsgd.loops import scan
-from lbsgd.step import Batch, WorkerResult, over_devices
-from lbsgd.workers import DEVICE_AXES, LANE_AXIS, Placement
+from lbsgd.step.loops import scan
+from lbsgd.step.reduction import over_devices, sum_of_workers
+from lbsgd.step.worker import Batch, WorkerResult
+from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement
 
 Gradient = Any
 
@@ -57,9 +58,6 @@ def dot(a: Gradient, b: Gradient) -> jax.Array:
 
 
 def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array) -> _Lanes:
-    def keep(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), axis=0)
-
     gradients = jax.vmap(gradient)(rows)
     first, last, but_first, but_last = (
         jax.tree.map(lambda x, part=part: x[part], gradients)
@@ -68,7 +66,9 @@ def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax
     squares = jax.vmap(dot)(gradients, gradients)
     products = jax.vmap(dot)(but_last, but_first)
     products = jnp.concatenate([jnp.zeros_like(squares[:1]), products])
-    return _Lanes(first, last, jax.tree.map(keep, gradients), squares, products)
+    return _Lanes(
+        first, last, jax.tree.map(lambda x: sum_of_workers(x, real), gradients), squares, products
+    )
 
 
 def _lanes_in_turn(
@@ -122,12 +122,10 @@ def device_gradients(
         through_lanes = functools.partial(_lanes_in_turn, platform=placement.platform)
     device = lax.axis_index(DEVICE_AXES)
     to_next = [(d, (d + 1) % placement.devices) for d in range(placement.devices)]
-    lane = jnp.arange(placement.lanes, dtype=jnp.int32)
 
     def accumulate(carry: tuple[Gradient, Gradient], step_and_rows: Any) -> tuple[Any, Any]:
         (before, total), (step, rows) = carry, step_and_rows
-        slot = (step * placement.devices + device) * placement.lanes + lane
-        lanes = through_lanes(gradient, rows, slot < placement.workers)
+        lanes = through_lanes(gradient, rows, placement.holds_worker(step))
         sent = lax.ppermute(lanes.last, DEVICE_AXES, to_next)
         neighbour = jax.tree.map(lambda old, new: jnp.where(device == 0, old, new), before, sent)
         products = lanes.products.at[0].set(dot(neighbour, lanes.first))

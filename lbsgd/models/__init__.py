@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbsgd.errors import ConfigError
 from lbsgd.models.normalization import record_values
 from lbsgd.models.resnet import ResNet, named_architecture
 from lbsgd.models.roles import split_roles
+from lbsgd.system.errors import ConfigError
 
 
 def build_model(name: str, **options: Any) -> ResNet:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbsgd.bounds import shown
-from lbsgd.errors import ConfigError
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
 from lbsgd.models.roles import Role, with_role
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import shown
 
 
 @dataclasses.dataclass(frozen=True)

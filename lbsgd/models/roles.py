@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from flax import struct
 
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 
 class Role(enum.StrEnum):

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import optax
 
-from lbsgd.errors import ConfigError
 from lbsgd.models.roles import Role
 from lbsgd.optim.layerwise import scale_by_lamb, scale_by_trust_ratio
-from lbsgd.optim.learning_rate import Schedule
 from lbsgd.optim.momentum import rate_inside_momentum, rate_outside_momentum
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
+from lbsgd.schedule.functions import Schedule
+from lbsgd.system.errors import ConfigError
 
 DECAYED_ROLES = frozenset({Role.KERNEL})
 SCALED_ROLES = frozenset({Role.KERNEL})

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lbsgd.optim.learning_rate import Schedule
+from lbsgd.schedule.functions import Schedule
 
 
 class MomentumState(NamedTuple):

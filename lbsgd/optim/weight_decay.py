@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from lbsgd.optim.learning_rate import Schedule
+from lbsgd.schedule.functions import Schedule
 
 
 def coupled_weight_decay(weight_decay: float, mask: Any) -> optax.GradientTransformationExtraArgs:

@@ -9,7 +9,7 @@ import tensorstore as ts
 from two_checkpoints import restored, same_or_previous
 
 from lbsgd.checkpoint import manifest, store
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 
 def rewrite(folder, change):

@@ -19,7 +19,7 @@ from checkpoint_folder import (
 
 from lbsgd.checkpoint import Checkpoints, store
 from lbsgd.checkpoint.__main__ import main
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 ODD = [
     "[lr=0.1]",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from checkpoint_folder import Opened, damage, filled, on_disk, restored, state
 
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 
 def test_the_newest_is_used(tmp_path):

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lbsgd
 from lbsgd.checkpoint import manifest, store
-from lbsgd.workers import place
+from lbsgd.workers.placement import place
 
 
 def test_a_state_comes_back_in_its_structure(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from checkpoint_folder import IDENTITY, Opened, flip, on_disk, restored, state
 
 from lbsgd.checkpoint import Checkpoints, store
-from lbsgd.errors import ConfigError
+from lbsgd.system.errors import ConfigError
 
 GONE = "could not be written (FOLDER is not there any more)"
 

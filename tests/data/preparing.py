@@ -2,8 +2,8 @@
 
 import pathlib
 
-from lbsgd.config import default_config
 from lbsgd.data.prepare import main
+from lbsgd.run.config import default_config
 
 
 def run(*arguments) -> int:

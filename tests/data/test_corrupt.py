@@ -15,18 +15,20 @@ import pytest
 from hanging import HANG_SECONDS
 from PIL import Image
 
-from lbsgd import monitor, train
-from lbsgd.config import default_config, resolve
-from lbsgd.data.augment import Color, CropAndFlip, InceptionCrop
+from lbsgd import train
+from lbsgd.data.augment import Color, CropAndFlip
 from lbsgd.data.corrupt import Corrupt
-from lbsgd.data.decode import CorruptError
+from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches
-from lbsgd.data.sources import Example, numbered
-from lbsgd.errors import ConfigError
-from lbsgd.timeline import Timeline
-from lbsgd.workers import Placement, place
+from lbsgd.data.source import Example, numbered
+from lbsgd.data.views import InceptionCrop
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.record.metrics import evaluations, read_metrics
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.system.errors import ConfigError
+from lbsgd.workers.placement import Placement, place
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 COUNT = 23
@@ -268,7 +270,7 @@ def test_a_run_names_them_and_leaves_them_out(folders, tmp_path, capsys):
     listed = tmp_path / "run" / "corrupt.jsonl"
     assert sorted(names(listed)) == sorted(expected)
     assert f"corrupt examples: 4, named in {listed}" in capsys.readouterr().out
-    (evaluation,) = monitor.evaluations(monitor.read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    (evaluation,) = evaluations(read_metrics(tmp_path / "run" / "metrics.jsonl"))
     wrong = evaluation["val_error"] / 100 * 22  # of 22, not of 23
     assert wrong == pytest.approx(round(wrong), abs=1e-9)
 

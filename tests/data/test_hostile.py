@@ -16,12 +16,13 @@ import pytest
 from image_files import below, tree, write
 from test_fuzz_inputs import DEEP, refusal
 
-from lbsgd.config import default_config
-from lbsgd.data import packed, prepare
-from lbsgd.data.catalogue import build_sources
-from lbsgd.data.decode import CorruptError
-from lbsgd.data.sources import read_npz
-from lbsgd.errors import ConfigError
+from lbsgd.data import prepare
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.packed import reader
+from lbsgd.data.sources.arrays import read_npz
+from lbsgd.data.sources.catalogue import build_sources
+from lbsgd.run.config import default_config
+from lbsgd.system.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ HOSTILE = {
 @pytest.mark.parametrize("key", HOSTILE)
 def test_an_index_with_what_no_index_has_is_refused(sets, tmp_path, key):
     folder = pathlib.Path(shutil.copytree(sets / "raw", tmp_path / "set"))
-    path = folder / "train" / packed.INDEX
+    path = folder / "train" / reader.INDEX
     whole = json.loads(path.read_bytes())
     for value in HOSTILE[key]:
         values = json.loads(json.dumps(whole))
@@ -78,13 +79,13 @@ def test_an_index_with_what_no_index_has_is_refused(sets, tmp_path, key):
 def test_a_file_of_json_that_is_none_is_refused(sets, tmp_path, text):
     """By training, by `prepare --verify`, and by a preparation that would go on."""
     folder = pathlib.Path(shutil.copytree(sets / "raw", tmp_path / "set"))
-    made = json.loads((folder / "train" / packed.INDEX).read_bytes())["made"]
-    (folder / "train" / packed.INDEX).write_bytes(text)
+    made = json.loads((folder / "train" / reader.INDEX).read_bytes())["made"]
+    (folder / "train" / reader.INDEX).write_bytes(text)
     assert "index.json is damaged" in refusal(lambda: build_sources(data("packed", folder)))
     assert prepare.main(["--verify", str(folder)]) == 2
     again = [str(sets / "folder"), str(folder), "--raw", "--short-side", "16"]
     assert prepare.main(again) == 2
-    (folder / "train" / packed.INDEX).unlink()
+    (folder / "train" / reader.INDEX).unlink()
     (folder / "train" / "preparing.json").write_bytes(text)
     assert prepare.main(again) == 2
     (folder / "train" / "preparing.json").write_text(json.dumps(made))
@@ -93,7 +94,7 @@ def test_a_file_of_json_that_is_none_is_refused(sets, tmp_path, text):
 
 
 def record(height: int, width: int, channels: int, kind: int, data: bytes, label: int = 0) -> bytes:
-    return packed.HEADER.pack(label, height, width, 0, channels, kind) + data
+    return reader.HEADER.pack(label, height, width, 0, channels, kind) + data
 
 
 @pytest.mark.parametrize(
@@ -101,17 +102,17 @@ def record(height: int, width: int, channels: int, kind: int, data: bytes, label
     [
         b"",
         b"\0" * 15,
-        record(0, 5, 3, packed.PIXELS, b""),
-        record(2**32 - 1, 2**32 - 1, 255, packed.PIXELS, b"12"),
-        record(4, 4, 3, packed.PIXELS, b"\0" * 47),
-        record(4, 4, 0, packed.PIXELS, b""),
+        record(0, 5, 3, reader.PIXELS, b""),
+        record(2**32 - 1, 2**32 - 1, 255, reader.PIXELS, b"12"),
+        record(4, 4, 3, reader.PIXELS, b"\0" * 47),
+        record(4, 4, 0, reader.PIXELS, b""),
         record(4, 4, 3, 7, bytes(48)),
-        struct.pack("<IIIHBB", 0, 1, 1, 0xFFFF, 3, packed.PIXELS) + b"123",
+        struct.pack("<IIIHBB", 0, 1, 1, 0xFFFF, 3, reader.PIXELS) + b"123",
     ],
 )
 def test_a_record_that_no_image_has_is_corrupt(made):
     with pytest.raises(CorruptError):
-        packed.unpack(made)
+        reader.unpack(made)
 
 
 def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
@@ -173,7 +174,7 @@ def test_an_npz_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(
         tmp_path / "train.npz", images=np.zeros((9, 99, 99, 3), np.uint8), labels=np.arange(9)
     )
-    monkeypatch.setattr("lbsgd.data.sources.memory", lambda: 10**5)
+    monkeypatch.setattr("lbsgd.data.sources.arrays.memory", lambda: 10**5)
     assert "images has 0.0 GB, the machine 0.0" in refusal(lambda: read_npz(tmp_path / "train.npz"))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lbsgd.data.mixing import Mixing, erase, mix, partner
+from lbsgd.data.mixing import Mixing
+from lbsgd.step.pixels import erase, mix, partner
 
 TINY = 1e-6  # the chance that a good generator fails a statistical test
 COUNT = 20_000

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbsgd.data.augment import Color, CropAndFlip, InceptionCrop, Whole
+from lbsgd.data.augment import Color, CropAndFlip
 from lbsgd.data.corrupt import Corrupt
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches, load
-from lbsgd.data.sources import ArraySource, Example, numbered
-from lbsgd.timeline import Timeline
-from lbsgd.workers import Placement, place
+from lbsgd.data.source import Example, numbered
+from lbsgd.data.sources.arrays import ArraySource
+from lbsgd.data.views import InceptionCrop, Whole
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.workers.placement import Placement, place
 
 COUNT = 37  # examples; no multiple of any minibatch here
 AUGMENT = CropAndFlip(seed=9, padding=2, flip=True)

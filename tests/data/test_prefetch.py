@@ -14,7 +14,7 @@ from hanging import HANG_SECONDS
 from scipy import stats
 
 from lbsgd.data.pipeline import AHEAD, Job, Prefetch, Repeated, random_batch
-from lbsgd.workers import place
+from lbsgd.workers.placement import place
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PLACEMENT = place(4, 1, devices=2)

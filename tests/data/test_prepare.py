@@ -27,12 +27,12 @@ from image_files import (
 )
 from preparing import data_config, files, run
 
-from lbsgd.config import default_config
-from lbsgd.data.decode import decode, image_size
-from lbsgd.data.folder import FolderSource, folder
-from lbsgd.data.packed import PackedSource, packed
+from lbsgd.data.images.decode import decode, image_size
+from lbsgd.data.images.resize import Box
+from lbsgd.data.packed.reader import PackedSource, packed
 from lbsgd.data.prepare import main
-from lbsgd.data.resize import Box
+from lbsgd.data.sources.folder import FolderSource, folder
+from lbsgd.run.config import default_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGENETTE = ROOT.parent / "shared/data/imagenette224/imagenette224_subset.tar"
@@ -181,7 +181,7 @@ def test_arrays_become_jpegs_where_a_quality_is_given(tmp_path, out):
 
 
 def test_tfds_keeps_its_bytes(pets, out):
-    from lbsgd.data.tfds_source import tfds_splits
+    from lbsgd.data.sources.tfds import tfds_splits
 
     assert run(pets, out) == 0
     splits = tfds_splits(pets)

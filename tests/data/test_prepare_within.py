@@ -8,7 +8,7 @@ import pytest
 from image_files import CLASSES, below, tree, variants, write
 from preparing import data_config, files, run
 
-from lbsgd.data.folder import FolderSource, folder
+from lbsgd.data.sources.folder import FolderSource, folder
 
 
 @pytest.fixture

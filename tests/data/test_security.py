@@ -16,14 +16,15 @@ from image_files import below, contents, encoded, picture, tree, write
 from test_fuzz_inputs import fuzz, refusal
 from tfds_datasets import data_config
 
-from lbsgd.config import default_config
-from lbsgd.data import packed, prepare
-from lbsgd.data.catalogue import build_sources
+from lbsgd.data import prepare
 from lbsgd.data.corrupt import Corrupt
-from lbsgd.data.decode import CorruptError
-from lbsgd.data.folder import FolderSource
-from lbsgd.monitor import MetricsFile
-from lbsgd.workdir import Workdir
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.packed import reader
+from lbsgd.data.sources.catalogue import build_sources
+from lbsgd.data.sources.folder import FolderSource
+from lbsgd.run.config import default_config
+from lbsgd.run.record.metrics import MetricsFile
+from lbsgd.run.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGE = encoded(picture(0))
@@ -92,7 +93,7 @@ def test_nothing_unpickles_evaluates_extracts_or_calls_a_shell():
     assert len(files) > 40
     found = {str(path.relative_to(ROOT)): dangers(path.read_text()) for path in files}
     # A config is a program that the user runs; `recipes.sibling` runs the one beside it.
-    [of_recipes] = found.pop("lbsgd/recipes.py")
+    [of_recipes] = found.pop("lbsgd/run/recipes.py")
     assert of_recipes.endswith(": runpy")
     assert not {path: what for path, what in found.items() if what}
 
@@ -349,9 +350,9 @@ def test_a_packed_set_is_read_within_its_folder(tmp_path):
     images = write(tmp_path / "images", below("train", tree(2)) | below("val", tree(1)))
     for name in ("a", "b"):
         assert prepare.main([str(images), str(tmp_path / name)]) == 0
-    path = tmp_path / "a/train" / packed.INDEX
+    path = tmp_path / "a/train" / reader.INDEX
     values = json.loads(path.read_bytes())
     for start in ("../../b/train/", f"{tmp_path}/b/train/"):
         values["shards"][0]["file"] = f"{start}shard-00000.array_record"
         path.write_text(json.dumps(values))
-        assert "is damaged" in refusal(lambda: packed.PackedSource(tmp_path / "a/train"))
+        assert "is damaged" in refusal(lambda: reader.PackedSource(tmp_path / "a/train"))

@@ -9,7 +9,7 @@ import pytest
 from image_files import encoded, picture, pillow
 from PIL import Image
 
-from lbsgd.data.augment import CentreCrop, InceptionCrop
+from lbsgd.data.views import CentreCrop, InceptionCrop
 
 SAMPLES = pathlib.Path(__file__).parents[3] / "shared/data/imagenet_samples/imagenet_samples.tar"
 BILINEAR = Image.Resampling.BILINEAR

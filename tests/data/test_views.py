@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from lbsgd.data.augment import CentreCrop, InceptionCrop, Whole
-from lbsgd.data.decode import CorruptError
+from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.images.resize import Box
 from lbsgd.data.order import random_below
-from lbsgd.data.resize import Box
-from lbsgd.errors import ConfigError
+from lbsgd.data.views import CentreCrop, InceptionCrop, Whole
+from lbsgd.system.errors import ConfigError
 
 TINY = 1e-6  # the chance that a good generator fails a statistical test
 COUNT = 20_000

@@ -17,7 +17,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features
 
-from lbsgd.config import default_config
+from lbsgd.run.config import default_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN, TEST = 30, 10

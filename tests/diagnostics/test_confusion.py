@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from worker_loop import small_run, written_out
 
-from lbsgd.build import Run
 from lbsgd.data.pipeline import load
 from lbsgd.diagnostics.confusion import Confusion, pair_batches, pair_placement
-from lbsgd.step import WorkerResult
+from lbsgd.run.build import Run
+from lbsgd.step.worker import WorkerResult
 
 LONG = pytest.mark.long
 PAIRS, SIZE, DONE = 5, 24, 7

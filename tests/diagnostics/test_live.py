@@ -15,15 +15,16 @@ import optax
 import pytest
 from hanging import HANG_SECONDS
 
-from lbsgd import monitor, train
-from lbsgd.build import build
+from lbsgd import train
 from lbsgd.checkpoint import Checkpoints
-from lbsgd.config import default_config, resolve
 from lbsgd.diagnostics.__main__ import main
 from lbsgd.diagnostics.noise_scale import recent
-from lbsgd.diagnostics.update_statistics import layer_names, layer_statistics
 from lbsgd.diagnostics.workers_gradient import compiled
-from lbsgd.errors import ConfigError
+from lbsgd.run.build import build
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.record.metrics import MetricsFile, read_metrics
+from lbsgd.step.layer_statistics import layer_names, layer_statistics
+from lbsgd.system.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 UPDATES, WORKERS, PAIRS = 12, 4, 6
@@ -38,7 +39,7 @@ ON = {
 
 
 def config_with(**diagnostics: object):
-    """The run of tests/test_train.py, so that its step is compiled once, with diagnostics."""
+    """The run of tests/train/test_train.py, so that its step is compiled once, with diagnostics."""
     config = default_config()
     config.update(
         {
@@ -69,13 +70,13 @@ def state_after(workdir: pathlib.Path, update: int = UPDATES):
 
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
-    lines = monitor.read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     timed = ("images_per_second", "data_wait_percent")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 def lists_of(workdir: pathlib.Path) -> list[dict]:
-    return monitor.read_metrics(workdir / "diagnostics.jsonl", lists=True)
+    return read_metrics(workdir / "diagnostics.jsonl", lists=True)
 
 
 @pytest.fixture(scope="module")
@@ -342,13 +343,13 @@ def test_from_the_command_line(tmp_path):
 def test_several_processes_measure_as_one(tmp_path):
     """Both, after a stop too, as one process with as many devices."""
     assert start(tmp_path / "one", "lbsgd.main").returncode == 0
-    launcher = ["lbsgd.launch_local", "--num_processes=2", "--devices_per_process=1"]
+    launcher = ["lbsgd.launch.local", "--num_processes=2", "--devices_per_process=1"]
     launcher += ["--platform=cpu", "--max_restarts=0", "--"]
     done = start(tmp_path / "two", *launcher)
     assert done.returncode == 0, done.stderr
     for name, lists in (("metrics.jsonl", False), ("diagnostics.jsonl", True)):
         expected, found = (
-            monitor.read_metrics(tmp_path / workdir / name, lists) for workdir in ("one", "two")
+            read_metrics(tmp_path / workdir / name, lists) for workdir in ("one", "two")
         )
         assert [line.keys() for line in found] == [line.keys() for line in expected]
         for a, b in zip(found, expected):
@@ -359,13 +360,13 @@ def test_several_processes_measure_as_one(tmp_path):
 
 def test_lists_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "diagnostics.jsonl"
-    file = monitor.MetricsFile(path, lists=True)
+    file = MetricsFile(path, lists=True)
     file.write(1, 0.5, {"a": [1.0, float("nan")], "b": {"c": float("inf"), "d": 2.0}})
     file.close()
     expected = {"step": 1, "epoch": 0.5, "a": [1.0, None], "b": {"c": None, "d": 2.0}}
-    assert monitor.read_metrics(path, lists=True) == [expected]
+    assert read_metrics(path, lists=True) == [expected]
     with pytest.raises(ConfigError, match="line 1 is damaged"):
-        monitor.read_metrics(path)
+        read_metrics(path)
     path.write_text(json.dumps({"step": 1, "a": [[1.0]]}) + "\n")
     with pytest.raises(ConfigError, match="line 1 is damaged"):
-        monitor.read_metrics(path, lists=True)
+        read_metrics(path, lists=True)

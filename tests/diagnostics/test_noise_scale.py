@@ -11,7 +11,7 @@ from worker_loop import quadratic_worker
 
 from lbsgd.diagnostics.noise_scale import Estimate, Recent, advice, estimate, recent
 from lbsgd.diagnostics.workers_gradient import compiled
-from lbsgd.workers import place
+from lbsgd.workers.placement import place
 
 DIMENSION, WORKERS, N, MEASUREMENTS = 20, 8, 4, 400
 

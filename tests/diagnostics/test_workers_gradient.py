@@ -12,7 +12,7 @@ from worker_loop import linear_worker, quadratic_worker, small_run, written_out
 from lbsgd.data.pipeline import load
 from lbsgd.diagnostics.confusion import neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
-from lbsgd.workers import place
+from lbsgd.workers.placement import place
 
 
 def summed_up(gradients: np.ndarray) -> WorkerGradients:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.build import Run, build
-from lbsgd.config import default_config, resolve
-from lbsgd.step import WorkerResult
+from lbsgd.run.build import Run, build
+from lbsgd.run.config import default_config, resolve
+from lbsgd.step.worker import WorkerResult
 
 N = 2
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from hanging import HANG_SECONDS
 
-from lbsgd import errors, monitor
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.system import errors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ARGS = [
@@ -43,7 +44,7 @@ def program(name: str, package: str) -> str:
 def updates(workdir: pathlib.Path) -> list[int]:
     """The updates in the metrics, in their order."""
     path = workdir / "metrics.jsonl"
-    lines = monitor.read_metrics(path) if path.exists() else []
+    lines = read_metrics(path) if path.exists() else []
     return [line["step"] for line in lines if "train_loss" in line]
 
 

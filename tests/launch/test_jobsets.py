@@ -8,8 +8,8 @@ import pytest
 import yaml
 from cluster_fakes import LAUNCH, ROOT
 
-from lbsgd import config as config_lib
-from lbsgd import errors
+from lbsgd.run import config as config_lib
+from lbsgd.system import errors
 
 MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
 

@@ -10,12 +10,13 @@ import sys
 import pytest
 from launching import ROOT, finish, said
 
-from lbsgd import launch_local, monitor
-from lbsgd.errors import ConfigError
+from lbsgd.launch import local
+from lbsgd.run.record.metrics import read_metrics
+from lbsgd.system.errors import ConfigError
 
 
 def test_launcher_needs_no_jax():
-    code = "import sys, lbsgd.launch_local; print({'jax', 'numpy', 'absl'} & sys.modules.keys())"
+    code = "import sys, lbsgd.launch.local; print({'jax', 'numpy', 'absl'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
@@ -37,11 +38,11 @@ def test_launcher_needs_no_jax():
 )
 def test_devices_are_split(platform, processes, each, gpus, found):
     found = [{"CUDA_VISIBLE_DEVICES": f} if isinstance(f, str) else f for f in found]
-    assert launch_local.split_devices(platform, processes, each, gpus.split()) == found
+    assert local.split_devices(platform, processes, each, gpus.split()) == found
 
 
 def test_cuda_when_asked_for_does_not_fall_back():
-    assert launch_local.split_devices("cuda", 1, None, ["3"]) == [
+    assert local.split_devices("cuda", 1, None, ["3"]) == [
         {"CUDA_VISIBLE_DEVICES": "3", "JAX_PLATFORMS": "cuda,cpu"}
     ]
 
@@ -57,7 +58,7 @@ def test_cuda_when_asked_for_does_not_fall_back():
 )
 def test_gpus_that_do_not_suffice_are_refused(processes, each, gpus, text):
     with pytest.raises(ConfigError, match=re.escape(text)):
-        launch_local.split_devices("cuda", processes, each, [str(i) for i in range(gpus)])
+        local.split_devices("cuda", processes, each, [str(i) for i in range(gpus)])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_gpus_that_do_not_suffice_are_refused(processes, each, gpus, text):
     ],
 )
 def test_gpus_that_the_environment_lists(listed, gpus):
-    assert launch_local.find_gpus({"CUDA_VISIBLE_DEVICES": listed}) == gpus
+    assert local.find_gpus({"CUDA_VISIBLE_DEVICES": listed}) == gpus
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_gpus_of_the_machine_are_counted(tmp_path, monkeypatch, script, gpus):
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert launch_local.find_gpus({}) == gpus
+    assert local.find_gpus({}) == gpus
 
 
 # The command line
@@ -125,8 +126,8 @@ RUN = ["--", "--config", "configs/digits.py"]
     ],
 )
 def test_misuse_is_one_line(monkeypatch, capsys, argv, text):
-    monkeypatch.setattr(launch_local, "launch", lambda *_: pytest.fail("started"))
-    assert launch_local.main(argv) == 2
+    monkeypatch.setattr(local, "launch", lambda *_: pytest.fail("started"))
+    assert local.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(f"lbsgd: .*{re.escape(text)}.*\n", err), err
@@ -135,8 +136,8 @@ def test_misuse_is_one_line(monkeypatch, capsys, argv, text):
 def started(monkeypatch, argv: list[str]) -> tuple:
     """What main gives to launch, and the exit code that it makes of 75."""
     given = []
-    monkeypatch.setattr(launch_local, "launch", lambda *args: given.append(args) or 75)
-    assert launch_local.main(argv) == 75
+    monkeypatch.setattr(local, "launch", lambda *args: given.append(args) or 75)
+    assert local.main(argv) == 75
     return given[0]
 
 
@@ -190,7 +191,7 @@ QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 
 
 def start_run(workdir: pathlib.Path, own: list[str], run: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lbsgd.launch_local", "--platform=cpu", *own, "--"]
+    command = [sys.executable, "-m", "lbsgd.launch.local", "--platform=cpu", *own, "--"]
     return subprocess.Popen(
         [*command, *DIGITS, f"--workdir={workdir}", *run],
         cwd=ROOT,
@@ -207,7 +208,7 @@ def test_processes_train_as_one(tmp_path):
         workdir = tmp_path / own[0]
         code, out, err = finish(start_run(workdir, own, ["--config.total_steps=8"]))
         assert code == 0, out + err
-        metrics.append(monitor.read_metrics(workdir / "metrics.jsonl"))
+        metrics.append(read_metrics(workdir / "metrics.jsonl"))
     two, one = metrics
     assert len(two) == len(one) > 8
     for there, here in zip(two, one):
@@ -232,13 +233,13 @@ def test_run_goes_on_after_one_of_its_processes_was_killed(tmp_path, victim):
     text = f"process {victim} died (SIGKILL) after T s; restarting the run (restart 1 of 3)"
     assert died == text
     assert int(re.search(r"^\[0\] goes on after update (\d+)", out, re.MULTILINE).group(1)) > 0
-    assert monitor.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 60
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 60
 
 
 @pytest.mark.long
 def test_a_platform_that_is_not_there_is_a_line_of_each_process(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nosuch")
-    command = [sys.executable, "-m", "lbsgd.launch_local", "--num_processes=2", "--", *DIGITS]
+    command = [sys.executable, "-m", "lbsgd.launch.local", "--num_processes=2", "--", *DIGITS]
     pipe = subprocess.PIPE
     code, out, err = finish(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe))
     assert (code, out) == (2, ""), err

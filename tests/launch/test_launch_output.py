@@ -9,7 +9,7 @@ import time
 from hanging import HANG_SECONDS
 from launching import finish, launch, launcher, starts, wait_until_dead, words
 
-from lbsgd import process_group
+from lbsgd.launch import process_group
 
 
 def test_stdout_and_stderr_stay_apart_and_every_byte_is_kept(tmp_path):

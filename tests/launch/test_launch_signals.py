@@ -20,7 +20,7 @@ from launching import (
     words,
 )
 
-from lbsgd import process_group
+from lbsgd.launch import process_group
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from cluster_fakes import ARGUMENTS, LAUNCH, executable, words
 
-from lbsgd import errors
+from lbsgd.system import errors
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 import pytest
 from cluster_fakes import ARGUMENTS, LAUNCH, ROOT, executable, words
 
-from lbsgd import errors
+from lbsgd.system import errors
 
 GCLOUD = """#!/bin/bash
 printf '%s\\0' "$@" >>{folder}/gcloud

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.errors import ConfigError
 from lbsgd.models import build_model
 from lbsgd.models.normalization import BatchNorm
 from lbsgd.models.resnet import IMAGENET, Block, Conv, named_architecture
 from lbsgd.models.roles import split_roles
+from lbsgd.system.errors import ConfigError
 
 
 def flat(tree) -> dict[str, object]:

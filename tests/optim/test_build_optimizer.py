@@ -7,12 +7,12 @@ import optax
 import pytest
 from layerwise_by_hand import KERNELS, ROLES, SHAPES
 
-from lbsgd.config import default_config as defaults
-from lbsgd.config import resolve
-from lbsgd.errors import ConfigError
 from lbsgd.models.roles import Role
 from lbsgd.optim.chain import build_optimizer, lamb, lars, scaled, sgd
-from lbsgd.values import CHOICES
+from lbsgd.run.config import default_config as defaults
+from lbsgd.run.config import resolve
+from lbsgd.run.values import CHOICES
+from lbsgd.system.errors import ConfigError
 
 OPTIMIZERS = {
     "sgd": {},

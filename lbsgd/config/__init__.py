@@ -1,0 +1,1 @@
+"""The machinery of config keys."""

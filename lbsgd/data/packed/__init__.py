@@ -1,0 +1,1 @@
+"""lbsgd's own form of a set of images."""

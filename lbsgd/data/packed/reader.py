@@ -1,0 +1,357 @@
+"""lbsgd's own form of a set of images: a folder for each split, of ArrayRecord shards and an index.
+
+`lbsgd.data.prepare` makes it. The index says what the shards hold, with their checksums, so a set
+of any size opens without reading them; an example is one read in one shard.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
+from lbsgd.data.records import RecordFile
+from lbsgd.data.source import Example, Splits, note_unused
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import at_home
+from lbsgd.system.limits import allow_open_files
+
+INDEX = "index.json"
+FORMAT, VERSION = "lbsgd packed images", 1
+SPLITS = ("train", "validation")
+
+# The files of a split, while it is prepared and after.
+FILES = re.compile(r"(shard-\d{5,}\.(array_record|json)|preparing\.json|index\.json)(\.tmp)?")
+SHARD = re.compile(r"shard-\d{5,}\.array_record")
+SHA256 = re.compile("[0-9a-f]{64}")
+MOST_EXAMPLES = 2**62
+
+# Label, height, width, bytes of the name, channels, kind of image; little-endian.
+HEADER = struct.Struct("<IIIHBB")
+FILE, PIXELS = 0, 1
+
+
+class Shard(NamedTuple):
+    """What the index says of a shard: its file, and what that holds."""
+
+    file: str
+    examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a split holds.
+
+    Attributes:
+      classes: by label.
+      class_examples: how many each class has.
+      image_shape: `(h, w, c)` of the first image.
+      one_shape: whether it is that of all.
+      corrupt: the names of those of the input that were left out.
+      made: from what, and how.
+    """
+
+    classes: tuple[str, ...]
+    class_examples: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    one_shape: bool
+    shards: tuple[Shard, ...]
+    corrupt: tuple[str, ...]
+    made: dict[str, Any]
+
+    @property
+    def examples(self) -> int:
+        return sum(shard.examples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of classes and contents."""
+        what = json.dumps([self.classes, [shard.sha256 for shard in self.shards]])
+        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of index.json."""
+        named = dataclasses.asdict(self) | {"shards": [s._asdict() for s in self.shards]}
+        return json.dumps({"format": FORMAT, "version": VERSION, **named}, indent=1) + "\n"
+
+
+def is_packed(folder: pathlib.Path) -> bool:
+    """Whether a folder is a packed set, or holds nothing else.
+
+    Its preparation may have been stopped at any moment.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    inside = [os.listdir(folder / split) for split in SPLITS if (folder / split).is_dir()]
+    if any(FILES.fullmatch(name) for names in inside for name in names):
+        return True
+    if inside:
+        return not any(inside) and len(os.listdir(folder)) == len(inside)
+    some = False
+    with os.scandir(folder) as entries:
+        for entry in entries:  # of a folder of images no more than the first
+            if not entry.is_dir(follow_symlinks=False) or not is_packed(pathlib.Path(entry)):
+                return False
+            some = True
+    return some
+
+
+def read_index(folder: pathlib.Path) -> Index:
+    """The index of a split.
+
+    Raises:
+      ConfigError: there is none, or it is damaged.
+    """
+    path = folder / INDEX
+    try:
+        return _parse_index(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} is no packed set, or its preparation has not ended; run "
+            f"python -m lbsgd.data.prepare INPUT {folder.parent} (again)"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged, or of another version of lbsgd; remove {folder} and prepare the "
+            "split again"
+        ) from error
+
+
+def _parse_index(text: bytes) -> Index:
+    values = json.loads(text)
+    if (values.pop("format"), values.pop("version")) != (FORMAT, VERSION):
+        raise ValueError("another format")
+    height, width, channels = values.pop("image_shape")
+    index = Index(
+        classes=tuple(values.pop("classes")),
+        class_examples=tuple(values.pop("class_examples")),
+        image_shape=(height, width, channels),
+        shards=tuple(Shard(**shard) for shard in values.pop("shards")),
+        corrupt=tuple(values.pop("corrupt")),
+        **values,
+    )
+    _check_types(index)
+    if len(index.classes) != len(index.class_examples):
+        raise ValueError("numbers of classes differ")
+    if not sum(index.class_examples) == index.examples > 0:
+        raise ValueError("numbers of examples differ")
+    return index
+
+
+def _check_types(index: Index) -> None:
+    """Raises ValueError for what `prepare` never writes: an index is data, and may be anyone's."""
+    height, width, channels = index.image_shape
+    counts = [height, width, channels, *index.class_examples]
+    good = all(isinstance(name, str) for name in (*index.classes, *index.corrupt))
+    for shard in index.shards:
+        counts += [shard.examples, shard.bytes]
+        # With no folder in it: nothing outside the split's own is ever read.
+        good &= bool(SHARD.fullmatch(shard.file) and SHA256.fullmatch(shard.sha256))
+        good &= shard.examples != 0
+    good &= all(type(count) is int and 0 <= count <= MOST_EXAMPLES for count in counts)
+    good &= 0 < height * width <= MAX_PIXELS and 0 < channels <= 0xFF
+    if not good or type(index.one_shape) is not bool or not isinstance(index.made, dict):
+        raise ValueError("values that no index has")
+
+
+def pack(name: str, label: int, image: np.ndarray | bytes, shape: tuple[int, int, int]) -> bytes:
+    """The record of an example.
+
+    Args:
+      name: of the original.
+      image: pixels, uint8 `[h, w, c]`, or the bytes of an image file.
+      shape: `(h, w, c)` of the image, decoded.
+    """
+    height, width, channels = shape
+    kind = FILE if isinstance(image, bytes) else PIXELS
+    named = name.encode("utf-8", "surrogateescape")[:0xFFFF]
+    header = HEADER.pack(label, height, width, len(named), channels, kind)
+    return b"".join((header, named, image if isinstance(image, bytes) else image.tobytes()))
+
+
+def unpack(record: bytes) -> Example:
+    """The example of a record; pixels are a view of it.
+
+    Raises:
+      CorruptError: it is no such record.
+    """
+    try:
+        label, height, width, named, channels, kind = HEADER.unpack_from(record)
+        start = HEADER.size + named
+        if kind == FILE:
+            return Example(record[start:], label)
+        if kind != PIXELS or not height * width * channels:
+            raise ValueError(f"kind {kind}, {width} x {height} pixels of {channels} channels")
+        pixels = np.frombuffer(record, np.uint8, offset=start)
+        return Example(pixels.reshape(height, width, channels), label)
+    except (struct.error, ValueError) as error:
+        raise CorruptError(f"not the record of an image ({error})") from error
+
+
+def unpack_name(record: bytes) -> str:
+    """The name of the original of a record."""
+    named = HEADER.unpack_from(record)[3]
+    return record[HEADER.size : HEADER.size + named].decode("utf-8", "replace")
+
+
+class PackedSource:
+    """A split of a packed set, in the order of what it was made from.
+
+    Attributes:
+      one_shape: whether `image_shape` is that of all images.
+
+    Raises:
+      ConfigError: it is not whole: no index, or a shard that is missing or of another size.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        index = read_index(folder)
+        self.classes, self.image_shape = index.classes, index.image_shape
+        self.fingerprint, self.one_shape = index.fingerprint, index.one_shape
+        note = note_unused(np.flatnonzero(index.class_examples), index.classes)
+        self.notes: tuple[str, ...] = (note,) if note else ()
+        for shard in index.shards:
+            wrong = check_size(folder / shard.file, shard)
+            if wrong:
+                raise ConfigError(
+                    f"{folder / shard.file} {wrong}; "
+                    f"`python -m lbsgd.data.prepare --verify {folder.parent}` names all damage; "
+                    f"then remove {folder} and prepare it again"
+                )
+        self._shards = [RecordFile(folder / shard.file, shard.examples) for shard in index.shards]
+        self._ends = list(itertools.accumulate(shard.examples for shard in index.shards))
+        allow_open_files(len(self._shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[RecordFile, int]:
+        """The shard of an example, and which record there it is."""
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(index)
+        which = bisect.bisect_right(self._ends, index)
+        shard = self._shards[which]
+        return shard, index - self._ends[which] + shard.records
+
+    def __getitem__(self, index: int) -> Example:
+        shard, position = self._find(index)
+        example = unpack(shard.read(position, position + 1)[0])
+        if example.label >= len(self.classes):
+            raise CorruptError(f"label {example.label}, of {len(self.classes)} classes")
+        channels = 3 if isinstance(example.image, bytes) else example.image.shape[2]
+        if channels != self.image_shape[2]:
+            raise CorruptError(f"{channels} channels, the set has {self.image_shape[2]}")
+        return example
+
+    def name(self, index: int) -> str:
+        shard, position = self._find(index)
+        where = f"{shard.path.parent.name}/{shard.path.name}, record {position}"
+        try:
+            return f"{where} ({unpack_name(shard.read(position, position + 1)[0])})"
+        except (CorruptError, ConfigError, struct.error):
+            return where
+
+
+def packed(config: ml_collections.ConfigDict) -> Splits:
+    """What `python -m lbsgd.data.prepare` has made: `train/` and `validation/` in data.dir."""
+    root = at_home(config.dir)
+    if not config.dir or not os.path.isdir(root):
+        raise ConfigError(
+            f"data.dir={config.dir!r} is no folder; make it by python -m lbsgd.data.prepare"
+        )
+    if (root / INDEX).exists():
+        raise ConfigError(
+            f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "
+            "around it"
+        )
+    train, validation = (PackedSource(root / split) for split in SPLITS)
+    if config.crop != "inception" and not (train.one_shape and validation.one_shape):
+        raise ConfigError(
+            f"data.dir={config.dir!r} holds images of several sizes; set data.crop='inception', "
+            f"not {config.crop!r}"
+        )
+    if train.classes != validation.classes:
+        raise ConfigError(
+            f"data.dir={config.dir!r}: the classes of train/ and validation/ differ; remove "
+            "validation/ and prepare it again, when train/ is there"
+        )
+    return Splits(train, validation)
+
+
+class Damage(NamedTuple):
+    """A shard that is not what the index says, and how."""
+
+    file: str
+    reason: str
+
+
+def check_size(path: pathlib.Path, shard: Shard) -> str:
+    """What is wrong with the size of a file; "" where nothing is."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if size == shard.bytes else f"has {size:,} bytes, not {shard.bytes:,}"
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: pathlib.Path, shard: Shard) -> str:
+    """What is wrong with a shard, all of it read; "" where nothing is."""
+    try:
+        wrong = check_size(path, shard)
+        if not wrong and checksum(path) != shard.sha256:
+            wrong = "has another checksum"
+        if not wrong:
+            RecordFile(path, shard.examples).read(shard.examples - 1, shard.examples)
+        return wrong
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (CorruptError, ConfigError) as error:
+        return str(error)
+
+
+def verify(
+    folder: pathlib.Path, threads: int = 1, checked: Callable[[Shard], None] = lambda shard: None
+) -> list[Damage]:
+    """The damaged shards of a split; all of it is read.
+
+    Args:
+      checked: is called after each shard.
+
+    Raises:
+      ConfigError: the index is missing or damaged.
+    """
+    damage = []
+    shards = read_index(folder).shards
+    with ThreadPoolExecutor(threads, "lbsgd-verify") as pool:
+        reasons = pool.map(lambda shard: _check(folder / shard.file, shard), shards)
+        for shard, reason in zip(shards, reasons):
+            checked(shard)
+            if reason:
+                damage.append(Damage(shard.file, reason))
+    return damage

@@ -1,0 +1,1 @@
+"""Starts processes, and brings them together to one run."""

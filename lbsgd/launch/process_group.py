@@ -1,0 +1,324 @@
+"""The processes of one start of a run, watched until all have ended.
+
+What decides how a run ends, and which process is named, is told in `lbsgd.launch.local`.
+"""
+
+import contextlib
+import itertools
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+from lbsgd.system.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER,
+)
+from lbsgd.system.streams import write_or_lose
+from lbsgd.system.text import noun
+
+# A death may follow from a mistake that another process is just about to end with.
+COLLECT_SECONDS = 0.5
+
+# After a mistake or divergence: what the others get to come to the same end.
+LEAVE_SECONDS = 10.0
+
+LONGEST_LINE = 2**16
+
+# What the program decided itself; where processes decided differently, the first of these.
+RESULTS = (EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED)
+
+# Ends that a process may come to because another ended.
+_MAY_FOLLOW = (EXIT_FAILED, -signal.SIGABRT, -signal.SIGTERM, -signal.SIGINT)
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN = "SIGINT again"
+
+# Runs between the launcher and the program, as code after fork would not be safe with threads.
+# 1 is PR_SET_PDEATHSIG, which exec keeps; the launcher may have died before it was set.
+_DIES_WITH_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Output:
+    """Lines to stdout and stderr, one at a time.
+
+    A thread writes them, so that nobody who waits for processes or signals waits for a terminal.
+    """
+
+    def __init__(self, seconds_to_finish: float) -> None:
+        self._lines: queue.Queue[tuple[int, bytes] | None] = queue.Queue(1000)
+        self._seconds = seconds_to_finish
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def copy(self, pipe: IO[bytes], file: int, prefix: str) -> None:
+        """Puts out all lines that come from `pipe`, until its end."""
+        with pipe:
+            while line := pipe.readline(LONGEST_LINE):
+                self._lines.put((file, prefix.encode() + line.removesuffix(b"\n") + b"\n"))
+
+    def say(self, text: str) -> None:
+        """Puts out a line of the launcher's own."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put((2, f"[launcher] {text}\n".encode()), timeout=1)
+
+    def __enter__(self) -> "Output":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=self._seconds)
+            self._thread.join(self._seconds)
+
+    def _write(self) -> None:
+        for file, line in iter(self._lines.get, None):
+            write_or_lose(file, line)
+
+
+class Signals:
+    """While entered, what this process gets of `CAUGHT` and SIGCHLD is kept, to be waited for."""
+
+    def __enter__(self) -> "Signals":
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        caught = [n for n in CAUGHT if not (n == signal.SIGHUP and nohup)]
+        self._before = {n: signal.signal(n, _keep) for n in (*caught, signal.SIGCHLD)}
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self, seconds: float | None) -> list[signal.Signals]:
+        """Those of `CAUGHT` that came, in order; empty after `seconds` or a child's end."""
+        if not select.select([self._read], [], [], seconds)[0]:
+            return []
+        return [signal.Signals(n) for n in os.read(self._read, 1024) if n in CAUGHT]
+
+
+def _keep(number: int, frame: Any) -> None:
+    """The wakeup descriptor has told; without a handler Python would not write to it."""
+
+
+class Process(NamedTuple):
+    """One that is running."""
+
+    number: int
+    popen: subprocess.Popen[bytes]
+    readers: list[threading.Thread]
+
+
+class Ended(NamedTuple):
+    """One that has ended by itself: its return code (-n for signal n), and after how long."""
+
+    number: int
+    code: int
+    seconds: float
+
+    def __str__(self) -> str:
+        died = f"died ({_signal_name(-self.code)})" if self.code < 0 else f"failed ({self.how})"
+        return f"process {self.number} {died} after {self.seconds:.1f} s"
+
+    @property
+    def how(self) -> str:
+        return _signal_name(-self.code) if self.code < 0 else f"exit code {self.code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
+
+
+class Limit(NamedTuple):
+    """When what is still running is killed, `seconds` after `event`."""
+
+    at: float
+    seconds: float
+    event: str
+    is_failure: bool
+
+    def text(self, late: Sequence[Process]) -> str:
+        """Of those that are late."""
+        verb, them = ("is", "it") if len(late) == 1 else ("are", "them")
+        since = f"{self.seconds:g} s after {self.event}"
+        return f"{_names(late)} {verb} still running {since}; killing {them}"
+
+
+class Verdict(NamedTuple):
+    """What became of a group: the launcher's exit code, and what to say."""
+
+    code: int
+    text: str
+    failed: bool = False
+
+
+class Group:
+    """The processes of one start."""
+
+    def __init__(self, output: Output, signals: Signals, grace_seconds: float) -> None:
+        self._output, self._signals, self._grace = output, signals, grace_seconds
+        self._started = time.monotonic()
+        self._limit: Limit | None = None
+        self.seen: list[signal.Signals] = []  # what asked this group to stop
+        self._running: list[Process] = []
+        self._ended: list[Ended] = []
+
+    def start(
+        self, commands: Sequence[list[str]], environments: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Starts one process a command, each in a session of its own."""
+        for index, (command, extra) in enumerate(zip(commands, environments)):
+            popen = subprocess.Popen(
+                _tied_to_launcher(command),
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **extra},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._running.append(Process(index, popen, self._read(index, popen)))
+        pids = ", ".join(str(process.popen.pid) for process in self._running)
+        self._output.say(f"{_names(self._running)} started: pid {pids}")
+
+    def _read(self, index: int, popen: subprocess.Popen[bytes]) -> list[threading.Thread]:
+        jobs = [(popen.stdout, 1, f"[{index}] "), (popen.stderr, 2, f"[{index}] ")]
+        readers = [threading.Thread(target=self._output.copy, args=j, daemon=True) for j in jobs]
+        for reader in readers:
+            reader.start()
+        return readers
+
+    def wait(self) -> Verdict:
+        """Passes signals on until all have ended, or those that have not are to be killed."""
+        while self._running and not self._is_over():
+            left = self._limit and max(0.0, self._limit.at - time.monotonic())
+            for number in self._signals.wait(left):
+                self._receive(number)
+            self._reap()
+        return self._verdict()
+
+    def end(self) -> None:
+        """Kills what is still running."""
+        for process in self._running:
+            _kill(process)
+        while self._running:
+            self._running[0].popen.wait()
+            self._take_leave(self._running[0])
+
+    def _is_over(self) -> bool:
+        return self._limit is not None and time.monotonic() >= self._limit.at
+
+    def _end_by(self, seconds: float, event: str, is_failure: bool = False) -> None:
+        limit = Limit(time.monotonic() + seconds, seconds, event, is_failure)
+        if self._limit is None or limit.at < self._limit.at:
+            self._limit = limit
+
+    def _receive(self, number: signal.Signals) -> None:
+        before = set(self.seen)
+        self.seen.append(number)
+        if number == signal.SIGINT and number in before:
+            self._end_by(0, _AGAIN)
+        elif number == signal.SIGINT:
+            self._pass_on(number, "SIGINT passed on to {}; a second one kills")
+        elif before <= {signal.SIGINT}:
+            self._pass_on(signal.SIGTERM, f"{number.name}: {{}} get SIGTERM and {self._grace:g} s")
+            self._end_by(self._grace, number.name)
+
+    def _pass_on(self, number: signal.Signals, text: str) -> None:
+        self._output.say(text.format(_names(self._running)))
+        for process in self._running:
+            process.popen.send_signal(number)
+
+    def _reap(self) -> None:
+        over = [p for p in self._running if p.popen.poll() is not None]
+        for process in sorted(over, key=lambda p: p.popen.returncode in _MAY_FOLLOW):
+            self._take_leave(process)
+            seconds = time.monotonic() - self._started
+            self._note(Ended(process.number, process.popen.returncode, seconds))
+
+    def _take_leave(self, process: Process) -> None:
+        self._running.remove(process)
+        _kill(process)  # processes of its own that it has left
+        for reader in process.readers:  # its last words come before what is said of it
+            reader.join(timeout=1)
+
+    def _note(self, ended: Ended) -> None:
+        self._ended.append(ended)
+        event = f"process {ended.number} ended ({ended.how})"
+        if ended.code in (EXIT_DONE, EXIT_PREEMPTED):
+            self._end_by(self._grace, event, is_failure=True)
+        elif ended.code in (EXIT_USER, EXIT_DIVERGED):
+            self._end_by(min(LEAVE_SECONDS, self._grace), event)
+        else:
+            self._end_by(COLLECT_SECONDS, event)
+
+    def _verdict(self) -> Verdict:
+        late = self._limit if self._running else None
+        if late and late.event == _AGAIN:
+            return Verdict(EXIT_INTERRUPTED, f"{_AGAIN}; killing {_names(self._running)}")
+        text = late.text(self._running) if late else ""
+        chosen = self._chosen()
+        if chosen in (EXIT_USER, EXIT_DIVERGED):
+            return Verdict(chosen, text)
+        if late and late.is_failure and not self.seen:
+            return Verdict(_exit_code(-signal.SIGKILL), text, failed=True)
+        if chosen == EXIT_PREEMPTED:
+            return Verdict(chosen, text)
+        for ended in self._ended:
+            if ended.code != EXIT_DONE:
+                others = "; ending the others" if self._running else ""
+                return Verdict(_exit_code(ended.code), f"{ended}{others}", failed=True)
+        return Verdict(_exit_code(-signal.SIGKILL) if late else EXIT_DONE, text)
+
+    def _chosen(self) -> int:
+        """The exit code that the program chose, of those that it has; 0 if none."""
+        by_itself = (EXIT_DONE, *RESULTS, *_MAY_FOLLOW)
+        # What was killed from outside explains what the others said later, not the other way round.
+        ended = itertools.takewhile(lambda e: e.code in by_itself, self._ended)
+        codes = {e.code for e in ended}
+        return next((code for code in RESULTS if code in codes), EXIT_DONE)
+
+
+def _tied_to_launcher(command: list[str]) -> list[str]:
+    """`command`, to be killed with this process where the system can do it."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _DIES_WITH_LAUNCHER, str(os.getpid()), *command]
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL to a process and those that it started; also where there are none any more."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.popen.pid, signal.SIGKILL)
+
+
+def _names(processes: Sequence[Process]) -> str:
+    """Of [0, 2]: "processes 0, 2"."""
+    numbers = ", ".join(str(p.number) for p in processes)
+    return f"{noun(len(processes), 'process', 'processes')} {numbers}"
+
+
+def _exit_code(code: int) -> int:
+    """Of a return code, the exit code that a shell would give."""
+    return 128 - code if code < 0 else code

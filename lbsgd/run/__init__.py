@@ -1,0 +1,1 @@
+"""From a config to a run: its parts, how they are explained, evaluated and recorded."""

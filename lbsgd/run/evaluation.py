@@ -1,0 +1,91 @@
+"""Evaluates a state: loss and error over the validation set, top-5 error where it is one."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lbsgd.run.build import Run
+from lbsgd.run.checks import has_top5
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.step.evaluation import EvalSums
+from lbsgd.step.train_step import TrainState
+from lbsgd.system.devices import enough_memory
+from lbsgd.system.text import counted
+
+
+class Evaluation:
+    """Loss and errors over every validation example exactly once.
+
+    Attributes:
+      alive: called after each batch.
+      should_stop: asked with the number of updates done, before each batch.
+    """
+
+    def __init__(
+        self, parts: Run, alive: Callable[[], None], should_stop: Callable[[int], bool]
+    ) -> None:
+        self._alive, self._should_stop = alive, should_stop
+        self._parts, self._batches = parts, parts.eval_batches()
+        self._step, self._moments = parts.eval_step(), parts.moments_step()
+
+    def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
+        """Evaluates the state after `done` updates; None if the run is to stop meanwhile.
+
+        Raises:
+          ConfigError: an example cannot be read, or memory does not suffice.
+          RuntimeError: examples were counted twice or not at all.
+        """
+        remedy = f"set evaluation.batch_size to less than {self._batches.batch_size}"
+        with enough_memory("evaluation", remedy):
+            totals = self._sums(done, state)
+        if totals is None:
+            return None
+        loss, wrong, wrong_top5, examples = totals.tolist()
+        self._check_count(int(examples))
+        values = {"val_loss": loss / examples, "val_error": 100.0 * wrong / examples}
+        if has_top5(len(self._parts.splits.train.classes)):
+            values["val_error_top5"] = 100.0 * wrong_top5 / examples
+        return values
+
+    def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
+        """`EvalSums` of all batches; None if the run is to stop meanwhile."""
+        stats = self._statistics(done, state)
+        totals = np.zeros(len(EvalSums._fields))
+        with contextlib.closing(iter(self._batches)) as batches:
+            for batch in batches:
+                if self._should_stop(done):
+                    return None
+                totals += jax.device_get(self._step(state.params, stats, batch))
+                self._alive()
+        return totals
+
+    def _check_count(self, examples: int) -> None:
+        """Only corrupt examples may be left out."""
+        count, corrupt = len(self._parts.splits.validation), self._parts.corrupt
+        most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
+        if not count - most <= examples <= count:
+            raise RuntimeError(f"evaluated {examples} of {counted(count, 'example')}")
+
+    def _statistics(self, done: int, state: TrainState) -> Any:
+        """The running averages, or for precise batch norm the mean over a part of the set.
+
+        That part and its augmentation are a function of the update index.
+        """
+        batches = self._parts.precise_batches
+        if not batches:
+            return state.batch_stats
+        placement = self._parts.placement
+        source = self._parts.other_batches(
+            "precise_batch_norm",
+            Timeline.constant(len(self._parts.splits.train), placement.batch_size),
+            {placement.batch_size: placement},
+        )
+        total: Any = None
+        for batch in source.between(done, done + batches):
+            moments = self._moments(state.params, state.batch_stats, batch)
+            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
+            jax.block_until_ready(total)
+        return jax.tree.map(lambda x: x / batches, total)

@@ -1,0 +1,107 @@
+"""Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
+
+import pathlib
+import runpy
+from collections.abc import Callable, Mapping
+
+import ml_collections
+
+from lbsgd.run.config import default_config, flatten
+from lbsgd.system.errors import ConfigError
+
+Change = Callable[[ml_collections.ConfigDict, str], None]
+Rows = Mapping[str, str | Change]
+
+
+def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
+    """The config of another recipe in the same folder, to be changed by the one that asks.
+
+    Args:
+      file: `__file__` of the one that asks.
+      name: of the other, without ".py".
+      arg: its argument.
+    """
+    path = pathlib.Path(file).with_name(f"{name}.py")
+    config: ml_collections.ConfigDict = runpy.run_path(str(path))["get_config"](arg)
+    return config
+
+
+def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collections.ConfigDict:
+    """The config, changed by the parts of `arg` that commas separate, one after the other.
+
+    Args:
+      rows: what a part may be: "name=" with the key that its value is for, or with what to do with
+        the value; "word" (or "name=value") with what to do.
+
+    Raises:
+      ConfigError: an unknown part, or a value of the wrong type.
+    """
+    for part in filter(None, arg.split(",")):
+        name, sign, value = part.partition("=")
+        change = rows.get(part) or rows.get(name + sign)
+        if change is None or (sign and not value):
+            known = ", ".join(f"{row}..." if row.endswith("=") else row for row in rows)
+            raise ConfigError(f"no variant {part!r}; known: {known}")
+        try:
+            if isinstance(change, str):
+                kind = type(dict(flatten(config))[change])
+                config.update_from_flattened_dict({change: kind(value)})
+            else:
+                change(config, value)
+        except ValueError as error:
+            raise ConfigError(f"variant {part!r}: {error}") from error
+    return config
+
+
+def imagenet_resnet50() -> ml_collections.ConfigDict:
+    """The data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
+
+    Augmentation is that of Goyal et al. 2017, random area and aspect, and flip.
+    """
+    config = default_config()
+    config.accumulation_steps = 0
+    config.dtype = "bfloat16"
+    config.model.name = "resnet50"
+    config.data.source = "tfds"
+    config.data.tfds_name = "imagenet2012"
+    config.data.crop = "inception"
+    config.data.flip = True
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.evaluation.every_epochs = 1.0
+    config.checkpoint.every_epochs = 1.0
+    return config
+
+
+def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
+    """Another length in epochs, its decays moved in proportion; the warmup stays."""
+    factor = float(value) / config.total_epochs
+    config.total_epochs = float(value)
+    decays = config.learning_rate.decay_epochs
+    config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
+
+
+def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
+    """Three updates on a few small random images, for a test on a CPU.
+
+    Where the batch is to grow, it does so after the second.
+    """
+    growth = config.batch_growth
+    if growth.in_place_of_decay or growth.sizes:
+        growth.update({"sizes": (128,), "at_steps": (2,), "at_epochs": ()})
+        growth.update({"in_place_of_decay": False, "largest": 0})
+    config.batch_size = 64
+    config.worker_batch_size = 8
+    config.accumulation_steps = 1
+    config.batch_norm.precise_examples = min(config.batch_norm.precise_examples, 64)
+    config.total_epochs = 0.0
+    config.total_steps = 3
+    config.model.width = 0.125
+    config.learning_rate.reference_batch_size = 16
+    config.learning_rate.warmup_epochs = 0.0
+    config.learning_rate.warmup_steps = 2
+    config.data.source = "synthetic"
+    config.data.image_size = 32
+    config.data.synthetic_examples = 256
+    config.data.synthetic_validation_examples = 40
+    config.log.every_steps = 1

@@ -1,0 +1,125 @@
+"""The curves of a run as a picture: errors, learning rate and batch size against epochs."""
+
+import bisect
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lbsgd.run.record.metrics import evaluations
+from lbsgd.system.errors import first_line
+from lbsgd.system.figures import new_figure
+
+# Points of the training error where there are no evaluations between which to average it.
+STRETCHES = 20
+# More points than these are a line without markers.
+MOST_MARKERS = 30
+# Of a decade, on the axis of errors; more of them where that is not a decade long.
+TICKS, MORE_TICKS = (1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+
+
+class Schedule(NamedTuple):
+    """What held from each epoch on up to the next.
+
+    Attributes:
+      epochs: one more than there are of the others, for the end.
+    """
+
+    epochs: Sequence[float]
+    learning_rate: Sequence[float]
+    batch_size: Sequence[int]
+
+
+def draw(metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule: Schedule) -> str:
+    """Writes the curves as a PNG: "", or why that cannot be. No run fails of its picture."""
+    try:
+        curves(metrics, title, schedule).savefig(path, dpi=120)
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror or error})"
+    except Exception as error:  # of matplotlib, which may be anything
+        return f"{path} cannot be drawn ({type(error).__name__}: {first_line(error)})"
+    return ""
+
+
+def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> Any:
+    """Errors against epochs, learning rate below, and the batch size where it changes."""
+    figure = new_figure(7, 5)
+    strips = ("learning_rate", "batch_size")[: 2 if len(set(schedule.batch_size)) > 1 else 1]
+    ratios = (3, *(1 for _ in strips))
+    errors, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    validation = [(line["epoch"], line["val_error"]) for line in evaluations(metrics)]
+    _draw_errors(errors, _training_means(metrics), validation)
+    errors.set_title(title)
+    for panel, key in zip(below, strips):
+        levels = getattr(schedule, key)
+        panel.plot(
+            schedule.epochs, [*levels, *levels[-1:]], color="tab:gray", drawstyle="steps-post"
+        )
+        panel.set(ylabel=key.replace("_", " "))
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    below[-1].set_xlabel("epochs")
+    return figure
+
+
+def _draw_errors(
+    panel: Any, training: list[tuple[float, float]], validation: list[tuple[float, float]]
+) -> None:
+    """Both errors, on an axis on which small ones at the end can be read."""
+    for points, name, color in (
+        (training, "training", "tab:blue"),
+        (validation, "validation", "tab:red"),
+    ):
+        if not points:
+            continue
+        epochs, values = zip(*points)
+        marker = "o" if len(points) == 1 else "." if len(points) <= MOST_MARKERS else ""
+        label = f"{name}, {values[-1]:.2f}% at the end"
+        panel.plot(epochs, values, color=color, marker=marker, label=label)
+    _scale(panel, [value for _, value in training + validation])
+    panel.set_ylabel("error %")
+    panel.grid(alpha=0.3)
+    if training or validation:
+        panel.legend(frameon=False)
+
+
+def _scale(panel: Any, values: list[float]) -> None:
+    """A logarithmic axis; with errors of 0 it is linear below the least that is not."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        panel.set_ylim(0, 1)
+        return
+    least, most = min(positive), max(positive)
+    bottom, top = 0.8 * least, 1.25 * most
+    mantissas = TICKS if most > 10 * least else MORE_TICKS
+    ticks = [m * 10.0**power for power in range(-6, 3) for m in mantissas]
+    ticks = [tick for tick in ticks if bottom <= tick <= min(top, 100.0)]
+    if min(values) > 0:
+        panel.set_yscale("log")
+    else:
+        panel.set_yscale("symlog", linthresh=least, linscale=0.3)
+        bottom, ticks = -0.1 * least, [0.0, *ticks]
+    panel.set_ylim(bottom, top)
+    panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+
+
+def _training_means(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Pairs of an epoch and the training error averaged up to there, from the one before.
+
+    Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
+    the run is cut into `STRETCHES` of the same length.
+    """
+    lines = [line for line in metrics if line.get("train_error") is not None]
+    ends = [line["epoch"] for line in evaluations(metrics)]
+    end = lines[-1]["epoch"] if lines else 0.0
+    if len(ends) < 2 and lines:
+        ends = [end * i / STRETCHES for i in range(1, STRETCHES)] + [end]
+    elif lines and end > ends[-1]:  # stopped between two evaluations
+        ends.append(end)
+    stretches: dict[float, list[float]] = {}
+    for line in lines:
+        at = bisect.bisect_left(ends, line["epoch"])
+        if at < len(ends):
+            stretches.setdefault(ends[at], []).append(line["train_error"])
+    return [(end, statistics.fmean(errors)) for end, errors in sorted(stretches.items())]

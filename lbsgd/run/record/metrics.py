@@ -1,0 +1,139 @@
+"""What a run shows and leaves behind: metrics.jsonl, TensorBoard summaries, progress."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import replace_file
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a line with `step` (updates done), `epoch` and named values.
+
+    What a full disk refuses waits in memory, to be written with the next line. diagnostics.jsonl is
+    a file of this kind too; its values may be lists, or numbers by name.
+    """
+
+    def __init__(self, path: pathlib.Path, *, keep_until: int = 0, lists: bool = False) -> None:
+        """Opens the file for appending, dropping what a run that goes on will write again.
+
+        Args:
+          keep_until: lines of later steps are dropped, as is a last line cut short.
+          lists: whether values may be more than numbers.
+
+        Raises:
+          ConfigError: the file cannot be written, or is damaged.
+        """
+        self.kept = [line for line in read_metrics(path, lists) if line["step"] <= keep_until]
+        self._path, self._waiting = path, b""
+        try:
+            replace_file(path, "".join(json.dumps(line) + "\n" for line in self.kept))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written ({error.strerror or error}); make room there, or choose "
+                "another --workdir"
+            ) from error
+
+    def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Appends a line; a number that is not finite becomes null, as JSON has no word for it."""
+        line = json.dumps({"step": step, "epoch": round(epoch, 6), **_finite(values)}) + "\n"
+        self._waiting += line.encode()
+        with contextlib.suppress(OSError):  # `flush` tells
+            self._write()
+
+    def flush(self) -> str:
+        """Brings all lines to the disk: "", or why that cannot be."""
+        try:
+            self._write()
+            os.fsync(self._file.fileno())
+            if not os.fstat(self._file.fileno()).st_nlink:
+                return f"{self._path} was removed"
+        except OSError as error:
+            return f"{self._path} cannot be written ({error.strerror or error})"
+        return ""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self) -> None:
+        while self._waiting:
+            # Of a line that is written in part only the rest waits.
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_finite(inside) for inside in value]
+    return value if math.isfinite(value) else None
+
+
+def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none if there is no file, without a last line cut short.
+
+    Args:
+      lists: whether values may be lists, or numbers by name, as in diagnostics.jsonl.
+
+    Raises:
+      ConfigError: a line that is not the last is damaged.
+    """
+    lines, damaged = _read(path, lists)
+    if damaged:
+        raise ConfigError(
+            f"{path}, line {damaged[0]} is damaged; mend it or choose another --workdir"
+        )
+    return lines
+
+
+def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines of a metrics.jsonl that can be read; and "", or what is wrong with the others."""
+    try:
+        lines, damaged = _read(path, lists=False)
+    except ConfigError as error:
+        return [], str(error)
+    if not damaged:
+        return lines, ""
+    more = f" and {len(damaged) - 1} more are" if len(damaged) > 1 else " is"
+    return lines, f"{path}, line {damaged[0]}{more} damaged, and left out here"
+
+
+def _read(path: pathlib.Path, lists: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines, and the numbers of those that are damaged."""
+    if not path.is_file():
+        return [], []
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error
+    lines, damaged = [], []
+    for number, text in enumerate(whole, 1):
+        try:
+            lines.append(_checked(json.loads(text), lists))
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    return lines, damaged
+
+
+def _checked(line: Any, lists: bool) -> dict[str, Any]:
+    """A line as `MetricsFile` writes it, or ValueError."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise ValueError("no step")
+    for value in line.values():
+        inside = [value]
+        if lists and isinstance(value, (list, dict)):
+            inside = list(value.values()) if isinstance(value, dict) else value
+        if not all(x is None or isinstance(x, (int, float)) for x in inside):
+            raise ValueError("not a number")
+    return line
+
+
+def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines that hold an evaluation."""
+    return (line for line in metrics if line.get("val_error") is not None)

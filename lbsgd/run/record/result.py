@@ -1,0 +1,211 @@
+"""What came of a run: its final error and its target, said in lines, a file and a picture."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lbsgd.run.build import Run
+from lbsgd.run.record import curves
+from lbsgd.run.record.metrics import evaluations, read_whole_lines
+from lbsgd.run.record.progress import Progress
+from lbsgd.run.record.speed import Speed
+from lbsgd.run.target import Target
+from lbsgd.run.workdir import Workdir
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.system.files import replace_file
+from lbsgd.system.text import counted
+from lbsgd.workers.placement import Placement
+
+# Of the final error (Goyal et al., section 5.1).
+FINAL_EPOCHS = 5
+# Updates at which the schedule is drawn, besides those where it jumps; no picture shows more.
+DRAWN = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      updates: done in all.
+      complete: whether there is nothing left to do; a run that was stopped has something left.
+      final_error: see `FinalError`, in percent; None if there was no evaluation.
+    """
+
+    updates: int
+    complete: bool
+    final_error: float | None
+
+
+class FinalError(NamedTuple):
+    """The median validation error over the final 5 epochs (Goyal et al., section 5.1).
+
+    Attributes:
+      error: in percent.
+      evaluations: of which it is the median.
+      whole: whether there were 5 epochs; a shorter run has the median over all of it.
+    """
+
+    error: float
+    evaluations: int
+    whole: bool
+
+
+def final_error(metrics: list[dict[str, Any]], timeline: Timeline) -> FinalError | None:
+    """The median over the evaluations in the epoch of the last one, and in the 4 before it.
+
+    An evaluation at the end of an epoch belongs to that epoch (`Timeline.epoch_of`): with one at
+    the end of each these are the final five, with one every fourth epoch the final two.
+
+    Returns:
+      None if there was no evaluation.
+    """
+    evaluated = [(line["step"], line["val_error"]) for line in evaluations(metrics)]
+    if not evaluated:
+        return None
+    last = timeline.epoch_of(evaluated[-1][0])
+    errors = [error for step, error in evaluated if timeline.epoch_of(step) > last - FINAL_EPOCHS]
+    return FinalError(statistics.median(errors), len(errors), last >= FINAL_EPOCHS)
+
+
+def finish(
+    parts: Run,
+    folder: Workdir,
+    progress: Progress,
+    done: int,
+    complete: bool,
+    speed: Speed | None,
+) -> Outcome:
+    """Sums the run up, and draws its curves.
+
+    Args:
+      done: updates.
+      complete: whether nothing is left to do.
+      speed: None if nothing was trained.
+    """
+    if jax.process_index():
+        progress.line(f"{'done' if complete else 'stopped'} after update {done}")
+        return Outcome(done, complete, None)
+    lines, damage = read_whole_lines(folder.metrics)
+    final = final_error(lines, parts.timeline)
+    undrawn = curves.draw(lines, folder.curves, _title(parts), _schedule(parts, done))
+    unwritten = _write(parts, folder, done, complete, lines)
+    for problem in filter(None, (damage, undrawn, unwritten)):
+        progress.line(problem)
+    progress.line("")
+    if not complete:
+        progress.line(
+            f"stopped after update {done} of {parts.total_updates}; the same command goes on"
+        )
+    if final:
+        progress.line(say_error(final, list(evaluations(lines))))
+    target = Target.of(parts.config.stop_at)
+    if target:
+        progress.line(say_target(target, lines))
+    if speed:
+        epochs = counted(parts.timeline.epoch(done), "epoch", form=".4g")
+        progress.line(f"{counted(done, 'update')}, {epochs}, {speed}")
+    if parts.corrupt.names:
+        progress.line(f"corrupt examples: {len(parts.corrupt.names)}, named in {folder.corrupt}")
+    for name, path in (
+        ("checkpoint", folder.checkpoints / str(done)),
+        ("metrics", folder.metrics),
+        ("picture", folder.curves),
+    ):
+        if not (name == "picture" and undrawn):
+            progress.line(f"{name:<11}{path}")
+    return Outcome(done, complete, final.error if final else None)
+
+
+def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
+    """The final error, of how many evaluations it is, and what the last of all found."""
+    top5 = evaluated[-1].get("val_error_top5")
+    last = [f"top-5 {top5:.2f}%"] if top5 is not None else []
+    of = f"the only evaluation in the final {FINAL_EPOCHS} epochs"
+    if len(evaluated) == 1:
+        of = "the only evaluation"
+    elif final.evaluations > 1:
+        of = f"median of the {final.evaluations} evaluations in the final {FINAL_EPOCHS} epochs"
+        if not final.whole:
+            of = (
+                f"median of all {final.evaluations} evaluations, in fewer than {FINAL_EPOCHS} "
+                "epochs"
+            )
+        last = [f"the last {evaluated[-1]['val_error']:.2f}%", *last]
+    return f"validation error {final.error:.2f}% ({'; '.join(filter(None, (of, ', '.join(last))))})"
+
+
+def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
+    """After how many updates and epochs the target was reached, or how near it came."""
+    line = target.first(lines)
+    if line is None:
+        best = target.best(lines)
+        came = f"the best was {best:.6g}" if best is not None else "there was no evaluation"
+        return f"target not reached: {target} ({came})"
+    updates = counted(line["step"], "update")
+    epochs = counted(line["epoch"], "epoch", form=".4g")
+    return f"target reached: {target}, after {updates} = {epochs} ({target.own_of(line):.6g})"
+
+
+def _write(
+    parts: Run, folder: Workdir, done: int, complete: bool, lines: list[dict[str, Any]]
+) -> str:
+    """Writes result.json: "", or why that cannot be."""
+    final, target = final_error(lines, parts.timeline), Target.of(parts.config.stop_at)
+    found = {
+        "updates": done,
+        "epochs": parts.timeline.epoch(done),
+        "complete": complete,
+        "final_error": final.error if final else None,
+        "final_error_evaluations": final.evaluations if final else 0,
+        "target": _target_reached(target, lines) if target else None,
+    }
+    try:
+        replace_file(folder.result, json.dumps(found, indent=2) + "\n")
+    except OSError as error:
+        return f"{folder.result} cannot be written ({error.strerror or error})"
+    return ""
+
+
+def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    line = target.first(lines)
+    return {
+        **target._asdict(),
+        "reached": line is not None,
+        "updates": line["step"] if line else None,
+        "epochs": line["epoch"] if line else None,
+    }
+
+
+def _title(parts: Run) -> str:
+    sizes = " to ".join(
+        f"{placement.batch_size} = {counted(placement.workers, 'worker', form='d')}"
+        for placement in _first_and_last(parts)
+    )
+    return f"{parts.config.model.name} on {parts.config.data.source}, minibatch {sizes}"
+
+
+def _first_and_last(parts: Run) -> list[Placement]:
+    """The placements of the first and the last update, once if they are one."""
+    last = parts.placements[parts.timeline.batch_size(parts.total_updates - 1)]
+    return [parts.placement] if last == parts.placement else [parts.placement, last]
+
+
+def _schedule(parts: Run, done: int) -> curves.Schedule:
+    """What the schedules were in the updates that are done."""
+    rate, timeline = parts.rate, parts.timeline
+    jumps = [rate.warmup_updates, *rate.decay_updates, *(s.first_update for s in timeline.segments)]
+    evenly = range(0, done, max(1, done // DRAWN))
+    updates = sorted({*evenly, *(t for t in jumps if t < done)})
+    rates = jax.vmap(parts.schedules["learning_rate"])(jnp.asarray(updates, jnp.int32))
+    return curves.Schedule(
+        [timeline.epoch(t) for t in [*updates, done]],
+        np.asarray(rates).tolist(),
+        [timeline.batch_size(t) for t in updates],
+    )

@@ -1,0 +1,53 @@
+"""Measures throughput: images/s, and the time that devices wait for data."""
+
+import time
+from typing import NamedTuple
+
+# Waiting for data longer than this part of the time is worth a line.
+INPUT_BOUND = 0.1
+
+
+class Speed(NamedTuple):
+    """How fast training went.
+
+    Attributes:
+      delivered: images/s.
+      needed: images/s that the devices would have taken.
+      waited: part of the time that they stood still for want of data.
+    """
+
+    delivered: float
+    needed: float
+    waited: float
+
+    @classmethod
+    def over(cls, images: int, seconds: float, idle: float) -> "Speed":
+        """Of so many images in so many seconds, of which the devices stood still for some."""
+        seconds = max(seconds, 1e-9)
+        return cls(images / seconds, images / max(seconds - idle, 1e-9), idle / seconds)
+
+    def __str__(self) -> str:
+        text = f"{self.delivered:,.0f} images/s, waited for data {self.waited:.1%} of the time"
+        if self.waited <= INPUT_BOUND:
+            return text
+        return (
+            f"{text}; input-bound: {self.needed:,.0f} images/s needed, "
+            f"{self.delivered:,.0f} delivered"
+        )
+
+
+class Stopwatch:
+    """Time spent training: it stands still while evaluating, compiling or saving."""
+
+    def __init__(self) -> None:
+        self._before, self._since = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+    def stop(self) -> None:
+        self._before = self.seconds
+
+    def start(self) -> None:
+        self._since = time.monotonic()

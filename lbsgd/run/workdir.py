@@ -1,0 +1,224 @@
+"""The folder of a run: whose it is, and what lies where."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import re
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+import jax
+
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import replace_file
+from lbsgd.system.text import differences
+
+# The run before may still be saving (a pod has five minutes for it), or a file server still hold
+# the lock of a machine that is gone.
+LOCK_SECONDS = 360.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths of what a run leaves behind.
+
+    Attributes:
+      path: the folder.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    @property
+    def machine(self) -> pathlib.Path:
+        return self.path / "machine.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def diagnostics(self) -> pathlib.Path:
+        return self.path / "diagnostics.jsonl"
+
+    @property
+    def result(self) -> pathlib.Path:
+        return self.path / "result.json"
+
+    @property
+    def corrupt(self) -> pathlib.Path:
+        """Of this process: names of the examples that it could not read."""
+        process = jax.process_index()
+        return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
+
+    @property
+    def log(self) -> pathlib.Path:
+        """Of this process."""
+        return self.path / "logs" / f"{jax.process_index()}.log"
+
+    @property
+    def curves(self) -> pathlib.Path:
+        return self.path / "curves.png"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        return self.path / "tensorboard"
+
+    def forget_result(self) -> None:
+        """Removes what came of the run when it ended before, for now it goes on.
+
+        Raises:
+          ConfigError: it cannot be removed.
+        """
+        try:
+            self.result.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.result} cannot be removed ({error.strerror or error}); remove it, for the "
+                "run goes on"
+            ) from error
+
+    def claim(
+        self,
+        identity: dict[str, Any],
+        config: dict[str, Any],
+        machine: dict[str, Any],
+        validation: str = "",
+        say: Callable[[str], None] = print,
+    ) -> IO[str]:
+        """Makes the folder this run's, or checks that it is one already.
+
+        Args:
+          identity: what decides the parameters of the run.
+          config: all keys of the resolved config.
+          machine: versions and hardware, added to those it ran on before.
+          validation: the fingerprint of the validation set. That may change, as where a damaged
+            file was mended; then a line says so.
+          say: takes a line, where another process has the folder and this one waits for it.
+
+        Returns:
+          A lock: the folder is this process's until it is closed, or the process ends.
+
+        Raises:
+          ConfigError: it cannot be written, is in use, or belongs to a run that computes something
+            else.
+        """
+        if "://" in str(self.path) or re.match("[a-z0-9]+:/", str(self.path)):
+            raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
+        with contextlib.ExitStack() as opened:
+            try:
+                validation = self._check_owner(identity, validation, say)
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context((self.path / ".lock").open("a+"))
+                self._await(lock, say)
+                self._describe(identity, validation, config, machine)
+                self.checkpoints.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"workdir {self.path} cannot be written ({error.strerror or error}); "
+                    "choose another --workdir"
+                ) from error
+            opened.pop_all()
+        return lock
+
+    def _describe(
+        self,
+        identity: dict[str, Any],
+        validation: str,
+        config: dict[str, Any],
+        machine: dict[str, Any],
+    ) -> None:
+        described = {"run": identity, "validation_set": validation, "config": config}
+        text = json.dumps(described, indent=2)
+        replace_file(self.config, text + "\n")
+        try:
+            machines = json.loads(self.machine.read_text()) if self.machine.exists() else []
+            if not isinstance(machines, list):
+                raise ValueError("not a list")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{self.machine} is damaged; mend or remove it") from error
+        if not machines or machines[-1] != machine:
+            machines.append(machine)
+        replace_file(self.machine, json.dumps(machines, indent=2) + "\n")
+
+    def _await(self, lock: IO[str], say: Callable[[str], None]) -> None:
+        """Waits until the lock is this process's, and writes into it whose it is."""
+        until = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(lock):
+            lock.seek(0)
+            holder = lock.read().strip() or "another run"
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"workdir {self.path} is in use by {holder}; end that or choose another "
+                    "--workdir"
+                )
+            say(f"waits for workdir {self.path}, which is in use by {holder}")
+            say = _silent
+            time.sleep(0.5)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+
+    def _holds_updates(self) -> bool:
+        """Whether a run got anywhere: one that did not leaves the folder to the next."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+
+    def _holds_evaluations(self) -> bool:
+        return self.metrics.is_file() and b'"val_' in self.metrics.read_bytes()
+
+    def _check_owner(
+        self, identity: dict[str, Any], validation: str, say: Callable[[str], None]
+    ) -> str:
+        """Checks that the folder is this run's, and returns the validation set of its evaluations.
+
+        Raises:
+          ConfigError: it is another run's.
+        """
+        if not self.config.is_file() or not self._holds_updates():
+            return validation
+        try:
+            there = json.loads(self.config.read_text())
+            owner, validation_there = dict(there["run"]), there.get("validation_set")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self.config} is not a run's config; choose another --workdir, or remove it: "
+                "checkpoints know whose they are"
+            ) from error
+        differ = differences(owner, json.loads(json.dumps(identity)))
+        if differ:
+            raise ConfigError(
+                f"workdir {self.path} holds a run that differs in {differ}; "
+                "choose another --workdir or set these back"
+            )
+        if validation_there in (None, validation) or not self._holds_evaluations():
+            return validation
+        say("the validation set is not that of the evaluations before: compare them with care")
+        return str(validation_there)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether nobody else has it; where the file system knows no locks, nobody has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _silent(text: str) -> None:
+    """For what was said already."""

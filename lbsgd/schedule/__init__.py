@@ -1,0 +1,1 @@
+"""When: update index, examples seen, epochs; batch sizes and learning rates over time."""

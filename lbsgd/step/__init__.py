@@ -1,0 +1,1 @@
+"""What: one synchronous update, as pure functions."""

@@ -1,0 +1,72 @@
+"""Reduces over workers: lanes (vmap), accumulation steps (scan), devices (shard_map)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lbsgd.step.loops import scan
+from lbsgd.step.worker import Batch, WorkerResult
+from lbsgd.workers.placement import LANE_AXIS, Placement
+
+
+def mean_over_lanes(
+    worker: Callable[[Batch], WorkerResult], rows: Batch, step: jax.Array, placement: Placement
+) -> WorkerResult:
+    """The workers of one accumulation step on one device: their share of the mean over k.
+
+    The share is (devices / k) times their sum, so that `lax.pmean` over devices of the sum over
+    steps is the mean over workers. Idle slots are dropped by selection.
+
+    Args:
+      rows: `[L, n, ...]`.
+      step: the accumulation step.
+    """
+    real = placement.holds_worker(step)
+    groups = (placement.lanes // placement.lanes_in_group, placement.lanes_in_group)
+    rows = jax.tree.map(lambda x: x.reshape(groups + x.shape[1:]), rows)
+    results = jax.vmap(jax.vmap(worker, axis_name=LANE_AXIS))(rows)
+    weight = placement.devices / placement.workers
+
+    def share(x: jax.Array) -> jax.Array:
+        return weight * sum_of_workers(x.reshape((placement.lanes, *x.shape[2:])), real)
+
+    return jax.tree.map(share, results)
+
+
+def sum_of_workers(x: jax.Array, real: jax.Array) -> jax.Array:
+    """The sum over those lanes of x, `[L, ...]`, that hold a worker."""
+    keep = real.reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.sum(jnp.where(keep, x, 0), axis=0)
+
+
+def sum_over_steps(f: Callable[[Any], Any], steps: Any, platform: str) -> Any:
+    """sum_a f(steps[a]) by `lax.scan`, so that only one step is in memory at a time.
+
+    Args:
+      platform: of the devices, as for `loops.scan`.
+    """
+    first = jax.tree.map(lambda x: x[0], steps)
+    if jax.tree.leaves(steps)[0].shape[0] == 1:
+        return f(first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+
+    def add(total: Any, step: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(step)), None
+
+    return scan(add, zeros, steps, platform)[0]
+
+
+def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int) -> Any:
+    """`f(*replicated arguments, batch)` on every device, by `shard_map`.
+
+    What f returns must be alike on all devices. Checking that (`check_vma`) is off because
+    collectives over a vmap axis cannot be traced with it; it also makes the gradient with respect
+    to a replicated argument the device's own, with no reduction but those written out.
+    """
+    specs = (PartitionSpec(),) * replicated + (placement.batch_spec,)
+    return jax.shard_map(
+        f, mesh=placement.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+    )

@@ -1,0 +1,1 @@
+"""What the rest stands on: errors, text, files, devices, processes, signals, progress."""

@@ -1,0 +1,1 @@
+"""Where: how k workers lie on devices, lanes and accumulation steps, and how they exchange."""

@@ -1,0 +1,207 @@
+"""The exchanges that all-reduces are made of, for arrays `[n]` within `jax.shard_map`.
+
+Each takes the ranks of a line apart, n elements to one segment a rank (reduce-scatter), gives the
+segment's sum to `inner`, and puts together what that returns (all-gather). So an all-reduce over a
+grid is an exchange over rows whose `inner` is an exchange over columns. The innermost is done once
+for each segment, by the rank that has its sum: all ranks end with the same bits.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lbsgd.workers.collectives.topology import Lines, block_sizes
+
+Inner = Callable[[jax.Array], jax.Array]
+Moves = Iterable[tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """The link between ranks, and the numbers that cross it.
+
+    Attributes:
+      axis: name or names of the mesh axes whose devices are the ranks, in row-major order.
+      dtype: a type of 16 bits for what crosses; sums are float32. None for the sums' own type.
+    """
+
+    axis: Any
+    dtype: Any = None
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        """What crosses for the sums x.
+
+        As integers, for XLA may compute in float32 what is written in 16 bits: it would send
+        float32 on some backends, and leave a rank's own copy unrounded.
+        """
+        if self.dtype is None:
+            return x
+        return lax.bitcast_convert_type(x.astype(self.dtype), jnp.uint16)
+
+    def unpack(self, x: jax.Array) -> jax.Array:
+        """The sums that crossed as x."""
+        if self.dtype is None:
+            return x
+        return lax.bitcast_convert_type(x, self.dtype).astype(jnp.float32)
+
+    def move(self, packed: jax.Array, lines: Lines, moves: Moves) -> jax.Array:
+        """What each rank is sent when positions send to positions in all lines; else zeros."""
+        moves = list(moves)
+        pairs = [(line[a], line[b]) for line in lines for a, b in moves]
+        return lax.ppermute(packed, self.axis, pairs)
+
+    def position(self, lines: Lines) -> jax.Array:
+        """This rank's position in its line."""
+        table = np.zeros(sum(map(len, lines)), np.int32)
+        for line in lines:
+            table[list(line)] = np.arange(len(line))
+        return jnp.asarray(table)[lax.axis_index(self.axis)]
+
+
+def ring(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
+    """Around each line (bucket algorithm): p - 1 steps of n / p there, and as many back.
+
+    Args:
+      x: `[n]`, n a multiple of p, the ranks of a line.
+      inner: sums of a segment `[n / p]` -> packed, of the same shape.
+
+    Returns:
+      packed, `[n]`.
+    """
+    count = len(lines[0])
+    if count == 1:
+        return inner(x)
+    here, segments = wire.position(lines), x.reshape(count, -1)
+    onwards = [(i, (i + 1) % count) for i in range(count)]
+
+    def segment(distance: int) -> jax.Array:
+        return lax.dynamic_index_in_dim(segments, (here - distance) % count, keepdims=False)
+
+    total = segment(1)
+    for distance in range(2, count + 1):
+        total = segment(distance) + wire.unpack(wire.move(wire.pack(total), lines, onwards))
+    piece = inner(total)
+    whole = jnp.zeros((count, piece.size), piece.dtype)
+    whole = lax.dynamic_update_index_in_dim(whole, piece, here, 0)
+    for distance in range(1, count):
+        piece = wire.move(piece, lines, onwards)
+        whole = lax.dynamic_update_index_in_dim(whole, piece, (here - distance) % count, 0)
+    return whole.reshape(-1)
+
+
+def direct(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
+    """By the backend's own reduce-scatter and all-gather; of 16 bits by its all-to-all and a sum.
+
+    Args:
+      x: `[n]`, n a multiple of p, the ranks of a line.
+      inner: sums of a segment `[n / p]` -> packed, of the same shape.
+
+    Returns:
+      packed, `[n]`.
+    """
+    count, groups = len(lines[0]), [list(line) for line in lines]
+    if count == 1:
+        return inner(x)
+    if wire.dtype is None:
+        total = lax.psum_scatter(x, wire.axis, axis_index_groups=groups, tiled=True)
+    else:
+        packed = wire.pack(x).reshape(count, -1)
+        packed = lax.all_to_all(packed, wire.axis, 0, 0, axis_index_groups=groups)
+        # One by one: XLA on a CPU takes 80 times as long for jnp.sum over the first axis.
+        total = functools.reduce(jnp.add, list(wire.unpack(packed)))
+    return lax.all_gather(inner(total), wire.axis, axis_index_groups=groups, tiled=True)
+
+
+def binary_blocks(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
+    """Recursive halving and doubling within blocks of 2^j ranks, and between these.
+
+    A line is cut into blocks by the binary digits of its length, largest first. Each block halves
+    its segments with partners at distance 1, 2, 4, ... (Goyal et al. 2017, section 4.2; Thakur et
+    al. 2005). Then each block's sums are added to those of the next larger block, from the smallest
+    on; the means come back on the same way. With one block this is halving and doubling.
+
+    Args:
+      x: `[n]`, n a multiple of the largest block.
+      inner: sums of a segment `[n / largest block]` -> packed, of the same shape.
+
+    Returns:
+      packed, `[n]`.
+    """
+    here, sizes = wire.position(lines), block_sizes(len(lines[0]))
+    totals = [x]
+    for level in range(sizes[0].bit_length() - 1):
+        totals.append(_halve(totals[-1], wire, lines, level, here))
+    for small, large in reversed(list(zip(sizes[1:], sizes))):
+        sent = _to_larger(totals[small.bit_length() - 1], wire, lines, small, large)
+        totals[large.bit_length() - 1] += sent
+    means = {sizes[0]: inner(totals[-1])}
+    for small, large in zip(sizes[1:], sizes):
+        means[small] = _to_smaller(means[large], wire, lines, small, large)
+    whole = means[sizes[0]]
+    for level in reversed(range(len(totals) - 1)):
+        whole = _double(whole, wire, lines, level, here)
+        if 1 << level in means:
+            mine = (here >= _first(lines, 1 << level)) & (here < _end(lines, 1 << level))
+            whole = jnp.where(mine, means[1 << level], whole)
+    return whole
+
+
+def _first(lines: Lines, block: int) -> int:
+    """The first position of the block: after the larger ones."""
+    return len(lines[0]) & -(2 * block)
+
+
+def _end(lines: Lines, block: int) -> int:
+    return len(lines[0]) & -block
+
+
+def _partners(lines: Lines, level: int) -> Moves:
+    """Pairs at distance 2^level within blocks that are larger than it."""
+    return [(i, i ^ 1 << level) for i in range(_end(lines, 2 << level))]
+
+
+def _halve(x: jax.Array, wire: Wire, lines: Lines, level: int, here: jax.Array) -> jax.Array:
+    """The half of the sums that stays here, with the partner's; the other is sent to it."""
+    halves, upper = x.reshape(2, -1), here >> level & 1
+    kept = lax.dynamic_index_in_dim(halves, upper, keepdims=False)
+    given = lax.dynamic_index_in_dim(halves, 1 - upper, keepdims=False)
+    return kept + wire.unpack(wire.move(wire.pack(given), lines, _partners(lines, level)))
+
+
+def _double(packed: jax.Array, wire: Wire, lines: Lines, level: int, here: jax.Array) -> jax.Array:
+    """`packed` and the partner's, in their order."""
+    both = jnp.stack([packed, wire.move(packed, lines, _partners(lines, level))])
+    return jnp.where((here >> level & 1) == 1, both[::-1], both).reshape(-1)
+
+
+def _to_larger(total: jax.Array, wire: Wire, lines: Lines, small: int, large: int) -> jax.Array:
+    """The smaller block's sums, where they are added: `[n / small]` there, `[n / large]` here."""
+    parts = wire.pack(total).reshape(large // small, -1)
+    ways = _between(lines, small, large)
+    sent = [wire.unpack(wire.move(part, lines, moves)) for part, moves in zip(parts, ways)]
+    return functools.reduce(jnp.add, sent)  # all but one are zeros
+
+
+def _to_smaller(packed: jax.Array, wire: Wire, lines: Lines, small: int, large: int) -> jax.Array:
+    """The means of the larger block for the smaller: `[n / large]` there, `[n / small]` here."""
+    ways = _between(lines, small, large)
+    parts = [wire.move(packed, lines, [(b, a) for a, b in moves]) for moves in ways]
+    return jnp.concatenate(parts)
+
+
+def _between(lines: Lines, small: int, large: int) -> list[Moves]:
+    """For each part of a smaller block's segment: from whom to whom in the larger block.
+
+    Halving leaves rank r of a block with the segment whose number is r with its bits reversed.
+    """
+    count = large // small
+    bits = count.bit_length() - 1
+    a, b = _first(lines, small), _first(lines, large)
+    reverse = [int(f"{part:0{bits}b}"[::-1], 2) for part in range(count)]
+    return [[(a + s, b + s + small * reverse[part]) for s in range(small)] for part in range(count)]

@@ -1,0 +1,47 @@
+"""What an evaluation finds, and the line that says it."""
+
+import re
+
+import pytest
+
+from lbsgd.run.build import build
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.evaluation import Evaluation
+from lbsgd.run.record.log import Log
+from lbsgd.run.record.record import NoRecord
+
+
+class Said:
+    """Progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("classes", "outputs", "top5"),
+    [
+        (3, 0, False),
+        pytest.param(5, 10, False, marks=pytest.mark.long),
+        pytest.param(6, 0, True, marks=pytest.mark.long),
+    ],
+)
+def test_there_is_a_top5_error_of_more_than_5_classes(classes, outputs, top5):
+    """However many outputs the network has: with 5 classes or fewer it says nothing."""
+    config = default_config()
+    config.update({"batch_size": 8, "worker_batch_size": 8, "total_steps": 1, "devices": 1})
+    config.update({"learning_rate": {"warmup": "none"}})
+    config.model.update({"name": "cifar_resnet8", "width": 0.25, "num_classes": outputs})
+    config.data.update({"source": "synthetic", "synthetic_classes": classes, "image_size": 8})
+    config.data.update({"synthetic_examples": 20, "synthetic_validation_examples": 20})
+    parts = build(resolve(config))
+    values = Evaluation(parts, lambda: None, lambda done: False)(0, parts.start())
+    assert values.keys() == {"val_loss", "val_error"} | ({"val_error_top5"} if top5 else set())
+    said = Said()
+    Log(parts, NoRecord(), said, lambda: None, 0, 0).evaluation(1, values)
+    (line,) = said.lines
+    end = r"  top-5 \d+\.\d\d%" if top5 else ""
+    assert re.fullmatch(rf"epoch 0\.40  update 1  validation loss \S+  error \d+\.\d\d%{end}", line)
