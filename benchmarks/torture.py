@@ -130,8 +130,8 @@ def config():
 def outcome(workdir: pathlib.Path) -> dict[str, object]:
     """Final state, newest checkpoint, and the metrics without times."""
     parts = build(config())
-    found = Checkpoints(workdir / "checkpoints", 1, parts.identity(), say=print)
-    update, state = found.restore(parts.abstract_state())
+    found = Checkpoints(workdir / "checkpoints", 1, parts.plan.identity(), say=print)
+    update, state = found.restore(parts.program.abstract_state())
     found.close()
     lines = read_metrics(workdir / "metrics.jsonl")
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -164,22 +165,38 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(stop: StopSignal) -> int:
     from lbsgd import train
-    from lbsgd.launch import startup
-    from lbsgd.run import build, explain
-    from lbsgd.system.processes import is_first
 
     config = config_lib.resolve(_CONFIG.value)
-    startup.start_processes(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, config.runtime
-    )
     if _EXPLAIN.value:
-        parts = build.build(config)
-        if is_first():
-            print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
-        return EXIT_DONE
+        return _explain(config)
+    _start_processes(config)
     workdir = at_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
     outcome = train.run(config, workdir, should_stop=lambda done: stop.reached())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
+
+
+def _start_processes(config: ml_collections.ConfigDict) -> None:
+    from lbsgd.launch import startup
+
+    startup.start_processes(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, config.runtime
+    )
+
+
+def _explain(config: ml_collections.ConfigDict) -> int:
+    """Prints the plan of a run; asks the machine only for what the config leaves open."""
+    from lbsgd.run.build import plan_run
+    from lbsgd.run.explain import explain, parameter_table
+    from lbsgd.system.processes import is_first
+    from lbsgd.workers.topology import Topology
+
+    asks = Topology.planned(config) is None
+    if asks:
+        _start_processes(config)
+    plan = plan_run(config)
+    if not asks or is_first():
+        print("\n".join([*explain(plan), parameter_table(plan)]))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

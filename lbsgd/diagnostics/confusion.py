@@ -6,14 +6,15 @@ and distribution.
 
 import contextlib
 import math
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from lbsgd.data.pipeline import TrainBatches
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
-from lbsgd.run.build import Run
+from lbsgd.run.feed import Feed
+from lbsgd.run.plan import Plan
+from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Segment, Timeline
 from lbsgd.step.train_step import TrainState
 from lbsgd.workers.placement import Placement, place
@@ -32,48 +33,43 @@ def pair_placement(devices: int, batch_size: int) -> Placement:
     return place(math.lcm(devices, 2) * batch_size, batch_size, devices=devices)
 
 
-def pair_batches(parts: Run, placement: Placement, done: int) -> TrainBatches:
+def pair_batches(feed: Feed, placement: Placement, done: int) -> TrainBatches:
     """The minibatches that belong to the state after `done` updates, a few at a time.
 
     They follow each other in an order of their own, from the number of examples seen on: a function
     of the config and the time, which no placement changes.
     """
-    seen = parts.timeline.examples_seen(done)
-    timeline = Timeline(
-        parts.timeline.examples_per_epoch, (Segment(0, seen, placement.batch_size),)
-    )
-    return parts.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
+    whole = feed.plan.timeline
+    start = Segment(0, whole.examples_seen(done), placement.batch_size)
+    timeline = Timeline(whole.examples_per_epoch, (start,))
+    return feed.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
 
 
 class Confusion:
     """Cosines of pairs of minibatches, each of them one worker to batch norm."""
 
-    def __init__(
-        self, parts: Run, alive: Callable[[], None], should_stop: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, plan: Plan, feed: Feed, monitor: Monitor) -> None:
         """Compiles nothing yet.
 
         Args:
-          alive: called after each batch.
-          should_stop: asked with the number of updates done, before each batch.
+          monitor: hears of each batch, and may end the measurement before the next.
         """
-        config = parts.config.diagnostics
-        self._parts, self._alive, self._should_stop = parts, alive, should_stop
-        self._pairs = config.confusion.pairs
-        self._placement = pair_placement(parts.placement.devices, config.confusion.batch_size)
-        self._step = compiled(parts.worker, self._placement, in_turn=config.in_turn)
+        config = plan.config.diagnostics
+        self._feed, self._monitor, self._pairs = feed, monitor, config.confusion.pairs
+        self._placement = pair_placement(plan.topology.devices, config.confusion.batch_size)
+        self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
         """The cosine of each pair at the state after `done` updates; None if it is to stop."""
         cosines: list[float] = []
         in_batch = self._placement.workers // 2
-        source = pair_batches(self._parts, self._placement, done)
+        source = pair_batches(self._feed, self._placement, done)
         steps = math.ceil(self._pairs / in_batch)
         with contextlib.closing(source.between(0, steps)) as batches:
             for batch in batches:
-                if self._should_stop(done):
+                if self._monitor.should_stop(done):
                     return None
                 found = jax.device_get(self._step(state.params, state.batch_stats, batch))
                 cosines += neighbour_cosines(found)[::2].tolist()
-                self._alive()
+                self._monitor.alive()
         return cosines[: self._pairs]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from lbsgd.data.source import Source
+from lbsgd.data.facts import Facts
 from lbsgd.run.config import default_config
 from lbsgd.run.target import Target
 from lbsgd.system.errors import ConfigError
@@ -22,9 +22,9 @@ LEAST_STD = 1e-6
 LEAST_VALUES = 3
 
 
-def image_shape_of(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
+def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
     """`(h, w, c)` of what the network sees."""
-    height, width, channels = source.image_shape
+    height, width, channels = data.image_shape
     if config.data.crop == "inception":
         height = width = config.data.image_size
     return height, width, channels

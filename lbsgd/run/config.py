@@ -30,6 +30,10 @@ MACHINE_KEYS = (
     "allreduce.bucket_mib",
     "allreduce.grid",
     "data.dir",
+    "data.examples",
+    "data.validation_examples",
+    "data.classes",
+    "data.image_shape",
     "data.threads",
     "data.on_corrupt",
     "data.max_corrupt",
@@ -193,6 +197,11 @@ def default_config() -> ml_collections.ConfigDict:
                 "source": "digits",
                 # Where the data lie.
                 "dir": "",
+                # To plan a run without its data: examples, classes and (h, w, c).
+                "examples": 0,
+                "validation_examples": 0,
+                "classes": 0,
+                "image_shape": (),
                 # Of "folder" and "npz" without a validation set: the part of their images that is
                 # held out, by a hash of the seed and each one's name (lbsgd.data.sources.held_out).
                 "validation_fraction": 0.0,

@@ -6,8 +6,8 @@ import jax
 from clu import parameter_overview
 
 from lbsgd.optim.chain import decayed, scaled
-from lbsgd.run.build import Run
 from lbsgd.run.config import usual_short_side
+from lbsgd.run.plan import Plan
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size, phases_of
 from lbsgd.system.text import counted, noun
@@ -30,86 +30,88 @@ class _ParameterRow:
     Trust: str
 
 
-def parameter_table(run: Run) -> str:
+def parameter_table(plan: Plan) -> str:
     """Each parameter with its role, and whether it decays and has a trust ratio."""
-    params = jax.eval_shape(run.initial_state).params
-    layerwise = run.config.optimizer.name != "sgd"
+    params = plan.state_shapes().params
+    layerwise = plan.config.optimizer.name != "sgd"
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),
             str(role),
             str(shape.shape),
             shape.size,
-            "yes" if decay and run.config.optimizer.weight_decay else "no",
+            "yes" if decay and plan.config.optimizer.weight_decay else "no",
             "yes" if ratio and layerwise else "no",
         )
         for (path, shape), role, decay, ratio in zip(
             jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(run.roles),
-            jax.tree.leaves(decayed(run.roles)),
-            jax.tree.leaves(scaled(run.roles)),
+            jax.tree.leaves(plan.roles),
+            jax.tree.leaves(decayed(plan.roles)),
+            jax.tree.leaves(scaled(plan.roles)),
         )
     ]
     table: str = parameter_overview.make_table(rows)
     return table
 
 
-def explain(run: Run) -> list[str]:
+def explain(plan: Plan) -> list[str]:
     """How each number of the run follows from its config, a line each."""
-    c = run.config
-    train, validation = run.splits
-    shape = "x".join(map(str, run.image_shape))
+    c = plan.config
+    data = plan.data
+    shape = "x".join(map(str, plan.image_shape))
     lines = [
-        f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
-        f"examples, {counted(len(train.classes), 'class', 'classes')}, {shape}",
-        *(f"data: training: {note}" for note in train.notes),
-        *(f"data: validation: {note}" for note in validation.notes),
-        _explain_augmentation(run),
-        *_explain_batch_sizes(run),
+        f"data: {c.data.source}, {data.examples:,} training and {data.validation_examples:,} "
+        f"validation examples, {counted(data.classes, 'class', 'classes')}, {shape}",
+        *(f"data: {note}" for note in data.notes),
+        _explain_augmentation(plan),
+        *_explain_batch_sizes(plan),
     ]
-    lines.append(_explain_network(run))
-    lines += _explain_precision(run)
+    lines.append(_explain_network(plan))
+    lines += _explain_precision(plan)
     outputs = c.model.num_classes
-    if outputs > len(train.classes):
+    if outputs > data.classes:
         lines.append(f"network: {counted(outputs, 'output')}, more than the data have classes")
-    asked, steps = c.accumulation_steps, run.placement.accumulation_steps
+    asked, steps = c.accumulation_steps, plan.placement.accumulation_steps
     if asked and asked != steps:
         held = f"{steps} {'holds' if steps == 1 else 'hold'} all workers"
         lines.append(f"accumulation: {counted(asked, 'step')} asked for, {held}")
+    if plan.estimated:
+        lines.append(f"accumulation: {counted(steps, 'step')}, {plan.estimated}")
     lines += [
-        _explain_length(run),
-        _explain_rate(run),
-        _explain_optimizer(run),
-        _explain_normalization(run),
-        *run.diagnostics.describe(c.diagnostics),
+        _explain_length(plan),
+        _explain_rate(plan),
+        _explain_optimizer(plan),
+        _explain_normalization(plan),
+        *plan.measurements.describe(c.diagnostics),
     ]
-    if run.gradient_mean is not None:
-        lines.append(_explain_allreduce(run))
+    if plan.gradient_mean is not None:
+        lines.append(_explain_allreduce(plan))
     return lines
 
 
-def _explain_network(run: Run) -> str:
-    c, params = run.config, jax.eval_shape(run.initial_state).params
+def _explain_network(plan: Plan) -> str:
+    c, params = plan.config, plan.state_shapes().params
     size = counted(parameter_overview.count_parameters(params), "parameter")
     arrays = counted(len(jax.tree.leaves(params)), "array")
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
     return f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
 
 
-def _explain_length(run: Run) -> str:
-    epochs = run.timeline.epoch(run.total_updates)
+def _explain_length(plan: Plan) -> str:
+    epochs = plan.timeline.epoch(plan.total_updates)
+    length = counted(epochs, "epoch", form=".4g")
     text = (
-        f"length: {counted(run.total_updates, 'update')} = {counted(epochs, 'epoch', form='.4g')}, "
-        f"{counted(len(run.evaluate_after), 'evaluation')}"
+        f"length: {counted(plan.total_updates, 'update')} = {length}, "
+        f"{counted(len(plan.evaluate_after), 'evaluation')}"
     )
-    first, target = min(run.evaluate_after), Target.of(run.config.stop_at)
-    if first < run.total_updates:
-        text += f", the first after update {first:,} (epoch {run.timeline.epoch(first):.4g})"
+    first, target = min(plan.evaluate_after), Target.of(plan.config.stop_at)
+    if first < plan.total_updates:
+        text += f", the first after update {first:,} (epoch {plan.timeline.epoch(first):.4g})"
     return text + (f"; ends at the first with {target}" if target else "")
 
 
-def _explain_allreduce(run: Run) -> str:
-    c, devices = run.config.allreduce, run.placement.devices
+def _explain_allreduce(plan: Plan) -> str:
+    c, devices = plan.config.allreduce, plan.topology.devices
     text = f"all-reduce: {c.algorithm} over {counted(devices, 'device', form='d')}"
     text += f", buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
@@ -117,7 +119,7 @@ def _explain_allreduce(run: Run) -> str:
         text += f", sent in {c.dtype}{scaled} and summed in float32"
     if c.algorithm == "psum" or devices == 1:
         return text
-    grid = resolve_grid(c.algorithm, devices, c.grid)
+    grid = resolve_grid(c.algorithm, devices, plan.topology.grid(c))
     if c.algorithm in ("torus_2d", "hierarchical"):
         text += ", {}x{}".format(*grid)
     steps = cost.steps(c.algorithm, devices, grid)
@@ -125,8 +127,8 @@ def _explain_allreduce(run: Run) -> str:
     return f"{text}; {counted(steps, 'step')}, a device sends {load:.4g} times the gradient"
 
 
-def _explain_augmentation(run: Run) -> str:
-    data, size = run.config.data, run.config.data.image_size
+def _explain_augmentation(plan: Plan) -> str:
+    data, size = plan.config.data, plan.config.data.image_size
     if data.synthetic_on_device:
         return "augmentation: none; one random batch, made on the devices, is used again and again"
     crops = {
@@ -152,39 +154,39 @@ def _explain_augmentation(run: Run) -> str:
     return text
 
 
-def _explain_batch_sizes(run: Run) -> list[str]:
-    sizes, growth = run.timeline.segments, run.config.batch_growth
-    lines = [f"minibatch: kn={run.placement.batch_size}, {run.placement.describe()}"]
-    largest, examples = max(run.placements), len(run.splits.train)
-    if largest > examples and not run.config.data.synthetic_on_device:
+def _explain_batch_sizes(plan: Plan) -> list[str]:
+    sizes, growth = plan.timeline.segments, plan.config.batch_growth
+    lines = [f"minibatch: kn={plan.placement.batch_size}, {plan.placement.describe()}"]
+    largest, examples = max(plan.placements), plan.data.examples
+    if largest > examples and not plan.config.data.synthetic_on_device:
         lines.append(
             f"minibatch: kn={largest:,} is more than the {examples:,} training examples: an update "
             "sees examples more than once"
         )
     for segment in sizes[1:]:
         update, size = segment.first_update, segment.batch_size
-        if update >= run.total_updates:
+        if update >= plan.total_updates:
             lines.append(f"minibatch: kn={size} would begin past the end, at update {update:,}")
             continue
-        epoch = run.timeline.epoch(update)
+        epoch = plan.timeline.epoch(update)
         lines.append(
             f"minibatch: kn={size} from update {update:,} (epoch {epoch:.4g}), "
-            f"{run.placements[size].describe()}"
+            f"{plan.placements[size].describe()}"
         )
     if growth.in_place_of_decay:
         lines.append("minibatch: rate / batch size is at any epoch what the decay would make of it")
     elif len(sizes) > 1:
-        momenta = ", ".join(f"{momentum_of_size(run.config, b):.6g}" for b in run.placements)
+        momenta = ", ".join(f"{momentum_of_size(plan.config, b):.6g}" for b in plan.placements)
         kept = {"none": "rate and momentum do not change with the size"}
-        kept["rate"] = f"{run.config.learning_rate.scaling} scaling of the rate at each size"
+        kept["rate"] = f"{plan.config.learning_rate.scaling} scaling of the rate at each size"
         kept["momentum"] = f"momentum {momenta}, so that the noise scale stays"
         lines.append(f"minibatch: {kept[growth.compensate]}")
     return lines
 
 
-def _explain_rate(run: Run) -> str:
-    c, rate = run.config.learning_rate, run.rate
-    ratio = f"{run.config.batch_size}/{c.reference_batch_size}"
+def _explain_rate(plan: Plan) -> str:
+    c, rate = plan.config.learning_rate, plan.rate
+    ratio = f"{plan.config.batch_size}/{c.reference_batch_size}"
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
     text = f"learning rate: {rate.full:.6g}"
     text += f" = {c.reference_learning_rate:.6g}{factor}" if factor else ""
@@ -196,17 +198,17 @@ def _explain_rate(run: Run) -> str:
         )
     else:
         text += "; no warmup"
-    if run.config.batch_growth.in_place_of_decay and not rate.decay_updates:
+    if plan.config.batch_growth.in_place_of_decay and not rate.decay_updates:
         return f"{text}; no decay, the batch grows instead"
-    if run.config.batch_growth.in_place_of_decay:
+    if plan.config.batch_growth.in_place_of_decay:
         levels = {
-            run.timeline.update_at_epoch(phase.epoch): rate.full * float(phase.rate)
-            for phase in phases_of(run.config)
+            plan.timeline.update_at_epoch(phase.epoch): rate.full * float(phase.rate)
+            for phase in phases_of(plan.config)
         }
         changes = ", ".join(f"{levels[t]:.6g} from update {t}" for t in rate.decay_updates)
         return f"{text}; where the batch does not grow, it decays: {changes}"
     if rate.decay_updates:
-        reached = [str(t) for t in rate.decay_updates if t < run.total_updates]
+        reached = [str(t) for t in rate.decay_updates if t < plan.total_updates]
         past = len(rate.decay_updates) - len(reached)
         if reached:
             text += f"; x{c.decay_factor:g} at {noun(len(reached), 'update')} {', '.join(reached)}"
@@ -214,7 +216,7 @@ def _explain_rate(run: Run) -> str:
         return text + (f"; {past} of its decays {lie} past the end" if past else "")
     text += f"; decay: {c.decay}"
     if c.decay == "polynomial":
-        end = run.total_updates + c.decay_past_end_steps
+        end = plan.total_updates + c.decay_past_end_steps
         text += f", power {c.decay_power:g}, to {c.decay_end_rate:g} at update {end}"
     if c.decay_from == "start" and rate.warmup_updates:
         dropped = float(rate.schedule(rate.warmup_updates))
@@ -222,9 +224,9 @@ def _explain_rate(run: Run) -> str:
     return text
 
 
-def _explain_optimizer(run: Run) -> str:
-    c = run.config.optimizer
-    flags = jax.tree.leaves(decayed(run.roles))
+def _explain_optimizer(plan: Plan) -> str:
+    c = plan.config.optimizer
+    flags = jax.tree.leaves(decayed(plan.roles))
     decay = f"{c.weight_decay:g} on {sum(flags)} of {counted(len(flags), 'parameter array')}"
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
@@ -247,9 +249,9 @@ def _explain_optimizer(run: Run) -> str:
     )
 
 
-def _explain_precision(run: Run) -> list[str]:
+def _explain_precision(plan: Plan) -> list[str]:
     """A line on the products of float32, if there are any."""
-    c = run.config
+    c = plan.config
     if c.dtype == "float64":
         return []
     which = "products of float32" if c.dtype == "float32" else "of its products the classifier's"
@@ -261,22 +263,22 @@ def _explain_precision(run: Run) -> list[str]:
     return [f"network: {which} at precision {c.matmul_precision!r}: {means[c.matmul_precision]}"]
 
 
-def _explain_normalization(run: Run) -> str:
-    kind = run.config.model.normalization
+def _explain_normalization(plan: Plan) -> str:
+    kind = plan.config.model.normalization
     if kind == "group":
         return "group norm: of each example, in up to 32 groups of two or more channels"
     if kind == "none":
         return "normalization: none; convolutions have biases"
-    return _explain_batch_norm(run)
+    return _explain_batch_norm(plan)
 
 
-def _explain_batch_norm(run: Run) -> str:
-    c, n = run.config.batch_norm, run.config.worker_batch_size
+def _explain_batch_norm(plan: Plan) -> str:
+    c, n = plan.config.batch_norm, plan.config.worker_batch_size
     scope = f"per worker, over {counted(n, 'example')}"
     if c.synced_workers > 1:
         scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
     precise = ""
     if c.precise_examples:
-        examples = run.precise_batches * run.config.batch_size
+        examples = plan.precise_batches * plan.config.batch_size
         precise = f"; evaluated with statistics of {examples:,} examples"
     return f"batch norm: {scope}; running averages x{c.momentum:g}{precise}"

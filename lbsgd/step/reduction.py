@@ -64,9 +64,10 @@ def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int
 
     What f returns must be alike on all devices. Checking that (`check_vma`) is off because
     collectives over a vmap axis cannot be traced with it; it also makes the gradient with respect
-    to a replicated argument the device's own, with no reduction but those written out.
+    to a replicated argument the device's own, with no reduction but those written out. The mesh is
+    an abstract one, to be called within `jax.jit`: the arguments say which devices these are.
     """
     specs = (PartitionSpec(),) * replicated + (placement.batch_spec,)
     return jax.shard_map(
-        f, mesh=placement.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+        f, mesh=placement.abstract_mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )

@@ -169,16 +169,36 @@ def choose(
     if jax.process_count() > 1:
         steps = int(multihost_utils.broadcast_one_to_all(steps))
     if not steps:
-        size = _shown(needed) if needed < TOO_MANY else "more than could be compiled"
+        size = shown_bytes(needed) if needed < TOO_MANY else "more than could be compiled"
         raise ConfigError(
             f"the fewest workers that a device can take at once, {fewest.lanes}, need {size}, it "
-            f"has {_shown(limit)}; lower worker_batch_size, the size of images or of the network, "
-            "or set device_memory_gib if it has more"
+            f"has {shown_bytes(limit)}; lower worker_batch_size, the size of images or of the "
+            "network, or set device_memory_gib if it has more"
         )
     return place(steps)
 
 
-def _shown(size: int) -> str:
+def first_that_fits(
+    place: Callable[[int], Placement],
+    workers_per_device: int,
+    needed: Callable[[Placement], int],
+    limit: int,
+) -> Placement:
+    """Finds the placement with the fewest accumulation steps that needs no more than `limit` bytes.
+
+    Args:
+      place, workers_per_device: as in `choose`.
+      needed: bytes of a placement.
+
+    Returns:
+      that, or the placement with the fewest lanes if none fits.
+    """
+    options = list(candidates(place, workers_per_device))
+    return next((p for p in options if needed(p) <= limit), options[-1])
+
+
+def shown_bytes(size: int) -> str:
+    """Writes a number of bytes in GiB or MiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 

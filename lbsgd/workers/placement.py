@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import counted
@@ -37,6 +37,10 @@ class Placement:
       accumulation_steps: A, the steps of `lax.scan` in one update.
       lanes: L, workers that run side by side on one device.
       group_size: workers that share batch-norm statistics (1: none do).
+      platform: of the devices: "cpu", "gpu" or "tpu"; "" asks JAX.
+
+    A placement is numbers alone, and can be made for devices that are not here: `abstract_mesh`
+    is enough to trace and lower a step. `mesh` and what is made of it are the devices themselves.
     """
 
     workers: int
@@ -45,6 +49,11 @@ class Placement:
     accumulation_steps: int
     lanes: int
     group_size: int = 1
+    platform: str = ""
+
+    def __post_init__(self) -> None:
+        """Fills in the platform."""
+        object.__setattr__(self, "platform", self.platform or jax.default_backend())
 
     @property
     def batch_size(self) -> int:
@@ -66,18 +75,21 @@ class Placement:
         """Devices that a group spans."""
         return self.group_size // self.lanes_in_group
 
-    @functools.cached_property
-    def mesh(self) -> Mesh:
-        """The first D devices as a mesh over `DEVICE_AXES`."""
-        shape = (self.devices // self.devices_in_group, self.devices_in_group)
-        devices = np.array(jax.devices()[: self.devices]).reshape(shape)
-        return Mesh(devices, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """Groups of synced batch norm that span devices, and the devices of one."""
+        return self.devices // self.devices_in_group, self.devices_in_group
 
     @property
-    def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
-        platform: str = self.mesh.devices.flat[0].platform
-        return platform
+    def abstract_mesh(self) -> AbstractMesh:
+        """D devices, whichever they are, as a mesh over `DEVICE_AXES`."""
+        return AbstractMesh(self.mesh_shape, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The first D devices of JAX as a mesh over `DEVICE_AXES`."""
+        devices = np.array(jax.devices()[: self.devices]).reshape(self.mesh_shape)
+        return Mesh(devices, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -164,6 +176,7 @@ def place(
     devices: int,
     accumulation_steps: int = 1,
     group_size: int = 1,
+    platform: str = "",
 ) -> Placement:
     """Places the workers on as few lanes as the accumulation steps allow.
 
@@ -190,7 +203,7 @@ def place(
             f"{accumulation_steps} on {counted(devices, 'device', form='d')}: a group must run "
             f"in one step; set accumulation_steps={steps_of_groups} (k={workers})"
         )
-    return Placement(workers, worker_batch_size, devices, steps, lanes, group_size)
+    return Placement(workers, worker_batch_size, devices, steps, lanes, group_size, platform)
 
 
 def _lanes_of_whole_groups(least: int, devices: int, group_size: int) -> int:

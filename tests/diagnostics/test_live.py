@@ -62,8 +62,8 @@ def config_with(**diagnostics: object):
 
 def state_after(workdir: pathlib.Path, update: int = UPDATES):
     parts = build(config_with())
-    checkpoints = Checkpoints(workdir / "checkpoints", 3, parts.identity(), say=pytest.fail)
-    newest, state = checkpoints.restore(parts.abstract_state())
+    checkpoints = Checkpoints(workdir / "checkpoints", 3, parts.plan.identity(), say=pytest.fail)
+    newest, state = checkpoints.restore(parts.program.abstract_state())
     checkpoints.close()
     assert newest == update
     return state
@@ -142,9 +142,9 @@ def test_the_mean_gradient_is_that_of_the_update(looked_at):
 def test_a_measurement_is_of_the_minibatch_and_the_parameters_of_its_update(looked_at):
     """The line of update 2, from its minibatch and what update 1 left."""
     parts = build(config_with(**ON))
-    first, second = parts.train_batches().between(0, 2)
-    state, _ = parts.compile_train_step()(parts.start(), first)
-    look = compiled(parts.worker, parts.placement, in_turn=False)
+    first, second = parts.feed.train_batches().between(0, 2)
+    state, _ = parts.program.compile_train_step()(parts.program.start(), first)
+    look = compiled(parts.plan.worker, parts.plan.placement, in_turn=False)
     found = jax.device_get(look(state.params, state.batch_stats, second))
     small, large = float(found.squares.astype(np.float64).mean()), float(found.mean_square)
     (line,) = (m for m in metrics_of(looked_at) if m["step"] == 2 and "gradient_square" in m)

@@ -158,21 +158,21 @@ def memory_limited() -> Iterator[None]:
 def use(parts: Run) -> None:
     """What a run does with its parts before the first update, where that is little."""
     assert parameter_table(parts)
-    assert explain(parts)
-    parts.abstract_batch()
-    json.dumps([parts.identity(), run_keys(parts.config)], allow_nan=False)
-    for update in (0, parts.rate.warmup_updates, parts.total_updates):
-        rate = float(parts.rate.schedule(update))
+    assert explain(parts.plan)
+    parts.program.abstract_batch()
+    json.dumps([parts.plan.identity(), run_keys(parts.plan.config)], allow_nan=False)
+    for update in (0, parts.plan.rate.warmup_updates, parts.plan.total_updates):
+        rate = float(parts.plan.rate.schedule(update))
         assert math.isfinite(rate)
         assert rate >= 0
-    image = math.prod(parts.image_shape)
-    if image * parts.config.batch_size > 10**6:
+    image = math.prod(parts.plan.image_shape)
+    if image * parts.plan.config.batch_size > 10**6:
         return
-    for update in (0, parts.total_updates - 1):
-        arrays = load(parts.train_batches().job(update))
+    for update in (0, parts.plan.total_updates - 1):
+        arrays = load(parts.feed.train_batches().job(update))
         assert all(np.isfinite(array).all() for array in arrays.values())
-    if image * min(parts.eval_batches().batch_size, len(parts.splits.validation)) < 10**6:
-        load(next(iter(parts.eval_batches().jobs())))
+    if image * min(parts.feed.eval_batches().batch_size, len(parts.feed.splits.validation)) < 10**6:
+        load(next(iter(parts.feed.eval_batches().jobs())))
 
 
 def complaint(config: ml_collections.ConfigDict) -> str | None:

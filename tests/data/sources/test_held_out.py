@@ -133,7 +133,7 @@ def test_seed_of_the_run_is_that_of_what_is_held_out(images):
     config.data.update({"image_size": 16, "crop": "inception"})
     config.learning_rate.warmup = "none"
     run = build(resolve(config))
-    assert named(run.splits.validation) == by_hand(sorted(IMAGES), seed=3)
+    assert named(run.feed.splits.validation) == by_hand(sorted(IMAGES), seed=3)
     assert run_keys(config)["data.validation_fraction"] == FRACTION
 
 
