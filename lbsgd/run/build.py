@@ -29,7 +29,7 @@ from lbsgd.data.pipeline import (
 )
 from lbsgd.data.source import Splits
 from lbsgd.data.sources.catalogue import build_sources
-from lbsgd.models import build_model, init_variables, outline
+from lbsgd.models.networks import build_model, init_variables, outline
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of

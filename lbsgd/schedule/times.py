@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import ml_collections
 
+from lbsgd.config.times import given
 from lbsgd.schedule.timeline import Timeline, exact
 from lbsgd.system.errors import ConfigError
 
@@ -12,20 +13,6 @@ from lbsgd.system.errors import ConfigError
 MOST_UPDATES = 10**8
 # Evaluations, or checkpoints, of one run.
 MOST_TIMES = 100_000
-
-
-def given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
-    """The unit and the number of the time called `name`; ("", 0) if none is given.
-
-    Raises:
-      ConfigError: it is given twice.
-    """
-    units = ("epochs", "steps", "examples")
-    times = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
-    if len(times) > 1:
-        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in times.items())
-        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
-    return next(iter(times.items()), ("", 0))
 
 
 def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:

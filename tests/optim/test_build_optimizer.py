@@ -9,9 +9,9 @@ from layerwise_by_hand import KERNELS, ROLES, SHAPES
 
 from lbsgd.models.roles import Role
 from lbsgd.optim.chain import build_optimizer, lamb, lars, scaled, sgd
+from lbsgd.optim.keys import KEYS
 from lbsgd.run.config import default_config as defaults
 from lbsgd.run.config import resolve
-from lbsgd.run.values import CHOICES
 from lbsgd.system.errors import ConfigError
 
 OPTIMIZERS = {
@@ -51,7 +51,7 @@ def described(tree):
 
 def test_all_that_the_config_names_are_here():
     names = {keys.get("name", "sgd") for keys in OPTIMIZERS.values()}
-    assert names == set(CHOICES["optimizer.name"])
+    assert names == set(KEYS["optimizer.name"].choices)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
