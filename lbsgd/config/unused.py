@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from lbsgd.config.keys import Keys, On, Values, Wanted
+import ml_collections
+
+from lbsgd.config.keys import Keys, On, Values, Wanted, flatten, set_value
 
 
 class Unused(NamedTuple):
@@ -47,6 +49,14 @@ def why_unused(name: str, values: Values, keys: Keys) -> str:
     if key.used_if and not key.used_if.holds(values):
         return key.used_if.words
     return ""
+
+
+def reset_unused(config: ml_collections.ConfigDict, keys: Keys) -> None:
+    """Sets the keys of a complete config that no chosen option uses to their defaults."""
+    values = dict(flatten(config))
+    for key in values:
+        if why_unused(key, values, keys):
+            set_value(config, key, keys[key].default)
 
 
 def _words(key: str, wanted: Wanted) -> str:

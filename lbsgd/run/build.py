@@ -33,7 +33,7 @@ from lbsgd.models.networks import build_model, init_variables, outline
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
-from lbsgd.run.config import run_keys
+from lbsgd.run.config import explain_unused, in_effect, run_keys
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import Rate, build_rate, sgd_noise_scale
@@ -80,6 +80,7 @@ class Run:
       worker: `step.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       diagnostics: when the run is to be looked at.
+      unused: a line that names the keys without effect, if there are any; `config` is without them.
       compiled: steps that are compiled already.
     """
 
@@ -102,6 +103,7 @@ class Run:
     worker: Callable[..., Any]
     gradient_mean: Callable[[Any], Any] | None
     diagnostics: Plan
+    unused: tuple[str, ...]
     compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -248,6 +250,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
       ConfigError: the parts do not fit together, or not on this machine.
     """
+    unused = tuple(explain_unused(config))
+    config = in_effect(config)
     set_precision(config.dtype)
     devices = count_devices(config.devices)
     splits = build_sources(config.data, config.seed)
@@ -299,6 +303,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         worker=worker,
         gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),
         diagnostics=diagnostics,
+        unused=unused,
     )
     return run if config.accumulation_steps else _fitting(run, put)
 

@@ -27,7 +27,7 @@ from lbsgd.config import reading
 from lbsgd.config.describe import describe
 from lbsgd.config.keys import Keys, default_tree, flatten, set_value
 from lbsgd.config.times import check_times
-from lbsgd.config.unused import why_unused, without_effect
+from lbsgd.config.unused import reset_unused, without_effect
 from lbsgd.config.values import check_values
 
 # The keys by the room that declares them.
@@ -115,10 +115,8 @@ def in_effect(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
     What is computed from it cannot depend on them.
     """
-    effective, values = ml_collections.ConfigDict(config), dict(flatten(config))
-    for key in values:
-        if why_unused(key, values, KEYS):
-            set_value(effective, key, KEYS[key].default)
+    effective = ml_collections.ConfigDict(config)
+    reset_unused(effective, KEYS)
     _set_what_follows(effective)
     return ml_collections.FrozenConfigDict(effective)
 

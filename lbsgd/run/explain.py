@@ -8,7 +8,6 @@ from clu import parameter_overview
 from lbsgd.data.keys import usual_short_side
 from lbsgd.optim.chain import decayed, scaled
 from lbsgd.run.build import Run
-from lbsgd.run.config import explain_unused
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size, phases_of
 from lbsgd.system.text import counted, noun
@@ -65,7 +64,7 @@ def explain(run: Run) -> list[str]:
         f"examples, {counted(len(train.classes), 'class', 'classes')}, {shape}",
         *(f"data: training: {note}" for note in train.notes),
         *(f"data: validation: {note}" for note in validation.notes),
-        *explain_unused(c),
+        *run.unused,
         _explain_augmentation(run),
         *_explain_batch_sizes(run),
     ]

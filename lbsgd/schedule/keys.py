@@ -8,7 +8,7 @@ _OF_STEPS = {"learning_rate.decay": ("steps",)}
 _OF_POLYNOMIAL = {"learning_rate.decay": ("polynomial",)}
 # Where the rate is in proportion to it, or warmup begins at the rate that it has.
 _REFERENCE_COUNTS = Condition(
-    "a learning_rate.scaling, or of learning_rate.warmup_from='reference'",
+    "learning_rate.scaling='linear' or 'sqrt', or of learning_rate.warmup_from='reference'",
     lambda values: (
         values["learning_rate.scaling"] != "none"
         or (
@@ -16,6 +16,12 @@ _REFERENCE_COUNTS = Condition(
             and values["learning_rate.warmup_from"] == "reference"
         )
     ),
+)
+
+_GROWS = Condition(
+    "batch_growth.sizes, which is off",
+    # With the other one it is no key without effect: the two contradict each other.
+    lambda values: bool(values["batch_growth.sizes"] or values["batch_growth.in_place_of_decay"]),
 )
 
 _LENGTH: Keys = times("total", "The length of training.")
@@ -50,7 +56,7 @@ _BATCH_GROWTH: Keys = {
         "What changes with the size: nothing, the rate, by learning_rate.scaling, or the momentum, "
         "so that the noise scale stays.",
         choices=("none", "rate", "momentum"),
-        used_with={"batch_growth.sizes": ON},
+        used_if=_GROWS,
     ),
 }
 

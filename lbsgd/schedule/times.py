@@ -83,11 +83,6 @@ def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Ti
     if "offset_epochs" not in group:
         return Fraction(0)
     own, number = given(group, "offset")
-    if own and not unit:
-        raise ConfigError(
-            f"{name}.offset_{own}={number} is where the first of several is; set {name}.every_"
-            f"{own}, or the offset to 0"
-        )
     if own and own != unit:
         raise ConfigError(
             f"{name}.offset_{own}={number}, but {name}.every_{unit}; give both in the same unit"
@@ -108,14 +103,14 @@ def every(
     With an `offset_epochs` (...) the first of them is there, else after one interval.
 
     Raises:
-      ConfigError: two of them are given, or one shorter than an update; an offset without an
-        interval, or in another unit.
+      ConfigError: two of them are given, or one shorter than an update; an offset in another
+        unit.
     """
     unit, interval = given(config[group], "every")
     updates: set[int] = set()
-    first = _offset(config[group], group, unit, timeline)
     if not unit:
         return frozenset()
+    first = _offset(config[group], group, unit, timeline)
     if not _update_at(timeline, unit, exact(interval)):
         raise ConfigError(
             f"{group}.every_{unit}={interval}: {less_than_an_update(timeline, unit, interval)}; "

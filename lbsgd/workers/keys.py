@@ -54,7 +54,7 @@ _ALLREDUCE: Keys = {
         most=10**6,
         machine=True,
         used_if=Condition(
-            "an allreduce.algorithm other than 'psum', or of an allreduce.dtype",
+            "an allreduce.algorithm other than 'psum', or of allreduce.dtype",
             lambda values: (
                 values["allreduce.algorithm"] != "psum" or values["allreduce.dtype"] != "own"
             ),
