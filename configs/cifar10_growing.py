@@ -18,7 +18,7 @@ end. DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_smoke, sibling
 from lbsgd.system.errors import ConfigError
 
 # First kn, eta, m, largest kn (0: any); no growth where the largest is the first.
@@ -54,4 +54,5 @@ def get_config(arg: str = "row=growing") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     _set_row(config, "growing")
+    reset_unused(config)
     return select(config, arg, ROWS)

@@ -15,7 +15,7 @@ DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"batch=": "batch_size", "epochs=": set_epochs, "smoke": set_smoke}
 
@@ -31,4 +31,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "lars"
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return select(config, arg, ROWS)

@@ -16,7 +16,7 @@ it is the schedule that helps here, and not the trust ratio. One worker of 32 ta
 
 import ml_collections
 
-from lbsgd.run.recipes import sibling
+from lbsgd.run.recipes import reset_unused, sibling
 from lbsgd.system.errors import ConfigError
 
 
@@ -35,4 +35,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return config

@@ -13,7 +13,7 @@ linear scaling of the rate at 18.67% (sd 9.56).
 
 import ml_collections
 
-from lbsgd.run.recipes import sibling
+from lbsgd.run.recipes import reset_unused, sibling
 from lbsgd.system.errors import ConfigError
 
 
@@ -29,4 +29,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.warmup_epochs = 15.0
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
+    reset_unused(config)
     return config

@@ -19,7 +19,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 
@@ -39,4 +39,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return select(config, arg, ROWS)

@@ -17,7 +17,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 
@@ -34,4 +34,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.warmup_epochs = 0.5
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
+    reset_unused(config)
     return select(config, arg, ROWS)

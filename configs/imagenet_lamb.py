@@ -50,10 +50,8 @@ def get_config(arg: str = "batch=32768") -> ml_collections.ConfigDict:
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_power = 1.0
     config.optimizer.name = "lamb"
-    config.optimizer.nesterov = False
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-6
     config.optimizer.weight_decay = 0.01
-    config.optimizer.weight_decay_form = "decoupled"
     return select(config, arg, ROWS)

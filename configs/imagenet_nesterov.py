@@ -41,12 +41,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.total_steps = 2512
     config.label_smoothing = 0.15
     config.learning_rate.reference_learning_rate = 7.0
-    config.learning_rate.reference_batch_size = 32768
     config.learning_rate.scaling = "none"
     config.learning_rate.warmup_epochs = 0.0
     config.learning_rate.warmup_steps = 640
     config.learning_rate.warmup_power = 2.5
-    # The reference is this size, from which there would be nothing to warm up.
+    # The reference rate is the full one, from which there would be nothing to warm up.
     config.learning_rate.warmup_from = "zero"
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_power = 2.0

@@ -15,7 +15,7 @@ import pytest
 from hanging import HANG_SECONDS
 from test_fuzz_config import DEFAULTS, FLOATS, INTEGERS, TEXTS, TUPLES, misspelt
 
-from lbsgd.run.values import CHOICES
+from lbsgd.run.config import KEYS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -98,7 +98,7 @@ def argument(random: random.Random) -> str:
     key = random.choice(sorted(DEFAULTS))
     pool = {bool: ["", "False"], int: INTEGERS[:-1], float: FLOATS, str: TEXTS, tuple: TUPLES[:-2]}
     kind = random.choice([type(DEFAULTS[key])] * 4 + list(pool))
-    value = random.choice([*CHOICES.get(key, ())] or pool[kind])
+    value = random.choice([*KEYS[key].choices] or pool[kind])
     if random.random() < 0.1:
         key = misspelt(key, random.randrange(99), "x")
     return f"--config.{key}={value}".replace("\0", "").replace("\ud800", "\udc80")

@@ -198,16 +198,6 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 
 def _check_lamb(keys: Mapping[str, Any]) -> None:
-    wanted = []
-    if keys["nesterov"]:
-        wanted.append("optimizer.nesterov=False")
-    if keys["weight_decay"] and keys["weight_decay_form"] == "coupled":
-        wanted.append("optimizer.weight_decay_form=decoupled")
-    if wanted:
-        raise ConfigError(
-            "optimizer.name='lamb' has no Nesterov momentum, and its decay is decoupled from its "
-            f"moments; set {' and '.join(wanted)}"
-        )
     clip, epsilon = keys["norm_clip"], keys["epsilon"]
     if clip and not (len(clip) == 2 and clip[0] <= clip[1] and clip[1] > 0):
         raise ConfigError(f"optimizer.norm_clip must be () or (least, greatest), not {clip}")
@@ -227,13 +217,8 @@ def build_optimizer(
 
     Raises:
       KeyError: no such optimizer, or an argument of it is missing.
-      ConfigError: what the optimizer has no use for.
+      ConfigError: a value that the optimizer cannot take.
     """
-    if name != "lars" and keys["trust_at_zero"] != "one":
-        raise ConfigError(
-            f"optimizer.trust_at_zero={keys['trust_at_zero']!r} is of optimizer.name='lars', and "
-            f"without effect on {name!r}; set it to 'one'"
-        )
     if name == "lamb":
         _check_lamb(keys)
     make, own = _OPTIMIZERS[name]

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 from clu import parameter_overview
 
+from lbsgd.data.keys import usual_short_side
 from lbsgd.optim.chain import decayed, scaled
-from lbsgd.run.config import usual_short_side
 from lbsgd.run.plan import Plan
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size, phases_of
@@ -63,6 +63,7 @@ def explain(plan: Plan) -> list[str]:
         f"data: {c.data.source}, {data.examples:,} training and {data.validation_examples:,} "
         f"validation examples, {counted(data.classes, 'class', 'classes')}, {shape}",
         *(f"data: {note}" for note in data.notes),
+        *plan.unused,
         _explain_augmentation(plan),
         *_explain_batch_sizes(plan),
     ]

@@ -19,11 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
-from lbsgd.models import build_model, init_variables, outline
+from lbsgd.models.networks import build_model, init_variables, outline
 from lbsgd.models.roles import split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
-from lbsgd.run.config import run_keys
+from lbsgd.run.config import explain_unused, in_effect, run_keys
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import Rate, build_rate, sgd_noise_scale
@@ -60,6 +60,7 @@ class Plan:
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       measurements: when diagnostics are due.
+      unused: a line that names the keys without effect, if there are any; `config` is without them.
       estimated: how the number of accumulation steps was estimated, a line; "" where it was not.
     """
 
@@ -82,6 +83,7 @@ class Plan:
     worker: Callable[..., Any]
     gradient_mean: Callable[[Any], Any] | None
     measurements: Measurements
+    unused: tuple[str, ...] = ()
     estimated: str = ""
 
     @property
@@ -195,7 +197,8 @@ def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology
       ConfigError: its parts do not fit together, or not with the data or the machine.
     """
     with precision(config.dtype):
-        return _make_plan(config, data, topology)
+        plan = _make_plan(in_effect(config), data, topology)
+    return dataclasses.replace(plan, unused=tuple(explain_unused(config)))
 
 
 def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from lbsgd.run.config import default_config, flatten
+from lbsgd.config import unused
+from lbsgd.run.config import KEYS, default_config, flatten
 from lbsgd.system.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
@@ -53,6 +54,15 @@ def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collec
     return config
 
 
+def reset_unused(config: ml_collections.ConfigDict) -> None:
+    """Sets what the options of a recipe do not use to the defaults.
+
+    For a recipe that began as another and chose other options: the decays of a step decay, say, are
+    nothing to a polynomial one.
+    """
+    unused.reset_unused(config, KEYS)
+
+
 def imagenet_resnet50() -> ml_collections.ConfigDict:
     """The data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
 
@@ -77,8 +87,9 @@ def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
     """Another length in epochs, its decays moved in proportion; the warmup stays."""
     factor = float(value) / config.total_epochs
     config.total_epochs = float(value)
-    decays = config.learning_rate.decay_epochs
-    config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
+    if config.learning_rate.decay == "steps":
+        decays = config.learning_rate.decay_epochs
+        config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
 
 
 def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
@@ -105,3 +116,4 @@ def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
     config.data.synthetic_examples = 256
     config.data.synthetic_validation_examples = 40
     config.log.every_steps = 1
+    reset_unused(config)

@@ -81,28 +81,21 @@ def phases_of(config: ml_collections.ConfigDict) -> list[Phase]:
 
 
 def _check_keys(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError where a key of `batch_growth` would be without effect, or undo another."""
+    """Raises ConfigError where a key of `batch_growth` contradicts another."""
     growth, rate = config.batch_growth, config.learning_rate
     times = growth.at_epochs or growth.at_steps
-    compensates = growth.compensate != "none"
     # What is wrong, and what to do about it.
     problems = {
         "sizes and in_place_of_decay both say how the batch grows; leave one out": (
             growth.in_place_of_decay and (growth.sizes or times)
         ),
         "in_place_of_decay keeps rate / batch size already, which compensate would undo; set that "
-        "to 'none'": growth.in_place_of_decay and compensates,
-        "largest is of in_place_of_decay; turn that on, or set largest to 0": (
-            growth.largest and not growth.in_place_of_decay
-        ),
+        "to 'none'": growth.in_place_of_decay and growth.compensate != "none",
         "at_epochs and at_steps say the same thing; leave one out": (
             growth.at_epochs and growth.at_steps
         ),
         f"there are {len(growth.sizes)} sizes and {len(times)} times for them; give each a time in "
         "at_epochs (or at_steps)": len(growth.sizes) != len(times),
-        "compensate has no change of size to make up for; give sizes, or set it to 'none'": (
-            compensates and not growth.sizes
-        ),
         "compensate='momentum' is for momentum, which optimizer.name='lamb' has not": (
             growth.compensate == "momentum" and config.optimizer.name == "lamb"
         ),

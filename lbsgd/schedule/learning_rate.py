@@ -58,22 +58,6 @@ def _warmup_rate(c: ml_collections.ConfigDict) -> float:
     return 0.0
 
 
-def _decay_begins(c: ml_collections.ConfigDict, warmup: int) -> int:
-    """The update from which a decay is counted that goes on all the time.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    if c.decay_from == "warmup":
-        return warmup
-    if c.decay not in ("cosine", "polynomial"):
-        raise ConfigError(
-            "learning_rate.decay_from='start' is of learning_rate.decay='cosine' and 'polynomial', "
-            f"and without effect on {c.decay!r}; set it to 'warmup'"
-        )
-    return 0
-
-
 def _polynomial_decay(
     c: ml_collections.ConfigDict, full: float, timeline: Timeline, begin: int, total: int
 ) -> rates.Schedule:
@@ -90,7 +74,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
     """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
 
     Raises:
-      ConfigError: warmup longer than training, of no length, or at no rate; decay that is none.
+      ConfigError: warmup longer than training, of no length, or at no rate; a decay that cannot be.
     """
     c = config.learning_rate
     reference = c.reference_learning_rate
@@ -112,7 +96,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
-    begin = _decay_begins(c, warmup)
+    begin = warmup if c.decay_from == "warmup" else 0
     if c.decay == "steps":
         schedule, decays = _step_decay(config, timeline, full, warmup)
     elif c.decay == "cosine":

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import ml_collections
 
+from lbsgd.config.times import given
 from lbsgd.schedule.timeline import Timeline, exact
 from lbsgd.system.errors import ConfigError
 
@@ -12,20 +13,6 @@ from lbsgd.system.errors import ConfigError
 MOST_UPDATES = 10**8
 # Evaluations, or checkpoints, of one run.
 MOST_TIMES = 100_000
-
-
-def given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
-    """The unit and the number of the time called `name`; ("", 0) if none is given.
-
-    Raises:
-      ConfigError: it is given twice.
-    """
-    units = ("epochs", "steps", "examples")
-    times = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
-    if len(times) > 1:
-        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in times.items())
-        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
-    return next(iter(times.items()), ("", 0))
 
 
 def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
@@ -96,11 +83,6 @@ def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Ti
     if "offset_epochs" not in group:
         return Fraction(0)
     own, number = given(group, "offset")
-    if own and not unit:
-        raise ConfigError(
-            f"{name}.offset_{own}={number} is where the first of several is; set {name}.every_"
-            f"{own}, or the offset to 0"
-        )
     if own and own != unit:
         raise ConfigError(
             f"{name}.offset_{own}={number}, but {name}.every_{unit}; give both in the same unit"
@@ -121,14 +103,14 @@ def every(
     With an `offset_epochs` (...) the first of them is there, else after one interval.
 
     Raises:
-      ConfigError: two of them are given, or one shorter than an update; an offset without an
-        interval, or in another unit.
+      ConfigError: two of them are given, or one shorter than an update; an offset in another
+        unit.
     """
     unit, interval = given(config[group], "every")
     updates: set[int] = set()
-    first = _offset(config[group], group, unit, timeline)
     if not unit:
         return frozenset()
+    first = _offset(config[group], group, unit, timeline)
     if not _update_at(timeline, unit, exact(interval)):
         raise ConfigError(
             f"{group}.every_{unit}={interval}: {less_than_an_update(timeline, unit, interval)}; "

@@ -26,9 +26,8 @@ from lbsgd.data.pipeline import load
 from lbsgd.data.sources.catalogue import SOURCES
 from lbsgd.models.resnet import IMAGENET
 from lbsgd.run.build import Run, build
-from lbsgd.run.config import default_config, flatten, resolve, run_keys
+from lbsgd.run.config import KEYS, default_config, flatten, resolve, run_keys
 from lbsgd.run.explain import explain, parameter_table
-from lbsgd.run.values import CHOICES
 from lbsgd.system.errors import ConfigError
 from lbsgd.workers import fit
 
@@ -62,7 +61,7 @@ TEXTS += [
     *IMAGENET,
     "cifar_resnet8",
     "cifar_resnet20",
-    *(choice for choices in CHOICES.values() for choice in choices),
+    *(choice for key in KEYS.values() for choice in key.choices),
 ]
 TUPLES = [(), (1,), (0.5,), (0.1, 0.9), (0.9, 0.1), (1, 2, 3), (0.0, 0.0, 1.0), (1e-6, 1e-6)]
 TUPLES += [(1e-3, 1e3), (math.nan,), (math.inf, 0.0), (None,), ("a",), ((1,),), (1e300,)]
@@ -82,8 +81,8 @@ ANYTHING = st.one_of(*OF_TYPE.values(), st.sampled_from(OTHERS))
 def values(key: str) -> st.SearchStrategy[Any]:
     """Mostly of the key's own type, and known words where it takes those."""
     own = OF_TYPE[type(DEFAULTS[key])]
-    if key in CHOICES:
-        own = st.sampled_from(CHOICES[key]) | own
+    if KEYS[key].choices:
+        own = st.sampled_from(KEYS[key].choices) | own
     return st.one_of(own, own, own, ANYTHING)
 
 

@@ -345,8 +345,6 @@ NONE = {"sizes": (), "at_steps": ()}
         ({"in_place_of_decay": True}, "both say how the batch grows"),
         ({**NONE, "in_place_of_decay": True}, "needs a decay that it takes the place of"),
         ({**NONE, "in_place_of_decay": True, "compensate": "rate"}, "compensate would undo"),
-        ({"largest": 256}, "largest is of in_place_of_decay"),
-        ({**NONE, "compensate": "momentum"}, "no change of size to make up for"),
     ],
 )
 def test_mistakes_are_named(keys, message):

@@ -248,12 +248,6 @@ def test_a_decay_from_the_start_past_the_end_to_a_rate(x64):
     assert_rates(rate, {t: 0.2 + 3.0 * (1 - t / 1250) ** 2 for t in (100, 500, 999, 1250)})
 
 
-@pytest.mark.parametrize("decay", ["steps", "none"])
-def test_where_a_decay_begins_is_named_where_it_has_no_effect(decay):
-    with pytest.raises(ConfigError, match=rf"decay_from='start' .* without effect on '{decay}'"):
-        rate_of(8 * K, decay=decay, decay_from="start")
-
-
 def test_polynomial_decay_to_a_rate_above_zero(x64):
     schedule = rates.polynomial_decay(2.0, 10, 30, 2.0, end_rate=0.5)
     found = [float(schedule(t)) for t in (0, 10, 20, 30, 40)]

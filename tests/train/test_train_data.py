@@ -95,12 +95,7 @@ def test_mixed_and_erased_images_teach_what_is_on_them(tmp_path):
         ({"data.cutmix": 1.0, "worker_batch_size": 1}, "cutmix.*worker_batch_size is 1"),
         ({"data.color_jitter": (0, 0.4, 0)}, "data.color_jitter.* 3 channels, the images have 1"),
         ({"data.lighting": 0.1}, "data.lighting.* 3 channels, the images have 1"),
-        ({"data.crop_antialias": True}, "crop_antialias is of data.crop='inception', and without"),
         ({"matmul_precision": "high", "dtype": "float64"}, "of products of float32, and dtype"),
-        (
-            {"data.synthetic_on_device": True},
-            "data.synthetic_on_device=True, but data.source is 'digits', not 'synthetic'",
-        ),
     ],
 )
 def test_what_does_not_fit_the_data_is_an_error(tmp_path, keys, says):
