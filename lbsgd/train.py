@@ -25,17 +25,17 @@ from lbsgd.run.record.speed import Speed
 from lbsgd.run.target import Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import enough_memory
+from lbsgd.system.devices import explain_out_of_memory
 from lbsgd.system.errors import ConfigError, DivergedError
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
-    check_alike,
+    check_processes_agree,
     describe_process,
     different_commits,
     from_process_0,
     in_process_0,
 )
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
 
@@ -80,7 +80,7 @@ def run(
     machine = describe_machine()
     validation = parts.splits.validation.fingerprint
     alike = {"the validation set": validation, **_of_all_processes(config, machine)}
-    check_alike({**parts.identity(), **alike})
+    check_processes_agree({**parts.identity(), **alike})
     with contextlib.ExitStack() as opened:
 
         def open_(part: Any) -> Any:
@@ -116,7 +116,7 @@ def run(
             progress.line(f"goes on after update {start} from {folder.checkpoints}")
         else:
             log_file.line(parameter_table(parts))
-            with enough_memory("the network", _LESS_NETWORK):
+            with explain_out_of_memory("the network", _LESS_NETWORK):
                 state = parts.start()
         reached = Reached(state, owed, False, None)
         try:
@@ -201,7 +201,7 @@ def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractConte
         remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
         if parts.config.accumulation_steps:
             remedy += ", or to 0 for the fewest that fit"
-    return enough_memory("training", remedy)
+    return explain_out_of_memory("training", remedy)
 
 
 @contextlib.contextmanager
@@ -260,7 +260,8 @@ def _was_at_target(parts: Run, record: Record | NoRecord) -> bool:
 def _complete(parts: Run, folder: Workdir, done: int, at_target: bool) -> str:
     """Says that nothing is left to do."""
     text = (
-        f"{folder.path} is complete: {counted(done, 'update')} {'is' if done == 1 else 'are'} done"
+        f"{folder.path} is complete: {pluralize(done, 'update')} "
+        f"{'is' if done == 1 else 'are'} done"
     )
     if not at_target or done == parts.total_updates:
         return text

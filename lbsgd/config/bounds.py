@@ -5,7 +5,7 @@ import unicodedata
 from typing import Any
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import _is_number, shown
+from lbsgd.system.text import _is_number, short_repr
 
 # Far more than any run needs; what is computed from such numbers still fits in 64 bits, and in
 # float32.
@@ -57,18 +57,18 @@ def check(key: str, value: Any) -> None:
 
 def _check_number(key: str, value: Any) -> None:
     if not _is_number(value):
-        raise ConfigError(f"{key} must hold numbers, not {shown(value)}")
+        raise ConfigError(f"{key} must hold numbers, not {short_repr(value)}")
     most = MOST.get(key, MOST_OF_ANY)
     # Only the means of pixels can sensibly be negative.
     least = -most if key == "data.mean" else 0
     if value != value or value in (math.inf, -math.inf) or value < least:
-        raise ConfigError(f"{key} must be finite and not negative, not {shown(value)}")
+        raise ConfigError(f"{key} must be finite and not negative, not {short_repr(value)}")
     if value > most:
-        raise ConfigError(f"{key} must be at most {most:,}, not {shown(value)}")
+        raise ConfigError(f"{key} must be at most {most:,}, not {short_repr(value)}")
 
 
 def _check_text(key: str, value: str) -> None:
     if len(value) > MOST_CHARACTERS:
         raise ConfigError(f"{key} has {len(value):,} characters, more than {MOST_CHARACTERS:,}")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
-        raise ConfigError(f"{key} must not hold control characters: {shown(value)}")
+        raise ConfigError(f"{key} must not hold control characters: {short_repr(value)}")

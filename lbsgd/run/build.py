@@ -53,7 +53,7 @@ from lbsgd.system.devices import (
 )
 from lbsgd.system.machine import cache_folder, describe_machine
 from lbsgd.system.processes import is_first, json_from_process_0
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 from lbsgd.workers import fit
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement, place
@@ -362,7 +362,7 @@ def _fitting(run: Run, put: Callable[..., Placement]) -> Run:
 
     def measure(placement: Placement) -> int:
         if is_first():
-            workers = counted(placement.lanes, "worker")
+            workers = pluralize(placement.lanes, "worker")
             print(f"lbsgd: compiles {workers} a device, for memory", file=sys.stderr, flush=True)
         try:
             compiled[placement] = run.compile_train_step(placement)

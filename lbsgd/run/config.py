@@ -19,7 +19,7 @@ import ml_collections
 from lbsgd.run.values import check_values
 from lbsgd.schedule.times import given
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 # Keys that say where and how a run is computed, not what: they may differ when it goes on.
 MACHINE_KEYS = (
@@ -310,7 +310,7 @@ def check_known(key: str) -> None:
     known = [name for name, _ in flatten(default_config())]
     if not any(name == key or name.startswith(key + ".") for name in known):
         raise ConfigError(
-            f"unknown config key {shown(key)}; the nearest known one is {nearest_key(key)!r}"
+            f"unknown config key {short_repr(key)}; the nearest known one is {nearest_key(key)!r}"
         )
 
 
@@ -341,7 +341,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         for group in groups:
             part = part[group]
         if isinstance(part.get(leaf), ml_collections.ConfigDict):
-            raise ConfigError(f"config key {key!r} is a group of keys, not {shown(value)}")
+            raise ConfigError(f"config key {key!r} is a group of keys, not {short_repr(value)}")
         kind = part.get_type(leaf)
         try:
             # ml_collections itself takes None for anything and True for 1.
@@ -350,7 +350,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             part[leaf] = value
         except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
-                f"{key} must be {kind.__name__}, not {shown(value)} ({type(value).__name__})"
+                f"{key} must be {kind.__name__}, not {short_repr(value)} ({type(value).__name__})"
             ) from error
     check_values(dict(flatten(resolved)))
     _check_times(resolved)
@@ -367,13 +367,13 @@ def usual_short_side(image_size: int) -> int:
 def _read(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     """All keys and values, or ConfigError where a file made something else of its config."""
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"get_config must return a ConfigDict, not {shown(config)}")
+        raise ConfigError(f"get_config must return a ConfigDict, not {short_repr(config)}")
     try:
         return list(flatten(config))
     except RecursionError as error:
         raise ConfigError("the config holds itself; a group must not be one of its keys") from error
     except Exception as error:  # of references between keys, which are computed now
-        raise ConfigError(f"the config cannot be read: {shown(error)}") from error
+        raise ConfigError(f"the config cannot be read: {short_repr(error)}") from error
 
 
 def _check_times(config: ml_collections.ConfigDict) -> None:

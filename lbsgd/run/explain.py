@@ -10,7 +10,7 @@ from lbsgd.run.build import Run
 from lbsgd.run.config import usual_short_side
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size, phases_of
-from lbsgd.system.text import counted, noun
+from lbsgd.system.text import noun, pluralize
 from lbsgd.workers.collectives import cost
 from lbsgd.workers.collectives.allreduce import resolve_grid
 
@@ -61,7 +61,7 @@ def explain(run: Run) -> list[str]:
     shape = "x".join(map(str, run.image_shape))
     lines = [
         f"data: {c.data.source}, {len(train):,} training and {len(validation):,} validation "
-        f"examples, {counted(len(train.classes), 'class', 'classes')}, {shape}",
+        f"examples, {pluralize(len(train.classes), 'class', 'classes')}, {shape}",
         *(f"data: training: {note}" for note in train.notes),
         *(f"data: validation: {note}" for note in validation.notes),
         _explain_augmentation(run),
@@ -71,11 +71,11 @@ def explain(run: Run) -> list[str]:
     lines += _explain_precision(run)
     outputs = c.model.num_classes
     if outputs > len(train.classes):
-        lines.append(f"network: {counted(outputs, 'output')}, more than the data have classes")
+        lines.append(f"network: {pluralize(outputs, 'output')}, more than the data have classes")
     asked, steps = c.accumulation_steps, run.placement.accumulation_steps
     if asked and asked != steps:
         held = f"{steps} {'holds' if steps == 1 else 'hold'} all workers"
-        lines.append(f"accumulation: {counted(asked, 'step')} asked for, {held}")
+        lines.append(f"accumulation: {pluralize(asked, 'step')} asked for, {held}")
     lines += [
         _explain_length(run),
         _explain_rate(run),
@@ -90,8 +90,8 @@ def explain(run: Run) -> list[str]:
 
 def _explain_network(run: Run) -> str:
     c, params = run.config, jax.eval_shape(run.initial_state).params
-    size = counted(parameter_overview.count_parameters(params), "parameter")
-    arrays = counted(len(jax.tree.leaves(params)), "array")
+    size = pluralize(parameter_overview.count_parameters(params), "parameter")
+    arrays = pluralize(len(jax.tree.leaves(params)), "array")
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
     return f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
 
@@ -99,8 +99,9 @@ def _explain_network(run: Run) -> str:
 def _explain_length(run: Run) -> str:
     epochs = run.timeline.epoch(run.total_updates)
     text = (
-        f"length: {counted(run.total_updates, 'update')} = {counted(epochs, 'epoch', form='.4g')}, "
-        f"{counted(len(run.evaluate_after), 'evaluation')}"
+        f"length: {pluralize(run.total_updates, 'update')} = "
+        f"{pluralize(epochs, 'epoch', form='.4g')}, "
+        f"{pluralize(len(run.evaluate_after), 'evaluation')}"
     )
     first, target = min(run.evaluate_after), Target.of(run.config.stop_at)
     if first < run.total_updates:
@@ -110,7 +111,7 @@ def _explain_length(run: Run) -> str:
 
 def _explain_allreduce(run: Run) -> str:
     c, devices = run.config.allreduce, run.placement.devices
-    text = f"all-reduce: {c.algorithm} over {counted(devices, 'device', form='d')}"
+    text = f"all-reduce: {c.algorithm} over {pluralize(devices, 'device', form='d')}"
     text += f", buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
         scaled = " times a power of two" if c.dtype == "float16" else ""
@@ -122,7 +123,7 @@ def _explain_allreduce(run: Run) -> str:
         text += ", {}x{}".format(*grid)
     steps = cost.steps(c.algorithm, devices, grid)
     load = float(cost.load(c.algorithm, devices, grid))
-    return f"{text}; {counted(steps, 'step')}, a device sends {load:.4g} times the gradient"
+    return f"{text}; {pluralize(steps, 'step')}, a device sends {load:.4g} times the gradient"
 
 
 def _explain_augmentation(run: Run) -> str:
@@ -131,7 +132,7 @@ def _explain_augmentation(run: Run) -> str:
         return "augmentation: none; one random batch, made on the devices, is used again and again"
     crops = {
         "none": [],
-        "padded": [f"crops after {counted(data.crop_padding, 'zero')} on each side"],
+        "padded": [f"crops after {pluralize(data.crop_padding, 'zero')} on each side"],
         "inception": [
             "crops of {:g} to {:g} of the area".format(*data.crop_area),
             "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
@@ -191,7 +192,7 @@ def _explain_rate(run: Run) -> str:
     if rate.warmup_updates:
         power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {counted(rate.warmup_updates, 'update', form='d')} from "
+            f"; {c.warmup} warmup {pluralize(rate.warmup_updates, 'update', form='d')} from "
             f"{rate.warmup_rate:.6g}{power}"
         )
     else:
@@ -225,7 +226,7 @@ def _explain_rate(run: Run) -> str:
 def _explain_optimizer(run: Run) -> str:
     c = run.config.optimizer
     flags = jax.tree.leaves(decayed(run.roles))
-    decay = f"{c.weight_decay:g} on {sum(flags)} of {counted(len(flags), 'parameter array')}"
+    decay = f"{c.weight_decay:g} on {sum(flags)} of {pluralize(len(flags), 'parameter array')}"
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
@@ -272,7 +273,7 @@ def _explain_normalization(run: Run) -> str:
 
 def _explain_batch_norm(run: Run) -> str:
     c, n = run.config.batch_norm, run.config.worker_batch_size
-    scope = f"per worker, over {counted(n, 'example')}"
+    scope = f"per worker, over {pluralize(n, 'example')}"
     if c.synced_workers > 1:
         scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
     precise = ""

@@ -6,7 +6,7 @@ from typing import Any
 from lbsgd.config import bounds
 from lbsgd.run import target
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
 
 CHOICES = {
@@ -80,11 +80,13 @@ def check_values(values: Mapping[str, Any]) -> None:
     """
     for key, value in values.items():
         if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(f"unknown {key} {shown(value)}; known: {', '.join(CHOICES[key])}")
+            raise ConfigError(
+                f"unknown {key} {short_repr(value)}; known: {', '.join(CHOICES[key])}"
+            )
         if key in POSITIVE and value <= 0:
-            raise ConfigError(f"{key} must be positive, not {shown(value)}")
+            raise ConfigError(f"{key} must be positive, not {short_repr(value)}")
         if key in FRACTIONS and not 0 <= value < 1:
-            raise ConfigError(f"{key} must be at least 0 and less than 1, not {shown(value)}")
+            raise ConfigError(f"{key} must be at least 0 and less than 1, not {short_repr(value)}")
         if key == "stop_at":
             target.check(value)
         else:
@@ -93,7 +95,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if len(values[key]) != 2 or not least <= values[key][0] <= values[key][1] <= most:
             raise ConfigError(
                 f"{key} must be a least and a greatest number, from {least:g} to {most:g}, not "
-                f"{shown(values[key])}"
+                f"{short_repr(values[key])}"
             )
     _check_tuples(values)
     if values["matmul_precision"] != "highest" and values["dtype"] == "float64":
@@ -109,17 +111,19 @@ def _check_tuples(values: Mapping[str, Any]) -> None:
     if len(values["data.color_jitter"]) != 3 or max(values["data.color_jitter"]) > 1:
         raise ConfigError(
             "data.color_jitter must be three numbers from 0 to 1 (brightness, contrast, "
-            f"saturation), not {shown(values['data.color_jitter'])}"
+            f"saturation), not {short_repr(values['data.color_jitter'])}"
         )
     grid = values["allreduce.grid"]
     if len(grid) != 2 or not all(isinstance(n, int) for n in grid) or (min(grid) < 1 and any(grid)):
-        raise ConfigError(f"allreduce.grid must be two whole numbers, or (0, 0), not {shown(grid)}")
+        raise ConfigError(
+            f"allreduce.grid must be two whole numbers, or (0, 0), not {short_repr(grid)}"
+        )
     sizes = values["batch_growth.sizes"]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ConfigError(f"batch_growth.sizes must be whole and positive, not {shown(sizes)}")
+        raise ConfigError(f"batch_growth.sizes must be whole and positive, not {short_repr(sizes)}")
     steps = values["batch_growth.at_steps"]
     if not all(isinstance(step, int) for step in steps):
-        raise ConfigError(f"batch_growth.at_steps must be whole numbers, not {shown(steps)}")
+        raise ConfigError(f"batch_growth.at_steps must be whole numbers, not {short_repr(steps)}")
     decays = values["learning_rate.decay_epochs"]
     if list(decays) != sorted(set(decays)):
-        raise ConfigError(f"learning_rate.decay_epochs must increase, not {shown(decays)}")
+        raise ConfigError(f"learning_rate.decay_epochs must increase, not {short_repr(decays)}")
