@@ -26,7 +26,7 @@ from lbsgd.system.errors import (
     ConfigError,
     DivergedError,
 )
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 from lbsgd.system.limits import num_cores
 from lbsgd.system.preemption import StopSignal
 from lbsgd.system.streams import protect_streams
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
     _set_up_libraries()
     with StopSignal() as stop:
         # jax takes its time; mistakes in flags need not wait for it.
-        from lbsgd.system.processes import is_of_a_collective, leave
+        from lbsgd.system.processes import exit_distributed, is_collective_error
 
         try:
             return _run(stop)
@@ -156,10 +156,10 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DIVERGED  # all processes have
         except Exception as error:
             traceback.print_exc()
-            if is_of_a_collective(error):
+            if is_collective_error(error):
                 complain("a collective failed: see what the other processes say, and their logs")
             code = EXIT_FAILED
-        leave(code)
+        exit_distributed(code)
         return code
 
 
@@ -170,8 +170,8 @@ def _run(stop: StopSignal) -> int:
     if _EXPLAIN.value:
         return _explain(config)
     _start_processes(config)
-    workdir = at_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
-    outcome = train.run(config, workdir, should_stop=lambda done: stop.reached())
+    workdir = expand_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
+    outcome = train.run(config, workdir, should_stop=lambda done: stop.should_stop())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
 
 

@@ -26,17 +26,17 @@ from lbsgd.run.record.speed import Speed
 from lbsgd.run.target import Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import enough_memory, precision
+from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError, DivergedError
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
-    check_alike,
+    check_processes_agree,
     describe_process,
     different_commits,
     from_process_0,
     in_process_0,
 )
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
 
@@ -126,7 +126,7 @@ def _open(
     plan, machine = run.plan, describe_machine()
     validation = run.feed.splits.validation.fingerprint
     alike = {"the validation set": validation, **_of_all_processes(plan.config, machine)}
-    check_alike({**plan.identity(), **alike})
+    check_processes_agree({**plan.identity(), **alike})
 
     def open_(part: Any) -> Any:
         return opened.enter_context(contextlib.closing(part))
@@ -174,7 +174,7 @@ def _begin(session: Session, start: Reached) -> Reached:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
         return start
     session.log_file.line(parameter_table(plan))
-    with enough_memory("the network", _LESS_NETWORK):
+    with explain_out_of_memory("the network", _LESS_NETWORK):
         return start._replace(state=program.start())
 
 
@@ -261,7 +261,7 @@ def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractConte
         remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
         if plan.config.accumulation_steps:
             remedy += ", or to 0 for the fewest that fit"
-    return enough_memory("training", remedy)
+    return explain_out_of_memory("training", remedy)
 
 
 @contextlib.contextmanager
@@ -321,7 +321,7 @@ def _finish(session: Session, reached: Reached, *, complete: bool) -> Outcome:
 def _complete(session: Session, reached: Reached) -> str:
     """Says that nothing is left to do."""
     plan, done = session.run.plan, reached.done
-    what = f"{counted(done, 'update')} {'is' if done == 1 else 'are'} done"
+    what = f"{pluralize(done, 'update')} {'is' if done == 1 else 'are'} done"
     text = f"{session.folder.path} is complete: {what}"
     if not reached.at_target or done == plan.total_updates:
         return text

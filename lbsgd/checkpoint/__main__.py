@@ -18,16 +18,16 @@ from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 from lbsgd.system.streams import protect_streams
-from lbsgd.system.text import counted, one_line
+from lbsgd.system.text import one_line, pluralize
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command, and returns the exit code."""
     try:
         args = _parse(argv)
-        folder, update = _locate(at_home(args.workdir).absolute(), args.update)
+        folder, update = _locate(expand_home(args.workdir).absolute(), args.update)
         updates = _updates(folder, update)
     except ConfigError as error:
         complain(error)
@@ -102,7 +102,7 @@ def show(folder: pathlib.Path, updates: list[int]) -> int:
 
 def _content(manifest: Manifest) -> str:
     return (
-        f"{counted(len(manifest.arrays), 'array')} of {manifest.nbytes / 1e6:.1f} MB, written "
+        f"{pluralize(len(manifest.arrays), 'array')} of {manifest.nbytes / 1e6:.1f} MB, written "
         f"{one_line(manifest.written)}"
     )
 

@@ -21,7 +21,7 @@ from lbsgd.checkpoint.manifest import (
     normalized,
 )
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import counted, differences, one_line
+from lbsgd.system.text import differences, one_line, pluralize
 
 
 class Costs(NamedTuple):
@@ -50,7 +50,7 @@ class Costs(NamedTuple):
         megabytes, seconds = self.nbytes / self.saved / 1e6, self.seconds / self.saved
         several = self.saved > 1
         text = (
-            f"{counted(self.saved, 'checkpoint')} of {megabytes:.1f} MB, "
+            f"{pluralize(self.saved, 'checkpoint')} of {megabytes:.1f} MB, "
             f"{'each ' * several}written in {seconds:.2f} s; training stood still "
             f"{self.stood / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
         )

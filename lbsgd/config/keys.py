@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 # Far more than any run needs; what is computed from such numbers still fits in 64 bits, and in
 # float32.
@@ -105,7 +105,7 @@ def must(words: str, holds: Callable[[Any], bool]) -> Callable[[str, Any], None]
 
     def check(key: str, value: Any) -> None:
         if not holds(value):
-            raise ConfigError(f"{key} must {words}, not {shown(value)}")
+            raise ConfigError(f"{key} must {words}, not {short_repr(value)}")
 
     return check
 

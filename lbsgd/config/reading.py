@@ -7,7 +7,7 @@ import ml_collections
 
 from lbsgd.config.keys import Keys, default_tree, flatten
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 
 def nearest_key(key: str, keys: Keys) -> str:
@@ -26,7 +26,9 @@ def check_known(key: str, keys: Keys) -> None:
     """Raises ConfigError if there is no key `key` (dotted; a group of keys counts)."""
     if not any(name == key or name.startswith(key + ".") for name in keys):
         near = nearest_key(key, keys)
-        raise ConfigError(f"unknown config key {shown(key)}; the nearest known one is {near!r}")
+        raise ConfigError(
+            f"unknown config key {short_repr(key)}; the nearest known one is {near!r}"
+        )
 
 
 def check_is_key(key: str, keys: Keys) -> None:
@@ -57,7 +59,7 @@ def _set_checked(config: ml_collections.ConfigDict, key: str, value: Any) -> Non
     for group in groups:
         part = part[group]
     if isinstance(part.get(leaf), ml_collections.ConfigDict):
-        raise ConfigError(f"config key {key!r} is a group of keys, not {shown(value)}")
+        raise ConfigError(f"config key {key!r} is a group of keys, not {short_repr(value)}")
     kind = part.get_type(leaf)
     try:
         # ml_collections itself takes None for anything and True for 1.
@@ -66,17 +68,17 @@ def _set_checked(config: ml_collections.ConfigDict, key: str, value: Any) -> Non
         part[leaf] = value
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{key} must be {kind.__name__}, not {shown(value)} ({type(value).__name__})"
+            f"{key} must be {kind.__name__}, not {short_repr(value)} ({type(value).__name__})"
         ) from error
 
 
 def _pairs(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     """All keys and values, or ConfigError where a file made something else of its config."""
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"get_config must return a ConfigDict, not {shown(config)}")
+        raise ConfigError(f"get_config must return a ConfigDict, not {short_repr(config)}")
     try:
         return list(flatten(config))
     except RecursionError as error:
         raise ConfigError("the config holds itself; a group must not be one of its keys") from error
     except Exception as error:  # of references between keys, which are computed now
-        raise ConfigError(f"the config cannot be read: {shown(error)}") from error
+        raise ConfigError(f"the config cannot be read: {short_repr(error)}") from error

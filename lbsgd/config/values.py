@@ -6,7 +6,7 @@ from typing import Any
 
 from lbsgd.config.keys import Key, Keys, Values
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import _is_number, shown
+from lbsgd.system.text import _is_number, short_repr
 
 MOST_NUMBERS = 1000
 # The longest path of Linux.
@@ -35,11 +35,11 @@ def check_value(name: str, value: Any, key: Key) -> None:
         too long, or not of one line.
     """
     if key.choices and value not in key.choices:
-        raise ConfigError(f"unknown {name} {shown(value)}; known: {', '.join(key.choices)}")
+        raise ConfigError(f"unknown {name} {short_repr(value)}; known: {', '.join(key.choices)}")
     if key.positive and value <= 0:
-        raise ConfigError(f"{name} must be positive, not {shown(value)}")
+        raise ConfigError(f"{name} must be positive, not {short_repr(value)}")
     if key.fraction and not 0 <= value < 1:
-        raise ConfigError(f"{name} must be at least 0 and less than 1, not {shown(value)}")
+        raise ConfigError(f"{name} must be at least 0 and less than 1, not {short_repr(value)}")
     if not key.own_check:
         _check_size(name, value, key)
     if key.check:
@@ -60,16 +60,16 @@ def _check_size(name: str, value: Any, key: Key) -> None:
 
 def _check_number(name: str, value: Any, key: Key) -> None:
     if not _is_number(value):
-        raise ConfigError(f"{name} must hold numbers, not {shown(value)}")
+        raise ConfigError(f"{name} must hold numbers, not {short_repr(value)}")
     least = -key.most if key.negative else 0
     if value != value or value in (math.inf, -math.inf) or value < least:
-        raise ConfigError(f"{name} must be finite and not negative, not {shown(value)}")
+        raise ConfigError(f"{name} must be finite and not negative, not {short_repr(value)}")
     if value > key.most:
-        raise ConfigError(f"{name} must be at most {key.most:,}, not {shown(value)}")
+        raise ConfigError(f"{name} must be at most {key.most:,}, not {short_repr(value)}")
 
 
 def _check_text(name: str, value: str) -> None:
     if len(value) > MOST_CHARACTERS:
         raise ConfigError(f"{name} has {len(value):,} characters, more than {MOST_CHARACTERS:,}")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
-        raise ConfigError(f"{name} must not hold control characters: {shown(value)}")
+        raise ConfigError(f"{name} must not hold control characters: {short_repr(value)}")

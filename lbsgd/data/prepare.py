@@ -29,9 +29,9 @@ from lbsgd.data.sources.imagenet import imagenet_splits, is_download
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 from lbsgd.system.limits import num_cores
-from lbsgd.system.progress import Progress
+from lbsgd.system.progress import CountProgress
 from lbsgd.system.streams import protect_streams
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 KINDS = (
     "a folder, a tar or a zip of a folder of images for each class (below train/ and val/, or of "
@@ -159,7 +159,7 @@ def prepare(args: argparse.Namespace) -> None:
     for split, source in open_input(args.input, args.split, known, args.ground_truth).items():
         for note in source.notes:
             print(f"{split}: {note}")
-        progress = Progress(f"{split}, images", len(source))
+        progress = CountProgress(f"{split}, images", len(source))
         job = Job(
             source,
             args.output / split,
@@ -183,12 +183,12 @@ def prepare(args: argparse.Namespace) -> None:
 
 def _describe(split: str, index: Index) -> str:
     images, classes = (
-        counted(index.examples, "image"),
-        counted(len(index.classes), "class", "classes"),
+        pluralize(index.examples, "image"),
+        pluralize(len(index.classes), "class", "classes"),
     )
-    shards = counted(len(index.shards), "shard")
+    shards = pluralize(len(index.shards), "shard")
     text = f"{split}: {images} of {classes}, {index.bytes / 1e6:,.1f} MB in {shards}"
-    corrupt = counted(len(index.corrupt), "corrupt one")
+    corrupt = pluralize(len(index.corrupt), "corrupt one")
     return text + (f"; {corrupt} left out" if index.corrupt else "")
 
 
@@ -214,7 +214,7 @@ def verify_all(output: pathlib.Path, threads: int) -> None:
     if not folders:
         raise ConfigError(f"{output} is no packed set: it has neither train/ nor validation/")
     indices = [read_index(folder) for folder in folders]
-    progress = Progress("verify, bytes", sum(index.bytes for index in indices))
+    progress = CountProgress("verify, bytes", sum(index.bytes for index in indices))
     damage = []
     with contextlib.closing(progress):
         progress.start(0)

@@ -15,7 +15,7 @@ from lbsgd.run.record.metrics import read_metrics
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 from lbsgd.system.streams import protect_streams
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     # It warns where it cannot keep a cache in the home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        for path in draw(Workdir(at_home(parser.parse_args(argv).workdir))):
+        for path in draw(Workdir(expand_home(parser.parse_args(argv).workdir))):
             print(path)
     except ConfigError as error:
         complain(error)

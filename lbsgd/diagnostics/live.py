@@ -16,9 +16,9 @@ from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
 from lbsgd.step.layer_statistics import layer_names
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import enough_memory
+from lbsgd.system.devices import explain_out_of_memory
 from lbsgd.system.processes import from_process_0, is_first
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 # The lists in diagnostics.jsonl.
 WORKERS, CONFUSION = "worker_cosines", "confusion_cosines"
@@ -64,7 +64,7 @@ class Diagnostics:
         self._record.write(done, values)
         self._monitor.line(
             f"epoch {self._plan.timeline.epoch(done):.2f}  update {done}  gradient confusion: "
-            f"cosines of {counted(len(cosines), 'pair')} of minibatches are "
+            f"cosines of {pluralize(len(cosines), 'pair')} of minibatches are "
             f"{values['confusion_cosine_min']:.3f} at least, "
             f"{values['confusion_cosine_mean']:.3f} on average"
         )
@@ -114,7 +114,7 @@ class Diagnostics:
 
 def _enough_memory() -> contextlib.AbstractContextManager[None]:
     remedy = "set diagnostics.in_turn=True, or the times of diagnostics to 0"
-    return enough_memory("a diagnostic", remedy)
+    return explain_out_of_memory("a diagnostic", remedy)
 
 
 def _numbers_of(

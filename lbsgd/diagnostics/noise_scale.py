@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 # The names of the raw estimates in metrics.jsonl.
 SQUARE, TRACE = "gradient_square", "gradient_covariance_trace"
@@ -151,7 +151,7 @@ def _held(measured: Recent, error: float) -> str:
     scatter = f" +- {error:.2g}" if math.isfinite(error) else ""
     text = f"|G|^2 {mean.gradient_square:.4g}{scatter}, tr(Sigma) {mean.covariance_trace:.4g}"
     if count < 2:
-        return f"{text}, {counted(count, 'measurement')}"
+        return f"{text}, {pluralize(count, 'measurement')}"
     first, last = measured.epochs[0], measured.epochs[-1]
     return f"{text}, mean of {count} measurements, epochs {first:.2f} to {last:.2f}"
 

@@ -47,7 +47,7 @@ from lbsgd.launch.process_group import Group, Output, Signals, Verdict
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_USER, ConfigError
 from lbsgd.system.streams import protect_streams
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 
 def launch(
@@ -107,7 +107,7 @@ def _what_next(
         return f"; not restarting after {seen[0].name}"
     if restart <= max_restarts:
         return f"; restarting the run (restart {restart} of {max_restarts})"
-    return f"; giving up after {counted(max_restarts, 'restart')}, with exit code {verdict.code}"
+    return f"; giving up after {pluralize(max_restarts, 'restart')}, with exit code {verdict.code}"
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -151,7 +151,7 @@ def split_devices(
     each = devices_per_process or max(1, len(gpus) // processes)
     if each * processes > len(gpus):
         raise ConfigError(
-            f"{counted(processes, 'process', 'processes')} with {counted(each, 'GPU')} "
+            f"{pluralize(processes, 'process', 'processes')} with {pluralize(each, 'GPU')} "
             f"{'needs' if processes == 1 else 'each need'} {each * processes}, but "
             f"{len(gpus)} can be used here (CUDA_VISIBLE_DEVICES, nvidia-smi -L); "
             "start fewer, or take --platform cpu"

@@ -17,7 +17,7 @@ from flax import linen as nn
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
 from lbsgd.models.roles import Role, with_role
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ def named_architecture(name: str) -> Architecture:
     match = re.fullmatch(r"(cifar_)?resnet([1-9][0-9]{0,8})", name)
     if match is None:
         raise ConfigError(
-            f"unknown model.name {shown(name)}; known: {', '.join(IMAGENET)}, and cifar_resnetD of "
-            "any depth D = 6n + 2, as cifar_resnet20"
+            f"unknown model.name {short_repr(name)}; known: {', '.join(IMAGENET)}, and "
+            "cifar_resnetD of any depth D = 6n + 2, as cifar_resnet20"
         )
     near = _nearest_depths(int(match[2]))
     if match[1] is None or int(match[2]) not in near:

@@ -10,7 +10,7 @@ import ml_collections
 from lbsgd.data.facts import Facts
 from lbsgd.run.target import Target
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 # The largest networks there are have a trillion; these are for images.
 MOST_PARAMETERS = 10**11
@@ -77,8 +77,8 @@ def check_data(
     target = Target.of(config.stop_at)
     if target and target.logged == "val_error_top5" and not has_top5(classes):
         raise ConfigError(
-            f"stop_at: there is no {target.metric} of {counted(classes, 'class', 'classes')}; take "
-            "val_error or val_accuracy"
+            f"stop_at: there is no {target.metric} of {pluralize(classes, 'class', 'classes')}; "
+            "take val_error or val_accuracy"
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")

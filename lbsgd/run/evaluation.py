@@ -13,8 +13,8 @@ from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import EvalSums
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import enough_memory
-from lbsgd.system.text import counted
+from lbsgd.system.devices import explain_out_of_memory
+from lbsgd.system.text import pluralize
 
 
 class Evaluation:
@@ -38,7 +38,7 @@ class Evaluation:
           RuntimeError: examples were counted twice or not at all.
         """
         remedy = f"set evaluation.batch_size to less than {self._batches.batch_size}"
-        with enough_memory("evaluation", remedy):
+        with explain_out_of_memory("evaluation", remedy):
             totals = self._sums(done, state)
         if totals is None:
             return None
@@ -66,7 +66,7 @@ class Evaluation:
         count, corrupt = self._plan.data.validation_examples, self._feed.corrupt
         most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
         if not count - most <= examples <= count:
-            raise RuntimeError(f"evaluated {examples} of {counted(count, 'example')}")
+            raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
     def _statistics(self, done: int, state: TrainState) -> Any:
         """The running averages, or for precise batch norm the mean over a part of the set.

@@ -10,7 +10,7 @@ from lbsgd.optim.chain import decayed, scaled
 from lbsgd.run.plan import Plan
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size, phases_of
-from lbsgd.system.text import counted, noun
+from lbsgd.system.text import noun, pluralize
 from lbsgd.workers.collectives import cost
 from lbsgd.workers.collectives.allreduce import resolve_grid
 
@@ -61,7 +61,7 @@ def explain(plan: Plan) -> list[str]:
     shape = "x".join(map(str, plan.image_shape))
     lines = [
         f"data: {c.data.source}, {data.examples:,} training and {data.validation_examples:,} "
-        f"validation examples, {counted(data.classes, 'class', 'classes')}, {shape}",
+        f"validation examples, {pluralize(data.classes, 'class', 'classes')}, {shape}",
         *(f"data: {note}" for note in data.notes),
         *plan.unused,
         _explain_augmentation(plan),
@@ -71,13 +71,13 @@ def explain(plan: Plan) -> list[str]:
     lines += _explain_precision(plan)
     outputs = c.model.num_classes
     if outputs > data.classes:
-        lines.append(f"network: {counted(outputs, 'output')}, more than the data have classes")
+        lines.append(f"network: {pluralize(outputs, 'output')}, more than the data have classes")
     asked, steps = c.accumulation_steps, plan.placement.accumulation_steps
     if asked and asked != steps:
         held = f"{steps} {'holds' if steps == 1 else 'hold'} all workers"
-        lines.append(f"accumulation: {counted(asked, 'step')} asked for, {held}")
+        lines.append(f"accumulation: {pluralize(asked, 'step')} asked for, {held}")
     if plan.estimated:
-        lines.append(f"accumulation: {counted(steps, 'step')}, {plan.estimated}")
+        lines.append(f"accumulation: {pluralize(steps, 'step')}, {plan.estimated}")
     lines += [
         _explain_length(plan),
         _explain_rate(plan),
@@ -92,18 +92,18 @@ def explain(plan: Plan) -> list[str]:
 
 def _explain_network(plan: Plan) -> str:
     c, params = plan.config, plan.state_shapes().params
-    size = counted(parameter_overview.count_parameters(params), "parameter")
-    arrays = counted(len(jax.tree.leaves(params)), "array")
+    size = pluralize(parameter_overview.count_parameters(params), "parameter")
+    arrays = pluralize(len(jax.tree.leaves(params)), "array")
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
     return f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
 
 
 def _explain_length(plan: Plan) -> str:
     epochs = plan.timeline.epoch(plan.total_updates)
-    length = counted(epochs, "epoch", form=".4g")
+    length = pluralize(epochs, "epoch", form=".4g")
     text = (
-        f"length: {counted(plan.total_updates, 'update')} = {length}, "
-        f"{counted(len(plan.evaluate_after), 'evaluation')}"
+        f"length: {pluralize(plan.total_updates, 'update')} = {length}, "
+        f"{pluralize(len(plan.evaluate_after), 'evaluation')}"
     )
     first, target = min(plan.evaluate_after), Target.of(plan.config.stop_at)
     if first < plan.total_updates:
@@ -113,7 +113,7 @@ def _explain_length(plan: Plan) -> str:
 
 def _explain_allreduce(plan: Plan) -> str:
     c, devices = plan.config.allreduce, plan.topology.devices
-    text = f"all-reduce: {c.algorithm} over {counted(devices, 'device', form='d')}"
+    text = f"all-reduce: {c.algorithm} over {pluralize(devices, 'device', form='d')}"
     text += f", buckets of {c.bucket_mib:g} MiB"
     if c.dtype != "own":
         scaled = " times a power of two" if c.dtype == "float16" else ""
@@ -125,7 +125,7 @@ def _explain_allreduce(plan: Plan) -> str:
         text += ", {}x{}".format(*grid)
     steps = cost.steps(c.algorithm, devices, grid)
     load = float(cost.load(c.algorithm, devices, grid))
-    return f"{text}; {counted(steps, 'step')}, a device sends {load:.4g} times the gradient"
+    return f"{text}; {pluralize(steps, 'step')}, a device sends {load:.4g} times the gradient"
 
 
 def _explain_augmentation(plan: Plan) -> str:
@@ -134,7 +134,7 @@ def _explain_augmentation(plan: Plan) -> str:
         return "augmentation: none; one random batch, made on the devices, is used again and again"
     crops = {
         "none": [],
-        "padded": [f"crops after {counted(data.crop_padding, 'zero')} on each side"],
+        "padded": [f"crops after {pluralize(data.crop_padding, 'zero')} on each side"],
         "inception": [
             "crops of {:g} to {:g} of the area".format(*data.crop_area),
             "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
@@ -194,7 +194,7 @@ def _explain_rate(plan: Plan) -> str:
     if rate.warmup_updates:
         power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {counted(rate.warmup_updates, 'update', form='d')} from "
+            f"; {c.warmup} warmup {pluralize(rate.warmup_updates, 'update', form='d')} from "
             f"{rate.warmup_rate:.6g}{power}"
         )
     else:
@@ -228,7 +228,7 @@ def _explain_rate(plan: Plan) -> str:
 def _explain_optimizer(plan: Plan) -> str:
     c = plan.config.optimizer
     flags = jax.tree.leaves(decayed(plan.roles))
-    decay = f"{c.weight_decay:g} on {sum(flags)} of {counted(len(flags), 'parameter array')}"
+    decay = f"{c.weight_decay:g} on {sum(flags)} of {pluralize(len(flags), 'parameter array')}"
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
@@ -275,7 +275,7 @@ def _explain_normalization(plan: Plan) -> str:
 
 def _explain_batch_norm(plan: Plan) -> str:
     c, n = plan.config.batch_norm, plan.config.worker_batch_size
-    scope = f"per worker, over {counted(n, 'example')}"
+    scope = f"per worker, over {pluralize(n, 'example')}"
     if c.synced_workers > 1:
         scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
     precise = ""

@@ -18,7 +18,7 @@ from lbsgd.step import memory
 from lbsgd.system.devices import IN_FLIGHT, is_out_of_memory
 from lbsgd.system.machine import cache_folder, describe_machine
 from lbsgd.system.processes import is_first
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 from lbsgd.workers import fit
 from lbsgd.workers.placement import Placement
 
@@ -66,7 +66,7 @@ class _Compilation:
 
     def __call__(self, placement: Placement) -> int:
         if is_first():
-            workers = counted(placement.lanes, "worker")
+            workers = pluralize(placement.lanes, "worker")
             print(f"lbsgd: compiles {workers} a device, for memory", file=sys.stderr, flush=True)
         try:
             step = self.compiled[placement] = self.program.compile_train_step(placement)

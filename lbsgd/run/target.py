@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lbsgd.schedule.timeline import exact
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 # What is at most so many percent.
 WHOLE = 100
@@ -43,19 +43,22 @@ def check(stop_at: tuple[Any, ...]) -> None:
         return
     if len(stop_at) != 2 or not isinstance(stop_at[0], str):
         raise ConfigError(
-            f"stop_at must be a metric and a number, like ('val_error', 24.1), not {shown(stop_at)}"
+            "stop_at must be a metric and a number, like ('val_error', 24.1), not "
+            f"{short_repr(stop_at)}"
         )
     metric, value = stop_at
     if metric not in METRICS:
-        raise ConfigError(f"unknown metric {shown(metric)} in stop_at; known: {', '.join(METRICS)}")
+        raise ConfigError(
+            f"unknown metric {short_repr(metric)} in stop_at; known: {', '.join(METRICS)}"
+        )
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not 0 <= value < float("inf"):
         raise ConfigError(
             f"stop_at: the target of {metric} must be a number, finite and not negative, not "
-            f"{shown(value)}"
+            f"{short_repr(value)}"
         )
     if METRICS[metric].logged != "val_loss" and value > WHOLE:
-        raise ConfigError(f"stop_at: {metric} is in percent, so it cannot be {shown(value)}")
+        raise ConfigError(f"stop_at: {metric} is in percent, so it cannot be {short_repr(value)}")
 
 
 class Target(NamedTuple):

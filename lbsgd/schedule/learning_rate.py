@@ -12,7 +12,7 @@ from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule import functions as rates
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 # Which float32 can still hold.
 MOST_RATE = 1e38
@@ -92,7 +92,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             )
     if warmup > total:
         raise ConfigError(
-            f"the warmup of {counted(warmup, 'update', form='d')} is longer than the training "
+            f"the warmup of {pluralize(warmup, 'update', form='d')} is longer than the training "
             f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ import ml_collections
 from lbsgd.schedule import times
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 
 class Plan(NamedTuple):
@@ -33,12 +33,12 @@ class Plan(NamedTuple):
         confusion = config.confusion
         named = {
             "gradient noise scale at {}": self.workers,
-            f"gradient confusion of {counted(confusion.pairs, 'pair')} of minibatches of "
+            f"gradient confusion of {pluralize(confusion.pairs, 'pair')} of minibatches of "
             f"{confusion.batch_size} after {{}}": self.confusion,
             "norms of each parameter array at {}": self.layers,
         }
         parts = [
-            text.format(counted(len(updates), "update"))
+            text.format(pluralize(len(updates), "update"))
             for text, updates in named.items()
             if updates
         ]

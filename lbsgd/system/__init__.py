@@ -1,1 +1,1 @@
-"""What the rest stands on: errors, text, files, devices, processes, signals, progress."""
+"""Foundations of all other packages: errors, text, files, devices, processes, signals, progress."""

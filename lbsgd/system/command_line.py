@@ -1,4 +1,4 @@
-"""Command lines of which any mistake is one line: raised by the parser, printed by `complain`."""
+"""Parsing of command lines; a mistake raises ConfigError, which `complain` prints as one line."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose description is printed as it is written."""
+    """An argparse parser that prints its description as written and raises its errors."""
 
     def __init__(self, prog: str, description: str | None) -> None:
         super().__init__(
@@ -19,10 +19,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises ConfigError, where argparse prints its usage and ends the process."""
+        """Raises ConfigError; argparse itself would print its usage and end the process."""
         raise ConfigError(f"{message}; --help says more")
 
 
 def complain(error: ConfigError | OSError | str) -> None:
-    """Prints a mistake to stderr as one line."""
+    """Prints an error to stderr as one line."""
     print(f"lbsgd: {' '.join(str(error).split())}", file=sys.stderr)

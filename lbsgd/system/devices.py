@@ -1,4 +1,4 @@
-"""The machine: devices, precision and processes, once they have started."""
+"""Devices of a run: their number, memory and precision, and running out of memory."""
 
 import contextlib
 import re
@@ -8,10 +8,10 @@ import jax
 import ml_collections
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.limits import memory
+from lbsgd.system.limits import memory_limit
 
-# Updates that may wait on the devices. More would not be faster, and many more can deadlock
-# collectives between more CPU devices than cores.
+# Updates that may be queued on the devices. More would not be faster, and many more can deadlock
+# collectives when there are more CPU devices than cores.
 IN_FLIGHT = 4
 
 
@@ -27,10 +27,10 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def count_devices(asked: int) -> int:
-    """The number of devices to use, `asked` or all for 0.
+    """Returns the number of devices to use: `asked`, or all of them for 0.
 
     Raises:
-      ConfigError: there are fewer, or a part of several processes' devices was asked for.
+      ConfigError: there are fewer, or several processes were asked to use only some of theirs.
     """
     there = jax.device_count()
     if asked > there:
@@ -44,19 +44,19 @@ def count_devices(asked: int) -> int:
 
 
 def device_memory(config: ml_collections.ConfigDict) -> int:
-    """Bytes of memory that one device has for the step.
+    """Returns the memory of one device that the step may use, in bytes.
 
-    Devices that are the CPU share half of the machine's memory, or of what its control group
-    allows: the other half is for Python, the images and other programs. Those of all processes
-    count, which may be on one machine.
+    CPU devices share half of the machine's memory, or of what its control group allows: the other
+    half is for Python, the images and other programs. The devices of all processes are counted,
+    since all processes may run on one machine.
 
     Raises:
-      ConfigError: neither the config nor the device tells.
+      ConfigError: neither the config nor the device says how much memory there is.
     """
     if config.device_memory_gib:
         return int(config.device_memory_gib * 2**30)
     if jax.default_backend() == "cpu":
-        return memory() // 2 // jax.device_count()
+        return memory_limit() // 2 // jax.device_count()
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
         raise ConfigError(
@@ -67,22 +67,22 @@ def device_memory(config: ml_collections.ConfigDict) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine had not the memory that was asked for."""
+    """Returns whether an error means that a device or the machine ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
 
 
 @contextlib.contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Says what to do where a device or the machine runs out of memory within.
+def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turns running out of memory, on a device or the machine, into a ConfigError with a remedy.
 
     Args:
-      what: is being done, as the beginning of a sentence.
-      remedy: as its end.
+      what: the activity within this context; the message starts with it.
+      remedy: what the user can do; the message ends with it.
 
     Raises:
-      ConfigError: it has run out.
+      ConfigError: the code within this context ran out of memory.
     """
     try:
         yield

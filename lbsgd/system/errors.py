@@ -1,4 +1,4 @@
-"""What ends a run early, and the exit codes of the command line."""
+"""Errors that end a run early, and the exit codes of the command line."""
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -9,16 +9,16 @@ EXIT_INTERRUPTED = 130
 
 
 class ConfigError(ValueError):
-    """Something the user can put right: one line that says what is wrong and what to do.
+    """A mistake that the user can correct: one line that says what is wrong and what to do.
 
-    `lbsgd.main` prints the line without a traceback and ends with `EXIT_USER`.
+    `lbsgd.main` prints the line without a traceback and exits with `EXIT_USER`.
     """
 
 
 class DivergedError(RuntimeError):
-    """Loss or gradient are not finite; `lbsgd.main` ends with `EXIT_DIVERGED`."""
+    """The loss or the gradient is not finite; `lbsgd.main` exits with `EXIT_DIVERGED`."""
 
 
 def first_line(error: Exception) -> str:
-    """Takes the first line of what an error of a library says."""
+    """Returns the first line of an error's message, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

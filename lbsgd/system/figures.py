@@ -1,4 +1,4 @@
-"""matplotlib's figures, drawn into files: whatever backend and folders it is told of."""
+"""Figures of matplotlib that are drawn into files, whichever backend the user has set."""
 
 import contextlib
 import logging
@@ -9,12 +9,13 @@ from typing import Any
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure that draws with Agg.
+    """Creates a figure that is drawn by the Agg backend.
 
     Args:
-      width: in inches, as is the height.
+      width: in inches.
+      height: in inches.
     """
-    with undisturbed():
+    with quiet_matplotlib():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
         from matplotlib.figure import Figure
 
@@ -24,11 +25,11 @@ def new_figure(width: float, height: float) -> Any:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """In this context importing matplotlib neither fails nor talks for what the user has set.
+def quiet_matplotlib() -> Iterator[None]:
+    """Lets matplotlib be imported quietly, whatever the user's settings are.
 
-    MPLBACKEND may name what is not installed here, as that of a notebook does; a home that cannot
-    be written is no news.
+    MPLBACKEND may name a backend that is not installed here, as a notebook's does, and matplotlib
+    would warn of a home folder that cannot be written.
     """
     if "matplotlib" in sys.modules:
         yield
@@ -44,12 +45,12 @@ def undisturbed() -> Iterator[None]:
         if chosen is not None:
             os.environ["MPLBACKEND"] = chosen
     if chosen:
-        _choose(chosen)
+        _restore_backend(chosen)
 
 
-def _choose(backend: str) -> None:
-    """Leaves the user's backend to others in this process, as importing matplotlib would have."""
+def _restore_backend(backend: str) -> None:
+    """Sets the user's backend for other code in this process, as importing matplotlib would."""
     import matplotlib
 
-    with contextlib.suppress(ValueError):  # it is none
+    with contextlib.suppress(ValueError):  # there is no such backend
         matplotlib.rcParams["backend"] = backend

@@ -1,4 +1,4 @@
-"""Paths as users give them, and files that are replaced whole."""
+"""Paths as users write them, and atomic replacement of files."""
 
 import contextlib
 import os
@@ -7,11 +7,11 @@ import pathlib
 from lbsgd.system.errors import ConfigError
 
 
-def at_home(path: str) -> pathlib.Path:
-    """The path, with the home of the user, or of another one there is, in place of ~.
+def expand_home(path: str) -> pathlib.Path:
+    """Replaces ~ or ~USER at the start of a path by that user's home folder.
 
     Raises:
-      ConfigError: the user has none.
+      ConfigError: this user has no home.
     """
     expanded = os.path.expanduser(path)
     if expanded == "~" or expanded.startswith("~/"):
@@ -20,10 +20,10 @@ def at_home(path: str) -> pathlib.Path:
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that after any crash the old one or the new one is there, whole.
+    """Replaces a file atomically: after a crash, either the old file or the new one is complete.
 
     Raises:
-      OSError: it cannot be written; the old one stays.
+      OSError: the new file cannot be written; the old one stays.
     """
     partial = path.with_name(f"{path.name}.tmp")
     with partial.open("w") as file:
@@ -34,7 +34,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
 
 
 def move_into_place(partial: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a file that is on the disk its name, for good, in place of what had it."""
+    """Renames a file that is already on the disk, durably, and replaces any file of that name."""
     os.replace(partial, path)
     with contextlib.suppress(OSError):  # not every file system can sync a folder
         descriptor = os.open(path.parent, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""What this process may use of the machine: cores, memory, open files.
+"""Limits of this process: cores, memory, open files.
 
 A container or a cluster's scheduler may allow less than the machine has: a control group (cgroup,
-of version 1 or 2) has a limit of memory and a quota of processor time.
+version 1 or 2) has a memory limit and a quota of processor time.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ ROOT = pathlib.Path("/")
 
 
 def num_cores(root: pathlib.Path = ROOT) -> int:
-    """How many cores this process may use, at least 1; a quota of 2.5 cores counts as 3.
+    """Returns how many cores this process may use, at least 1; a quota of 2.5 cores counts as 3.
 
     Args:
-      root: where proc/ and sys/ are.
+      root: the folder that holds proc/ and sys/.
     """
     if hasattr(os, "sched_getaffinity"):  # not on every system
         cores = len(os.sched_getaffinity(0))
@@ -27,11 +27,11 @@ def num_cores(root: pathlib.Path = ROOT) -> int:
     return max(1, math.ceil(min(cores, _quota(root))))
 
 
-def memory(root: pathlib.Path = ROOT) -> int:
-    """Bytes of memory of this machine, or of the control group that this process is in.
+def memory_limit(root: pathlib.Path = ROOT) -> int:
+    """Returns the bytes of memory of this machine, or fewer if a control group sets a limit.
 
     Args:
-      root: where proc/ and sys/ are.
+      root: the folder that holds proc/ and sys/.
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [machine]
@@ -42,7 +42,7 @@ def memory(root: pathlib.Path = ROOT) -> int:
 
 
 def _quota(root: pathlib.Path) -> float:
-    """Cores' worth of time that this process gets; infinity where there is no quota."""
+    """Returns the quota of processor time in cores; infinity if there is none."""
     quotas = [math.inf]
     for folder in _groups(root, "cpu"):
         numbers = _numbers(folder / "cpu.max")  # quota and period in microseconds
@@ -55,9 +55,9 @@ def _quota(root: pathlib.Path) -> float:
 
 
 def _groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
-    """Folders of the control groups that this process is in, from its own outwards.
+    """Yields the folders of this process's control group and of the groups around it.
 
-    What a container sees may start at its own group, so that the path has no folder of its own.
+    A container may see its own group as the root, so the folder of the full path may not exist.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -72,7 +72,7 @@ def _groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
 
 
 def _numbers(path: pathlib.Path) -> list[float]:
-    """The numbers in a file; none where there is none, or where one says that there is no limit."""
+    """Reads the numbers in a file; empty if it cannot be read or says "max", which is no limit."""
     try:
         words = path.read_text().split()
         return [] if "max" in words else [float(word) for word in words]
@@ -81,9 +81,9 @@ def _numbers(path: pathlib.Path) -> list[float]:
 
 
 def allow_open_files(more: int) -> None:
-    """Raises the limit of open files by so many.
+    """Raises this process's limit of open files by `more`, as far as the system allows.
 
-    A large set has a thousand shards, as many as may usually be open.
+    A large data set has a thousand shards, which is about the usual limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:

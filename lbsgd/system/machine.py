@@ -1,4 +1,4 @@
-"""Describes the machine and the versions that a run is made with, for its record."""
+"""Description of the machine and the software versions that a run used, for its record."""
 
 import os
 import pathlib
@@ -23,9 +23,9 @@ REPORTED_PACKAGES = (
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Where choices are remembered from run to run; None where the user has no home.
+    """Returns the folder of choices that are kept from run to run; None if the user has no home.
 
-    It need not be there, and it may be that it cannot be written.
+    The folder may not exist, and it may not be writable.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
@@ -33,7 +33,7 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, hardware and the commit of the code, for the record of a run."""
+    """Collects versions, hardware and the commit of the code, for the record of a run."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in REPORTED_PACKAGES},
@@ -55,10 +55,10 @@ def _version(package: str) -> str | None:
 
 
 def git_commit(folder: str | pathlib.Path) -> str | None:
-    """The commit that a Python package in `folder` is of, "-dirty" behind it where it was changed.
+    """Returns the git commit of the Python package in `folder`, with "-dirty" if it was changed.
 
-    None where no git tracks the package: a repository may lie around the environment that it is
-    installed in.
+    None if git does not track the package: the environment that it is installed in may lie inside
+    another repository.
     """
     if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):
         return None
@@ -66,8 +66,8 @@ def git_commit(folder: str | pathlib.Path) -> str | None:
 
 
 def _git(folder: str | pathlib.Path, *command: str) -> str | None:
-    """What git says there; None where it cannot."""
-    # A hook of git has its own repository in GIT_DIR.
+    """Runs git in a folder and returns its output; None if it fails."""
+    # Within a git hook, GIT_DIR and others would point git to the repository of the hook.
     own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(

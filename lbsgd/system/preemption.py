@@ -1,6 +1,6 @@
-"""Signals that ask a run to stop: it saves what it has, and the same command goes on later.
+"""Preemption: signals that ask a run to save a checkpoint and stop, to be resumed later.
 
-Importing this takes no time, so that signals are cared for before jax is there.
+This module does not import jax when it is imported, so signals are handled before jax has loaded.
 """
 
 import os
@@ -15,20 +15,20 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _say(text: str) -> None:
-    # Not print: this may come in the middle of one.
+    # Not print: the signal may arrive while the main thread is printing.
     write_or_lose(2, f"lbsgd: {text}\n".encode())
 
 
 class StopSignal:
-    """While entered, SIGINT, SIGTERM or SIGHUP ask the run to stop after the present update.
+    """While entered, SIGINT, SIGTERM and SIGHUP ask the run to stop after the current update.
 
-    Signals are read by a thread, so that they count while the main thread compiles or waits. Until
-    `reached` was called once there is nothing to save, and they end the process at once, with exit
-    code 75; a second SIGINT ends it at once whenever it comes, with 130. SIGHUP, that the terminal
-    is gone, stays ignored where it was (`nohup`).
+    A thread reads the signals, so they take effect while the main thread compiles or waits. Before
+    the first call of `should_stop` there is nothing to save, and a signal ends the process at once
+    with exit code 75. A second SIGINT always ends it at once, with exit code 130. SIGHUP (the
+    terminal was closed) stays ignored if it was ignored before (`nohup`).
 
-    Several processes agree on the update through JAX's own handler of SIGTERM, which
-    `jax.distributed` puts in place of the one here; the others are passed on to it.
+    Several processes agree on the update to stop after through JAX's own handler of SIGTERM, with
+    which `jax.distributed` replaces ours; the other signals are passed on to it.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class StopSignal:
         self._polls = 0
         self._before: dict[int, Any] = {}
 
-    def reached(self) -> bool:
-        """Whether to stop now. Several processes ask equally often, in the same places."""
+    def should_stop(self) -> bool:
+        """Returns whether to stop now; all processes must call it at the same points of the run."""
         import jax
         from jax.experimental import multihost_utils
 
@@ -80,7 +80,7 @@ class StopSignal:
         if number == signal.SIGINT:
             if self._interrupted:
                 _say(
-                    "SIGINT again: ends at once; the same command goes on from the last checkpoint"
+                    "SIGINT again: exits at once; the same command resumes from the last checkpoint"
                 )
                 os._exit(EXIT_INTERRUPTED)
             self._interrupted = True
@@ -97,4 +97,4 @@ class StopSignal:
 
 
 def _leave_to_the_thread(number: int, frame: Any) -> None:
-    """The wakeup descriptor has told the thread; without a handler Python would not write it."""
+    """Does nothing, but must exist: without a handler Python would not tell the thread."""

@@ -1,4 +1,4 @@
-"""The processes of a run: who speaks, what all must have alike, and how one leaves the others."""
+"""The processes of a run: sharing values, agreeing on settings, and failing alone or together."""
 
 import json
 import os
@@ -13,31 +13,31 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lbsgd.system.errors import EXIT_USER, ConfigError
-from lbsgd.system.text import counted, differences
+from lbsgd.system.text import differences, pluralize
 
 Result = TypeVar("Result")
 
-# Of a SHA-256, and "-dirty".
+# A SHA-256 in hexadecimal and "-dirty" fit.
 LONGEST_COMMIT = 72
-# What a process that finds a mistake gives the others to find it too.
+# How long a process that has found a mistake waits for the others to find it too.
 LEAVE_SECONDS = 5.0
 
 
 def is_first() -> bool:
-    """Whether this is process 0, who speaks."""
+    """Returns whether this is process 0, the one that prints and writes files."""
     return jax.process_index() == 0
 
 
 def from_process_0(tree: Any) -> Any:
-    """The numpy arrays of process 0 in every process, bit by bit.
+    """Broadcasts the numpy arrays of process 0 to every process, bit by bit.
 
     Args:
-      tree: arrays; of the others, their shapes and types alone count.
+      tree: arrays; in the other processes only their shapes and types matter.
     """
     if jax.process_count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
-    # As bytes, for a sum of zeros and x is not always x: -0.0 + 0.0 = 0.0.
+    # As bytes, because JAX broadcasts by summing with zeros, and -0.0 + 0.0 is 0.0.
     flat = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves])
     flat = np.asarray(multihost_utils.broadcast_one_to_all(flat))
     ends = np.cumsum([x.nbytes for x in leaves])
@@ -47,17 +47,17 @@ def from_process_0(tree: Any) -> Any:
 
 
 def json_from_process_0(value: Any) -> Any:
-    """What JSON makes of the value of process 0, in every process."""
+    """Broadcasts the value of process 0 to every process, as JSON."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(from_process_0(np.array(text.size)))
     return json.loads(from_process_0(np.resize(text, size)).tobytes())
 
 
 def in_process_0(action: Callable[[], Result]) -> Result | None:
-    """What `action` returns, in process 0; the others wait for it and get None.
+    """Calls `action` in process 0 and returns its result; the others wait for it and get None.
 
     Raises:
-      ConfigError: it found a mistake; in all processes.
+      ConfigError: `action` raised one; it is raised in all processes.
     """
     result, mistake = None, None
     if is_first():
@@ -70,11 +70,14 @@ def in_process_0(action: Callable[[], Result]) -> Result | None:
     return result
 
 
-def check_alike(what: dict[str, Any]) -> None:
-    """Whether all processes have the same, for else they would train one network in two ways.
+def check_processes_agree(what: dict[str, Any]) -> None:
+    """Checks that all processes have the same values; else they would train different networks.
+
+    Args:
+      what: JSON values by name.
 
     Raises:
-      ConfigError: they have not; in all processes.
+      ConfigError: some differ; raised in all processes.
     """
     mine = {key: json.dumps(value, sort_keys=True) for key, value in what.items()}
     there = json_from_process_0(mine)
@@ -90,10 +93,10 @@ def check_alike(what: dict[str, Any]) -> None:
 
 
 def different_commits(commit: str | None) -> str:
-    """A line that says which processes run which commit of the code; "" where all run the same.
+    """Describes which processes run which commit of the code; "" if all run the same one.
 
     Args:
-      commit: of this process.
+      commit: that of this process.
     """
     if jax.process_count() == 1:
         return ""
@@ -105,10 +108,10 @@ def different_commits(commit: str | None) -> str:
 
 
 def commits_line(commits: Sequence[str]) -> str:
-    """See `different_commits`.
+    """Formats the commits of all processes for `different_commits`.
 
     Args:
-      commits: by process.
+      commits: one for each process.
     """
     whose = {commit: [i for i, c in enumerate(commits) if c == commit] for commit in commits}
     if len(whose) == 1:
@@ -117,18 +120,19 @@ def commits_line(commits: Sequence[str]) -> str:
     return f"the processes run different commits of the code: {'; '.join(parts)}"
 
 
-def is_of_a_collective(error: Exception) -> bool:
-    """Whether an error may be of other processes: one of them fails, and the collectives of all."""
-    # In this order: where there are no devices JAX cannot count its processes either.
+def is_collective_error(error: Exception) -> bool:
+    """Returns whether an error may come from another process, whose failure fails collectives."""
+    # In this order: if there are no devices, JAX cannot count its processes either.
     if not isinstance(error, jax.errors.JaxRuntimeError) or not jax.distributed.is_initialized():
         return False
     return jax.process_count() > 1
 
 
-def leave(code: int) -> None:
-    """Ends this process of several after a failure, though the others may not be at their end.
+def exit_distributed(code: int) -> None:
+    """Exits at once if this is one of several processes; does nothing if it is the only one.
 
-    JAX would wait for them. For a mistake that all of them find they get a few seconds.
+    A normal exit would wait for the other processes, which may still be running. After a mistake
+    of the user, which all of them find, they get a few seconds to exit too.
     """
     if not jax.distributed.is_initialized():
         return
@@ -142,9 +146,9 @@ def leave(code: int) -> None:
 
 
 def describe_process() -> str:
-    """Which process this is, for its log."""
+    """Describes this process in one line, for its log."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}: pid {os.getpid()} on "
-        f"{platform.node()}, {jax.local_device_count()} of {counted(jax.device_count(), 'device')} "
-        f"({jax.default_backend()})"
+        f"{platform.node()}, {jax.local_device_count()} of "
+        f"{pluralize(jax.device_count(), 'device')} ({jax.default_backend()})"
     )

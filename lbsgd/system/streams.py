@@ -1,4 +1,4 @@
-"""What a command prints. Where nobody takes it, it is lost, and the command goes on."""
+"""Output streams that never fail: what cannot be printed is lost, and the command continues."""
 
 import contextlib
 import io
@@ -7,21 +7,21 @@ import select
 import sys
 from typing import TextIO
 
-# On fewer a bar has no room for its count and time.
+# A narrower terminal has no room for the count and the time of a bar.
 LEAST_COLUMNS = 40
 
 
 def write_or_lose(file: int, data: bytes) -> None:
-    """Writes all of `data` to a file descriptor; what it refuses is lost.
+    """Writes all of `data` to a file descriptor, and drops what it refuses.
 
-    The terminal or the reader may be gone, or the disk full. The next write tries again, for a disk
-    may have room by then.
+    The terminal or the reader may be gone, or the disk full. The next write tries again, because
+    the disk may have room by then.
     """
     with contextlib.suppress(OSError):
         while data:
             try:
                 data = data[os.write(file, data) :]
-            except BlockingIOError:  # who shares this file with us has made it so
+            except BlockingIOError:  # another process that shares this file made it non-blocking
                 select.select([], [file], [])
 
 
@@ -33,10 +33,10 @@ class _Lossy(io.FileIO):
         return len(data)
 
 
-def lossy(stream: TextIO) -> TextIO:
-    """A stream to the same file, whose writes do not fail.
+def never_failing(stream: TextIO) -> TextIO:
+    """Returns a stream to the same file whose writes never fail.
 
-    Characters that its encoding has not are escaped.
+    Characters that its encoding lacks are escaped.
     """
     with contextlib.suppress(OSError):
         stream.flush()
@@ -50,43 +50,43 @@ def lossy(stream: TextIO) -> TextIO:
 
 
 def protect_streams() -> None:
-    """Makes the standard streams of this process such that no printing ends it.
+    """Replaces stdout and stderr so that no print can end this process.
 
-    Every command does this first. A stream that somebody else has put in place stays.
+    Every command calls this first. Streams that other code has already replaced are left alone.
     """
     _fill_closed()
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _instead_of(sys.stdout)
+        sys.stdout = _protected(sys.stdout)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _instead_of(sys.stderr)
+        sys.stderr = _protected(sys.stderr)
 
 
 def _fill_closed() -> None:
-    """Opens the standard descriptors that are closed: else the next file opened is printed over."""
+    """Opens closed standard descriptors; else the next opened file would receive the output."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(null, True)
     os.close(null)
 
 
-def _instead_of(stream: TextIO | None) -> TextIO:
+def _protected(stream: TextIO | None) -> TextIO:
     if stream is None:  # which is how Python says that it was closed
         return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-    return lossy(stream)
+    return never_failing(stream)
 
 
-def takes_bar() -> bool:
-    """Whether stdout is a terminal on which a bar can be drawn."""
+def supports_progress_bar() -> bool:
+    """Returns whether stdout is a terminal on which a progress bar can be drawn."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     return _columns() >= LEAST_COLUMNS
 
 
 def _columns() -> int:
-    """As rich counts them, which takes 0 for 80."""
+    """Counts the columns of the terminal as rich does, except that rich takes 0 for 80."""
     said = os.environ.get("COLUMNS", "")
     if said.isdigit():
         return int(said)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns
-    except OSError:  # it is gone, or none that the system knows
+    except OSError:  # the terminal is gone, or the system does not know its size
         return 0

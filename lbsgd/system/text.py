@@ -1,58 +1,58 @@
-"""Text for people: plurals, short lines, and where two things differ."""
+"""Text for messages: plurals, shortened values, differences between two trees."""
 
 import numbers
 import os
 from collections.abc import Mapping
 from typing import Any
 
-# Of a value that is shown, and of a line of somebody else's.
+# Characters of a value in a message, and of a message that another library wrote.
 LONGEST_VALUE, LONGEST_LINE = 80, 300
-# More differences than these do not help.
+# More differences than this do not help the reader.
 MOST_DIFFERENCES = 8
 
 
 def noun(number: int, singular: str, plural: str = "") -> str:
-    """The noun that goes with a number of things: "lane" or "lanes".
+    """Returns the singular or the plural of a noun for a number of things: "lane" or "lanes".
 
     Args:
-      plural: where that is not the singular and an s.
+      plural: by default the singular with an s.
     """
     return singular if number == 1 else plural or singular + "s"
 
 
-def counted(number: float, singular: str, plural: str = "", form: str = ",") -> str:
-    """The number and its noun: "1 lane", "2 lanes", "1,000 lanes".
+def pluralize(number: float, singular: str, plural: str = "", form: str = ",") -> str:
+    """Formats a number with its noun: "1 lane", "2 lanes", "1,000 lanes".
 
     Args:
-      plural: as in `noun`.
-      form: of the number, as `format` takes it.
+      plural: by default the singular with an s.
+      form: format of the number, as for `format`.
     """
     text = format(number, form)
     return f"{text} {noun(1 if text == '1' else 2, singular, plural)}"
 
 
 def shorten(text: str, longest: int) -> str:
-    """Cuts a text off, with an ellipsis, where it is longer than so many characters."""
+    """Truncates a text to `longest` characters, with an ellipsis."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def shown(value: Any) -> str:
-    """The value as it is written, in one short line."""
+def short_repr(value: Any) -> str:
+    """Formats a value as Python writes it, in one short line."""
     try:
         text = str(value) if _is_number(value) else repr(value)
-    except ValueError:  # Python writes no numbers of more than 4300 digits
+    except ValueError:  # Python refuses to write numbers of more than 4300 digits
         return "a number of thousands of digits"
     return shorten(" ".join(text.split()), LONGEST_VALUE)
 
 
 def printable(text: str) -> str:
-    """Puts marks in place of what no terminal should be sent, which a name or a file may hold."""
+    """Replaces characters that no terminal should be sent; file names may contain them."""
     text = os.fsencode(text).decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def one_line(text: str) -> str:
-    """Makes a short printable line of any text."""
+    """Turns any text into one short printable line."""
     return shorten(printable(" ".join(text.split())), LONGEST_LINE)
 
 
@@ -62,7 +62,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     keys = [
         key
         for key in sorted(one.keys() | other.keys())
-        # As text, for NaN is not itself.
+        # Also as text, because NaN does not equal itself.
         if one.get(key) != other.get(key) and repr(one.get(key)) != repr(other.get(key))
     ]
     parts = [
@@ -78,7 +78,7 @@ def _value(value: Any) -> str:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
+    """Flattens nested dicts into one with dotted keys."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree} if prefix else {}
     flat: dict[str, Any] = {}

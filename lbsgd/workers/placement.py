@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 # The mesh axes that workers are spread over: groups of synced batch norm that span devices, and
 # the devices within a group. Reductions over all devices name both.
@@ -140,16 +140,16 @@ class Placement:
     def describe(self) -> str:
         """One line in the paper's words: "k=8 workers of n=32 = ..."."""
         idle = self.slots - self.workers
-        lie = f"{counted(self.workers, 'worker', form='d')} of n={self.worker_batch_size}"
+        lie = f"{pluralize(self.workers, 'worker', form='d')} of n={self.worker_batch_size}"
         on = " x ".join(
-            counted(number, noun, form="d")
+            pluralize(number, noun, form="d")
             for number, noun in (
                 (self.devices, "device"),
                 (self.lanes, "lane"),
                 (self.accumulation_steps, "accumulation step"),
             )
         )
-        return f"k={lie} = {on}" + (f" less {counted(idle, 'idle slot')}" if idle else "")
+        return f"k={lie} = {on}" + (f" less {pluralize(idle, 'idle slot')}" if idle else "")
 
 
 def count_workers(batch_size: int, worker_batch_size: int) -> int:
@@ -192,7 +192,7 @@ def place(
     if workers % group_size:
         raise ConfigError(
             f"batch_norm.synced_workers={group_size} does not divide the "
-            f"k={counted(workers, 'worker', form='d')}"
+            f"k={pluralize(workers, 'worker', form='d')}"
         )
     steps = math.ceil(workers / (devices * lanes))
     lanes = _lanes_of_whole_groups(lanes, devices, group_size)
@@ -200,7 +200,7 @@ def place(
     if steps_of_groups < steps:
         raise ConfigError(
             f"groups of batch_norm.synced_workers={group_size} do not fit in accumulation_steps="
-            f"{accumulation_steps} on {counted(devices, 'device', form='d')}: a group must run "
+            f"{accumulation_steps} on {pluralize(devices, 'device', form='d')}: a group must run "
             f"in one step; set accumulation_steps={steps_of_groups} (k={workers})"
         )
     return Placement(workers, worker_batch_size, devices, steps, lanes, group_size, platform)

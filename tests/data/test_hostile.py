@@ -174,7 +174,7 @@ def test_an_npz_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(
         tmp_path / "train.npz", images=np.zeros((9, 99, 99, 3), np.uint8), labels=np.arange(9)
     )
-    monkeypatch.setattr("lbsgd.data.sources.arrays.memory", lambda: 10**5)
+    monkeypatch.setattr("lbsgd.data.sources.arrays.memory_limit", lambda: 10**5)
     assert "images has 0.0 GB, the machine 0.0" in refusal(lambda: read_npz(tmp_path / "train.npz"))
 
 

@@ -217,7 +217,7 @@ import sys
 import time
 import numpy as np
 from lbsgd.data.pipeline import Job, Prefetch
-from lbsgd.workers import place
+from lbsgd.workers.placement import place
 
 part, pause = map(float, sys.argv[1:])
 

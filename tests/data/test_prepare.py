@@ -370,7 +370,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     """Though threads wait for files, as those of a network disk that is gone."""
     waits = (
         "import runpy, time\n"
-        "from lbsgd.data import folder\n"
+        "from lbsgd.data.sources import folder\n"
         "read = folder.FolderSource.__getitem__\n"
         "def wait(self, index):\n"
         "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"

@@ -84,7 +84,7 @@ def run(*lines: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs Python lines in a process of its own, whose JAX is still to be started."""
     head = (
         "import os, jax",
-        "from lbsgd import startup",
+        "from lbsgd.launch import startup",
         "from lbsgd.run.config import default_config",
         "from lbsgd.system.errors import ConfigError",
         "LIMITS = default_config().runtime",

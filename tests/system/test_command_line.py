@@ -7,9 +7,9 @@ import pytest
 COMMANDS = [
     "checkpoint.__main__",
     "data.prepare",
-    "data.tfrecord",
+    "data.sources.tfrecord",
     "diagnostics.__main__",
-    "launch_local",
+    "launch.local",
 ]
 
 

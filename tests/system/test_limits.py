@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lbsgd.system.limits import memory, num_cores
+from lbsgd.system.limits import memory_limit, num_cores
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -63,7 +63,7 @@ def make_root(folder: pathlib.Path, groups: str, files: dict[str, str]) -> pathl
 @pytest.mark.parametrize("case", MEMORY)
 def test_memory_is_what_the_group_allows(tmp_path, case):
     groups, files, limit = MEMORY[case]
-    assert memory(make_root(tmp_path, groups, files)) == limit
+    assert memory_limit(make_root(tmp_path, groups, files)) == limit
 
 
 @pytest.mark.parametrize("case", QUOTA)
@@ -73,4 +73,4 @@ def test_cores_are_what_the_quota_pays(tmp_path, case):
 
 
 def test_where_nothing_can_be_read_the_machine_counts(tmp_path):
-    assert (memory(tmp_path), num_cores(tmp_path)) == (MACHINE, CORES)
+    assert (memory_limit(tmp_path), num_cores(tmp_path)) == (MACHINE, CORES)

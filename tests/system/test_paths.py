@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from lbsgd.system.files import at_home
 )
 def test_the_home_takes_the_place_of_a_tilde(given, path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/a")
-    assert at_home(given) == pathlib.Path(path)
+    assert expand_home(given) == pathlib.Path(path)
 
 
 @pytest.mark.parametrize("given", ["~", "~/x"])
@@ -31,5 +31,5 @@ def test_a_user_without_a_home_is_told(given, monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 2**31)  # one without an entry in /etc/passwd
     with pytest.raises(ConfigError, match="this user has no home; set HOME"):
-        at_home(given)
-    assert at_home("./~") == pathlib.Path("~")
+        expand_home(given)
+    assert expand_home("./~") == pathlib.Path("~")

@@ -26,9 +26,9 @@ def until(condition, seconds: float = HANG_SECONDS) -> None:
 def test_a_first_signal_asks_and_the_handlers_come_back(number, capfd):
     before = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.reached()
+        assert not stop.should_stop()
         os.kill(os.getpid(), number)
-        until(stop.reached)
+        until(stop.should_stop)
         assert f"{number.name}: saves a checkpoint as soon as it can" in capfd.readouterr().err
     assert signal.getsignal(number) == before
     until(lambda: "lbsgd-signals" not in {t.name for t in threading.enumerate()})
@@ -53,7 +53,7 @@ def test_before_there_is_anything_to_save_it_ends_at_once(number):
 TWICE = """
 import ctypes, threading
 with StopSignal() as stop:
-    stop.reached()
+    stop.should_stop()
     def send():
         for number in ({first}, {second}):
             time.sleep(0.3)
@@ -70,7 +70,7 @@ print("still here")
 def test_a_second_interrupt_ends_at_once():
     done = run(TWICE.format(first=2, second=2, seconds=60))
     assert done.returncode == 130
-    assert "SIGINT again: ends at once; the same command goes on" in done.stderr
+    assert "SIGINT again: exits at once; the same command resumes" in done.stderr
     assert done.stdout == ""
 
 
@@ -96,7 +96,7 @@ def test_nohup_is_heeded():
     done = run(
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with StopSignal() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n    time.sleep(0.2)\n"
-        "    print(stop.reached())\n"
+        "    print(stop.should_stop())\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
@@ -108,10 +108,10 @@ def test_a_signal_counts_though_nobody_can_be_told(streams):
         "import os, signal, time\n"
         "from lbsgd.system.preemption import StopSignal\n"
         "with StopSignal() as stop:\n"
-        "    stop.reached()\n"
+        "    stop.should_stop()\n"
         "    time.sleep(0.2)\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
-        "    while not stop.reached():\n"
+        "    while not stop.should_stop():\n"
         "        time.sleep(0.01)\n"
         "print('asked')\n"
     )

@@ -7,13 +7,13 @@ import pytest
 import terminal
 
 from lbsgd.system import progress
-from lbsgd.system.progress import Progress
+from lbsgd.system.progress import CountProgress
 
 
 def test_elsewhere_it_is_a_line_every_so_often(capsys, monkeypatch):
     clock = iter([0.0, 4.0, 12.0, 13.0, 22.5])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    shown = Progress("train, images", 5000)
+    shown = CountProgress("train, images", 5000)
     shown.start(1000)
     for _ in range(4):
         shown.advance(500)
@@ -29,8 +29,8 @@ def test_elsewhere_it_is_a_line_every_so_often(capsys, monkeypatch):
 
 SHOW = """
 import contextlib, sys
-from lbsgd.data.progress import Progress
-with contextlib.closing(Progress('verify, bytes', 150_000_000_000)) as shown:
+from lbsgd.system.progress import CountProgress
+with contextlib.closing(CountProgress('verify, bytes', 150_000_000_000)) as shown:
     shown.start(1000)
     shown.advance(140_000_000_000)
     shown.line('a line [bold] above')

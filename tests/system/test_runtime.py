@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from lbsgd.run.config import default_config
-from lbsgd.system.devices import count_devices, device_memory, enough_memory
+from lbsgd.system.devices import count_devices, device_memory, explain_out_of_memory
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.machine import cache_folder, describe_machine, git_commit
 from lbsgd.system.processes import commits_line
@@ -56,14 +56,14 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 3221225472 bytes."
 def test_memory_that_has_run_out_is_a_line(error, says):
     with (
         pytest.raises(ConfigError, match="^it needs more memory than there " + says),
-        enough_memory("it", "less"),
+        explain_out_of_memory("it", "less"),
     ):
         raise error
 
 
 def test_other_errors_are_left_as_they_are():
     error = jax.errors.JaxRuntimeError("INTERNAL: connection reset")
-    with pytest.raises(jax.errors.JaxRuntimeError) as raised, enough_memory("it", "less"):
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised, explain_out_of_memory("it", "less"):
         raise error
     assert raised.value is error
 

@@ -16,14 +16,14 @@ from terminal import open_terminal, start
 
 from lbsgd.data.packed.reader import read_index
 from lbsgd.system import streams
-from lbsgd.system.streams import lossy
+from lbsgd.system.streams import never_failing
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def writer(file: int, encoding: str = "utf-8") -> io.TextIOWrapper:
-    """A stream as Python opens it for print, and a lossy one in its place."""
-    return lossy(io.TextIOWrapper(io.FileIO(file, "w", closefd=False), encoding))
+    """A stream as Python opens it for print, and a never_failing one in its place."""
+    return never_failing(io.TextIOWrapper(io.FileIO(file, "w", closefd=False), encoding))
 
 
 @contextlib.contextmanager
@@ -113,7 +113,14 @@ def test_a_file_that_would_block_is_waited_for():
 
 # --- commands ----------------------------------------------------------------------------------
 
-COMMANDS = ["main", "data.prepare", "data.tfrecord", "checkpoint", "diagnostics", "launch_local"]
+COMMANDS = [
+    "main",
+    "data.prepare",
+    "data.sources.tfrecord",
+    "checkpoint",
+    "diagnostics",
+    "launch.local",
+]
 
 
 def shell(text: str, **env: str) -> tuple[int, str]:
@@ -252,15 +259,15 @@ bar.begin(4)
 advance = lambda i: bar.show(i, 1.5, {"train_loss": 2.0})
 """,
     "of a preparation": """
-from lbsgd.data.progress import Progress
-bar = Progress("images", 100)
+from lbsgd.system.progress import CountProgress
+bar = CountProgress("images", 100)
 bar.start(4)
 advance = lambda i: bar.advance(1)
 """,
 }
 GOES_AWAY = """
 import os, pathlib, sys, time
-from lbsgd.streams import protect_streams
+from lbsgd.system.streams import protect_streams
 protect_streams()
 {bar}
 pathlib.Path("here").touch()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from lbsgd.system.text import counted
     ],
 )
 def test_a_noun_goes_with_its_number(given, text):
-    assert counted(*given) == text
+    assert pluralize(*given) == text

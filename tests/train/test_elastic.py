@@ -27,7 +27,7 @@ TIMES = ("images_per_second", "data_wait_percent")
 
 CONFIG = f"""
 import ml_collections
-from lbsgd.config import default_config
+from lbsgd.run.config import default_config
 
 def get_config(arg=""):
     config = default_config()
@@ -158,9 +158,9 @@ LOAD = """
 import pathlib, runpy, sys
 import jax
 import numpy as np
-from lbsgd import startup
+from lbsgd.launch import startup
 from lbsgd.run.build import build
-from lbsgd.config import resolve
+from lbsgd.run.config import resolve
 from lbsgd.data.pipeline import load
 
 folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])

@@ -23,8 +23,8 @@ if mode == "disk":
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 from lbsgd import train
-from lbsgd.config import default_config, resolve
-from lbsgd.errors import ConfigError
+from lbsgd.run.config import default_config, resolve
+from lbsgd.system.errors import ConfigError
 
 def fill():
     if mode == "limit":

@@ -17,7 +17,7 @@ UPDATES = 12
 # Evaluations after 2, 5, 8, 11 and 12 updates; a checkpoint is due after none of them but the last.
 CONFIG = f"""
 import ml_collections
-from lbsgd.config import default_config
+from lbsgd.run.config import default_config
 
 def get_config(arg=""):
     config = default_config()

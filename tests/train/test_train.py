@@ -390,9 +390,10 @@ def test_a_run_that_ends_early_leaves_no_threads(tmp_path, error):
 STUCK = """
 import itertools
 import time
-from lbsgd.config import default_config
-from lbsgd.data import catalogue
-from lbsgd.data.sources import Splits, SyntheticSource
+from lbsgd.run.config import default_config
+from lbsgd.data.sources import catalogue
+from lbsgd.data.source import Splits
+from lbsgd.data.sources.synthetic import SyntheticSource
 
 class Stuck(SyntheticSource):
     asked = itertools.count()

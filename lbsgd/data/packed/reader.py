@@ -24,7 +24,7 @@ from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
 from lbsgd.data.records import RecordFile
 from lbsgd.data.source import Example, Splits, note_unused
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 from lbsgd.system.limits import allow_open_files
 
 INDEX = "index.json"
@@ -274,7 +274,7 @@ class PackedSource:
 
 def packed(config: ml_collections.ConfigDict) -> Splits:
     """What `python -m lbsgd.data.prepare` has made: `train/` and `validation/` in data.dir."""
-    root = at_home(config.dir)
+    root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
         raise ConfigError(
             f"data.dir={config.dir!r} is no folder; make it by python -m lbsgd.data.prepare"

@@ -42,7 +42,7 @@ from lbsgd.data.packed.shard_writer import (
 from lbsgd.data.source import Source
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import replace_file
-from lbsgd.system.progress import Progress
+from lbsgd.system.progress import CountProgress
 
 BEGUN = "preparing.json"
 # What must be the same to go on, in words; the input's name and lbsgd's version need not.
@@ -68,7 +68,7 @@ class Job:
     folder: pathlib.Path
     origin: str
     encoding: Encoding
-    progress: Progress
+    progress: CountProgress
     skip: bool = False
     threads: int = 1
     limits: Limits = dataclasses.field(default_factory=Limits)

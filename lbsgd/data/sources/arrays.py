@@ -13,9 +13,9 @@ import numpy as np
 
 from lbsgd.data.source import CHANNELS, Example, Splits, note_unused, numbered
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import at_home
-from lbsgd.system.limits import memory
-from lbsgd.system.text import shown
+from lbsgd.system.files import expand_home
+from lbsgd.system.limits import memory_limit
+from lbsgd.system.text import short_repr
 
 # As many as there are labels below the highest, whether they come up or not.
 MOST_CLASSES = 10**6
@@ -73,7 +73,7 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
     Each holds `images`, uint8 `[N, h, w, c]` or `[N, h, w]`, and `labels`, whole numbers from 0 on
     `[N]` or `[N, 1]`, or one-hot `[N, C]`.
     """
-    folder = at_home(config.dir)
+    folder = expand_home(config.dir)
     train = npz_source(folder / "train.npz")
     validation = npz_source(folder / "validation.npz", train.classes)
     unknown = np.setdiff1d(validation.labels, train.labels)
@@ -93,7 +93,7 @@ def whole_npz(config: ml_collections.ConfigDict) -> ArraySource:
     Raises:
       ConfigError: as `npz_source` does, or there is a `validation.npz`.
     """
-    folder = at_home(config.dir)
+    folder = expand_home(config.dir)
     if (folder / "validation.npz").exists():
         raise ConfigError(
             f"data.validation_fraction={config.validation_fraction}, but "
@@ -149,7 +149,7 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
         raise ConfigError(f"cannot read {path} ({error.strerror}); set data.dir") from error
     except Exception as error:  # zipfile, its decoders and numpy have many names for damage
         raise ConfigError(
-            f"{path} must be an npz file of arrays `images` and `labels`: {shown(error)}"
+            f"{path} must be an npz file of arrays `images` and `labels`: {short_repr(error)}"
         ) from error
     if images.ndim == 3:
         images = images[..., None]
@@ -174,10 +174,10 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         if size != member.file_size - file.tell():
             raise ValueError(f"{name} is not as large as its header says")
-        if size > memory():
+        if size > memory_limit():
             raise ValueError(
-                f"{name} has {size / 1e9:,.1f} GB, the machine {memory() / 1e9:,.1f}; prepare "
-                "them as image files"
+                f"{name} has {size / 1e9:,.1f} GB, the machine {memory_limit() / 1e9:,.1f}; "
+                "prepare them as image files"
             )
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)

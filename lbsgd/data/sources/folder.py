@@ -23,7 +23,7 @@ from lbsgd.data.sources.files import (
     kind_left_out,
 )
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 
 # Of an image file; 100 million pixels are less.
 MOST_BYTES = 10**9
@@ -241,7 +241,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
 
 def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
-    root = at_home(config.dir)
+    root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
         raise ConfigError(
             f"data.dir={config.dir!r} is no folder; set --config.data.dir=DIR to one of train/ and "

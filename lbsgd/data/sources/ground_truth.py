@@ -7,7 +7,7 @@ import tarfile
 from lbsgd.data.sources.listing import normal
 from lbsgd.data.sources.matlab import read_table
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 NUMBERS, SYNSETS = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -72,7 +72,7 @@ def _members_of_devkit(path: pathlib.Path) -> dict[str, bytes]:
     except ConfigError:
         raise
     except Exception as error:  # tarfile and what it decompresses with have many names for damage
-        raise ConfigError(f"{path} is no devkit, or damaged ({shown(error)})") from error
+        raise ConfigError(f"{path} is no devkit, or damaged ({short_repr(error)})") from error
     return found
 
 
@@ -86,9 +86,9 @@ def _of_devkit(files: dict[str, bytes], path: pathlib.Path) -> dict[int, str]:
     for number, line in enumerate(files[NUMBERS].split(), 1):
         synset = synsets.get(int(line)) if line.isdigit() and len(line) < 10 else None
         if not synset:
+            text = short_repr(line.decode("ascii", "replace"))
             raise ConfigError(
-                f"{path}: image {number} has the number {shown(line.decode('ascii', 'replace'))}, "
-                f"which is no class of {SYNSETS}"
+                f"{path}: image {number} has the number {text}, which is no class of {SYNSETS}"
             )
         found[number] = synset
     return found
@@ -105,7 +105,7 @@ def _synsets(data: bytes, path: pathlib.Path) -> dict[int, str]:
             if not children:
                 found[int(number)] = synset
     except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{path}: {SYNSETS} is damaged ({shown(error)})") from error
+        raise ConfigError(f"{path}: {SYNSETS} is damaged ({short_repr(error)})") from error
     return found
 
 
@@ -120,7 +120,7 @@ def _of_list(text: str, path: pathlib.Path) -> dict[int, str]:
                 raise ConfigError(f"{path}, line {number}: another synset for the same image")
         elif line.strip() and (number > 1 or image):
             raise ConfigError(
-                f"{path}, line {number}: {shown(line)} is neither an image "
+                f"{path}, line {number}: {short_repr(line)} is neither an image "
                 "(ILSVRC2012_val_00000001.JPEG) and its synset (n01751748) nor a synset alone"
             )
     if not found:

@@ -12,7 +12,7 @@ from lbsgd.data.sources.files import is_left_out
 from lbsgd.data.sources.folder import SCANNERS
 from lbsgd.data.sources.listing import Listing, RandomFile, normal
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import printable, shown
+from lbsgd.system.text import printable, short_repr
 
 COMPRESSED = {
     b"\x1f\x8b": "gunzip -k",
@@ -95,7 +95,7 @@ def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list
     except tarfile.TarError as error:
         raise ConfigError(f"{where} is no tar, or damaged ({error})") from error
     except Exception as error:  # of damaged headers tarfile lets many kinds through
-        raise ConfigError(f"{where} is no tar, or damaged ({shown(error)})") from error
+        raise ConfigError(f"{where} is no tar, or damaged ({short_repr(error)})") from error
 
 
 def _members(tar: tarfile.TarFile, part: "_Part") -> Iterator[tarfile.TarInfo]:

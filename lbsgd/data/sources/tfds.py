@@ -22,9 +22,9 @@ from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.records import RecordFile
 from lbsgd.data.source import Example, Source, Splits, first_shape
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import at_home
+from lbsgd.system.files import expand_home
 from lbsgd.system.limits import allow_open_files
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 # What names a class in a features.json, and those that are of tensorflow-datasets itself.
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -104,7 +104,7 @@ def tfds(config: ml_collections.ConfigDict) -> Splits:
     from tensorflow_datasets.core.constants import DATA_DIR
 
     _parse_name(config.tfds_name)
-    builder = load(at_home(config.dir or DATA_DIR), config.tfds_name)
+    builder = load(expand_home(config.dir or DATA_DIR), config.tfds_name)
     _check_name(builder.info, config.tfds_name)
     _use_array_records(builder)
     validation = config.tfds_validation or _validation(builder.info)
@@ -203,7 +203,9 @@ def load(folder: pathlib.Path, name: str = "") -> Any:
         raise ConfigError(_not_found(folder, name)) from None
     except Exception as error:  # of damaged files tensorflow-datasets says it in many ways
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{folder} holds no dataset that can be read: {shown(reason)}") from error
+        raise ConfigError(
+            f"{folder} holds no dataset that can be read: {short_repr(reason)}"
+        ) from error
 
 
 def _features_files(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
@@ -234,7 +236,7 @@ def _check_features(path: pathlib.Path) -> None:
     for name in named:
         if not (isinstance(name, str) and name.startswith(OWN_CLASSES)):
             raise ConfigError(
-                f"{path} names the class {shown(name)}, which is none of tensorflow-datasets; "
+                f"{path} names the class {short_repr(name)}, which is none of tensorflow-datasets; "
                 "it is not imported"
             )
 

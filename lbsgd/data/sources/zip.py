@@ -16,7 +16,7 @@ import numpy as np
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.sources.listing import Listing, RandomFile, normal
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 
 MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -44,7 +44,7 @@ def read_zip(path: pathlib.Path) -> Listing:
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
     except Exception as error:  # of damaged headers zipfile lets many kinds through
-        raise ConfigError(f"{path} is no zip, or damaged ({shown(error)})") from error
+        raise ConfigError(f"{path} is no zip, or damaged ({short_repr(error)})") from error
 
 
 def _check_apart(members: list[zipfile.ZipInfo], end: int) -> None:

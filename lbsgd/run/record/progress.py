@@ -10,7 +10,7 @@ import rich.progress
 import rich.table
 
 from lbsgd.system.progress import Bar
-from lbsgd.system.streams import takes_bar
+from lbsgd.system.streams import supports_progress_bar
 
 Values = Mapping[str, float]
 
@@ -146,6 +146,6 @@ def open_progress(
     """
     shown: Progress | None = None
     if process == 0:
-        bar = processes == 1 and takes_bar()
+        bar = processes == 1 and supports_progress_bar()
         shown = BarProgress(total) if bar else PlainProgress(total)
     return LoggedProgress(shown, log, total)

@@ -19,7 +19,7 @@ from lbsgd.run.target import Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.files import replace_file
-from lbsgd.system.text import counted
+from lbsgd.system.text import pluralize
 from lbsgd.workers.placement import Placement
 
 # Of the final error (Goyal et al., section 5.1).
@@ -111,8 +111,8 @@ def finish(
     if target:
         progress.line(say_target(target, lines))
     if speed:
-        epochs = counted(plan.timeline.epoch(done), "epoch", form=".4g")
-        progress.line(f"{counted(done, 'update')}, {epochs}, {speed}")
+        epochs = pluralize(plan.timeline.epoch(done), "epoch", form=".4g")
+        progress.line(f"{pluralize(done, 'update')}, {epochs}, {speed}")
     if corrupt:
         progress.line(f"corrupt examples: {len(corrupt)}, named in {folder.corrupt}")
     for name, path in (
@@ -150,8 +150,8 @@ def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
         best = target.best(lines)
         came = f"the best was {best:.6g}" if best is not None else "there was no evaluation"
         return f"target not reached: {target} ({came})"
-    updates = counted(line["step"], "update")
-    epochs = counted(line["epoch"], "epoch", form=".4g")
+    updates = pluralize(line["step"], "update")
+    epochs = pluralize(line["epoch"], "epoch", form=".4g")
     return f"target reached: {target}, after {updates} = {epochs} ({target.own_of(line):.6g})"
 
 
@@ -187,7 +187,7 @@ def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, An
 
 def _title(plan: Plan) -> str:
     sizes = " to ".join(
-        f"{placement.batch_size} = {counted(placement.workers, 'worker', form='d')}"
+        f"{placement.batch_size} = {pluralize(placement.workers, 'worker', form='d')}"
         for placement in _first_and_last(plan)
     )
     return f"{plan.config.model.name} on {plan.config.data.source}, minibatch {sizes}"

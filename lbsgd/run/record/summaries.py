@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lbsgd.run.record.progress import Values
 from lbsgd.system.errors import first_line
-from lbsgd.system.figures import undisturbed
+from lbsgd.system.figures import quiet_matplotlib
 
 
 class Summaries(Protocol):
@@ -59,7 +59,7 @@ def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summarie
         )
         return NoSummaries()
     try:
-        with undisturbed():  # for tensorflow imports matplotlib
+        with quiet_matplotlib():  # for tensorflow imports matplotlib
             from clu import metric_writers
         return DispensableSummaries(metric_writers.SummaryWriter(str(folder)), say)
     except Exception as error:

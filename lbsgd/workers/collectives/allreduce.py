@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import shown
+from lbsgd.system.text import short_repr
 from lbsgd.workers.collectives import cost
 from lbsgd.workers.collectives.buckets import in_buckets
 from lbsgd.workers.collectives.exchange import Inner, Wire, binary_blocks, direct, ring
@@ -57,7 +57,9 @@ def allreduce(
     ranks = lax.axis_size(axis)
     grid = resolve_grid(algorithm, ranks, grid)
     if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown all-reduce dtype {shown(dtype)}; known: {', '.join(DTYPES)}")
+        raise ConfigError(
+            f"unknown all-reduce dtype {short_repr(dtype)}; known: {', '.join(DTYPES)}"
+        )
     if ranks == 1:
         return tree
     if algorithm == "psum" and dtype is None:
@@ -128,7 +130,7 @@ def resolve_grid(algorithm: str, ranks: int, grid: Grid | None = None) -> Grid:
     """
     if algorithm not in ALGORITHMS:
         raise ConfigError(
-            f"unknown allreduce.algorithm {shown(algorithm)}; known: {', '.join(ALGORITHMS)}"
+            f"unknown allreduce.algorithm {short_repr(algorithm)}; known: {', '.join(ALGORITHMS)}"
         )
     if algorithm == "halving_doubling" and len(block_sizes(ranks)) > 1:
         raise ConfigError(
@@ -144,8 +146,8 @@ def resolve_grid(algorithm: str, ranks: int, grid: Grid | None = None) -> Grid:
     if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != ranks:
         x, y = square_grid(ranks)
         raise ConfigError(
-            f"allreduce.grid={shown(tuple(grid))} is not two numbers whose product is the number "
-            f"of devices, {ranks}; take e.g. ({x}, {y}), or (0, 0)"
+            f"allreduce.grid={short_repr(tuple(grid))} is not two numbers whose product is the "
+            f"number of devices, {ranks}; take e.g. ({x}, {y}), or (0, 0)"
         )
     return grid[0], grid[1]
 

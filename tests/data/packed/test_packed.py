@@ -23,13 +23,13 @@ from lbsgd.data.sources.folder import FolderSource
 from lbsgd.data.views import InceptionCrop
 from lbsgd.run.config import default_config
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.progress import Progress
+from lbsgd.system.progress import CountProgress
 
 LIMITS = Limits(examples=7)
 
 
 def pack_split(source, folder: pathlib.Path, encoding: Encoding | None = None) -> PackedSource:
-    progress = Progress("test", len(source))
+    progress = CountProgress("test", len(source))
     write_split(Job(source, folder, "test", encoding or Encoding(), progress, limits=LIMITS))
     return PackedSource(folder)
 

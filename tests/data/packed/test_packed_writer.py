@@ -23,7 +23,7 @@ from lbsgd.data.source import numbered
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.data.sources.folder import FolderSource
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.progress import Progress
+from lbsgd.system.progress import CountProgress
 
 ROOT = pathlib.Path(__file__).parents[3]
 # Packs the split, and kills itself before its Nth file gets its name, or after.
@@ -49,7 +49,7 @@ def job(images: pathlib.Path, out: pathlib.Path, **options) -> Job:
     """Small shards, encoded anew, what is corrupt left out."""
     source = FolderSource(images)
     chosen = {"encoding": Encoding(max_side=24), "skip": True, "limits": Limits(examples=7)}
-    return Job(source, out, "test", progress=Progress("", len(source)), **(chosen | options))
+    return Job(source, out, "test", progress=CountProgress("", len(source)), **(chosen | options))
 
 
 def pack_split(images: pathlib.Path, out: pathlib.Path, **options):
@@ -250,7 +250,7 @@ def test_memory_is_bounded(tmp_path):
     """Behind an example that takes long no more than 2 x threads + 1 times 8 are held."""
     arrays = ArraySource(np.zeros((500, 2, 2, 3), np.uint8), np.zeros(500, int), numbered(1))
     source = SlowStart(arrays)
-    write_split(Job(source, tmp_path, "", Encoding(), Progress("", 500), threads=3))
+    write_split(Job(source, tmp_path, "", Encoding(), CountProgress("", 500), threads=3))
     assert 1 < source.ahead <= 7 * 8
     assert contents(PackedSource(tmp_path)) == contents(arrays)
 
@@ -295,7 +295,7 @@ def test_shards_are_bounded_in_bytes(tmp_path):
     source = ArraySource(np.stack(images), np.zeros(12, int), numbered(1))
     for limit, each in ((1000, 3), (100, 1)):
         out = tmp_path / f"{limit}"
-        done = Job(source, out, "", Encoding(), Progress("", 12), limits=Limits(100, limit))
+        done = Job(source, out, "", Encoding(), CountProgress("", 12), limits=Limits(100, limit))
         index = write_split(done)
         assert [shard.examples for shard in index.shards] == [each] * (12 // each)
         assert contents(PackedSource(out)) == contents(source)

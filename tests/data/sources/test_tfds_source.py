@@ -75,8 +75,8 @@ except ModuleNotFoundError:
     pass
 else:
     sys.exit("tensorflow is there")
-from lbsgd.config import default_config
-from lbsgd.data.tfds_source import tfds
+from lbsgd.run.config import default_config
+from lbsgd.data.sources.tfds import tfds
 
 config = default_config().data
 config.dir, config.tfds_name = {directory!r}, "pets"
@@ -212,8 +212,8 @@ def test_fingerprint_is_of_the_examples_and_not_of_the_path(written, pets):
 
 OPEN_FILES = """
 import os, pathlib, resource
-from lbsgd.errors import ConfigError
-from lbsgd.data.tfds_source import TfdsSource, tfds_splits
+from lbsgd.system.errors import ConfigError
+from lbsgd.data.sources.tfds import TfdsSource, tfds_splits
 import tensorflow_datasets
 
 folder = {folder!r}

@@ -166,7 +166,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_line_that_says_why(tmp_path):
 
 DRAW = """
 import os, pathlib, sys
-from lbsgd import curves
+from lbsgd.run.record import curves
 flat = curves.Schedule([0, 1], [0.1], [64])
 problem = curves.draw(eval(sys.argv[2]), pathlib.Path(sys.argv[1]), "x", flat)
 print(problem, os.environ["MPLBACKEND"])

@@ -91,7 +91,7 @@ def test_a_process_that_does_not_speak_writes_to_its_log_alone(capsys):
 # A file that can hold so many bytes, as on a full disk, and then more; writes that fail say so.
 FULL = """
 import json, os, pathlib, resource, signal, sys
-from lbsgd import monitor
+from lbsgd.run.record.metrics import MetricsFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = pathlib.Path(sys.argv[1])
 file = MetricsFile(path)
@@ -120,7 +120,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
 
 
 SHOW = """
-from lbsgd import monitor
+from lbsgd.run.record.progress import open_progress
 said = []
 progress = open_progress(125000, said.append)
 progress.begin(4)
@@ -176,7 +176,7 @@ def test_summaries_that_cannot_be_written_end_and_training_goes_on():
 def test_summaries_reach_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     script = f"""
-from lbsgd import monitor
+from lbsgd.run.record.summaries import open_summaries
 import pathlib
 said = []
 writer = open_summaries(pathlib.Path({str(tmp_path)!r}), said.append)

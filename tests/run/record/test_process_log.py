@@ -33,8 +33,8 @@ def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
 # Two threads: one that stalls with Python's lock in its hand, and one that waits for it.
 STALL = """
 import ctypes, pathlib, sys, threading, time
-from lbsgd.config import default_config
-from lbsgd.process_log import ProcessLog
+from lbsgd.run.config import default_config
+from lbsgd.run.record.process_log import ProcessLog
 
 def waits_for_ever():
     time.sleep(60)

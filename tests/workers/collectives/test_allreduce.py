@@ -254,9 +254,9 @@ jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import test_allreduce as t
-from lbsgd.collectives import cost
+from lbsgd.workers.collectives import cost
 from ranks import bytes_sent, compiled, messages, rounds
-from lbsgd.collectives.topology import block_sizes
+from lbsgd.workers.collectives.topology import block_sizes
 for ranks in (9, 12, 15, 16):
     blocks, first = [], 0
     for size in block_sizes(ranks):
