@@ -26,7 +26,7 @@ import time
 import jax
 from command import run_or_table
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics

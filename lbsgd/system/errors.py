@@ -11,12 +11,12 @@ EXIT_INTERRUPTED = 130
 class ConfigError(ValueError):
     """Something the user can put right: one line that says what is wrong and what to do.
 
-    `lbsgd.main` prints the line without a traceback and ends with `EXIT_USER`.
+    `lbsgd` prints the line without a traceback and ends with `EXIT_USER`.
     """
 
 
 class DivergedError(RuntimeError):
-    """Loss or gradient are not finite; `lbsgd.main` ends with `EXIT_DIVERGED`."""
+    """Loss or gradient are not finite; `lbsgd train` ends with `EXIT_DIVERGED`."""
 
 
 def first_line(error: Exception) -> str:

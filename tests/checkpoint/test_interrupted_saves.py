@@ -23,7 +23,8 @@ COMMON = """
     import json, os, pathlib, resource, shutil, signal, subprocess, sys
     import jax.numpy as jnp
     import numpy as np
-    from lbsgd.checkpoint import Checkpoints, saving, store
+    from lbsgd.checkpoint import saving, store
+    from lbsgd.checkpoint.saving import Checkpoints
 
     def state(update):
         values = np.random.default_rng(update).standard_normal((3, 1000), np.float32)

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 import pytest
 from hanging import HANG_SECONDS
+from lbsgd.diagnostics.__main__ import main
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
-from lbsgd.diagnostics.__main__ import main
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.run.build import build
