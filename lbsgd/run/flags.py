@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import at_home
+from lbsgd.system.text import shown
 
 PROGRAM = "lbsgd train"
 NO_CONFIG = (
@@ -95,24 +97,19 @@ def parse(argv: Sequence[str]) -> TrainFlags:
       ConfigError: a mistake in the flags, in the config file, or in what the workdir holds.
     """
     logging.set_verbosity(logging.ERROR)  # absl warns of mistakes that are said here
-    file: str | None = None
+    _check_keys(argv)
     try:
-        _check_keys(argv)
         file, workdir = _parse_own(argv)
-        values = _parse_all(argv, None if file is not None else stored_config(_at(workdir)))
-        config = values.config
-        if config is None:
-            raise ConfigError(f"{_path(file)}: get_config returns no config")
-        dict(config)  # what went wrong in reading the file surfaces here
-    except ConfigError:
-        raise
+        config = stored_config(_at(workdir)) if file is None else read_config(file)
+        values = _parse_all(_without_config(argv), config)
     except flags.Error as error:
-        raise ConfigError(_explain_flag(error, file)) from error
-    except (Exception, SystemExit) as error:
-        raise ConfigError(_explain_file(error, _path(file))) from error
+        raise ConfigError(_explain_flag(error)) from error
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Of keys that are set on what a file has made something else of.
+        raise ConfigError(_explain_file(error, _split(file or "")[0])) from error
     own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:]}
-    folder = _at(workdir) if workdir else pathlib.Path("runs") / _path(file).stem
-    return TrainFlags(config, folder, **own)
+    folder = _at(workdir) if workdir else pathlib.Path("runs") / _split(file or "")[0].stem
+    return TrainFlags(values.config, folder, **own)
 
 
 def _check_keys(argv: Sequence[str]) -> None:
@@ -154,18 +151,49 @@ def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
     return values.config, values.workdir
 
 
-def _parse_all(argv: Sequence[str], stored: ml_collections.ConfigDict | None) -> flags.FlagValues:
-    """The flags with the config: of the file that they name, or the stored one."""
+def _without_config(argv: Sequence[str]) -> list[str]:
+    """The words without the config file, for which the config that it holds stands in."""
+    words, rest = iter(argv), []
+    for word in words:
+        if re.fullmatch("--?config", word):
+            next(words, None)
+        elif not re.match("--?config=", word):
+            rest.append(word)
+    return rest
+
+
+def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
+    """The flags, with a config on which the keys are set."""
     values, words = _define(flags.FlagValues()), [PROGRAM, *argv]
-    how: dict[str, Any] = {"flag_values": values, "sys_argv": words}
-    if stored is None:
-        config_flags.DEFINE_config_file("config", None, **how)
-    else:
-        config_flags.DEFINE_config_dict("config", stored, **how)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
     return values
+
+
+def read_config(file: str) -> ml_collections.ConfigDict:
+    """The config that a file returns, named as path[:variant].
+
+    Raises:
+      ConfigError: it returns none, in one line for whatever came up.
+    """
+    path, variant = _split(file)
+    try:
+        # Not imported: nothing is left behind, so that one file in a process knows of no other.
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigError("there is no function get_config(arg='') in it")
+        config = get_config(*variant)
+        if config is None:
+            raise ConfigError("get_config returns no config")
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ConfigError(f"get_config must return a ConfigDict, not {shown(config)}")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(_explain_file(error, path)) from error
+    return config
 
 
 def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
@@ -175,34 +203,40 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
       ConfigError: there is none, or it is not one of this version.
     """
     workdir, config = Workdir(folder), config_lib.default_config()
-    for key, value in config_lib.flatten(ml_collections.ConfigDict(workdir.read_config())):
-        try:
-            config_lib.check_is_key(key)
+    known, found = dict(config_lib.flatten(config)), workdir.read_config()
+    try:
+        for key, value in config_lib.flatten(ml_collections.ConfigDict(found)):
+            if key not in known:
+                config_lib.check_is_key(key)
             # JSON has lists where a config has tuples.
-            found = tuple(value) if isinstance(value, list) else value
-            config.update_from_flattened_dict({key: found})
-        except (ConfigError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{workdir.config}: {error}; give the config again with --config"
-            ) from error
+            _set(config, key, tuple(value) if isinstance(value, list) else value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{workdir.config}: {error}; give the config again with --config"
+        ) from error
     return config
+
+
+def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key} must be {config_lib.kind_of(key)}, not {shown(value)}") from error
 
 
 def _at(workdir: str | None) -> pathlib.Path:
     return at_home(workdir or "")
 
 
-def _path(file: str | None) -> pathlib.Path:
-    """The path of a config file, without its variant."""
-    return pathlib.Path((file or "").split(":")[0])
+def _split(file: str) -> tuple[pathlib.Path, list[str]]:
+    """The path of a config file, and its variant if one is given."""
+    path, *variant = file.split(":", 1)
+    return pathlib.Path(path), variant
 
 
-def _explain_flag(error: flags.Error, file: str | None) -> str:
+def _explain_flag(error: flags.Error) -> str:
     """One line for a mistake that absl found."""
     text = str(error)
-    if "Traceback" in text:  # of an error in get_config, which absl packs into its message
-        last = text.strip().splitlines()[-1].removeprefix("lbsgd.system.errors.ConfigError: ")
-        return f"{_path(file)}: {last}"
     wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
     if wrong:
         kind = config_lib.kind_of(wrong.group(1))
@@ -215,14 +249,12 @@ def _explain_file(error: BaseException, path: pathlib.Path) -> str:
     text = str(error)
     if not path.is_file():
         return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
-    if "has no attribute 'get_config'" in text:
-        return f"{path} has no function get_config(arg='')"
     unknown = re.search(r'Key "(\w+)" does not exist', text)
     if unknown:
         near = config_lib.nearest_key(unknown.group(1))
         return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if path.name and frame.filename.endswith(path.name)]
+    inside = [frame for frame in frames if frame.filename == str(path)]
     where = f", line {inside[-1].lineno}" if inside else ""
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{path}{where}: {type(error).__name__}: {first}"

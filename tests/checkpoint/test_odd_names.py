@@ -16,9 +16,9 @@ from checkpoint_folder import (
     restored,
     state,
 )
-from lbsgd.checkpoint.__main__ import main
 
 from lbsgd.checkpoint import store
+from lbsgd.checkpoint.command import main
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.system.errors import ConfigError
 

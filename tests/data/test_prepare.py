@@ -1,4 +1,4 @@
-"""`python -m lbsgd.data.prepare`: every kind of input, every option, every mistake."""
+"""`lbsgd prepare`: every kind of input, every option, every mistake."""
 
 import json
 import os
@@ -27,10 +27,10 @@ from image_files import (
 )
 from preparing import data_config, files, run
 
+from lbsgd.data.command import main
 from lbsgd.data.images.decode import decode, image_size
 from lbsgd.data.images.resize import Box
 from lbsgd.data.packed.reader import PackedSource, packed
-from lbsgd.data.prepare import main
 from lbsgd.data.sources.folder import FolderSource, folder
 from lbsgd.run.config import default_config
 
@@ -370,15 +370,15 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     """Though threads wait for files, as those of a network disk that is gone."""
     waits = (
         "import runpy, time\n"
-        "from lbsgd.data import folder\n"
+        "from lbsgd.data.sources import folder\n"
         "read = folder.FolderSource.__getitem__\n"
         "def wait(self, index):\n"
         "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"
         "folder.FolderSource.__getitem__ = wait\n"
         "folder.first_shape = lambda source: (20, 30, 3)\n"
-        "runpy.run_module('lbsgd.data.prepare', run_name='__main__')\n"
+        "runpy.run_module('lbsgd.main', run_name='__main__')\n"
     )
-    command = [sys.executable, "-c", waits, str(images), str(out), "--workers", "2"]
+    command = [sys.executable, "-c", waits, "prepare", str(images), str(out), "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (out / "validation/preparing.json").exists():
         assert process.poll() is None

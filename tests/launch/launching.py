@@ -14,11 +14,11 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 DRIVER = """
 import json, os, signal, sys
-from lbsgd import launch_local, process_group
+from lbsgd.launch import local, process_group
 arguments, constants, first = json.loads(sys.argv[1])
 vars(process_group).update(constants)
 exec(first)
-sys.exit(launch_local.launch(**arguments))
+sys.exit(local.launch(**arguments))
 """
 
 # What the small programs of the tests have in common.

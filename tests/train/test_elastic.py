@@ -118,7 +118,8 @@ def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, d
     command = [
         sys.executable,
         "-m",
-        "lbsgd.launch.local",
+        "lbsgd.main",
+        "launch",
         f"--num_processes={processes}",
         f"--devices_per_process={devices}",
         "--platform=cpu",
