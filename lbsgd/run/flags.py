@@ -189,6 +189,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
             raise ConfigError("get_config returns no config")
         if not isinstance(config, ml_collections.ConfigDict):
             raise ConfigError(f"get_config must return a ConfigDict, not {shown(config)}")
+        config.lock()  # what cannot be read of it surfaces here
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:

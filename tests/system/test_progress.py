@@ -29,7 +29,7 @@ def test_elsewhere_it_is_a_line_every_so_often(capsys, monkeypatch):
 
 SHOW = """
 import contextlib, sys
-from lbsgd.data.progress import Progress
+from lbsgd.system.progress import Progress
 with contextlib.closing(Progress('verify, bytes', 150_000_000_000)) as shown:
     shown.start(1000)
     shown.advance(140_000_000_000)

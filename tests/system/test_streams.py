@@ -15,6 +15,7 @@ from hanging import HANG_SECONDS
 from terminal import open_terminal, start
 
 from lbsgd.data.packed.reader import read_index
+from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system import streams
 from lbsgd.system.streams import lossy
 
@@ -259,7 +260,7 @@ advance = lambda i: bar.advance(1)
 }
 GOES_AWAY = """
 import os, pathlib, sys, time
-from lbsgd.streams import protect_streams
+from lbsgd.system.streams import protect_streams
 protect_streams()
 {bar}
 pathlib.Path("here").touch()
