@@ -26,7 +26,7 @@ import time
 import jax
 from command import run_or_table
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
@@ -59,7 +59,7 @@ class Group:
         self.workdir = workdir
         self._begun = self._headers()
         self._said = (workdir / "launcher.log").open("a")
-        command = [sys.executable, "-m", "lbsgd.launch.local", f"--num_processes={PROCESSES}"]
+        command = [sys.executable, "-m", "lbsgd.main", "launch", f"--num_processes={PROCESSES}"]
         command += ["--platform=cpu", f"--max_restarts={max_restarts}", "--"]
         command += ["--config=configs/digits.py", f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in KEYS.items()]

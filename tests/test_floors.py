@@ -84,5 +84,5 @@ def test_circle_within_a_folder_is_noticed(tmp_path, module, line, folder):
 def test_imports_are_found(house):
     """Of each form, so that the tests above cannot pass by finding none."""
     assert {"train", "run.explain", "system.processes"} <= house.imports("main")  # in a function
-    assert {"workers.placement", "models.roles", "models.networks"} <= house.imports("run.build")
+    assert {"workers.placement", "models.roles", "models.networks"} <= house.imports("run.plan")
     assert imported_names(ast.parse("import lbsgd.data.order as o")) == {"lbsgd.data.order"}

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-import jax
-
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import replace_file
 from lbsgd.system.text import differences
@@ -56,13 +54,13 @@ class Workdir:
     @property
     def corrupt(self) -> pathlib.Path:
         """Of this process: names of the examples that it could not read."""
-        process = jax.process_index()
+        process = _process_index()
         return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
     def log(self) -> pathlib.Path:
         """Of this process."""
-        return self.path / "logs" / f"{jax.process_index()}.log"
+        return self.path / "logs" / f"{_process_index()}.log"
 
     @property
     def curves(self) -> pathlib.Path:
@@ -75,6 +73,32 @@ class Workdir:
     @property
     def tensorboard(self) -> pathlib.Path:
         return self.path / "tensorboard"
+
+    def read_config(self) -> dict[str, Any]:
+        """All keys of the resolved config that a run here was last started with, as JSON has them.
+
+        Raises:
+          ConfigError: there was no run here, or its config cannot be read.
+        """
+        try:
+            config = json.loads(self.config.read_text())["config"]
+            if not isinstance(config, dict):
+                raise TypeError
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"workdir {self.path} holds no run to resume; begin one there with --config, or "
+                "give the workdir of a run"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{self.config} cannot be read ({error.strerror or error}); give the config again "
+                "with --config"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self.config} is not a run's config; give the config again with --config"
+            ) from error
+        return config
 
     def forget_result(self) -> None:
         """Removes what came of the run when it ended before, for now it goes on.
@@ -207,6 +231,13 @@ class Workdir:
             return validation
         say("the validation set is not that of the evaluations before: compare them with care")
         return str(validation_there)
+
+
+def _process_index() -> int:
+    # What else this room knows is read before jax is, which takes its time.
+    import jax
+
+    return jax.process_index()
 
 
 def _try_lock(file: IO[str]) -> bool:

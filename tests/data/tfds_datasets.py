@@ -158,9 +158,9 @@ def shards(folder: pathlib.Path, split: str = "train") -> list[pathlib.Path]:
 
 def command_in(error: Exception) -> list[str]:
     """The command at the end of a message, as a shell takes it."""
-    words = shlex.split(str(error).partition(": python ")[2])
+    words = shlex.split(str(error).partition(": lbsgd ")[2])
     assert words
-    return [sys.executable, *words]
+    return [sys.executable, "-m", "lbsgd.main", *words]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import pytest
 from hanging import HANG_SECONDS
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
-from lbsgd.diagnostics.__main__ import main
+from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.diagnostics.command import main
 from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.run.build import build
@@ -334,7 +334,7 @@ def test_from_the_command_line(tmp_path):
     noise = re.findall(r"update \d+  gradient noise scale.*\(\|G\|\^2 ", done.stdout)
     assert len(noise) == 6
     assert sum("preliminary" in line for line in noise) == 4
-    drawn = [sys.executable, "-m", "lbsgd.diagnostics", str(tmp_path)]
+    drawn = [sys.executable, "-m", "lbsgd.main", "diagnose", str(tmp_path)]
     assert subprocess.run(drawn, cwd=ROOT, capture_output=True).returncode == 0
     assert (tmp_path / "cosines.png").exists()
 
@@ -343,7 +343,7 @@ def test_from_the_command_line(tmp_path):
 def test_several_processes_measure_as_one(tmp_path):
     """Both, after a stop too, as one process with as many devices."""
     assert start(tmp_path / "one", "lbsgd.main").returncode == 0
-    launcher = ["lbsgd.launch.local", "--num_processes=2", "--devices_per_process=1"]
+    launcher = ["lbsgd.main", "launch", "--num_processes=2", "--devices_per_process=1"]
     launcher += ["--platform=cpu", "--max_restarts=0", "--"]
     done = start(tmp_path / "two", *launcher)
     assert done.returncode == 0, done.stderr

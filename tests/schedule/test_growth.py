@@ -11,7 +11,7 @@ from hanging import HANG_SECONDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.explain import explain

@@ -15,7 +15,7 @@ import pytest
 from hanging import HANG_SECONDS
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.pipeline import load
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
@@ -118,7 +118,8 @@ def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, d
     command = [
         sys.executable,
         "-m",
-        "lbsgd.launch.local",
+        "lbsgd.main",
+        "launch",
         f"--num_processes={processes}",
         f"--devices_per_process={devices}",
         "--platform=cpu",

@@ -18,7 +18,7 @@ from hanging import HANG_SECONDS
 from monitors import quiet
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.pipeline import load
 from lbsgd.run import workdir
 from lbsgd.run.build import build

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.source import Example, Splits, numbered
 from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource

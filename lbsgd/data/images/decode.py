@@ -1,7 +1,7 @@
 """From the bytes of an image file to pixels, doing no more of the work than the crop needs.
 
 Of a JPEG only the rows down to the crop's last are decoded (from its first, where the file has
-restart markers at the ends of its rows of blocks, as those of `lbsgd.data.prepare` do); and a `Box`
+restart markers at the ends of its rows of blocks, as those of `lbsgd prepare` do); and a `Box`
 at half, a quarter or an eighth of the size where it is at least that much larger than what is
 wanted, a `Window` never. Pixels are those of libjpeg-turbo's accurate inverse DCT and its smooth
 ("fancy") interpolation of colour, which are Pillow's too. Whatever its fast path does not take

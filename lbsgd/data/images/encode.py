@@ -1,4 +1,4 @@
-"""What `lbsgd.data.prepare` makes of an image: its bytes as they are, a smaller JPEG, or pixels."""
+"""What `lbsgd prepare` makes of an image: its bytes as they are, a smaller JPEG, or pixels."""
 
 import dataclasses
 import io

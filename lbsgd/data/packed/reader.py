@@ -1,6 +1,6 @@
 """lbsgd's own form of a set of images: a folder for each split, of ArrayRecord shards and an index.
 
-`lbsgd.data.prepare` makes it. The index says what the shards hold, with their checksums, so a set
+`lbsgd prepare` makes it. The index says what the shards hold, with their checksums, so a set
 of any size opens without reading them; an example is one read in one shard.
 """
 
@@ -126,7 +126,7 @@ def read_index(folder: pathlib.Path) -> Index:
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder} is no packed set, or its preparation has not ended; run "
-            f"python -m lbsgd.data.prepare INPUT {folder.parent} (again)"
+            f"lbsgd prepare INPUT {folder.parent} (again)"
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror})") from error
@@ -235,7 +235,7 @@ class PackedSource:
             if wrong:
                 raise ConfigError(
                     f"{folder / shard.file} {wrong}; "
-                    f"`python -m lbsgd.data.prepare --verify {folder.parent}` names all damage; "
+                    f"`lbsgd prepare --verify {folder.parent}` names all damage; "
                     f"then remove {folder} and prepare it again"
                 )
         self._shards = [RecordFile(folder / shard.file, shard.examples) for shard in index.shards]
@@ -273,12 +273,10 @@ class PackedSource:
 
 
 def packed(config: ml_collections.ConfigDict) -> Splits:
-    """What `python -m lbsgd.data.prepare` has made: `train/` and `validation/` in data.dir."""
+    """What `lbsgd prepare` has made: `train/` and `validation/` in data.dir."""
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
-        raise ConfigError(
-            f"data.dir={config.dir!r} is no folder; make it by python -m lbsgd.data.prepare"
-        )
+        raise ConfigError(f"data.dir={config.dir!r} is no folder; make it by lbsgd prepare")
     if (root / INDEX).exists():
         raise ConfigError(
             f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "

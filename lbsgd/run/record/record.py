@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, evaluations, read_metrics
 from lbsgd.run.record.summaries import NoSummaries, Summaries, open_summaries
