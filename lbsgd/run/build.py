@@ -36,8 +36,8 @@ from lbsgd.run.checks import check_data, check_normalization, check_size, image_
 from lbsgd.run.config import run_keys
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
-from lbsgd.schedule.learning_rate import Rate, build_rate, sgd_noise_scale
-from lbsgd.schedule.measurements import Plan, plan
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
+from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
@@ -90,7 +90,7 @@ class Run:
     total_updates: int
     model: Any
     roles: Any
-    rate: Rate
+    rate: LearningRate
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformationExtraArgs
     initial_state: Callable[[], TrainState]
@@ -101,7 +101,7 @@ class Run:
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
     gradient_mean: Callable[[Any], Any] | None
-    diagnostics: Plan
+    diagnostics: Measurements
     compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -260,9 +260,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
     init = functools.partial(init_variables, model, image_shape, config.seed)
     params, roles, values = outline(init)
     check_size(params)
-    diagnostics = plan(config, timeline, total)
+    diagnostics = plan_measurements(config, timeline, total)
     check_normalization(config, values, confusion=bool(diagnostics.confusion))
-    rate = build_rate(config, timeline, total)
+    rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     optimizer = build_optimizer(
@@ -304,7 +304,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
 
 
 def _schedules(
-    config: ml_collections.ConfigDict, rate: Rate, timeline: Timeline, momenta: Mapping[int, float]
+    config: ml_collections.ConfigDict,
+    rate: LearningRate,
+    timeline: Timeline,
+    momenta: Mapping[int, float],
 ) -> dict[str, Schedule]:
     sizes = {size: float(size) for size in momenta}
     found = {"learning_rate": rate.schedule, "batch_size": batch_growth.by_size(timeline, sizes)}

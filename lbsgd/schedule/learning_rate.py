@@ -19,7 +19,7 @@ MOST_RATE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
+class LearningRate:
     """The learning rate of a run: the schedule and the numbers it was made from.
 
     Attributes:
@@ -86,7 +86,9 @@ def _polynomial_decay(
     return rates.polynomial_decay(full, start, end, c.decay_power, c.decay_end_rate, clock)
 
 
-def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
+def build_learning_rate(
+    config: ml_collections.ConfigDict, timeline: Timeline, total: int
+) -> LearningRate:
     """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
 
     Raises:
@@ -128,7 +130,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
         schedule = rates.constant_warmup(schedule, warmup_rate, warmup)
     if config.batch_growth.compensate == "rate":
         schedule = rates.product(schedule, _in_proportion(config, timeline, full))
-    return Rate(schedule, full, warmup, decays, warmup_rate)
+    return LearningRate(schedule, full, warmup, decays, warmup_rate)
 
 
 def _step_decay(

@@ -10,7 +10,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import counted
 
 
-class Plan(NamedTuple):
+class Measurements(NamedTuple):
     """Numbers of updates done; an empty set is a diagnostic that is off.
 
     Attributes:
@@ -45,14 +45,19 @@ class Plan(NamedTuple):
         return [f"diagnostics: {', '.join(parts)}"] if parts else []
 
 
-def plan(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Plan:
+def plan_measurements(
+    config: ml_collections.ConfigDict, timeline: Timeline, total: int
+) -> Measurements:
     """The plan of a run of `total` updates.
 
     Raises:
       ConfigError: a diagnostic that is on cannot be had of this run.
     """
-    made = Plan(
-        *(times.every(config, f"diagnostics.{name}", timeline, total) for name in Plan._fields)
+    made = Measurements(
+        *(
+            times.every(config, f"diagnostics.{name}", timeline, total)
+            for name in Measurements._fields
+        )
     )
     if made.workers:
         _check_workers(config, timeline, total)
