@@ -13,13 +13,13 @@ CHILD = """
 import hashlib, json, sys
 port, process = map(int, sys.argv[1:])
 import jax
-from lbsgd import startup
-from lbsgd.config import default_config
+from lbsgd.launch import startup
+from lbsgd.run.config import default_config
 startup.start_processes(f"127.0.0.1:{port}", 2, process, default_config().runtime)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import test_allreduce as t
-from lbsgd.collectives.allreduce import resolve_grid
+from lbsgd.workers.collectives.allreduce import resolve_grid
 from ranks import on_devices
 assert resolve_grid("hierarchical", 4) == (2, 2)
 values = np.random.default_rng(0).normal(size=(4, 101)).astype(np.float32)
