@@ -10,9 +10,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from lbsgd.config.keys import flatten
 from lbsgd.diagnostics.live import Diagnostics
 from lbsgd.run.build import Run, build
-from lbsgd.run.config import flatten
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.explain import explain, parameter_table
 from lbsgd.run.plan import Plan

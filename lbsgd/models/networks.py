@@ -14,7 +14,7 @@ from lbsgd.system.errors import ConfigError
 
 
 def build_model(name: str, **options: Any) -> ResNet:
-    """The network called `name`; see `ResNet` for the options.
+    """Builds the network called `name`; see `ResNet` for the options.
 
     Raises:
       ConfigError: no such network, or no residual blocks to initialise as the identity.
@@ -29,7 +29,7 @@ def build_model(name: str, **options: Any) -> ResNet:
 
 
 def init_variables(model: ResNet, image_shape: tuple[int, ...], seed: int) -> Mapping[str, Any]:
-    """The model's variables at the start, parameters in the boxes of their roles.
+    """Initialises the model's variables, parameters in the boxes of their roles.
 
     Drawn in float32 whatever the type, so that runs in float64 start from the same weights.
     """
@@ -40,7 +40,7 @@ def init_variables(model: ResNet, image_shape: tuple[int, ...], seed: int) -> Ma
 
 
 def outline(init: Callable[[], Mapping[str, Any]]) -> tuple[Any, Any, dict[str, int]]:
-    """What is known of a network before it is computed.
+    """Outlines a network by tracing it, without computing anything.
 
     Args:
       init: `init_variables`, bound.

@@ -1,4 +1,4 @@
-"""The optimizer of a run, put together from the transforms of this package.
+"""Puts the optimizer of a run together from the transforms of this package.
 
 Every transform is an optax `GradientTransformationExtraArgs`. None counts updates: whoever calls
 `update` says which update it is, `optimizer.update(gradient, state, params, update_index=t)`, so
@@ -25,17 +25,17 @@ LEAST_EPSILON = 1e-30
 
 
 def decayed(roles: Any) -> Any:
-    """Which parameters weight decay applies to: kernels, so neither norm parameters nor biases."""
+    """Tells which parameters decay: kernels, so neither norm parameters nor biases."""
     return jax.tree.map(lambda role: role in DECAYED_ROLES, roles)
 
 
 def scaled(roles: Any) -> Any:
-    """Which parameters have a trust ratio, with LARS and LAMB: kernels."""
+    """Tells which parameters have a trust ratio, with LARS and LAMB: kernels."""
     return jax.tree.map(lambda role: role in SCALED_ROLES, roles)
 
 
 def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
-    """x <- -eta_t x: turns a direction into a change of the parameters."""
+    """Turns a direction into a change of the parameters, x <- -eta_t x."""
 
     def update(
         direction: Any,
@@ -46,13 +46,14 @@ def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformat
         **_: Any,
     ) -> tuple[Any, Any]:
         rate = learning_rate(update_index)
+        # In the array's own type, for strict promotion refuses to mix a float32 rate with bfloat16.
         return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, direction), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def negate() -> optax.GradientTransformationExtraArgs:
-    """x <- -x."""
+    """Negates a direction that holds its learning rate already, x <- -x."""
 
     def update(direction: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: -u, direction), state
@@ -71,7 +72,7 @@ def sgd(
     weight_decay: float = 0.0,
     weight_decay_form: str = "coupled",
 ) -> optax.GradientTransformationExtraArgs:
-    """Minibatch SGD as in Goyal et al. 2017: decay, momentum and rate, in the order chosen.
+    """Makes minibatch SGD as in Goyal et al. 2017: decay, momentum and rate, in the order chosen.
 
     Args:
       learning_rate: schedule of the rate.
@@ -83,6 +84,7 @@ def sgd(
       weight_decay: lambda.
       weight_decay_form: "coupled" (L2, the paper's) or "decoupled".
     """
+    # Coupled decay is part of the gradient that momentum averages, decoupled decay is past it.
     steps: list[optax.GradientTransformation] = []
     if weight_decay and weight_decay_form == "coupled":
         steps.append(coupled_weight_decay(weight_decay, decayed(roles)))
@@ -116,7 +118,7 @@ def lars(
     trust_epsilon: float = 0.0,
     trust_at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
+    """Makes LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
 
     Args:
       momentum_form: "rate_inside", rate and trust ratio in the buffer (the paper, "scaled"), or
@@ -143,6 +145,7 @@ def lars(
         epsilon=trust_epsilon,
         at_zero=trust_at_zero,
     )
+    # What is left is SGD of scaled gradients; momentum that stands before the ratio is done.
     rest = sgd(
         learning_rate,
         roles,
@@ -166,7 +169,7 @@ def lamb(
     weight_decay: float = 0.0,
     norm_clip: tuple[float, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """LAMB (You et al. 2020): Adam's direction and decay, times a trust ratio for each kernel.
+    """Makes LAMB (You et al. 2020): Adam's direction and decay, times each kernel's trust ratio.
 
     The decay is decoupled from the moments, and within the trust ratio. For the arguments see
     `layerwise.scale_by_lamb`.
@@ -208,7 +211,7 @@ def _check_lamb(keys: Mapping[str, Any]) -> None:
 def build_optimizer(
     learning_rate: Schedule, roles: Any, *, name: str, **keys: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """`sgd`, `lars` or `lamb`.
+    """Builds `sgd`, `lars` or `lamb`.
 
     Args:
       learning_rate, roles: as in `sgd`.

@@ -186,7 +186,7 @@ def _explain_batch_sizes(plan: Plan) -> list[str]:
 
 
 def _explain_rate(plan: Plan) -> str:
-    c, rate = plan.config.learning_rate, plan.rate
+    c, rate = plan.config.learning_rate, plan.learning_rate
     ratio = f"{plan.config.batch_size}/{c.reference_batch_size}"
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
     text = f"learning rate: {rate.full:.6g}"

@@ -11,6 +11,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from lbsgd.config.keys import flatten
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
@@ -132,7 +133,7 @@ def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
       ConfigError: neither is.
       flags.Error: another mistake.
     """
-    values = _define(flags.FlagValues())
+    values = _define(flags.FlagValues())  # type: ignore[no-untyped-call]
     flags.DEFINE_string("config", None, "", flag_values=values)
     values.set_gnu_getopt()  # for a value may stand apart from its key
     values([PROGRAM, *(arg for arg in argv if not _OF_KEY.match(arg))])
@@ -154,7 +155,7 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
     """The flags, with a config on which the keys are set."""
-    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]
+    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]  # type: ignore[no-untyped-call]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:
@@ -194,9 +195,9 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
       ConfigError: there is none, or it is not one of this version.
     """
     workdir, config = Workdir(folder), config_lib.default_config()
-    known, found = dict(config_lib.flatten(config)), workdir.read_config()
+    known, found = dict(flatten(config)), workdir.read_config()
     try:
-        for key, value in config_lib.flatten(ml_collections.ConfigDict(found)):
+        for key, value in flatten(ml_collections.ConfigDict(found)):
             if key not in known:
                 config_lib.check_is_key(key)
             # JSON has lists where a config has tuples.

@@ -26,9 +26,8 @@ from lbsgd.run.checks import check_data, check_normalization, check_size, image_
 from lbsgd.run.config import explain_unused, in_effect, run_keys
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
-from lbsgd.schedule.learning_rate import Rate, build_rate, sgd_noise_scale
-from lbsgd.schedule.measurements import Plan as Measurements
-from lbsgd.schedule.measurements import plan as plan_measurements
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
+from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
@@ -72,7 +71,7 @@ class Plan:
     total_updates: int
     model: Any
     roles: Any
-    rate: Rate
+    learning_rate: LearningRate
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformationExtraArgs
     initial_state: Callable[[], TrainState]
@@ -213,11 +212,11 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_size(params)
     measurements = plan_measurements(config, timeline, total)
     check_normalization(config, values, confusion=bool(measurements.confusion))
-    rate = build_rate(config, timeline, total)
+    learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     optimizer = build_optimizer(
-        rate.schedule,
+        learning_rate.schedule,
         roles,
         **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
     )
@@ -233,8 +232,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         total_updates=total,
         model=model,
         roles=roles,
-        rate=rate,
-        schedules=_schedules(config, rate, timeline, momenta),
+        learning_rate=learning_rate,
+        schedules=_schedules(config, learning_rate, timeline, momenta),
         optimizer=optimizer,
         initial_state=functools.partial(_initial_state, init, optimizer),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
@@ -261,7 +260,10 @@ def _place(
 
 
 def _schedules(
-    config: ml_collections.ConfigDict, rate: Rate, timeline: Timeline, momenta: Mapping[int, float]
+    config: ml_collections.ConfigDict,
+    rate: LearningRate,
+    timeline: Timeline,
+    momenta: Mapping[int, float],
 ) -> dict[str, Schedule]:
     sizes = {size: float(size) for size in momenta}
     found = {"learning_rate": rate.schedule, "batch_size": batch_growth.by_size(timeline, sizes)}

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from lbsgd.config import unused
-from lbsgd.run.config import KEYS, default_config, flatten
+from lbsgd.config.keys import flatten
+from lbsgd.run.config import KEYS, default_config
 from lbsgd.system.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]

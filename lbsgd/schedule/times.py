@@ -1,4 +1,4 @@
-"""Times in a config, given in epochs, steps (updates) or examples, as updates."""
+"""Converts times in a config, given in epochs, steps (updates) or examples, to updates."""
 
 import itertools
 from fractions import Fraction
@@ -16,6 +16,7 @@ MOST_TIMES = 100_000
 
 
 def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
+    """Finds the update index nearest to a time."""
     if unit == "epochs":
         return timeline.update_at_epoch(number)
     if unit == "examples":
@@ -37,7 +38,7 @@ def less_than_an_update(timeline: Timeline, unit: str, number: float | Fraction)
 def duration(
     config: ml_collections.ConfigDict, name: str, timeline: Timeline, group: str = ""
 ) -> int:
-    """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
+    """Finds the update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
 
     Args:
       group: of the keys, for messages: "learning_rate." or "".
@@ -56,7 +57,7 @@ def duration(
 
 
 def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
-    """The updates of the whole training.
+    """Counts the updates of the whole training.
 
     Raises:
       ConfigError: its length is not given, or twice; is less than one update, or more than
@@ -79,7 +80,7 @@ def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
 
 
 def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Timeline) -> Fraction:
-    """The time of the first of several, in the unit of their interval; 0 if none is given."""
+    """Reads the time of the first of several, in the unit of their interval; 0 if none is given."""
     if "offset_epochs" not in group:
         return Fraction(0)
     own, number = given(group, "offset")
@@ -98,7 +99,7 @@ def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Ti
 def every(
     config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
 ) -> frozenset[int]:
-    """The updates up to `total` after which the group's `every_epochs` (...) comes round.
+    """Lists the updates up to `total` after which the group's `every_epochs` (...) comes round.
 
     With an `offset_epochs` (...) the first of them is there, else after one interval.
 

@@ -1,4 +1,4 @@
-"""Where: how k virtual workers lie on devices, lanes and accumulation steps.
+"""Places k virtual workers on devices, lanes and accumulation steps.
 
 A minibatch of kn examples belongs to k workers of n (Goyal et al. 2017, section 2). Each worker
 gets a slot: accumulation step a (`lax.scan`), device d (`shard_map`) and lane l (`vmap`). Slots
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -28,7 +29,7 @@ LANE_AXIS = "lane"
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A place for each of `workers` workers of `worker_batch_size` examples.
+    """Has a place for each of `workers` workers of `worker_batch_size` examples.
 
     Attributes:
       workers: k.
@@ -57,22 +58,22 @@ class Placement:
 
     @property
     def batch_size(self) -> int:
-        """Examples of one minibatch, kn."""
+        """Counts the examples of one minibatch, kn."""
         return self.workers * self.worker_batch_size
 
     @property
     def slots(self) -> int:
-        """Places for workers; those past the last worker are idle."""
+        """Counts the places for workers; those past the last worker are idle."""
         return self.accumulation_steps * self.devices * self.lanes
 
     @property
     def lanes_in_group(self) -> int:
-        """Lanes of one device that belong to the same group."""
+        """Counts the lanes of one device that belong to the same group."""
         return min(self.lanes, self.group_size)
 
     @property
     def devices_in_group(self) -> int:
-        """Devices that a group spans."""
+        """Counts the devices that a group spans."""
         return self.group_size // self.lanes_in_group
 
     @property
@@ -83,6 +84,7 @@ class Placement:
     @property
     def abstract_mesh(self) -> AbstractMesh:
         """D devices, whichever they are, as a mesh over `DEVICE_AXES`."""
+        # Automatic: with explicit axes the shardings would be part of all types within the step.
         return AbstractMesh(self.mesh_shape, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
 
     @functools.cached_property
@@ -93,34 +95,34 @@ class Placement:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of the state: the whole of it on every device."""
+        """Shards the state: the whole of it is on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def batch_spec(self) -> PartitionSpec:
-        """The partition of a batch `[A, D * L, n, ...]`: devices hold slots."""
+        """Partitions a batch `[A, D * L, n, ...]`: devices hold slots."""
         return PartitionSpec(None, DEVICE_AXES)
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """`batch_spec` on `mesh`."""
+        """Shards a batch, as `batch_spec` on `mesh`."""
         return NamedSharding(self.mesh, self.batch_spec)
 
-    def worker_of_slot(self) -> np.ndarray:
-        """The worker whose rows each slot holds, `[A, D * L]`.
+    def worker_of_slot(self) -> Int[np.ndarray, "steps slots"]:
+        """Gives the worker whose rows each slot holds, `[A, D * L]`.
 
         Idle slots hold a copy of a real worker's rows, so they cannot make a NaN of their own.
         """
         slots = np.arange(self.slots) % self.workers
         return slots.reshape(self.accumulation_steps, self.devices * self.lanes)
 
-    def rows_of_slot(self) -> np.ndarray:
-        """The rows of the minibatch that each slot holds, `[A, D * L, n]`."""
+    def rows_of_slot(self) -> Int[np.ndarray, "steps slots n"]:
+        """Gives the rows of the minibatch that each slot holds, `[A, D * L, n]`."""
         first_row = self.worker_of_slot()[..., None] * self.worker_batch_size
         return first_row + np.arange(self.worker_batch_size)
 
-    def holds_worker(self, step: jax.Array) -> jax.Array:
-        """Tells which lanes of this device hold a worker in an accumulation step, bool `[L]`.
+    def holds_worker(self, step: Int[Array, ""]) -> Bool[Array, " lanes"]:
+        """Tells which lanes of this device hold a worker in an accumulation step.
 
         For use within `shard_map` over `DEVICE_AXES`.
         """
@@ -128,17 +130,22 @@ class Placement:
         return first + jnp.arange(self.lanes, dtype=jnp.int32) < self.workers
 
     def local_slots(self) -> slice:
-        """The part of the slot axis `D * L` that this process's devices hold."""
+        """Finds the part of the slot axis `D * L` that this process's devices hold.
+
+        Raises:
+          ConfigError: it is not in one piece.
+        """
         process = jax.process_index()
         mine = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == process]
         if not mine:
             return slice(0, 0)
+        # Only a slice of the batch is read by a process, so that none reads what others train on.
         if mine != list(range(mine[0], mine[-1] + 1)):
             raise ConfigError("the devices of one process must be neighbours in the mesh")
         return slice(mine[0] * self.lanes, (mine[-1] + 1) * self.lanes)
 
     def describe(self) -> str:
-        """One line in the paper's words: "k=8 workers of n=32 = ..."."""
+        """Describes it in a line in the paper's words: "k=8 workers of n=32 = ..."."""
         idle = self.slots - self.workers
         lie = f"{pluralize(self.workers, 'worker', form='d')} of n={self.worker_batch_size}"
         on = " x ".join(
@@ -153,7 +160,7 @@ class Placement:
 
 
 def count_workers(batch_size: int, worker_batch_size: int) -> int:
-    """k = kn / n.
+    """Counts the workers, k = kn / n.
 
     Raises:
       ConfigError: n does not divide kn.
@@ -194,6 +201,7 @@ def place(
             f"batch_norm.synced_workers={group_size} does not divide the "
             f"k={pluralize(workers, 'worker', form='d')}"
         )
+    # Again, for steps that rounding up left empty are not to be run.
     steps = math.ceil(workers / (devices * lanes))
     lanes = _lanes_of_whole_groups(lanes, devices, group_size)
     steps_of_groups = math.ceil(workers / (devices * lanes))
@@ -207,7 +215,7 @@ def place(
 
 
 def _lanes_of_whole_groups(least: int, devices: int, group_size: int) -> int:
-    """The fewest lanes that groups fill, or of which a group fills those of a few devices."""
+    """Finds the fewest lanes that groups fill, or of which a group fills those of a few devices."""
     spans = (d for d in range(1, devices + 1) if devices % d == 0 and group_size % d == 0)
     spread = [group_size // d for d in spans if group_size // d >= least]
     return min(spread) if spread else math.ceil(least / group_size) * group_size

@@ -160,8 +160,8 @@ def use(parts: Run) -> None:
     assert explain(parts.plan)
     parts.program.abstract_batch()
     json.dumps([parts.plan.identity(), run_keys(parts.plan.config)], allow_nan=False)
-    for update in (0, parts.plan.rate.warmup_updates, parts.plan.total_updates):
-        rate = float(parts.plan.rate.schedule(update))
+    for update in (0, parts.plan.learning_rate.warmup_updates, parts.plan.total_updates):
+        rate = float(parts.plan.learning_rate.schedule(update))
         assert math.isfinite(rate)
         assert rate >= 0
     image = math.prod(parts.plan.image_shape)

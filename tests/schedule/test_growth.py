@@ -18,7 +18,7 @@ from lbsgd.run.explain import explain
 from lbsgd.run.program import CompiledSteps
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.schedule.batch_growth import build_timeline, growing_twin
-from lbsgd.schedule.learning_rate import build_rate
+from lbsgd.schedule.learning_rate import build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.errors import ConfigError
 from lbsgd.train import run
@@ -301,9 +301,9 @@ def test_a_rate_that_varies_with_time_varies_with_examples(kind, begin):
     keys |= {"total_examples": 64 * 28, "dtype": "float32", "learning_rate.decay_from": begin}
     grown = config(**keys)
     timeline = build_timeline(grown, 1437)
-    schedule = build_rate(grown, timeline, 12).schedule
+    schedule = build_learning_rate(grown, timeline, 12).schedule
     steady = config(**keys, **{"batch_growth.sizes": (), "batch_growth.at_steps": ()})
-    reference = build_rate(steady, build_timeline(steady, 1437), 28).schedule
+    reference = build_learning_rate(steady, build_timeline(steady, 1437), 28).schedule
     for update in range(13):
         same = timeline.examples_seen(update) // 64
         assert float(schedule(update)) == pytest.approx(float(reference(same)), rel=1e-6, abs=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed.reader import is_packed
-from lbsgd.data.source import Example, Splits, first_shape, named, printable
+from lbsgd.data.source import Example, Splits, first_shape, named
 from lbsgd.data.sources.files import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -24,6 +24,7 @@ from lbsgd.data.sources.files import (
 )
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
+from lbsgd.system.text import printable
 
 # Of an image file; 100 million pixels are less.
 MOST_BYTES = 10**9

@@ -201,7 +201,7 @@ def _first_and_last(plan: Plan) -> list[Placement]:
 
 def _schedule(plan: Plan, done: int) -> curves.Schedule:
     """What the schedules were in the updates that are done."""
-    rate, timeline = plan.rate, plan.timeline
+    rate, timeline = plan.learning_rate, plan.timeline
     jumps = [rate.warmup_updates, *rate.decay_updates, *(s.first_update for s in timeline.segments)]
     evenly = range(0, done, max(1, done // DRAWN))
     updates = sorted({*evenly, *(t for t in jumps if t < done)})
