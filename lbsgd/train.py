@@ -173,7 +173,7 @@ def _begin(session: Session, start: Reached) -> Reached:
     if start.state:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
         return start
-    session.log_file.line(parameter_table(plan))
+    in_process_0(lambda: folder.write_parameters(parameter_table(plan)))
     with explain_out_of_memory("the network", _LESS_NETWORK):
         return start._replace(state=program.start())
 

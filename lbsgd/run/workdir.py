@@ -63,6 +63,11 @@ class Workdir:
         return self.path / "logs" / f"{_process_index()}.log"
 
     @property
+    def parameters(self) -> pathlib.Path:
+        """The table of parameters: shapes, roles, what decays."""
+        return self.path / "parameters.txt"
+
+    @property
     def curves(self) -> pathlib.Path:
         return self.path / "curves.png"
 
@@ -112,6 +117,20 @@ class Workdir:
             raise ConfigError(
                 f"{self.result} cannot be removed ({error.strerror or error}); remove it, for the "
                 "run goes on"
+            ) from error
+
+    def write_parameters(self, table: str) -> None:
+        """Writes the table of parameters.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
+        try:
+            replace_file(self.parameters, table + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.parameters} cannot be written ({error.strerror or error}); make room "
+                "there, or choose another --workdir"
             ) from error
 
     def claim(
