@@ -7,7 +7,7 @@ from lbsgd.config.keys import Key, Keys, On, Wanted
 COLUMNS = 100
 
 
-def describe(keys: Keys) -> list[str]:
+def paragraphs(keys: Keys) -> list[str]:
     """`key=default  meaning [unit; choices; what it is of]`, wrapped at `COLUMNS`."""
     lines: list[str] = []
     for name, key in keys.items():

@@ -10,6 +10,7 @@ A config file starts from `default_config()` and sets what differs:
 Times can be given in epochs, steps (updates) or examples: by one key of the three, the others 0.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ import lbsgd.schedule.keys
 import lbsgd.step.keys
 import lbsgd.workers.keys
 from lbsgd.config import reading
-from lbsgd.config.describe import describe
+from lbsgd.config.describe import paragraphs
 from lbsgd.config.keys import Keys, default_tree, flatten, set_value
 from lbsgd.config.times import check_times
 from lbsgd.config.unused import reset_unused, without_effect
@@ -42,25 +43,13 @@ ROOMS: Mapping[str, Keys] = {
 }
 KEYS: Keys = dict(itertools.chain.from_iterable(keys.items() for keys in ROOMS.values()))
 
+nearest_key = functools.partial(reading.nearest_key, keys=KEYS)
+check_is_key = functools.partial(reading.check_is_key, keys=KEYS)
+
 
 def default_config() -> ml_collections.ConfigDict:
     """All keys, with the paper's value where the paper has one (Goyal et al. 2017, section 5.1)."""
     return default_tree(KEYS)
-
-
-def nearest_key(key: str) -> str:
-    """The known key most like `key`: in its last part first, then as a whole."""
-    return reading.nearest_key(key, KEYS)
-
-
-def check_known(key: str) -> None:
-    """Raises ConfigError if there is no key `key` (dotted; a group of keys counts)."""
-    reading.check_known(key, KEYS)
-
-
-def check_is_key(key: str) -> None:
-    """Raises ConfigError if `key` (dotted) is unknown, or is a group of keys."""
-    reading.check_is_key(key, KEYS)
 
 
 def kind_of(key: str) -> str:
@@ -125,5 +114,5 @@ def describe_keys() -> list[str]:
     """Describes all keys by room: `key=default  meaning [unit; choices; what it is of]`."""
     lines: list[str] = []
     for room, keys in ROOMS.items():
-        lines += [f"{room}:", *describe(keys), ""]
+        lines += [f"{room}:", *paragraphs(keys), ""]
     return lines[:-1]

@@ -1,5 +1,6 @@
 """Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
 
+import functools
 import pathlib
 import runpy
 from collections.abc import Callable, Mapping
@@ -13,6 +14,10 @@ from lbsgd.system.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
 Rows = Mapping[str, str | Change]
+
+# For a recipe that began as another and chose other options: the decays of a step decay, say, are
+# nothing to a polynomial one.
+reset_unused = functools.partial(unused.reset_unused, keys=KEYS)
 
 
 def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
@@ -53,15 +58,6 @@ def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collec
         except ValueError as error:
             raise ConfigError(f"variant {part!r}: {error}") from error
     return config
-
-
-def reset_unused(config: ml_collections.ConfigDict) -> None:
-    """Sets what the options of a recipe do not use to the defaults.
-
-    For a recipe that began as another and chose other options: the decays of a step decay, say, are
-    nothing to a polynomial one.
-    """
-    unused.reset_unused(config, KEYS)
 
 
 def imagenet_resnet50() -> ml_collections.ConfigDict:

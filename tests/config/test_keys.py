@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from lbsgd.config.describe import COLUMNS, describe
+from lbsgd.config.describe import COLUMNS, paragraphs
 from lbsgd.config.keys import (
     ON,
     Condition,
@@ -168,7 +168,7 @@ def test_what_is_unused_is_reset():
 
 def test_keys_are_described_with_defaults_units_and_options():
     keys = {**KEYS, "oil": Key("", "Of the pan. " * 20, used_if=Condition("x, which is off", bool))}
-    lines = describe(keys)
+    lines = paragraphs(keys)
     assert "  bake.oven=gas  The oven. [gas or wood]" in lines
     assert "  bake.fan_speed=3  Turns. [a second; of bake.fan]" in lines
     assert "  bake.logs=5  Logs of wood. [of bake.oven=wood]" in lines
