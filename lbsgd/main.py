@@ -164,7 +164,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first `--` and what stands after it."""
+    """Splits words at the first `--`."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
     return list(argv[:cut]), list(argv[cut + 1 :])
 
@@ -177,7 +177,7 @@ def configs(argv: Sequence[str]) -> int:
 
 
 class Command(NamedTuple):
-    """What a first word does.
+    """Holds what a first word does.
 
     Attributes:
       main: takes the words after it, and returns the exit code.

@@ -42,7 +42,7 @@ _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, uli
 
 
 class Session(NamedTuple):
-    """What a run has open while it trains.
+    """Holds what a run has open while it trains.
 
     Attributes:
       should_stop: asked with the number of updates done.
@@ -57,7 +57,7 @@ class Session(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Where a run has come to.
+    """Tells where a run has come to.
 
     Attributes:
       state: None where nothing was done yet.
@@ -73,7 +73,7 @@ class Reached(NamedTuple):
 
     @property
     def done(self) -> int:
-        """The number of updates done."""
+        """Returns the number of updates done."""
         return int(self.state.update) if self.state else 0
 
 

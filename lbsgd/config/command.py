@@ -24,7 +24,7 @@ _INDENT = "    "
 
 
 class Recipe(NamedTuple):
-    """What a config file says of itself.
+    """Holds what a config file says of itself.
 
     Attributes:
       path: as --config takes it.
@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The first paragraph of the docstring, in one line."""
+        """Returns the first paragraph of the docstring, in one line."""
         return " ".join(self.docstring.partition("\n\n")[0].split())
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find_recipes() -> list[pathlib.Path]:
-    """The config files there are, by name.
+    """Finds the config files there are, by name.
 
     Raises:
       ConfigError: there are none.
@@ -110,7 +110,7 @@ def _named(name: str, paths: Sequence[pathlib.Path]) -> pathlib.Path:
 
 
 def _summary(path: pathlib.Path) -> str:
-    """A paragraph of the list; a file that cannot be read does not hide the others."""
+    """Writes a paragraph of the list; a file that cannot be read does not hide the others."""
     try:
         recipe = read_recipe(path)
     except ConfigError as error:

@@ -8,7 +8,7 @@ COLUMNS = 100
 
 
 def paragraphs(keys: Keys) -> list[str]:
-    """`key=default  meaning [unit; choices; what it is of]`, wrapped at `COLUMNS`."""
+    """Writes `key=default  meaning [unit; choices; what it is of]`, wrapped at `COLUMNS`."""
     lines: list[str] = []
     for name, key in keys.items():
         default = f"{name}={key.default}".replace(" ", "\0")  # so that no line ends within it
@@ -26,7 +26,7 @@ def paragraphs(keys: Keys) -> list[str]:
 
 
 def _limits(key: Key) -> str:
-    """What is known of the values, in brackets behind a space; "" if that is nothing."""
+    """Says what is known of the values, in brackets behind a space; "" if that is nothing."""
     parts = [key.unit, _one_of(key.choices), *map(_of, key.used_with, key.used_with.values())]
     if key.used_if:
         parts.append(f"of {key.used_if.words.partition(', which')[0]}")

@@ -29,7 +29,7 @@ Values = Mapping[str, Any]
 
 
 class On:
-    """All values but 0, False, "" and (): for `used_with`, that the other key is on."""
+    """Contains all values but 0, False, "" and (): for `used_with`, that the other key is on."""
 
     def __contains__(self, value: object) -> bool:
         return bool(value)
@@ -40,7 +40,7 @@ Wanted = tuple[Any, ...] | On
 
 
 class Condition(NamedTuple):
-    """A condition that takes more than one other key.
+    """States a condition that takes more than one other key.
 
     Attributes:
       words: what it asks for, as people read it behind "it is of".
@@ -52,7 +52,7 @@ class Condition(NamedTuple):
 
 
 def any_time(*names: str) -> Condition:
-    """The condition that at least one of the times of these names is given."""
+    """States that at least one of the times of these names is given."""
     return Condition(
         " or ".join(f"{name}_*" for name in names) + f", which {'are' if names[1:] else 'is'} off",
         lambda values: any(values[name + unit] for name in names for unit in UNITS),
@@ -61,7 +61,7 @@ def any_time(*names: str) -> Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key of the config: its default, what it means, and which values it may have.
+    """Declares a key of the config: its default, what it means, and which values it may have.
 
     Attributes:
       default: whose type is that of all its values.
@@ -119,12 +119,12 @@ def pair_within(least: float, most: float) -> Callable[[str, Any], None]:
 
 
 def whole(numbers: Sequence[Any]) -> bool:
-    """Whether all the numbers are whole, in type too."""
+    """Tells whether all the numbers are whole, in type too."""
     return all(isinstance(number, int) for number in numbers)
 
 
 def times(name: str, meaning: str, epochs: float = 0.0, **of_each: Any) -> dict[str, Key]:
-    """The three keys of a time: `{name}_epochs`, `_steps` and `_examples`, one of which is set.
+    """Declares the three keys of a time: `{name}_epochs`, `_steps`, `_examples`; one is set.
 
     Args:
       epochs: the default.
@@ -138,13 +138,13 @@ def times(name: str, meaning: str, epochs: float = 0.0, **of_each: Any) -> dict[
 
 
 def names_of_times(keys: Keys) -> list[str]:
-    """The names of the times among the keys: "total", "learning_rate.warmup", ..."""
+    """Lists the names of the times among the keys: "total", "learning_rate.warmup", ..."""
     names = [key.removesuffix("_epochs") for key in keys if key.endswith("_epochs")]
     return [name for name in names if f"{name}_steps" in keys and f"{name}_examples" in keys]
 
 
 def default_tree(keys: Keys) -> ml_collections.ConfigDict:
-    """The keys at their defaults, in groups; locked, so that others cannot be added."""
+    """Makes a config of the keys at their defaults; locked, so that others cannot be added."""
     tree: dict[str, Any] = {}
     for name, key in keys.items():
         *groups, leaf = name.split(".")
@@ -156,7 +156,7 @@ def default_tree(keys: Keys) -> ml_collections.ConfigDict:
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted key and value, in order of the keys."""
+    """Yields pairs of dotted key and value, in order of the keys."""
     for key in sorted(config):
         value = config[key]
         if isinstance(value, ml_collections.ConfigDict) and len(value):

@@ -11,7 +11,7 @@ from lbsgd.system.text import short_repr
 
 
 def nearest_key(key: str, keys: Keys) -> str:
-    """The known key most like `key`: in its last part first, then as a whole."""
+    """Finds the known key most like `key`: in its last part first, then as a whole."""
     key = key[:100]  # more would take long
     known = sorted(keys)
     known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
@@ -40,7 +40,7 @@ def check_is_key(key: str, keys: Keys) -> None:
 
 
 def read(config: ml_collections.ConfigDict, keys: Keys) -> ml_collections.ConfigDict:
-    """A copy of the config that has all keys, those at their defaults that it leaves out.
+    """Copies a config into one that has all keys, at their defaults where it leaves them out.
 
     Raises:
       ConfigError: an unknown key, a wrong type, or no config.
@@ -73,7 +73,7 @@ def _set_checked(config: ml_collections.ConfigDict, key: str, value: Any) -> Non
 
 
 def _pairs(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
-    """All keys and values, or ConfigError where a file made something else of its config."""
+    """Lists all keys and values; raises ConfigError where a file made something else of it."""
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"get_config must return a ConfigDict, not {short_repr(config)}")
     try:

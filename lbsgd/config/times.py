@@ -7,7 +7,7 @@ from lbsgd.system.errors import ConfigError
 
 
 def given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
-    """The unit and the number of the time called `name`; ("", 0) if none is given.
+    """Reads the unit and the number of the time called `name`; ("", 0) if none is given.
 
     Raises:
       ConfigError: it is given twice.

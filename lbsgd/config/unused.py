@@ -8,7 +8,7 @@ from lbsgd.config.keys import Keys, On, Values, Wanted, flatten, set_value
 
 
 class Unused(NamedTuple):
-    """A key that has no effect.
+    """Names a key that has no effect.
 
     Attributes:
       words: what it is of, which was not chosen.
@@ -23,7 +23,7 @@ class Unused(NamedTuple):
 
 
 def without_effect(values: Values, keys: Keys) -> list[Unused]:
-    """The keys away from their defaults that no chosen option uses, in the order of `values`.
+    """Finds the keys away from their defaults that no chosen option uses, in order of `values`.
 
     Args:
       values: of all keys, by dotted key.
@@ -37,7 +37,7 @@ def without_effect(values: Values, keys: Keys) -> list[Unused]:
 
 
 def why_unused(name: str, values: Values, keys: Keys) -> str:
-    """What the key is of that is not chosen; "" where the key is used.
+    """Says what the key is of that is not chosen; "" where the key is used.
 
     Another key that is itself unused counts as its default.
     """
@@ -66,6 +66,6 @@ def _words(key: str, wanted: Wanted) -> str:
 
 
 def _follows(name: str, values: Values, keys: Keys) -> bool:
-    """Whether the value is what the default stands for."""
+    """Tells whether the value is what the default stands for."""
     follows = keys[name].follows
     return follows is not None and bool(values[name] == follows(values))

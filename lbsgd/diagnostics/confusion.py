@@ -21,7 +21,7 @@ from lbsgd.workers.placement import Placement, place
 
 
 def neighbour_cosines(gradients: WorkerGradients) -> np.ndarray:
-    """Of neighbouring workers, `[k - 1]`, float64; NaN where a gradient is 0."""
+    """Computes cosines of neighbouring workers, `[k - 1]`, float64; NaN where a gradient is 0."""
     squares = np.asarray(gradients.squares, np.float64)
     norms = np.sqrt(squares[:-1]) * np.sqrt(squares[1:])
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -29,12 +29,12 @@ def neighbour_cosines(gradients: WorkerGradients) -> np.ndarray:
 
 
 def pair_placement(devices: int, batch_size: int) -> Placement:
-    """Minibatches as workers side by side: neighbours, from the first on, are a pair."""
+    """Places minibatches as workers side by side: neighbours, from the first on, are a pair."""
     return place(math.lcm(devices, 2) * batch_size, batch_size, devices=devices)
 
 
 def pair_batches(feed: Feed, placement: Placement, done: int) -> TrainBatches:
-    """The minibatches that belong to the state after `done` updates, a few at a time.
+    """Gives the minibatches that belong to the state after `done` updates, a few at a time.
 
     They follow each other in an order of their own, from the number of examples seen on: a function
     of the config and the time, which no placement changes.
@@ -60,7 +60,7 @@ class Confusion:
         self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
-        """The cosine of each pair at the state after `done` updates; None if it is to stop."""
+        """Computes the cosine of each pair at the state after `done` updates; None if it is to stop."""
         cosines: list[float] = []
         in_batch = self._placement.workers // 2
         source = pair_batches(self._feed, self._placement, done)

@@ -25,7 +25,7 @@ WORKERS, CONFUSION = "worker_cosines", "confusion_cosines"
 
 
 class Diagnostics:
-    """The diagnostics of a run at the times of its plan.
+    """Measures a run at the times of its plan.
 
     The noise scale and the confusion wait until the devices have nothing else to do, and their time
     does not count as training. The norms of layers come with the update itself.
@@ -49,7 +49,7 @@ class Diagnostics:
         self._recent = noise_scale.recent(self._record.kept, config.workers.window)
 
     def at(self, done: int, state: TrainState) -> None:
-        """The gradient confusion of the state after `done` updates, if it is due."""
+        """Measures the gradient confusion of the state after `done` updates, if it is due."""
         if done not in self._plan.measurements.confusion:
             return
         if from_process_0(np.array(self._record.holds(done, CONFUSION))):
@@ -70,7 +70,7 @@ class Diagnostics:
         )
 
     def before(self, done: int, state: TrainState, batch: Any) -> None:
-        """The workers' gradients of the update that makes `done`, on its minibatch, if due.
+        """Measures the workers' gradients of the update that makes `done`, on its minibatch, if due.
 
         Args:
           state: not changed, and not needed once this returns.
@@ -97,7 +97,7 @@ class Diagnostics:
             self._monitor.line(f"epoch {epoch:.2f}  update {done}  {text}")
 
     def after(self, done: int, metrics: dict[str, Any]) -> dict[str, jax.Array]:
-        """The metrics of the update that made `done`, but for the norms of layers.
+        """Takes the norms of layers out of the metrics of the update that made `done`.
 
         At the times of the plan these are waited for and written.
         """

@@ -22,7 +22,7 @@ LEAST_VALUES = 3
 
 
 def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
-    """`(h, w, c)` of what the network sees."""
+    """Returns `(h, w, c)` of what the network sees."""
     height, width, channels = data.image_shape
     if config.data.crop == "inception":
         height = width = config.data.image_size
@@ -30,7 +30,7 @@ def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int,
 
 
 def has_top5(classes: int) -> bool:
-    """Whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
+    """Tells whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
     return classes > 5
 
 

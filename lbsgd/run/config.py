@@ -48,17 +48,17 @@ check_is_key = functools.partial(reading.check_is_key, keys=KEYS)
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """All keys, with the paper's value where the paper has one (Goyal et al. 2017, section 5.1)."""
+    """Makes a config of all keys, at the paper's values (Goyal et al. 2017, section 5.1)."""
     return default_tree(KEYS)
 
 
 def kind_of(key: str) -> str:
-    """The name of the type of the known key `key`."""
+    """Names the type of the known key `key`."""
     return type(KEYS[key].default).__name__
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A complete, checked copy of a config, frozen, with the numbers that follow from others.
+    """Completes and checks a copy of a config, with the numbers that follow from others; frozen.
 
     Raises:
       ConfigError: an unknown key, a wrong type, or a value out of range.
@@ -81,7 +81,7 @@ def _set_what_follows(config: ml_collections.ConfigDict) -> None:
 
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The keys and values that decide what the run computes, as JSON would have them."""
+    """Selects the keys and values that decide what the run computes, as JSON would have them."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in flatten(config)
@@ -90,7 +90,7 @@ def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def explain_unused(config: ml_collections.ConfigDict) -> list[str]:
-    """A line that names the keys that were set and have no effect; none if there are no such keys.
+    """Names the keys that were set and have no effect, in one line; none without such keys.
 
     Args:
       config: from `resolve`.
@@ -100,7 +100,7 @@ def explain_unused(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def in_effect(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy of a resolved config, frozen, whose keys without effect are at their defaults.
+    """Copies a resolved config with keys without effect at their defaults; frozen.
 
     What is computed from it cannot depend on them.
     """

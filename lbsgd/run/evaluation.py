@@ -50,7 +50,7 @@ class Evaluation:
         return values
 
     def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
-        """`EvalSums` of all batches; None if the run is to stop meanwhile."""
+        """Adds up the `EvalSums` of all batches; None if the run is to stop meanwhile."""
         stats = self._statistics(done, state)
         totals = np.zeros(len(EvalSums._fields))
         with contextlib.closing(iter(self._batches)) as batches:
@@ -62,14 +62,14 @@ class Evaluation:
         return totals
 
     def _check_count(self, examples: int) -> None:
-        """Only corrupt examples may be left out."""
+        """Checks that only corrupt examples were left out."""
         count, corrupt = self._plan.data.validation_examples, self._feed.corrupt
         most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
         if not count - most <= examples <= count:
             raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
     def _statistics(self, done: int, state: TrainState) -> Any:
-        """The running averages, or for precise batch norm the mean over a part of the set.
+        """Returns the running averages, or for precise batch norm the mean over a part of the set.
 
         That part and its augmentation are a function of the update index.
         """

@@ -26,7 +26,7 @@ NO_CONFIG = (
 
 
 class TrainFlags(NamedTuple):
-    """What a command line of `lbsgd train` says.
+    """Holds what a command line of `lbsgd train` says.
 
     Attributes:
       config: of the file, or of the run in the workdir, with `--config.key=value` on top of it;
@@ -127,7 +127,7 @@ def _define(values: flags.FlagValues) -> flags.FlagValues:
 
 
 def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """The config file and the workdir that are given, None for one that is not.
+    """Reads the config file and the workdir that are given; None for one that is not.
 
     Raises:
       ConfigError: neither is.
@@ -143,7 +143,7 @@ def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _without_config(argv: Sequence[str]) -> list[str]:
-    """The words without the config file, for which the config that it holds stands in."""
+    """Leaves out the config file, for which the config that it holds stands in."""
     words, rest = iter(argv), []
     for word in words:
         if re.fullmatch("--?config", word):
@@ -154,7 +154,7 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
-    """The flags, with a config on which the keys are set."""
+    """Parses the flags, and sets their keys on a config."""
     values, words = _define(flags.FlagValues()), [PROGRAM, *argv]  # type: ignore[no-untyped-call]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
@@ -164,7 +164,7 @@ def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.
 
 
 def read_config(file: str) -> ml_collections.ConfigDict:
-    """The config that a file returns, named as path[:variant].
+    """Reads the config that a file returns, named as path[:variant].
 
     Raises:
       ConfigError: it returns none, in one line for whatever came up.
@@ -189,7 +189,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
 
 
 def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that the run in a folder was last started with.
+    """Reads the config that the run in a folder was last started with.
 
     Raises:
       ConfigError: there is none, or it is not one of this version.
@@ -223,13 +223,13 @@ def _at(workdir: str | None) -> pathlib.Path:
 
 
 def _split(file: str) -> tuple[pathlib.Path, list[str]]:
-    """The path of a config file, and its variant if one is given."""
+    """Splits the path of a config file from its variant, if one is given."""
     path, *variant = file.split(":", 1)
     return pathlib.Path(path), variant
 
 
 def _explain_flag(error: flags.Error) -> str:
-    """One line for a mistake that absl found."""
+    """Explains a mistake that absl found, in one line."""
     text = str(error)
     wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
     if wrong:
@@ -239,7 +239,7 @@ def _explain_flag(error: flags.Error) -> str:
 
 
 def _explain_file(error: BaseException, path: pathlib.Path) -> str:
-    """One line for whatever came up while the config file was read."""
+    """Explains in one line whatever came up while the config file was read."""
     text = str(error)
     if not path.is_file():
         return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"

@@ -23,7 +23,7 @@ LOCK_SECONDS = 360.0
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths of what a run leaves behind.
+    """Names the files of a run, and makes sure that its folder is its own.
 
     Attributes:
       path: the folder.
@@ -53,13 +53,13 @@ class Workdir:
 
     @property
     def corrupt(self) -> pathlib.Path:
-        """Of this process: names of the examples that it could not read."""
+        """Names of the examples that this process could not read."""
         process = _process_index()
         return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
     def log(self) -> pathlib.Path:
-        """Of this process."""
+        """The log of this process."""
         return self.path / "logs" / f"{_process_index()}.log"
 
     @property
@@ -80,7 +80,7 @@ class Workdir:
         return self.path / "tensorboard"
 
     def read_config(self) -> dict[str, Any]:
-        """All keys of the resolved config that a run here was last started with, as JSON has them.
+        """Reads all keys of the resolved config that a run here was last started with.
 
         Raises:
           ConfigError: there was no run here, or its config cannot be read.
@@ -215,7 +215,7 @@ class Workdir:
         lock.flush()
 
     def _holds_updates(self) -> bool:
-        """Whether a run got anywhere: one that did not leaves the folder to the next."""
+        """Tells whether a run got anywhere: one that did not leaves the folder to the next."""
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
@@ -260,7 +260,9 @@ def _process_index() -> int:
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Whether nobody else has it; where the file system knows no locks, nobody has."""
+    """Takes a lock, unless somebody else has it; tells whether it did.
+
+    On a file system without locks nobody has."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -271,4 +273,4 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _silent(text: str) -> None:
-    """For what was said already."""
+    """Says nothing, for it was said already."""

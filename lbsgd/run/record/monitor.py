@@ -22,7 +22,7 @@ RATE_WINDOW = 20
 
 
 class Mark(NamedTuple):
-    """Where a run was: updates done, seconds of training, of them without data."""
+    """Marks where a run was: updates done, seconds of training, of them without data."""
 
     done: int
     seconds: float
@@ -112,7 +112,7 @@ class Monitor:
         )
 
     def paused(self) -> "_Paused":
-        """Time in this context does not count as training."""
+        """Stops the clock of training within this context."""
         return _Paused(self._watch)
 
     def _speed_since(self, mark: Mark) -> Speed:
@@ -142,7 +142,7 @@ class Monitor:
         self._progress.show(done, self._plan.timeline.epoch(done), values)
 
     def _skip(self, done: int, values: dict[str, float]) -> None:
-        """An update was not finite: the run ends, or goes on without it."""
+        """Handles an update that was not finite: the run ends, or goes on without it."""
         config = self._plan.config
         self._skipped = int(values["skipped"])
         what = "the loss" if not math.isfinite(values["train_loss"]) else "the gradient"

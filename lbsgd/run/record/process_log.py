@@ -18,7 +18,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class ProcessLog:
-    """The log of one process: lines with their time, and the stacks of all threads when it stalls.
+    """Logs one process: lines with their time, and the stacks of all threads when it stalls.
 
     What the C++ of JAX ends (SIGABRT, SIGSEGV) leaves its stacks here too.
     """

@@ -30,7 +30,7 @@ DRAWN = 4000
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Tells how a run ended.
 
     Attributes:
       updates: done in all.
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class FinalError(NamedTuple):
-    """The median validation error over the final 5 epochs (Goyal et al., section 5.1).
+    """Holds the median validation error over the final 5 epochs (Goyal et al., section 5.1).
 
     Attributes:
       error: in percent.
@@ -58,7 +58,7 @@ class FinalError(NamedTuple):
 
 
 def final_error(metrics: list[dict[str, Any]], timeline: Timeline) -> FinalError | None:
-    """The median over the evaluations in the epoch of the last one, and in the 4 before it.
+    """Takes the median over the evaluations in the epoch of the last one, and in the 4 before it.
 
     An evaluation at the end of an epoch belongs to that epoch (`Timeline.epoch_of`): with one at
     the end of each these are the final five, with one every fourth epoch the final two.
@@ -126,7 +126,7 @@ def finish(
 
 
 def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
-    """The final error, of how many evaluations it is, and what the last of all found."""
+    """Says the final error, of how many evaluations it is, and what the last of all found."""
     top5 = evaluated[-1].get("val_error_top5")
     last = [f"top-5 {top5:.2f}%"] if top5 is not None else []
     of = f"the only evaluation in the final {FINAL_EPOCHS} epochs"
@@ -144,7 +144,7 @@ def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
 
 
 def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
-    """After how many updates and epochs the target was reached, or how near it came."""
+    """Says after how many updates and epochs the target was reached, or how near it came."""
     line = target.first(lines)
     if line is None:
         best = target.best(lines)
@@ -194,13 +194,13 @@ def _title(plan: Plan) -> str:
 
 
 def _first_and_last(plan: Plan) -> list[Placement]:
-    """The placements of the first and the last update, once if they are one."""
+    """Returns the placements of the first and the last update, once if they are one."""
     last = plan.placements[plan.timeline.batch_size(plan.total_updates - 1)]
     return [plan.placement] if last == plan.placement else [plan.placement, last]
 
 
 def _schedule(plan: Plan, done: int) -> curves.Schedule:
-    """What the schedules were in the updates that are done."""
+    """Samples the schedules over the updates that are done."""
     rate, timeline = plan.learning_rate, plan.timeline
     jumps = [rate.warmup_updates, *rate.decay_updates, *(s.first_update for s in timeline.segments)]
     evenly = range(0, done, max(1, done // DRAWN))

@@ -11,7 +11,7 @@ from lbsgd.system.figures import quiet_matplotlib
 
 
 class Summaries(Protocol):
-    """Where scalars go to be looked at."""
+    """Takes scalars that people look at."""
 
     def write_scalars(self, step: int, scalars: Values) -> None: ...
 
@@ -19,7 +19,7 @@ class Summaries(Protocol):
 
 
 class NoSummaries:
-    """Where tensorflow is missing."""
+    """Takes scalars nowhere, where tensorflow is missing."""
 
     def write_scalars(self, step: int, scalars: Values) -> None:
         pass
