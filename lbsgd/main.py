@@ -30,6 +30,8 @@ from lbsgd.system.streams import protect_streams
 from lbsgd.system.text import shown
 
 if TYPE_CHECKING:
+    import ml_collections
+
     from lbsgd.run.flags import TrainFlags
 
 
@@ -97,21 +99,27 @@ def train(argv: Sequence[str]) -> int:
 def _run(parsed: "TrainFlags", stop: StopSignal) -> int:
     from lbsgd import train
     from lbsgd.launch import startup
-    from lbsgd.run import build, explain
     from lbsgd.run.config import resolve
-    from lbsgd.system.processes import is_first
 
     config = resolve(parsed.config)
     startup.start_processes(
         parsed.coordinator, parsed.num_processes, parsed.process_id, config.runtime
     )
     if parsed.explain:
-        parts = build.build(config)
-        if is_first():
-            print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
-        return EXIT_DONE
+        return _explain(config)
     outcome = train.run(config, parsed.workdir, should_stop=lambda done: stop.reached())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
+
+
+def _explain(config: "ml_collections.ConfigDict") -> int:
+    """Prints how a run is resolved."""
+    from lbsgd.run import build, explain
+    from lbsgd.system.processes import is_first
+
+    parts = build.build(config)
+    if is_first():
+        print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
+    return EXIT_DONE
 
 
 def prepare(argv: Sequence[str]) -> int:

@@ -74,15 +74,15 @@ def help_text() -> str:
     """Describes the flags, and the config keys by room."""
     rows = [*_CONFIG_HELP, *((f"--{f.name} {f.value}".rstrip(), f.help) for f in _FLAGS)]
     lines = [f"  {flag:<26}{text}" for flag, text in rows]
-    return "\n".join([_ABOUT, "flags:", *lines, "", "config keys:", *_described_keys()])
+    keys = ["config keys, each set as --config.KEY=VALUE:", "", *_described_keys()]
+    return "\n".join([_ABOUT, "flags:", *lines, "", *keys])
 
 
 def _described_keys() -> list[str]:
-    # TODO-MERGE: call config_lib.describe_keys() alone, and remove the rest of this function.
+    # TODO-MERGE: with the branch `keys`, put config_lib.describe_keys() in place of this function.
     describe = getattr(config_lib, "describe_keys", None)
     if describe is not None:
-        text = describe()
-        return text.splitlines() if isinstance(text, str) else list(text)
+        return list(describe())
     keys = config_lib.flatten(config_lib.default_config())
     return [f"  {key:<44}{value!r}" for key, value in keys]
 
