@@ -60,7 +60,7 @@ class Confusion:
         self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
-        """Computes the cosine of each pair at the state after `done` updates; None if it is to stop."""
+        """Computes the cosine of each pair after `done` updates; None if it is to stop."""
         cosines: list[float] = []
         in_batch = self._placement.workers // 2
         source = pair_batches(self._feed, self._placement, done)

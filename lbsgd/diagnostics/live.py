@@ -70,7 +70,7 @@ class Diagnostics:
         )
 
     def before(self, done: int, state: TrainState, batch: Any) -> None:
-        """Measures the workers' gradients of the update that makes `done`, on its minibatch, if due.
+        """Measures the workers' gradients of the update that makes `done`, if that is due.
 
         Args:
           state: not changed, and not needed once this returns.

@@ -75,7 +75,17 @@ def help_text() -> str:
     """Describes the flags, and the config keys by room."""
     rows = [*_CONFIG_HELP, *((f"--{f.name} {f.value}".rstrip(), f.help) for f in _FLAGS)]
     lines = [f"  {flag:<26}{text}" for flag, text in rows]
-    return "\n".join([_ABOUT, "flags:", *lines, "", "config keys:", *config_lib.describe_keys()])
+    return "\n".join(
+        [
+            _ABOUT,
+            "flags:",
+            *lines,
+            "",
+            "config keys, each set as --config.KEY=VALUE:",
+            "",
+            *config_lib.describe_keys(),
+        ]
+    )
 
 
 def parse(argv: Sequence[str]) -> TrainFlags:

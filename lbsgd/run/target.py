@@ -83,7 +83,7 @@ class Target(NamedTuple):
 
     @property
     def most(self) -> float:
-        """Returns what `logged` may be at most: the float nearest to the number as it is written."""
+        """Returns what `logged` may be at most, in the float nearest to the number as written."""
         if METRICS[self.metric].rises:
             return float(WHOLE - exact(self.value))
         return float(self.value)

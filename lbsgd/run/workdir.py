@@ -33,22 +33,27 @@ class Workdir:
 
     @property
     def config(self) -> pathlib.Path:
+        """Whose folder it is: the config of the run, and the fingerprints of its data."""
         return self.path / "config.json"
 
     @property
     def machine(self) -> pathlib.Path:
+        """Versions and hardware of each machine that the run was on."""
         return self.path / "machine.json"
 
     @property
     def metrics(self) -> pathlib.Path:
+        """Metrics of updates and evaluations, a line each."""
         return self.path / "metrics.jsonl"
 
     @property
     def diagnostics(self) -> pathlib.Path:
+        """Diagnostics that are lists, a line each."""
         return self.path / "diagnostics.jsonl"
 
     @property
     def result(self) -> pathlib.Path:
+        """What came of the run, once it has ended."""
         return self.path / "result.json"
 
     @property
@@ -69,14 +74,17 @@ class Workdir:
 
     @property
     def curves(self) -> pathlib.Path:
+        """The picture of errors and learning rate."""
         return self.path / "curves.png"
 
     @property
     def checkpoints(self) -> pathlib.Path:
+        """The folder of checkpoints, each called by its update index."""
         return self.path / "checkpoints"
 
     @property
     def tensorboard(self) -> pathlib.Path:
+        """The folder of TensorBoard summaries."""
         return self.path / "tensorboard"
 
     def read_config(self) -> dict[str, Any]:
@@ -262,7 +270,8 @@ def _process_index() -> int:
 def _try_lock(file: IO[str]) -> bool:
     """Takes a lock, unless somebody else has it; tells whether it did.
 
-    On a file system without locks nobody has."""
+    On a file system without locks nobody has.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -59,6 +59,7 @@ class MetricsFile:
         return ""
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _write(self) -> None:

@@ -82,6 +82,7 @@ class ProcessLog:
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._file, exit=self._end)
 
     def close(self) -> None:
+        """Ends the watch, and closes the file."""
         self._closed.set()
         if self._stall_seconds:
             faulthandler.cancel_dump_traceback_later()

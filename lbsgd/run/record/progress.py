@@ -18,13 +18,17 @@ Values = Mapping[str, float]
 class Progress(Protocol):
     """Shows how far a run is."""
 
-    def begin(self, step: int) -> None: ...
+    def begin(self, step: int) -> None:
+        """Begins, where `step` updates were done before."""
 
-    def show(self, step: int, epoch: float, values: Values) -> None: ...
+    def show(self, step: int, epoch: float, values: Values) -> None:
+        """Shows the metrics of an update."""
 
-    def line(self, text: str) -> None: ...
+    def line(self, text: str) -> None:
+        """Prints a line."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
 
 
 def _short(values: Values) -> str:

@@ -44,10 +44,13 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
+        """The seconds measured so far."""
         return self._before + time.monotonic() - self._since
 
     def stop(self) -> None:
+        """Stops the clock."""
         self._before = self.seconds
 
     def start(self) -> None:
+        """Starts the clock again."""
         self._since = time.monotonic()
