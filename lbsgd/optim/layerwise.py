@@ -32,6 +32,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lbsgd.optim.leaves import Leaf
+
 
 class TrustState(NamedTuple):
     """Holds what `scale_by_trust_ratio` keeps.
@@ -58,12 +60,12 @@ class LambState(NamedTuple):
     trust_ratios: Any
 
 
-def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Converts to float32 what is of a smaller type."""
     return x.astype(np.promote_types(x.dtype, np.float32))
 
 
-def norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Computes ||x|| over the whole array, in float32 at least.
 
     Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
@@ -74,7 +76,7 @@ def norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
 
 
-def _one(x: Float[Array, "..."]) -> Float[Array, ""]:
+def _one(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Makes the ratio of an array that has none, in the type of the others."""
     return jnp.ones((), np.promote_types(x.dtype, np.float32))
 
@@ -88,7 +90,7 @@ def _ratio(
     return jnp.where(usable, above / jnp.where(usable, below, 1.0), 1.0)
 
 
-def _scale(ratio: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Multiplies an array by its ratio, rounding to its type once."""
     return (ratio * _wide(x)).astype(x.dtype)
 
@@ -119,7 +121,7 @@ def scale_by_trust_ratio(
     """
 
     def trust_ratio(
-        g: Float[Array, "*shape"], w: Float[Array, "*shape"], scaled: bool
+        g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
     ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
@@ -177,7 +179,7 @@ def scale_by_lamb(
         return LambState(zeros, zeros, jax.tree.map(_one, params))
 
     def trust_ratio(
-        u: Float[Array, "*shape"], w: Float[Array, "*shape"], scaled: bool
+        u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
     ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
@@ -197,11 +199,11 @@ def scale_by_lamb(
         to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
 
         def direction(
-            m: Float[Array, "*shape"],
-            v: Float[Array, "*shape"],
-            w: Float[Array, "*shape"],
+            m: Float[Leaf, "*shape"],
+            v: Float[Leaf, "*shape"],
+            w: Float[Leaf, "*shape"],
             scaled: bool,
-        ) -> Float[Array, "*shape"]:
+        ) -> Float[Leaf, "*shape"]:
             # Epsilon outside the root, as in the paper: within it small gradients would be damped.
             r = to_mean.astype(m.dtype) * m / (jnp.sqrt(to_square.astype(v.dtype) * v) + epsilon)
             return r + weight_decay * w if scaled else r
