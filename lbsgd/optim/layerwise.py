@@ -71,6 +71,7 @@ def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
     """
     wide = _wide(x)
+    # An array without elements has the norm 0, by the initial value.
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1.0)
     return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
@@ -150,6 +151,14 @@ def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
     return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
 
 
+def _adam_direction(
+    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: float
+) -> Float[Array, "*shape"]:
+    """Divides a mean gradient by the root of the mean square, element by element."""
+    # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
+    return mean / (jnp.sqrt(square) + epsilon)
+
+
 def scale_by_lamb(
     mask: Any,
     *,
@@ -195,17 +204,13 @@ def scale_by_lamb(
         update_index: jax.typing.ArrayLike,
         **_: Any,
     ) -> tuple[Any, LambState]:
+        # From 1, for at 0 updates both corrections would divide by 0.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
         to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
 
-        def direction(
-            m: Float[Leaf, "*shape"],
-            v: Float[Leaf, "*shape"],
-            w: Float[Leaf, "*shape"],
-            scaled: bool,
-        ) -> Float[Leaf, "*shape"]:
-            # Epsilon outside the root, as in the paper: within it small gradients would be damped.
-            r = to_mean.astype(m.dtype) * m / (jnp.sqrt(to_square.astype(v.dtype) * v) + epsilon)
+        def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:
+            r = _adam_direction(to_mean.astype(m.dtype) * m, to_square.astype(v.dtype) * v, epsilon)
+            # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
             return r + weight_decay * w if scaled else r
 
         mean = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mean, gradient)

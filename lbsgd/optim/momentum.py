@@ -98,6 +98,7 @@ def rate_inside_momentum(
         **_: Any,
     ) -> tuple[Any, MomentumState]:
         rate = learning_rate(update_index)
+        # As scalars, before the arrays: one number to multiply each array by, not three.
         m = _at(decay, update_index, rate)
         keep = jnp.full_like(rate, m)
         if correction:

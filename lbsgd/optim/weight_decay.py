@@ -45,6 +45,7 @@ def decoupled_weight_decay(
     def update(
         change: Any, state: Any, params: Any, *, update_index: jax.typing.ArrayLike, **_: Any
     ) -> tuple[Any, Any]:
+        # The rate of this very update, so that a schedule shrinks the decay along with the step.
         rate = learning_rate(update_index)
 
         def decay(

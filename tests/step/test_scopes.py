@@ -1,4 +1,4 @@
-"""The phases of a step are named, in the program that is given to the compiler and what it makes."""
+"""The phases of a step are named, in what is given to the compiler and in what it makes of it."""
 
 import functools
 import re
