@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lbsgd.optim.leaves import Leaf
@@ -153,7 +154,7 @@ def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
 
 def _adam_direction(
     mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: float
-) -> Float[Array, "*shape"]:
+) -> Float[Leaf, "*shape"]:
     """Divides a mean gradient by the root of the mean square, element by element."""
     # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
     return mean / (jnp.sqrt(square) + epsilon)
@@ -197,12 +198,7 @@ def scale_by_lamb(
         return _ratio(phi, of_u, of_u, of_w)
 
     def update(
-        gradient: Any,
-        state: LambState,
-        params: Any,
-        *,
-        update_index: jax.typing.ArrayLike,
-        **_: Any,
+        gradient: Any, state: LambState, params: Any, *, update_index: ArrayLike, **_: Any
     ) -> tuple[Any, LambState]:
         # From 1, for at 0 updates both corrections would divide by 0.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
