@@ -132,6 +132,7 @@ def lars(
       trust_at_zero: the ratio where a norm is 0: "one" or by the "formula", see `layerwise`. The
         other arguments are those of `sgd`.
     """
+    # The paper's formula has decay in the ratio only where it is part of the gradient.
     coupled = weight_decay if weight_decay_form == "coupled" else 0.0
     outside = bool(momentum) and momentum_form == "rate_outside"
     inner: list[optax.GradientTransformation] = [coupled_weight_decay(coupled, decayed(roles))]
@@ -224,5 +225,6 @@ def build_optimizer(
     """
     if name == "lamb":
         _check_lamb(keys)
+    # A config has the keys of all optimizers, so that one can be exchanged for another by name.
     make, own = _OPTIMIZERS[name]
     return make(learning_rate, roles, **{key: keys[key] for key in own})

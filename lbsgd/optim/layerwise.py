@@ -30,7 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from lbsgd.optim.leaves import Leaf
 
 
 class TrustState(NamedTuple):
@@ -58,23 +61,24 @@ class LambState(NamedTuple):
     trust_ratios: Any
 
 
-def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Converts to float32 what is of a smaller type."""
     return x.astype(np.promote_types(x.dtype, np.float32))
 
 
-def norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Computes ||x|| over the whole array, in float32 at least.
 
     Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
     """
     wide = _wide(x)
+    # An array without elements has the norm 0, by the initial value.
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1.0)
     return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
 
 
-def _one(x: Float[Array, "..."]) -> Float[Array, ""]:
+def _one(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Makes the ratio of an array that has none, in the type of the others."""
     return jnp.ones((), np.promote_types(x.dtype, np.float32))
 
@@ -88,7 +92,7 @@ def _ratio(
     return jnp.where(usable, above / jnp.where(usable, below, 1.0), 1.0)
 
 
-def _scale(ratio: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Multiplies an array by its ratio, rounding to its type once."""
     return (ratio * _wide(x)).astype(x.dtype)
 
@@ -119,7 +123,7 @@ def scale_by_trust_ratio(
     """
 
     def trust_ratio(
-        g: Float[Array, "*shape"], w: Float[Array, "*shape"], scaled: bool
+        g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
     ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
@@ -146,6 +150,14 @@ def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
     """Computes 1 - decay^updates, by which a moment that started at 0 is too small."""
     # By expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself.
     return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
+
+
+def _adam_direction(
+    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: float
+) -> Float[Leaf, "*shape"]:
+    """Divides a mean gradient by the root of the mean square, element by element."""
+    # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
+    return mean / (jnp.sqrt(square) + epsilon)
 
 
 def scale_by_lamb(
@@ -177,7 +189,7 @@ def scale_by_lamb(
         return LambState(zeros, zeros, jax.tree.map(_one, params))
 
     def trust_ratio(
-        u: Float[Array, "*shape"], w: Float[Array, "*shape"], scaled: bool
+        u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
     ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
@@ -186,24 +198,15 @@ def scale_by_lamb(
         return _ratio(phi, of_u, of_u, of_w)
 
     def update(
-        gradient: Any,
-        state: LambState,
-        params: Any,
-        *,
-        update_index: jax.typing.ArrayLike,
-        **_: Any,
+        gradient: Any, state: LambState, params: Any, *, update_index: ArrayLike, **_: Any
     ) -> tuple[Any, LambState]:
+        # From 1, for at 0 updates both corrections would divide by 0.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
         to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
 
-        def direction(
-            m: Float[Array, "*shape"],
-            v: Float[Array, "*shape"],
-            w: Float[Array, "*shape"],
-            scaled: bool,
-        ) -> Float[Array, "*shape"]:
-            # Epsilon outside the root, as in the paper: within it small gradients would be damped.
-            r = to_mean.astype(m.dtype) * m / (jnp.sqrt(to_square.astype(v.dtype) * v) + epsilon)
+        def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:
+            r = _adam_direction(to_mean.astype(m.dtype) * m, to_square.astype(v.dtype) * v, epsilon)
+            # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
             return r + weight_decay * w if scaled else r
 
         mean = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mean, gradient)

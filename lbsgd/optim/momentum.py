@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from lbsgd.optim.leaves import Leaf
 from lbsgd.schedule.functions import Schedule
 
 
@@ -24,7 +25,7 @@ class MomentumState(NamedTuple):
     buffer: Any
 
 
-def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: jax.Array) -> Any:
+def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: Leaf) -> Any:
     """Gives m at this update; a schedule's in the type of `like`."""
     return decay(update_index).astype(like.dtype) if callable(decay) else decay
 
@@ -55,7 +56,7 @@ def rate_outside_momentum(
         update_index: jax.typing.ArrayLike,
         **_: Any,
     ) -> tuple[Any, MomentumState]:
-        def move(g: Float[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        def move(g: Float[Leaf, "*shape"], u: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
             return _at(decay, update_index, u) * u + g
 
         buffer = jax.tree.map(move, gradient, state.buffer)
@@ -97,6 +98,7 @@ def rate_inside_momentum(
         **_: Any,
     ) -> tuple[Any, MomentumState]:
         rate = learning_rate(update_index)
+        # As scalars, before the arrays: one number to multiply each array by, not three.
         m = _at(decay, update_index, rate)
         keep = jnp.full_like(rate, m)
         if correction:
@@ -105,7 +107,7 @@ def rate_inside_momentum(
             usable = last != 0
             keep = m * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
 
-        def move(g: Float[Array, "*shape"], v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        def move(g: Float[Leaf, "*shape"], v: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
             return keep.astype(v.dtype) * v + rate.astype(g.dtype) * g
 
         buffer = jax.tree.map(move, gradient, state.buffer)

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from lbsgd.optim.leaves import Leaf
 from lbsgd.schedule.functions import Schedule
 
 
@@ -22,8 +23,8 @@ def coupled_weight_decay(weight_decay: float, mask: Any) -> optax.GradientTransf
 
     def update(gradient: Any, state: Any, params: Any, **_: Any) -> tuple[Any, Any]:
         def decay(
-            g: Float[Array, "*shape"], w: Float[Array, "*shape"], decayed: bool
-        ) -> Float[Array, "*shape"]:
+            g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], decayed: bool
+        ) -> Float[Leaf, "*shape"]:
             return g + weight_decay * w if decayed else g
 
         return jax.tree.map(decay, gradient, params, mask), state
@@ -44,11 +45,12 @@ def decoupled_weight_decay(
     def update(
         change: Any, state: Any, params: Any, *, update_index: jax.typing.ArrayLike, **_: Any
     ) -> tuple[Any, Any]:
+        # The rate of this very update, so that a schedule shrinks the decay along with the step.
         rate = learning_rate(update_index)
 
         def decay(
-            delta: Float[Array, "*shape"], w: Float[Array, "*shape"], decayed: bool
-        ) -> Float[Array, "*shape"]:
+            delta: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], decayed: bool
+        ) -> Float[Leaf, "*shape"]:
             return delta - (rate.astype(w.dtype) * weight_decay) * w if decayed else delta
 
         return jax.tree.map(decay, change, params, mask), state

@@ -154,6 +154,7 @@ def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rate
     Time is examples seen / first batch size, so a rate that rises or falls with time does so alike
     for each example, whatever the batch size is. With one size it is the update index, exactly.
     """
+    # In units of updates, not of examples: float32 counts these exactly up to 16 million only.
     first = timeline.segments[0].batch_size
     starts = [s.first_update for s in timeline.segments]
     times = [s.first_example / first for s in timeline.segments]

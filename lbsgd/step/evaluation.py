@@ -90,6 +90,7 @@ def eval_step(
     """
 
     def on_device(params: Any, batch_stats: Any, batch: Batch) -> EvalSums:
+        # Evaluated as one batch: running averages make an example's output its own.
         images, labels, mask = (
             batch[key].reshape((-1, *batch[key].shape[3:])) for key in ("image", "label", "mask")
         )

@@ -78,6 +78,7 @@ def device_gradient(
         step, rows = step_and_rows
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
+    # A step must know its number, for in the last one some lanes may be idle.
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
     gradients, result = sum_over_steps(gradient, (steps, batch), placement.platform)
     with jax.named_scope("all_reduce"):
@@ -173,10 +174,12 @@ def train_step(
         state.batch_stats, result.batch_stats, batch_norm_momentum, total_variance
     )
     changed = TrainState(state.update + 1, params, batch_stats, opt_state, state.skipped)
+    # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
         metrics = _metrics(result, gradients, state.update, schedules)
         metrics["skipped"] = after.skipped
+        # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:
             metrics["layers"] = statistics(gradients, state.params, changes, after.opt_state)
     return after, metrics

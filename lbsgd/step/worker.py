@@ -79,6 +79,7 @@ def _losses(
     losses = cross_entropy(logits, labels, label_smoothing)
     if "mix_share" not in batch:
         return losses
+    # Of two labels, not of one-hot targets: no array [n, classes] is made beside the logits.
     share = batch["mix_share"].astype(losses.dtype)
     others = cross_entropy(logits, partner(labels), label_smoothing)
     return share * losses + (1 - share) * others

@@ -113,6 +113,7 @@ class Placement:
 
         Idle slots hold a copy of a real worker's rows, so they cannot make a NaN of their own.
         """
+        # On the host: it chooses which rows are read, before there is anything on a device.
         slots = np.arange(self.slots) % self.workers
         return slots.reshape(self.accumulation_steps, self.devices * self.lanes)
 
@@ -126,6 +127,7 @@ class Placement:
 
         For use within `shard_map` over `DEVICE_AXES`.
         """
+        # By the device's own index, so that one program serves all devices.
         first = (step * self.devices + lax.axis_index(DEVICE_AXES)) * self.lanes
         return first + jnp.arange(self.lanes, dtype=jnp.int32) < self.workers
 

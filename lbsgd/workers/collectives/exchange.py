@@ -63,6 +63,7 @@ class Wire:
 
     def position(self, lines: Lines) -> Int[Array, ""]:
         """Finds this rank's position in its line."""
+        # A table of all ranks, for a rank knows nothing but its number when the program runs.
         table = np.zeros(sum(map(len, lines)), np.int32)
         for line in lines:
             table[list(line)] = np.arange(len(line))
@@ -88,6 +89,7 @@ def ring(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shape
     total = segment(1)
     for distance in range(2, count + 1):
         total = segment(distance) + wire.unpack(wire.move(wire.pack(total), lines, onwards))
+    # What comes of it is passed on packed, as it is: rounding again would cost other bits.
     piece = inner(total)
     whole = jnp.zeros((count, piece.size), piece.dtype)
     whole = lax.dynamic_update_index_in_dim(whole, piece, here, 0)
@@ -134,6 +136,7 @@ def binary_blocks(
       inner: sums of a segment `[n / largest block]` -> packed, of the same shape.
     """
     here, sizes = wire.position(lines), block_sizes(len(lines[0]))
+    # The sums of all levels are kept, since a smaller block joins at the level of its own size.
     totals = [x]
     for level in range(sizes[0].bit_length() - 1):
         totals.append(_halve(totals[-1], wire, lines, level, here))
