@@ -97,6 +97,8 @@ def run(
       ConfigError: something the user can put right.
       DivergedError: the loss or the gradient is not finite.
     """
+    # What is opened is closed in reverse order, whatever ends the run: the record before the log
+    # that says why, and the lock of the workdir last.
     with precision(config.dtype), contextlib.ExitStack() as opened:
         session = _open(build(config), Workdir(pathlib.Path(workdir)), should_stop, opened)
         start = _resume(session)
@@ -107,7 +109,9 @@ def run(
         try:
             reached = start if should_stop(start.done) else _train(session, start)
         except DivergedError as error:
+            # Only here is it known which checkpoint is from before the trouble.
             raise DivergedError(f"{error}; {session.record.newest()}") from error
+        # Before the result, which must not speak of updates that the disk does not have.
         session.record.finish(reached.done, reached.state)
         session.progress.line(session.record.summary())
         return _finish(session, reached, complete=_nothing_left(session.run.plan, reached))
@@ -126,6 +130,8 @@ def _open(
     plan, machine = run.plan, describe_machine()
     validation = run.feed.splits.validation.fingerprint
     alike = {"the validation set": validation, **_of_all_processes(plan.config, machine)}
+    # Before anything is written: two processes with different configs would train one network in
+    # two ways, and no collective would notice.
     check_processes_agree({**plan.identity(), **alike})
 
     def open_(part: Any) -> Any:
@@ -134,6 +140,7 @@ def _open(
     in_process_0(
         lambda: open_(folder.claim(plan.identity(), plan.config.to_dict(), machine, validation))
     )
+    # From here on a crash leaves its stacks in the log; before there is no folder for one.
     log_file = open_(ProcessLog(folder.log))
     opened.push(log_file.failure)
     log_file.line(describe_process())
@@ -142,6 +149,7 @@ def _open(
     differ = different_commits(machine["git_commit"])
     if differ:
         progress.line(differ)
+    # The state is alike everywhere, so one process writes it, and the disk need not be shared.
     record = open_(NoRecord() if process else Record(plan, folder, progress.line))
     return Session(run, folder, record, progress, log_file, should_stop)
 
@@ -151,7 +159,9 @@ def _resume(session: Session) -> Reached:
     plan, record = session.run.plan, session.record
     state = _restore(session.run.program, record)
     done = int(state.update) if state else 0
+    # Drops metrics past the checkpoint: their updates are made again.
     in_process_0(lambda: record.begin(done))
+    # All processes evaluate or none does, and process 0 alone has the metrics.
     evaluated = bool(from_process_0(np.array(record.holds_evaluation(done))))
     at_target = _was_at_target(plan, record) if state else False
     return Reached(state, done in plan.evaluate_after and not evaluated, at_target)
@@ -166,6 +176,7 @@ def _nothing_left(plan: Plan, reached: Reached) -> bool:
 def _begin(session: Session, start: Reached) -> Reached:
     """Says what is going to be done, and makes the initial state of a run that is new."""
     (plan, program, feed), folder = session.run, session.folder
+    # A result of before would be taken for that of the run that now goes on.
     in_process_0(folder.forget_result)
     feed.corrupt.record(folder.corrupt)
     for line in explain(plan):
@@ -174,6 +185,7 @@ def _begin(session: Session, start: Reached) -> Reached:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
         return start
     in_process_0(lambda: folder.write_parameters(parameter_table(plan)))
+    # Compiled and run on the devices: nobody has to send each of them the parameters.
     with explain_out_of_memory("the network", _LESS_NETWORK):
         return start._replace(state=program.start())
 
@@ -192,6 +204,7 @@ def _train(session: Session, start: Reached) -> Reached:
         # The first batches are loaded while the step is compiled.
         batches = opened.enter_context(contextlib.closing(feed.training(done)))
         steps = opened.enter_context(contextlib.closing(CompiledSteps(program, done)))
+        # Not within the loop, so that compiling does not count as training.
         _await_compilation(session, steps, done, begun)
         session.progress.begin(done)
         monitor = Monitor(
@@ -207,20 +220,24 @@ def _train(session: Session, start: Reached) -> Reached:
         diagnostics = Diagnostics(program, feed, monitor)
         next_batch = monitor.batches(batches)
         while True:
+            # The order is that of a loss: what is trained is saved, then evaluated, then measured.
             last = done == plan.total_updates
             due = last or monitor.record.due(done)
             if pending or due:
+                # The metrics up to here are on the disk before the checkpoint of here is.
                 with _enough_memory_for_step(plan, done):
                     monitor.drain()
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
                 with monitor.paused():
                     monitor.record.save(done, state, last)
+            # A state that was restored is on the disk already, and is not saved once more.
             fresh = state if done > first else None
             with _saved_on_error(monitor, done, fresh, "evaluates it and goes on"):
                 if pending:
                     with monitor.paused():
                         values = evaluate(done, state)
+                    # Stopped in the middle: the run that resumes evaluates this state first.
                     pending = values is None
                     if values:
                         monitor.evaluation(done, values)
@@ -234,9 +251,11 @@ def _train(session: Session, start: Reached) -> Reached:
                 _enough_memory_for_step(plan, done),
                 jax.profiler.StepTraceAnnotation("update", step_num=done),
             ):
+                # Before the step, which takes the state's memory for the next one.
                 diagnostics.before(done + 1, state, batch)
                 state, metrics = steps(done)(state, batch)
                 done += 1
+                # Nothing waits for the devices here, but for updates that are several steps old.
                 monitor.update(done, diagnostics.after(done, metrics))
             pending = done in plan.evaluate_after
         monitor.drain()
@@ -246,6 +265,7 @@ def _train(session: Session, start: Reached) -> Reached:
 def _await_compilation(session: Session, steps: CompiledSteps, done: int, begun: float) -> None:
     """Waits for the first compiled step, if an update follows at all."""
     plan, program, _ = session.run
+    # A run that only has its last state to evaluate compiles no step.
     if done < plan.total_updates:
         with _enough_memory_for_step(plan, done):
             steps(done)
@@ -257,6 +277,7 @@ def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractConte
     """Says what to set where the step of an update takes more memory than there is."""
     placement = plan.placement_of(update)
     remedy = "lower worker_batch_size, or the size of images or of the network"
+    # A group of synced batch norm runs in one step: fewer lanes than it has there cannot be.
     if placement.lanes > placement.lanes_in_group:
         remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
         if plan.config.accumulation_steps:
@@ -295,6 +316,7 @@ def _saved_on_error(
             raise
         except Exception as failure:
             saved = str(failure)
+        # Others saved nothing, and must not claim it.
         if jax.process_index():
             saved = "process 0 says what is saved"
         if isinstance(error, ConfigError):
@@ -333,6 +355,7 @@ def _complete(session: Session, reached: Reached) -> str:
 
 def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]) -> dict[str, Any]:
     """Collects what must be the same in all processes, besides what decides the numbers."""
+    # Each machine may have its data elsewhere, and cores of its own.
     own = ("data.dir", "data.threads")
     keys = {key: value for key, value in flatten(config) if key not in own}
     return {**keys, "versions": machine["packages"]}
@@ -348,6 +371,7 @@ def _was_at_target(plan: Plan, record: Record | NoRecord) -> bool:
 def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
     """Puts the state that process 0 has found on all devices; None if there is none."""
     like = program.abstract_state()
+    # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
     found: tuple[int, Any] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)

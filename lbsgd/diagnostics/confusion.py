@@ -24,12 +24,14 @@ def neighbour_cosines(gradients: WorkerGradients) -> np.ndarray:
     """Computes cosines of neighbouring workers, `[k - 1]`, float64; NaN where a gradient is 0."""
     squares = np.asarray(gradients.squares, np.float64)
     norms = np.sqrt(squares[:-1]) * np.sqrt(squares[1:])
+    # A gradient of 0 has no direction, and its cosine is no number: that is the answer.
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(gradients.neighbours, np.float64) / norms
 
 
 def pair_placement(devices: int, batch_size: int) -> Placement:
     """Places minibatches as workers side by side: neighbours, from the first on, are a pair."""
+    # As many on each device, and an even number in all: no pair is split, and no device idle.
     return place(math.lcm(devices, 2) * batch_size, batch_size, devices=devices)
 
 
@@ -40,6 +42,7 @@ def pair_batches(feed: Feed, placement: Placement, done: int) -> TrainBatches:
     of the config and the time, which no placement changes.
     """
     whole = feed.plan.timeline
+    # Where the run is: another time sees other minibatches, the same time the same ones.
     start = Segment(0, whole.examples_seen(done), placement.batch_size)
     timeline = Timeline(whole.examples_per_epoch, (start,))
     return feed.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
@@ -57,6 +60,7 @@ class Confusion:
         config = plan.config.diagnostics
         self._feed, self._monitor, self._pairs = feed, monitor, config.confusion.pairs
         self._placement = pair_placement(plan.topology.devices, config.confusion.batch_size)
+        # Each minibatch is a worker of its own to batch norm, whatever is synced in training.
         self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
@@ -70,6 +74,8 @@ class Confusion:
                 if self._monitor.should_stop(done):
                     return None
                 found = jax.device_get(self._step(state.params, state.batch_stats, batch))
+                # Every other product is of a pair; between them are those of strangers.
                 cosines += neighbour_cosines(found)[::2].tolist()
                 self._monitor.alive()
+        # The last batch may hold more pairs than were asked for.
         return cosines[: self._pairs]

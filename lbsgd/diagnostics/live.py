@@ -52,8 +52,10 @@ class Diagnostics:
         """Measures the gradient confusion of the state after `done` updates, if it is due."""
         if done not in self._plan.measurements.confusion:
             return
+        # A run that was stopped after it does not measure it again; only process 0 has read that.
         if from_process_0(np.array(self._record.holds(done, CONFUSION))):
             return
+        # The devices are idle then, so that throughput does not count what is measured here.
         self._monitor.drain()
         with self._monitor.paused(), _enough_memory():
             cosines = self._confusion(done, state)
@@ -84,6 +86,7 @@ class Diagnostics:
             found = jax.device_get(found)
         self._monitor.alive()
         n, kn = placement.worker_batch_size, placement.batch_size
+        # Of thousands of workers: a sum in float32 would lose digits that the estimate subtracts.
         small = float(np.mean(found.squares, dtype=np.float64))
         new = noise_scale.estimate(small, n, float(found.mean_square), kn)
         epoch = self._plan.timeline.epoch(done)
@@ -101,6 +104,7 @@ class Diagnostics:
 
         At the times of the plan these are waited for and written.
         """
+        # They are computed at every update, for the step is one program, but seldom fetched.
         layers = metrics.pop("layers", None)
         if layers is not None and done in self._plan.measurements.layers:
             found = jax.device_get(layers)
