@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "running averages move once an update, by a tenth",
         "step/train_step.py",
-        "m * r + (1.0 - m) * new",
-        "(1.0 - m) * r + m * new",
+        "momentum * r + (1.0 - momentum) * new",
+        "(1.0 - momentum) * r + momentum * new",
         ("tests/step/test_step.py",),
     ),
     Mutant(
