@@ -109,7 +109,7 @@ def run(
             progress.line(_complete(parts, folder, start, at_target))
             return finish(parts, folder, progress, start, True, None)
         in_process_0(folder.forget_result)
-        parts.corrupt.record(folder.corrupt)
+        parts.corrupt.log_to(folder.corrupt)
         for line in explain(parts):
             progress.line(line)
         if state:

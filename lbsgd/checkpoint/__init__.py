@@ -1,4 +1,4 @@
-"""Checkpoints of a run: its state, labelled by its update index. Nothing else needs saving."""
+"""Checkpoints: the state of a run and its update index, which is all that a resume needs."""
 
 from lbsgd.checkpoint.saving import Checkpoints, Costs
 

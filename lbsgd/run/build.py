@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.loaders import evaluation_loader, training_loader
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
@@ -23,7 +23,7 @@ from lbsgd.data.pipeline import (
     AHEAD,
     EvalBatches,
     Prefetch,
-    Repeated,
+    RepeatedBatches,
     TrainBatches,
     random_batch,
 )
@@ -97,7 +97,7 @@ class Run:
     evaluate_after: frozenset[int]
     save_after: frozenset[int]
     image_shape: tuple[int, int, int]
-    corrupt: Corrupt
+    corrupt: CorruptExamples
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Callable[..., Any]
     gradient_mean: Callable[[Any], Any] | None
@@ -182,7 +182,7 @@ class Run:
             self.mixing,
         )
 
-    def feed(self, start: int) -> Prefetch | Repeated:
+    def feed(self, start: int) -> Prefetch | RepeatedBatches:
         """The batches of the updates from `start` on."""
         if self.config.data.synthetic_on_device:
             classes, seed = len(self.splits.train.classes), self.config.seed
@@ -191,7 +191,7 @@ class Run:
                 for size, placement in self.placements.items()
             }
             updates = range(start, self.total_updates)
-            return Repeated(batch_of[self.timeline.batch_size(t)] for t in updates)
+            return RepeatedBatches(batch_of[self.timeline.batch_size(t)] for t in updates)
         return self.train_batches().between(start, self.total_updates)
 
     def eval_batches(self) -> EvalBatches:
@@ -294,7 +294,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
         save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,
-        corrupt=Corrupt(config.data.on_corrupt, config.data.max_corrupt),
+        corrupt=CorruptExamples(config.data.on_corrupt, config.data.max_corrupt),
         preprocess=preprocess,
         worker=worker,
         gradient_mean=gradient_mean(params, DEVICE_AXES, devices, **config.allreduce),

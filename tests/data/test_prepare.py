@@ -317,7 +317,8 @@ def test_verify_of_an_unfinished_set_is_an_error(images, out, capsys):
     (out / "validation/index.json").unlink()
     assert run("--verify", out) == 2
     assert (
-        "validation is no packed set, or its preparation has not ended" in capsys.readouterr().err
+        "validation is not a packed set, or its preparation is not finished"
+        in capsys.readouterr().err
     )
 
 
@@ -344,14 +345,14 @@ def test_set_does_not_go_into_its_own_images(images, capsys):
         (["images", "out", "--split", "test"], "argument --split: invalid choice: 'test'"),
         (["nowhere", "out"], "nowhere does not exist"),
         (["images/train/cat", "out"], "cat has no folder of images for each class"),
-        (["images/train/cat/0.jpg", "out"], "0.jpg is no tar, or damaged"),
+        (["images/train/cat/0.jpg", "out"], "0.jpg is not a tar, or it is damaged"),
         (["x.npz", "out"], "x.npz must be an npz file of arrays"),
         (["only", "out", "--split", "validation"], "only has no validation split, only train"),
         (
             ["--verify", "nowhere"],
-            "nowhere is no packed set: it has neither train/ nor validation/",
+            "nowhere is not a packed set: it has neither train/ nor validation/",
         ),
-        (["--verify", "images"], "train is no packed set, or its preparation has not ended"),
+        (["--verify", "images"], "train is not a packed set, or its preparation is not finished"),
     ],
 )
 def test_mistake_is_one_line(images, monkeypatch, capsys, arguments, message):
@@ -375,7 +376,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
         "def wait(self, index):\n"
         "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"
         "folder.FolderSource.__getitem__ = wait\n"
-        "folder.first_shape = lambda source: (20, 30, 3)\n"
+        "folder.first_image_shape = lambda source: (20, 30, 3)\n"
         "runpy.run_module('lbsgd.data.prepare', run_name='__main__')\n"
     )
     command = [sys.executable, "-c", waits, str(images), str(out), "--workers", "2"]
@@ -386,7 +387,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
-    assert said == "lbsgd: stopped; run again, a preparation goes on from here\n"
+    assert said == "lbsgd: stopped; run the same command again to resume\n"
     assert not (out / "validation/index.json").exists()
     assert len(PackedSource(out / "train")) == 21
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import digits
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.data.sources.catalogue import SOURCES
 from lbsgd.models.resnet import IMAGENET
 from lbsgd.run.build import Run, build
@@ -169,10 +169,10 @@ def use(parts: Run) -> None:
     if image * parts.config.batch_size > 10**6:
         return
     for update in (0, parts.total_updates - 1):
-        arrays = load(parts.train_batches().job(update))
+        arrays = load_job(parts.train_batches().job(update))
         assert all(np.isfinite(array).all() for array in arrays.values())
     if image * min(parts.eval_batches().batch_size, len(parts.splits.validation)) < 10**6:
-        load(next(iter(parts.eval_batches().jobs())))
+        load_job(next(iter(parts.eval_batches().jobs())))
 
 
 def complaint(config: ml_collections.ConfigDict) -> str | None:
