@@ -178,7 +178,7 @@ def _begin(session: Session, start: Reached) -> Reached:
     (plan, program, feed), folder = session.run, session.folder
     # A result of before would be taken for that of the run that now goes on.
     in_process_0(folder.forget_result)
-    feed.corrupt.record(folder.corrupt)
+    feed.corrupt.log_to(folder.corrupt)
     for line in explain(plan):
         session.progress.line(line)
     if start.state:

@@ -33,7 +33,7 @@ from hanging import HANG_SECONDS
 from image_files import below, tree, variants, write
 
 from lbsgd.data import command, prepare
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed import reader
 from lbsgd.data.source import Source
@@ -230,7 +230,7 @@ def test_damage_in_a_workdir_is_a_line(tmp_path, text):
         folder.machine.write_bytes(text)
         assert "machine.json is damaged" in refusal(lambda: folder.claim({"a": 1}, {}, {}))
     folder.corrupt.write_bytes(text + b"\n")
-    assert "corrupt.jsonl is damaged" in refusal(lambda: Corrupt().record(folder.corrupt))
+    assert "corrupt.jsonl is damaged" in refusal(lambda: CorruptExamples().log_to(folder.corrupt))
 
 
 @pytest.mark.parametrize("seed", range(30))

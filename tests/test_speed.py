@@ -9,7 +9,7 @@ import pytest
 from monitors import quiet
 
 from lbsgd import train
-from lbsgd.data.source import Example, Splits, numbered
+from lbsgd.data.source import Example, Splits, numbered_classes
 from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.run.config import default_config, resolve
@@ -186,7 +186,7 @@ class Slow(ArraySource):
 
 def test_a_run_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    whole = images, np.arange(40) % 10, numbered(10)
+    whole = images, np.arange(40) % 10, numbered_classes(10)
     splits = Splits(Slow(*whole), ArraySource(*whole))
     monkeypatch.setitem(catalogue.SOURCES, "mine", lambda config: splits)
     train.run(small_config(**{"data.source": "mine", "data.threads": 1}), tmp_path)

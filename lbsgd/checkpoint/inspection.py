@@ -109,7 +109,7 @@ def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int |
     elif update is None and path.parent.name == "checkpoints" and path.name.isdecimal():
         path, update = path.parent, int(path.name)
     if not path.is_dir():
-        raise ConfigError(f"{path} is no folder")
+        raise ConfigError(f"{path} is not a folder")
     store.check_name(path)
     return path, update
 

@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself: its update, whose run it is, and a checksum of each array.
+"""The manifest of a checkpoint: its update, the identity of its run, a checksum of each array.
 
-A manifest that is read is not trusted: `from_json` takes it apart field by field.
+A manifest that is read is not trusted: `from_json` checks it field by field.
 """
 
 import datetime
@@ -17,16 +17,16 @@ import numpy as np
 import lbsgd
 
 FORMAT = 1
-# More differences than these do not help.
+# More differences than this do not help the reader.
 SHOWN = 3
 
 
 class DamagedError(ValueError):
-    """Why a checkpoint is not to be used."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 class ArrayEntry(NamedTuple):
-    """One array: name of its dtype, shape, and `checksum`."""
+    """One array: the name of its dtype, its shape, and its `array_checksum`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,14 +41,14 @@ class ArrayEntry(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """A checkpoint's own description.
+    """The description of a checkpoint.
 
     Attributes:
-      update: the updates that were done.
-      version: of lbsgd.
-      written: when, ISO 8601.
-      identity: what decides the numbers of the run.
-      arrays: by name.
+      update: how many updates were done.
+      version: the version of lbsgd.
+      written: the time, ISO 8601.
+      identity: everything that determines the numbers of the run, as JSON.
+      arrays: the arrays by name.
     """
 
     update: int
@@ -63,10 +63,10 @@ class Manifest(NamedTuple):
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path, as in "params/head/bias".
+    """Names the leaves of a tree by their paths, as in "params/head/bias".
 
     Raises:
-      ValueError: two leaves have the same.
+      ValueError: two leaves have the same name.
     """
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs]
@@ -75,35 +75,36 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return dict(zip(names, [leaf for _, leaf in pairs]))
 
 
-def checksum(name: str, array: np.ndarray) -> str:
-    """SHA-256 of name, dtype, shape, and the values in row-major order."""
+def array_checksum(name: str, array: np.ndarray) -> str:
+    """Computes the SHA-256 of name, dtype, shape, and the values in row-major order."""
     head = json.dumps([name, array.dtype.name, array.shape])
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def describe(
+def make_manifest(
     update: int, identity: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> Manifest:
-    """The manifest of arrays that are about to be written."""
+    """Makes the manifest of arrays that are about to be written."""
     entries = {
-        name: ArrayEntry(x.dtype.name, x.shape, checksum(name, x)) for name, x in arrays.items()
+        name: ArrayEntry(x.dtype.name, x.shape, array_checksum(name, x))
+        for name, x in arrays.items()
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Manifest(update, lbsgd.__version__, now, normalized(identity), entries)
+    return Manifest(update, lbsgd.__version__, now, json_round_trip(identity), entries)
 
 
-def normalized(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON."""
+def json_round_trip(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a value as it will be read back from JSON, for comparisons."""
     return json.loads(json.dumps(identity))
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
-    """JSON, with a digest of itself."""
+    """Converts a manifest to JSON, with a digest of itself."""
     entries = {name: entry._asdict() for name, entry in manifest.arrays.items()}
     body = {"format": FORMAT, **manifest._asdict(), "arrays": entries}
-    body = normalized(body)
+    body = json_round_trip(body)
     return {**body, "sha256": _digest(body)}
 
 
@@ -112,10 +113,10 @@ def _digest(body: Any) -> str:
 
 
 def from_json(value: Any) -> Manifest:
-    """The manifest in a JSON value that may be anything.
+    """Parses a manifest from a JSON value that may be anything.
 
     Raises:
-      DamagedError: it is not what `to_json` gives.
+      DamagedError: it is not what `to_json` returns.
     """
     if not isinstance(value, dict):
         raise DamagedError("its manifest is not one")
@@ -139,32 +140,32 @@ def _entry(name: str, value: Any) -> ArrayEntry:
         sound = len(entry.shape) <= 32 and all(type(n) is int and n >= 0 for n in entry.shape)
     except (TypeError, KeyError, ValueError):
         sound = False
-    # Nothing but numbers: no objects, no records.
+    # Numbers only: no objects, no records.
     if not sound or dtype.hasobject or dtype.name != entry.dtype or dtype.itemsize > 16:
         raise DamagedError(f"its manifest does not describe {name!r}")
     return entry
 
 
 def check_array(name: str, array: Any, entry: ArrayEntry) -> None:
-    """Compares an array that was read with what the manifest says of it.
+    """Compares an array that was read with its entry in the manifest.
 
     Raises:
-      DamagedError: it is another.
+      DamagedError: they differ.
     """
     if not isinstance(array, np.ndarray):
-        raise DamagedError(f"{name} is no array")
+        raise DamagedError(f"{name} is not an array")
     found = ArrayEntry(array.dtype.name, array.shape, "")
     if found[:2] != entry[:2]:
         raise DamagedError(f"{name} is {found}, not {entry}")
-    if checksum(name, array) != entry.sha256:
+    if array_checksum(name, array) != entry.sha256:
         raise DamagedError(f"{name} does not have the checksum that it was saved with")
 
 
 def misfits(manifest: Manifest, like: Mapping[str, Any]) -> str:
-    """Where a manifest's arrays are not those of `like`, for people; "" if nowhere.
+    """Describes where the arrays of a manifest differ from those of `like`; "" if nowhere.
 
     Args:
-      like: by name, something with shape and dtype.
+      like: objects with shape and dtype, by name.
     """
     wanted = {name: ArrayEntry(np.dtype(x.dtype).name, x.shape, "") for name, x in like.items()}
     lacks = [f"{name} is not in it" for name in wanted if name not in manifest.arrays]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved while training goes on, believed only once read back."""
+"""The checkpoints of a run: saved while training continues, trusted only once read back."""
 
 import contextlib
 import pathlib
@@ -15,32 +15,32 @@ from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import (
     DamagedError,
     Manifest,
-    describe,
+    json_round_trip,
+    make_manifest,
     misfits,
     named_leaves,
-    normalized,
 )
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import differences, one_line, pluralize
 
 
 class Costs(NamedTuple):
-    """What checkpoints cost.
+    """The cost of a run's checkpoints.
 
     Attributes:
       saved: how many were written.
-      failed: how many could not be.
-      nbytes: of arrays, of all that were written.
-      seconds: in which those were written, read back and others cleared away.
-      stood: seconds that the caller of `save` waited, of all calls.
-      calls: of `save`.
+      failed: how many could not be written.
+      nbytes: bytes of the arrays in all that were written.
+      seconds: time for writing them, reading them back and removing old ones.
+      waited: seconds that callers of `save` waited in all.
+      calls: how often `save` was called.
     """
 
     saved: int = 0
     failed: int = 0
     nbytes: int = 0
     seconds: float = 0.0
-    stood: float = 0.0
+    waited: float = 0.0
     calls: int = 0
 
     def __str__(self) -> str:
@@ -52,19 +52,19 @@ class Costs(NamedTuple):
         text = (
             f"{pluralize(self.saved, 'checkpoint')} of {megabytes:.1f} MB, "
             f"{'each ' * several}written in {seconds:.2f} s; training stood still "
-            f"{self.stood / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
+            f"{self.waited / self.calls:.3f} s for {'each' if self.calls > 1 else 'it'}"
         )
         return f"{text}; {failed}" if failed else text
 
 
 class Checkpoints:
-    """The newest few states of a run. In process 0 alone: the states are replicated.
+    """Saves and restores the newest few states of a run, in process 0 only: they are replicated.
 
-    A thread writes one state at a time, reads it back, and only then clears older ones away.
+    A thread writes one state at a time, reads it back, and only then removes older ones.
 
     Attributes:
-      newest: update of the newest checkpoint that is known to be good; None if none is.
-      costs: so far.
+      newest: update of the newest checkpoint that is known to be good; None if there is none.
+      costs: the cost of the checkpoints so far.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Checkpoints:
         on_error: str = "continue",
         say: Callable[[str], None],
     ) -> None:
-        """Clears away what interrupted saves left.
+        """Creates the folder and removes what interrupted saves left in it.
 
         Args:
-          folder: of all checkpoints; is made.
-          keep: how many to keep, at least 1.
-          identity: what decides the numbers of the run, for JSON.
-          on_error: what follows when a checkpoint cannot be written: "continue" says so, "stop"
-            raises from the next call.
-          say: takes one line, from any thread.
+          folder: holds all checkpoints.
+          keep: how many checkpoints to keep, at least 1.
+          identity: everything that determines the numbers of the run, as JSON values.
+          on_error: what to do if a checkpoint cannot be written: "continue" prints a line, "stop"
+            raises an error in the next call.
+          say: prints one line; it is called from any thread.
 
         Raises:
-          ConfigError: the folder cannot be made or read, or its name is none for checkpoints.
+          ConfigError: the folder cannot be made or read, or its name does not allow checkpoints.
         """
         self._folder, self._keep, self._say = folder.absolute(), max(keep, 1), say
-        self._identity, self._stops = normalized(identity), on_error == "stop"
+        self._identity, self._stops = json_round_trip(identity), on_error == "stop"
         self._raises = self._stops
         self._verified: dict[int, bool] = {}
         self._thread: threading.Thread | None = None
@@ -111,16 +111,17 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """The newest state that verifies; says which it passed over and why.
+        """Restores the newest checkpoint that verifies; says which were passed over and why.
 
         Args:
           like: a tree whose leaves have shape and dtype.
 
         Returns:
-          its update and numpy arrays in the structure of `like`; None if there are no checkpoints.
+          Its update, and numpy arrays in the structure of `like`; None if there are no checkpoints.
 
         Raises:
-          ConfigError: there are some but none is good, or it is of something else.
+          ConfigError: there are checkpoints but none is good, or the newest good one is of another
+            network or optimizer.
         """
         self.wait()
         leaves, passed = named_leaves(like), 0
@@ -144,16 +145,18 @@ class Checkpoints:
         return None
 
     def save(self, update: int, state: Any, *, last: bool = False) -> None:
-        """Starts to save a replicated state; returns when it may be changed.
+        """Starts to save a replicated state; returns as soon as the state may be changed.
 
-        Waits for the save before, if that is still under way. A checkpoint that is known to be
-        good is not written again.
+        It first waits for the previous save to finish. A checkpoint that is known to be good is not
+        written again.
 
         Args:
-          last: no training follows: if this one cannot be written, `check` raises.
+          update: how many updates were done.
+          state: a tree of arrays.
+          last: whether no training follows; then `check` raises if it cannot be written.
 
         Raises:
-          ConfigError: an earlier one could not be written, and the run is to stop.
+          ConfigError: an earlier checkpoint could not be written, and `on_error` is "stop".
         """
         begun = time.monotonic()
         self.check(wait=True)
@@ -161,19 +164,23 @@ class Checkpoints:
         if not (self._verified.get(update) and (self._folder / str(update)).is_dir()):
             copies = {name: _copy(x) for name, x in named_leaves(state).items()}
             name = f"checkpoint {update}"
-            thread = threading.Thread(target=self._work, args=(update, copies), name=name)
+            thread = threading.Thread(target=self._save_in_thread, args=(update, copies), name=name)
             try:
                 thread.start()
                 self._thread = thread
-            except RuntimeError as error:  # the system has no thread to give
+            except RuntimeError as error:  # the system allows no more threads
                 self._fail(update, store.reason(error))
-            self._add(stood=time.monotonic() - begun, calls=1)
+            self._add(waited=time.monotonic() - begun, calls=1)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raises what went wrong, once, if the run is to stop at that, or at its end.
+        """Raises the error of a save that failed, once, if the run is to stop because of it.
+
+        Args:
+          wait: whether to wait for the current save first.
 
         Raises:
-          ConfigError: a checkpoint could not be written.
+          ConfigError: a checkpoint could not be written, and `on_error` is "stop" or it was the
+            last one.
         """
         if wait:
             self.wait()
@@ -182,17 +189,17 @@ class Checkpoints:
             raise ConfigError(failure)
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk, or could not be brought there."""
+        """Waits until the current save has finished or failed."""
         if self._thread:
             self._thread.join()
             self._thread = None
 
     def close(self) -> None:
-        """Waits, and raises as `check` does."""
+        """Waits for the current save, and raises as `check` does."""
         self.check(wait=True)
 
     def summary(self) -> str:
-        """What the checkpoints cost, in one line."""
+        """Describes the cost of the checkpoints in one line."""
         return str(self.costs)
 
     def _add(self, **more: float) -> None:
@@ -207,7 +214,7 @@ class Checkpoints:
             raise ConfigError(f"{self._folder} cannot be read ({store.reason(error)})") from error
 
     def _manifest(self, update: int) -> Manifest:
-        """Raises `DamagedError` too where a checkpoint is of another run."""
+        """Reads a manifest; raises `DamagedError` if it is damaged or belongs to another run."""
         manifest = store.read_manifest(self._folder / str(update))
         differ = differences(manifest.identity, self._identity)
         if differ:
@@ -224,7 +231,7 @@ class Checkpoints:
             )
 
     def _is_good(self, update: int) -> bool:
-        """Whether a checkpoint verifies; read once."""
+        """Returns whether a checkpoint verifies; it is read only once."""
         if update not in self._verified:
             try:
                 store.read_arrays(self._folder / str(update), self._manifest(update))
@@ -233,14 +240,14 @@ class Checkpoints:
                 self._verified[update] = False
         return self._verified[update]
 
-    def _work(self, update: int, copies: dict[str, Any]) -> None:
-        """What the thread does. Says what goes wrong; raises nothing."""
+    def _save_in_thread(self, update: int, copies: dict[str, Any]) -> None:
+        """Writes a checkpoint and removes old ones, in the thread; prints errors, raises none."""
         begun = time.monotonic()
-        with contextlib.suppress(Exception):  # of `say`: there is nobody left to tell
+        with contextlib.suppress(Exception):  # an error of `say` cannot be reported
             try:
                 self._write(update, copies)
                 self.newest = update
-            except Exception as error:  # libraries raise all kinds, and training goes on
+            except Exception as error:  # libraries raise all kinds, and training continues
                 self._fail(update, store.reason(error))
             else:
                 self._rotate(update)
@@ -249,7 +256,7 @@ class Checkpoints:
     def _write(self, update: int, copies: dict[str, Any]) -> None:
         path = self._folder / str(update)
         arrays = {}
-        while copies:  # so that the memory of devices is free again
+        while copies:  # one by one, so that the memory of the devices is freed early
             name, copy = copies.popitem()
             arrays[name] = np.asarray(copy)
         _check_finite(arrays)
@@ -257,7 +264,7 @@ class Checkpoints:
             return
         store.remove(path)
         self._verified.pop(update, None)
-        manifest = describe(update, self._identity, arrays)
+        manifest = make_manifest(update, self._identity, arrays)
         try:
             store.write(path, manifest, arrays)
             self._check_readback(update, manifest)
@@ -277,7 +284,7 @@ class Checkpoints:
             raise DamagedError(f"reading it back: {error}") from error
 
     def _clear(self, update: int) -> None:
-        """Removes what a failed save left, as far as that goes."""
+        """Removes what a failed save left, as far as possible."""
         with contextlib.suppress(OSError):
             store.remove(self._folder / str(update))
         with contextlib.suppress(OSError):
@@ -288,7 +295,7 @@ class Checkpoints:
         self._add(failed=1)
         good, then = "there is no good one", "starts anew"
         if self.newest is not None:
-            good, then = f"the newest good one is {self.newest}", "goes on from there"
+            good, then = f"the newest good one is {self.newest}", "resumes from there"
         what = f"checkpoint {update} could not be written ({why})"
         if self._raises:
             self._failure = (
@@ -298,7 +305,7 @@ class Checkpoints:
             self._say(f"{what}; training goes on, {good}")
 
     def _rotate(self, update: int) -> None:
-        """Keeps the newest good ones up to `update`, and removes what is older than those."""
+        """Removes all checkpoints older than the newest `keep` good ones up to `update`."""
         kept = 0
         try:
             older = [other for other in store.updates_in(self._folder) if other <= update]
@@ -315,7 +322,7 @@ class Checkpoints:
 
 
 def _copy(x: Any) -> Any:
-    """A copy that stays when the step overwrites x, on one device if x is replicated on several.
+    """Copies x on one device, so that it stays when the step overwrites x.
 
     Raises:
       ValueError: x is not replicated.
@@ -327,7 +334,7 @@ def _copy(x: Any) -> Any:
     local = x.addressable_data(0)
     try:
         return local.copy()
-    except jax.errors.JaxRuntimeError:  # no memory for a second one there
+    except jax.errors.JaxRuntimeError:  # the device has no memory for a copy
         return np.array(local)
 
 

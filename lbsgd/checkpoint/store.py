@@ -1,12 +1,12 @@
-"""One checkpoint on the disk: written and read by Orbax, believed only with its checksums.
+"""One checkpoint on the disk: written and read by Orbax, trusted only if its checksums agree.
 
-    400/                        named by its update; written elsewhere and renamed when whole
+    400/                        named by its update; written elsewhere, renamed when complete
         manifest/metadata       JSON, `lbsgd.checkpoint.manifest`
         state/                  a flat dict of arrays, uncompressed
 
-Process 0 alone is here, however many processes there are: Orbax must wait for no other. What is
-read may be damaged or hostile. It is JSON and arrays of numbers, and ends in `DamagedError` if it
-is anything else.
+Only process 0 runs this code, however many processes there are, so Orbax must not wait for others.
+A checkpoint that is read may be damaged or hostile: anything but JSON and arrays of numbers ends in
+`DamagedError`.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from lbsgd.checkpoint.manifest import DamagedError, Manifest, check_array, from_
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import one_line
 
-# Orbax's mark of a folder that is not whole, or is about to be removed.
+# Orbax's mark in the name of a folder that is not complete, or is being removed.
 TEMPORARY = ".orbax-checkpoint-tmp"
-# A hundred times what the largest network needs; Orbax reads such a file at once.
+# A hundred times what the largest network needs; Orbax reads such a file into memory at once.
 LARGEST_JSON = 64 * 2**20
-# Of this process, by descriptor; on Linux.
+# The open files of this process, by descriptor; on Linux only.
 OPEN_FILES = "/proc/self/fd"
 _ODD_NAME = re.compile(r"[][*?{}\\\ud800-\udfff]|:/")
 _JSON_FILES = ("_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA")
 
 
 def check_name(folder: pathlib.Path) -> None:
-    """Checks that checkpoints can be in a folder of this name.
+    """Checks that the name of a folder allows checkpoints in it.
 
     Raises:
-      ConfigError: they cannot.
+      ConfigError: it does not.
     """
     if _ODD_NAME.search(str(folder)) and not os.path.isdir(OPEN_FILES):
         raise ConfigError(
@@ -55,10 +55,10 @@ def check_name(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path of a checkpoint that Orbax takes for what it is.
+    """Yields a path to a checkpoint that Orbax takes literally.
 
-    Orbax globs, etils looks for the names of buckets, tensorstore wants UTF-8. All of them take a
-    path through the open file of the folder.
+    Orbax expands wildcards in a path, etils looks for names of buckets, and tensorstore requires
+    UTF-8. All of them accept a path through the descriptor of the open folder.
     """
     if not _ODD_NAME.search(str(path)):
         yield path
@@ -71,7 +71,7 @@ def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def updates_in(folder: pathlib.Path) -> list[int]:
-    """The updates of which there are checkpoints, good or not, the newest first.
+    """Lists the updates that have checkpoints, good or not, the newest first.
 
     Raises:
       OSError: the folder cannot be read.
@@ -82,33 +82,33 @@ def updates_in(folder: pathlib.Path) -> list[int]:
 
 
 def leftovers_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What interrupted saves left."""
+    """Lists the files and folders that interrupted saves left."""
     return sorted(path for path in folder.iterdir() if TEMPORARY in path.name)
 
 
 def write(path: pathlib.Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a checkpoint and brings it to the disk.
+    """Writes a checkpoint and syncs it to the disk.
 
     Raises:
-      Exception: of any kind, from a library; `reason` puts it into words.
+      Exception: of any kind, from a library; `reason` describes it.
     """
     _check_room(path.parent, manifest.nbytes)
     args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(_stored(arrays)),
+        state=ocp.args.PyTreeSave(_without_empty(arrays)),
         manifest=ocp.args.JsonSave(to_json(manifest)),
     )
     with _for_orbax(path) as there:
         _checkpointer().save(there, args=args)
-    _settle(path)
+    _sync_to_disk(path)
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """The manifest of a checkpoint, the arrays still unread.
+    """Reads the manifest of a checkpoint, without its arrays.
 
     Raises:
-      DamagedError: there is none to be believed.
+      DamagedError: it is missing or damaged.
     """
-    with _damage():
+    with _raise_damaged():
         _sizes(path)
         args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
         with _for_orbax(path) as there:
@@ -119,13 +119,13 @@ def read_manifest(path: pathlib.Path) -> Manifest:
 
 
 def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, every one the same as was saved.
+    """Reads the arrays of a checkpoint and verifies that they are what was saved.
 
     Raises:
-      DamagedError: some are not.
+      DamagedError: some are missing or damaged.
     """
-    stored = _stored(manifest.arrays)
-    with _damage():
+    stored = _without_empty(manifest.arrays)
+    with _raise_damaged():
         nbytes = size(path)
         if nbytes < manifest.nbytes:
             raise DamagedError(f"it has {nbytes} bytes of {manifest.nbytes}")
@@ -143,10 +143,10 @@ def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a checkpoint, or what there is of one, so that half of it is never seen.
+    """Removes a checkpoint, or the remains of one, atomically: no part of it is taken for a whole.
 
     Raises:
-      OSError: it is there still.
+      OSError: it could not be removed.
     """
     if TEMPORARY not in path.name:
         doomed = path.with_name(f"{path.name}{TEMPORARY}-removed")
@@ -162,7 +162,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An error of a library in a few words."""
+    """Describes an error of a library in a few words."""
     if isinstance(error, DamagedError):
         return one_line(str(error))
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
@@ -175,12 +175,12 @@ def reason(error: BaseException) -> str:
 
 
 def quiet_orbax() -> None:
-    """Keeps Orbax from printing tracebacks of errors that it also raises, and of what follows."""
+    """Keeps Orbax from printing tracebacks of errors that it also raises, and of their effects."""
     for name in ("absl", "asyncio"):
         logger = logging.getLogger(name)
         if _not_of_orbax not in logger.filters:
             logger.addFilter(_not_of_orbax)
-    # What it had planned to do after what failed.
+    # Coroutines that it no longer awaits after an error.
     warnings.filterwarnings("ignore", rf"coroutine '({_COROUTINES})\.", RuntimeWarning)
     if not _hooks:
         _hooks.append(sys.unraisablehook)
@@ -192,7 +192,7 @@ _COROUTINES = "NumpyHandler|JsonCheckpointHandler|BasePyTreeCheckpointHandler"
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Of several reads or writes that fail, asyncio logs those that Orbax does not ask for."""
+    """Filters out log records of Orbax: asyncio logs failures that Orbax does not await."""
     orbax = f"{os.sep}orbax{os.sep}"
     if record.name == "asyncio":
         text = record.getMessage()
@@ -201,13 +201,13 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(args: Any) -> None:
-    """Of several writes that fail, all but the first report to a loop that Orbax has closed."""
+    """Ignores failures that report to an event loop after Orbax has closed it."""
     if str(args.exc_value) != "Event loop is closed":
         _hooks[-1](args)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """A new one each time, for one that failed is in no known state."""
+    """Makes a new checkpointer; one that has failed once is in an undefined state."""
     alone = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="lbsgd"
     )
@@ -216,7 +216,7 @@ def _checkpointer() -> ocp.Checkpointer:
         manifest=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
         composite_options=ocp.CompositeOptions(
             multiprocessing_options=alone,
-            # Else, where a folder cannot be made, Orbax waits five minutes for it.
+            # Else Orbax waits five minutes for a folder that cannot be made.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         ),
     )
@@ -224,9 +224,9 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _state_handler(alone: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpointHandler:
-    """Knows of numpy arrays alone, so that no file can ask for another type.
+    """Makes a handler that knows numpy arrays only, so that no file can ask for another type.
 
-    Compression would win 8% on weights, and files that grow when they are read.
+    Without compression: it would save 8% on weights, and a small file could unpack to a huge array.
     """
     handlers = ocp.type_handlers
     return ocp.PyTreeCheckpointHandler(
@@ -238,20 +238,20 @@ def _state_handler(alone: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheck
     )
 
 
-def _stored(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that Orbax can store: it has no empty ones. The manifest has all."""
+def _without_empty(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops empty arrays, which Orbax cannot store; the manifest lists them."""
     return {name: x for name, x in arrays.items() if 0 not in x.shape}
 
 
 def _check_layout(path: pathlib.Path, manifest: Manifest) -> None:
-    """Compares what would be read with the manifest, before there is memory for it.
+    """Compares the stored arrays with the manifest before any memory is allocated for them.
 
     Raises:
-      DamagedError: names, dtypes, shapes or chunks are others.
+      DamagedError: names, dtypes, shapes or chunks differ.
     """
     with _for_orbax(path) as there:
         found = _checkpointer().metadata(there).item_metadata.state.tree
-    stored = _stored(manifest.arrays)
+    stored = _without_empty(manifest.arrays)
     if found.keys() != stored.keys():
         odd = sorted(found.keys() ^ stored.keys())
         raise DamagedError(f"its arrays are not those of its manifest: {', '.join(odd[:3])}")
@@ -263,14 +263,14 @@ def _check_layout(path: pathlib.Path, manifest: Manifest) -> None:
 
 
 def _sizes(path: pathlib.Path) -> dict[str, int]:
-    """The bytes of each file of a checkpoint.
+    """Lists the sizes of the files of a checkpoint in bytes.
 
     Raises:
-      DamagedError: one is no plain file, so that reading it may never end, or an index is huge.
-      OSError: they cannot be listed.
+      DamagedError: a file is not a plain one, so that reading might never end, or one is huge.
+      OSError: the files cannot be listed.
     """
     if path.is_symlink() or not path.is_dir():
-        raise DamagedError("it is no folder")
+        raise DamagedError("it is not a folder")
     sizes = dict(_walk(path, ""))
     for name in _JSON_FILES:
         if sizes.get(name, 0) > LARGEST_JSON:
@@ -287,17 +287,17 @@ def _walk(path: pathlib.Path, prefix: str) -> Iterator[tuple[str, int]]:
             elif stat.S_ISREG(status.st_mode):
                 yield prefix + entry.name, status.st_size
             else:
-                raise DamagedError(f"{prefix}{entry.name} is no plain file")
+                raise DamagedError(f"{prefix}{entry.name} is not a plain file")
 
 
 def size(path: pathlib.Path) -> int:
-    """Bytes of a checkpoint; raises as `_sizes`."""
+    """Returns the size of a checkpoint in bytes; raises as `_sizes`."""
     return sum(_sizes(path).values())
 
 
 @contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    """Whatever goes wrong in reading is damage; Orbax and tensorstore raise all kinds."""
+def _raise_damaged() -> Iterator[None]:
+    """Turns any error into a DamagedError: Orbax and tensorstore raise all kinds for damage."""
     try:
         yield
     except DamagedError:
@@ -307,10 +307,12 @@ def _damage() -> Iterator[None]:
 
 
 def _check_room(folder: pathlib.Path, nbytes: int) -> None:
-    """Orbax would make a folder that is gone, and writes much before it finds a disk full.
+    """Checks that a checkpoint fits on the disk.
+
+    Orbax would create a missing folder, and write much before it notices that the disk is full.
 
     Raises:
-      OSError: there is no folder, or no room for so many bytes.
+      OSError: the folder is gone, or has no room for so many bytes.
     """
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{folder} is not there any more")
@@ -320,8 +322,8 @@ def _check_room(folder: pathlib.Path, nbytes: int) -> None:
         raise OSError(errno.ENOSPC, text)
 
 
-def _settle(path: pathlib.Path) -> None:
-    """Brings files and folders to the disk, and drops them from memory so that it is read again."""
+def _sync_to_disk(path: pathlib.Path) -> None:
+    """Syncs files and folders to the disk, and drops their cache, so that the disk is read back."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
             _sync(os.path.join(folder, name))

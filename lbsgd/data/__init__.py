@@ -1,1 +1,1 @@
-"""Which: global position -> example, and the way of its pixels to the devices."""
+"""Which example stands at each position of the run, and how its pixels get to the devices."""

@@ -1,10 +1,8 @@
-"""Views of images, and their augmentation on the host, keyed by (seed, epoch, example).
+"""Data augmentation on the host: padded crop, flip and colours of whole batches.
 
-Whoever loads an example, and in whatever batch, sees the same crop, flip and colours.
-
-A view says which part of an image is seen and at what size; it works on one image at a time, so
-that a JPEG is decoded no further than the view needs. `CropAndFlip` and `Color` then change
-whole batches of one shape.
+Random numbers are keyed by (seed, epoch, example), so an example gets the same crop, flip and
+colours whichever process loads it, in whichever batch. The view (`lbsgd.data.views`) comes first:
+it works on one image at a time, so that a JPEG is decoded no further than the view needs.
 """
 
 import dataclasses
@@ -18,13 +16,13 @@ from lbsgd.data.order import random_below, uniform
 
 @dataclasses.dataclass(frozen=True)
 class CropAndFlip:
-    """Pads with zeros, crops back to size at random, and flips left-right with probability 1/2.
+    """Pads images with zeros, crops them back at random, and flips half of them left to right.
 
     The augmentation of He et al. 2015, section 4.2 (padding 4 there).
 
     Attributes:
       seed: of the run.
-      padding: pixels on every side; 0 leaves the crop out.
+      padding: pixels on each side; 0 for no crop.
       flip: whether to flip.
     """
 
@@ -33,7 +31,7 @@ class CropAndFlip:
     flip: bool = False
 
     def __call__(self, images: np.ndarray, epochs: np.ndarray, examples: np.ndarray) -> None:
-        """Augments images uint8 `[N, h, w, c]`, of the epochs and examples `[N]`, in place."""
+        """Augments images uint8 `[N, h, w, c]` in place; epochs and examples are `[N]`."""
         if self.padding:
             self._crop(images, epochs, examples)
         if self.flip:
@@ -53,7 +51,8 @@ class CropAndFlip:
             images[i] = padded[i, top : top + height, left : left + width]
 
 
-# Of the pixels of ImageNet over 255, RGB (fb.resnet.torch, after Krizhevsky et al. 2012).
+# Principal components of the RGB pixels of ImageNet, divided by 255 (fb.resnet.torch, after
+# Krizhevsky et al. 2012).
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -65,15 +64,15 @@ GREY = np.array([0.299, 0.587, 0.114])
 class Color:
     """Changes brightness, contrast and saturation, and adds PCA lighting.
 
-    Each is an affine map of RGB, and so is all of it together: pixels are rounded and clipped to
-    0..255 once, not after each change, so that the order of the three makes no difference. The maps
-    are those of fb.resnet.torch and torchvision; the lighting is that of Krizhevsky et al. 2012,
+    Each change is an affine map of RGB, and so is their product. Pixels are rounded and clipped to
+    0..255 once, not after each change, so the order of the three makes no difference. The maps are
+    those of fb.resnet.torch and torchvision; the lighting is that of Krizhevsky et al. 2012,
     section 4.1.
 
     Attributes:
       seed: of the run.
-      jitter: j for brightness, contrast and saturation; factors are uniform in 1-j..1+j.
-      lighting: standard deviation of the amount of each principal component; 0.1 there.
+      jitter: j of brightness, contrast and saturation; factors are uniform in 1-j..1+j.
+      lighting: standard deviation of the amount of each principal component (0.1 in that paper).
     """
 
     seed: int
@@ -81,7 +80,7 @@ class Color:
     lighting: float = 0.0
 
     def __call__(self, images: np.ndarray, epochs: np.ndarray, examples: np.ndarray) -> None:
-        """Changes images uint8 `[N, h, w, 3]`, of the epochs and examples `[N]`, in place."""
+        """Changes images uint8 `[N, h, w, 3]` in place; epochs and examples are `[N]`."""
         if not any(self.jitter) and not self.lighting:
             return
         means = np.array([cv2.mean(image)[:3] for image in images])
@@ -89,7 +88,7 @@ class Color:
             cv2.transform(image, matrix, dst=image)
 
     def maps(self, means: np.ndarray, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """The affine map (3x3 matrix, then offset) of each image: float64 `[N, 3, 4]`.
+        """Computes the affine map (3x3 matrix, then offset) of each image: float64 `[N, 3, 4]`.
 
         Args:
           means: mean RGB of each image, `[N, 3]`; contrast is changed around their grey.
@@ -100,7 +99,7 @@ class Color:
         to_grey = np.tile(GREY, (3, 1))
         matrix = saturation * np.eye(3) + (1.0 - saturation) * to_grey
         offset = (1.0 - contrast[..., 0]) * (means @ GREY)[:, None]
-        amounts = self.lighting * special.ndtri(draws[:, 3:] + 2.0**-54)  # never 0
+        amounts = self.lighting * special.ndtri(draws[:, 3:] + 2.0**-54)  # ndtri(0) is -inf
         light = 255.0 * (amounts * EIGENVALUES) @ EIGENVECTORS.T
         maps = np.empty((len(draws), 3, 4))
         maps[:, :, :3] = brightness * contrast * matrix

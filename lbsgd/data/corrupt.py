@@ -1,4 +1,4 @@
-"""Examples that cannot be read: the run stops, or they are named, counted and replaced."""
+"""Corrupt examples: the run stops at them, or logs, counts and replaces them."""
 
 import json
 import pathlib
@@ -8,20 +8,20 @@ from lbsgd.data.images.decode import CorruptError
 from lbsgd.system.errors import ConfigError
 
 
-def refusal(name: str, error: CorruptError) -> str:
-    """The line that says that an example must not be as it is, and what to do."""
-    if str(error).startswith("cannot be read"):  # the file system says so, and knows why
+def corrupt_message(name: str, error: CorruptError) -> str:
+    """Returns the line that says why an example cannot be used, and what to do."""
+    if str(error).startswith("cannot be read"):  # an error of the file system
         return f"{name} {error}; bring it back, or set data.on_corrupt='skip'"
     return f"{name} is corrupt: {error}; mend it, or set data.on_corrupt='skip'"
 
 
-class Corrupt:
-    """The corrupt examples that this process has met.
+class CorruptExamples:
+    """The corrupt examples that this process has found.
 
     Attributes:
-      policy: "error" stops at the first, "skip" at the first past `most`.
-      most: different examples.
-      names: of those met so far.
+      policy: "error" stops the run at the first one, "skip" once there are more than `most`.
+      most: how many different corrupt examples "skip" allows.
+      names: the names of those found so far.
     """
 
     def __init__(self, policy: str = "error", most: int = 0) -> None:
@@ -30,28 +30,28 @@ class Corrupt:
         self._path: pathlib.Path | None = None
         self._lock = threading.Lock()
 
-    def record(self, path: pathlib.Path) -> None:
-        """Lists them in this file from now on, a JSON object a line; those in it count.
+    def log_to(self, path: pathlib.Path) -> None:
+        """Logs corrupt examples to a file, one JSON object per line; those already in it count.
 
         Raises:
-          ConfigError: it is damaged.
+          ConfigError: the file is damaged.
         """
         self._path = path
         try:
-            # A last line without an end was cut short by whatever ended the run.
+            # A last line without a newline was cut short when a run was killed.
             lines = path.read_text().split("\n")[:-1] if path.exists() else []
             self.names |= {json.loads(line)["name"] for line in lines}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} is damaged; mend or remove it") from error
 
     def note(self, name: str, error: CorruptError) -> None:
-        """Takes note of an example that cannot be read.
+        """Records a corrupt example.
 
         Raises:
-          ConfigError: that is one too many.
+          ConfigError: the policy does not allow it, or there are now more than `most`.
         """
         if self.policy == "error":
-            raise ConfigError(refusal(name, error)) from error
+            raise ConfigError(corrupt_message(name, error)) from error
         with self._lock:
             if name not in self.names:
                 self.names.add(name)

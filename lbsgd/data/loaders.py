@@ -1,9 +1,9 @@
-"""Chooses the view and the augmentation that a config names, for training and for evaluation."""
+"""Loaders with the views and the augmentation that a config names."""
 
 import ml_collections
 
 from lbsgd.data.augment import Color, CropAndFlip
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.pipeline import Loader
 from lbsgd.data.source import Source
 from lbsgd.data.views import CentreCrop, InceptionCrop, View, Whole
@@ -12,13 +12,13 @@ Shape = tuple[int, int, int]
 
 
 def training_loader(
-    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: Corrupt
+    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: CorruptExamples
 ) -> Loader:
-    """Loads training examples, cropped and augmented.
+    """Builds the loader of training examples, cropped and augmented as the config says.
 
     Args:
-      config: of the run.
-      image_shape: `(h, w, c)` of what the network sees.
+      config: the config of the run.
+      image_shape: `(h, w, c)` of the network's input.
     """
     data, seed = config.data, config.seed
     view: View = Whole(image_shape)
@@ -34,13 +34,13 @@ def training_loader(
 
 
 def evaluation_loader(
-    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: Corrupt
+    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: CorruptExamples
 ) -> Loader:
-    """Loads validation examples: as they are, or their centre.
+    """Builds the loader of validation examples: whole images or centre crops, not augmented.
 
     Args:
-      config: of the run.
-      image_shape: `(h, w, c)` of what the network sees.
+      config: the config of the run.
+      image_shape: `(h, w, c)` of the network's input.
     """
     data = config.data
     view: View = Whole(image_shape)

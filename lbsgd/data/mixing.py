@@ -1,9 +1,10 @@
-"""mixup, CutMix and random erasing: drawn on the host, done on the device.
+"""mixup, CutMix and random erasing: random numbers drawn on the host, applied on the devices.
 
-What is drawn is a few numbers for each example, keyed by (seed, epoch, example), that travel with
-the batch; the pixel work is `erase`, then `mix`, within the n examples of one worker. Row i is
-mixed with row i+1, the last with the first: the rows of a worker are in random order already. A
-worker of one example mixes it with itself, which changes nothing. The loss of a mixed example is
+A few numbers for each example, keyed by (seed, epoch, example), travel with the batch. The pixels
+change on the devices (`lbsgd.step.pixels`: `erase`, then `mix`), within the n examples of one
+worker. Row i is mixed with row i+1, the last with the first: the rows of a worker are in random
+order already. A worker of one example mixes it with itself, which changes nothing. The loss of a
+mixed example is
 
     share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, partner(label))
 """
@@ -15,24 +16,25 @@ from scipy.special import betaincinv
 
 from lbsgd.data.order import random_below, uniform
 
-# The s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
+# s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
 ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = (0.3, 1 / 0.3)
-# They try until a box fits. On a square image 1 in 23 does not, so that ten fail once in 10^13.
+# The paper tries until a box fits. On a square image 1 in 23 does not, so that ten tries, which are
+# all drawn at once, fail once in 10^13.
 ERASING_TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Draws how each example is mixed with its partner, and what is erased of it.
+    """Draws how each example is mixed with its partner, and which box of it is erased.
 
-    With both mixup and CutMix an example takes either with probability 1/2 (as in timm).
+    With both mixup and CutMix on, an example takes either with probability 1/2 (as in timm).
 
     Attributes:
       seed: of the run.
-      mixup: alpha of Beta(alpha, alpha) in mixup (Zhang et al. 2018); 0 for none.
-      cutmix: the same in CutMix (Yun et al. 2019; 1 there).
-      erasing: probability of random erasing (Zhong et al. 2017; 0.5 there).
+      mixup: alpha of Beta(alpha, alpha) in mixup (Zhang et al. 2018); 0 for no mixup.
+      cutmix: the same for CutMix (Yun et al. 2019; 1 in the paper).
+      erasing: probability of random erasing (Zhong et al. 2017; 0.5 in the paper).
       image_shape: `(h, w, c)` of the images as the network sees them.
     """
 
@@ -44,20 +46,20 @@ class Mixing:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether any of the three is on."""
         return bool(self.mixup or self.cutmix or self.erasing)
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> dict[str, np.ndarray]:
-        """The numbers for `mix` and `erase`, those of them that are needed.
+        """Draws the numbers that `mix` and `erase` need.
 
         Args:
           epochs, examples: integers `[N]`.
 
         Returns:
-          mix_share: of the example's own label, float32 `[N]`; the rest is its partner's.
-          mix_box: top, left, height and width of what CutMix takes from the partner, int32
-            `[N, 4]`; height 0 where the two are blended by mixup. Only with CutMix.
-          erase_box: of random erasing, int32 `[N, 4]`; height 0 for none.
+          mix_share: share of the example's own label, float32 `[N]`; the rest is its partner's.
+          mix_box: top, left, height and width of the box that CutMix takes from the partner, int32
+            `[N, 4]`; height 0 where mixup blends the two instead. Only with CutMix.
+          erase_box: the erased box, int32 `[N, 4]`; height 0 for none. Only with random erasing.
         """
         drawn: dict[str, np.ndarray] = {}
         if self.mixup or self.cutmix:
@@ -72,7 +74,7 @@ class Mixing:
         return drawn
 
     def _share(self, epochs: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """lambda ~ Beta(alpha, alpha), and whether it is CutMix's, each `[N]`."""
+        """Draws lambda ~ Beta(alpha, alpha), and whether it is for CutMix, each `[N]`."""
         cut = np.full(len(examples), not self.mixup)
         if self.mixup and self.cutmix:
             cut = random_below(2, self.seed, "mix switch", epochs, examples) == 1
@@ -83,9 +85,9 @@ class Mixing:
     def _cutmix_box(
         self, share: np.ndarray, cut: np.ndarray, epochs: np.ndarray, examples: np.ndarray
     ) -> np.ndarray:
-        """Equation 2 of Yun et al., rounded as in their code: an even side, clipped at the border.
+        """Draws the boxes of equation 2 of Yun et al., rounded and clipped as in their code.
 
-        Their box has sqrt(1 - lambda) of the height and of the width, round a uniform centre.
+        A box has sqrt(1 - lambda) of the height and of the width, around a uniform centre.
         """
         side = np.sqrt(1.0 - share)
         starts, sizes = [], []
@@ -98,7 +100,7 @@ class Mixing:
         return _boxes(cut, *starts, *sizes)
 
     def _erase_box(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Algorithm 1 of Zhong et al.: the first box that fits, anywhere that it fits."""
+        """Draws the boxes of algorithm 1 of Zhong et al.: the first size that fits, anywhere."""
         height, width, _ = self.image_shape
         tries = uniform(self.seed, "erase size", epochs, examples, 2 * ERASING_TRIES)
         area = height * width * _between(ERASED_AREA, tries[:, ::2])
@@ -118,6 +120,6 @@ def _between(limits: tuple[float, float], fraction: np.ndarray) -> np.ndarray:
 
 
 def _boxes(valid: np.ndarray, *sides: np.ndarray) -> np.ndarray:
-    """int32 `[N, 4]` of four `[N]`, all zero where not valid."""
+    """Stacks four arrays `[N]` to int32 `[N, 4]`, all zero where not valid."""
     boxes = np.stack(sides, axis=1).astype(np.int32)
     return np.where(valid[:, None], boxes, np.int32(0))

@@ -1,14 +1,15 @@
-"""Which: global position -> (epoch, example), a random permutation per epoch in closed form.
+"""The order of examples: global position -> (epoch, example), one random permutation per epoch.
 
 Position p of the stream of examples belongs to epoch p // N. Within an epoch the examples come in
-the order of a keyed permutation of {0..N-1} that is computed for the positions asked for, so it
-needs no memory and no state: any process can compute any part of any epoch at once.
+the order of a keyed permutation of {0..N-1}. It is a closed form, computed only for the positions
+that are asked for, and needs no memory and no state: any process can compute any part of any epoch
+at once, so a resumed run, or one with other processes, needs nothing but the update index.
 
 The permutation is a Feistel network over pairs (left, right) of Z_a x Z_b with a*b just above N:
-each round adds a hash of one half to the other, which can be undone and hence is a permutation of
-the a*b pairs. Pairs that lie outside {0..N-1} walk on along their cycle until they come back in
-(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); a*b < N + 3 sqrt(N) + 3, so few
-have to.
+each round adds a hash of one half to the other, which can be undone and is therefore a permutation
+of the a*b pairs. A pair outside {0..N-1} is permuted again until it is inside (cycle walking: Black
+and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). a*b < N + 3 sqrt(N) + 3, so few pairs
+are outside.
 """
 
 import dataclasses
@@ -18,18 +19,19 @@ import math
 
 import numpy as np
 
-# Enough for any set of 2^32 examples and more: halves must stay below 2^32.
+# Each half of a pair must stay below 2^32, because `_below` multiplies it within 64 bits.
 MAX_EXAMPLES = 2**62
-# Fewer show in the distribution of permutations of very small sets (a, b of 2 or 3).
+# With fewer rounds the permutations of very small sets (a, b of 2 or 3) are measurably not
+# equally likely.
 _ROUNDS = 24
 
 
 @functools.lru_cache(maxsize=1024)
 def round_keys(seed: int, epoch: int, purpose: str, count: int = _ROUNDS) -> np.ndarray:
-    """`count` independent uint64 keys for (seed, epoch, purpose).
+    """Derives `count` independent uint64 keys from (seed, epoch, purpose).
 
-    They come from a cryptographic hash, so that seeds and epochs that are close, or that have the
-    same sum, have nothing in common.
+    They come from a cryptographic hash, so seeds and epochs that are close, or have the same sum,
+    have nothing in common.
     """
     text = f"{seed}/{epoch}/{purpose}".encode()
     stream = hashlib.shake_256(text).digest(8 * count)
@@ -39,7 +41,7 @@ def round_keys(seed: int, epoch: int, purpose: str, count: int = _ROUNDS) -> np.
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3)."""
+    """Scrambles uint64 bijectively: every output bit depends on every input bit (MurmurHash3)."""
     bits = bits ^ (bits >> np.uint64(33))
     bits = bits * np.uint64(0xFF51AFD7ED558CCD)
     bits = bits ^ (bits >> np.uint64(33))
@@ -53,13 +55,13 @@ def _below(bits: np.ndarray, bound: int) -> np.ndarray:
 
 
 def _add(value: np.ndarray, bits: np.ndarray, bound: int) -> np.ndarray:
-    """(value + hash) mod bound without the slow integer division."""
+    """Adds a hash modulo `bound`, without the slow integer division."""
     total = value + _below(bits, bound)
     return np.where(total >= bound, total - np.uint64(bound), total)
 
 
 def _encipher(index: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
-    """One pass of the Feistel network over {0..rows*columns-1}."""
+    """Runs all rounds of the Feistel network over {0..rows*columns-1}."""
     left, right = np.divmod(index, np.uint64(columns))
     for key_left, key_right in keys.reshape(-1, 2):
         left = _add(left, _mix(right + key_left), rows)
@@ -68,10 +70,11 @@ def _encipher(index: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> n
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """The images of `index` (uint64, each below `size`) under the permutation of {0..size-1}."""
+    """Permutes `index` (uint64, each below `size`) by the keyed permutation of {0..size-1}."""
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    # Over an odd number of pairs each round is an even permutation, and half of all cannot occur.
+    # Over an odd number of pairs every round is an even permutation, so that half of all
+    # permutations could not occur.
     columns += rows * columns % 2
     image = _encipher(index, rows, columns, keys)
     outside = np.flatnonzero(image >= size)
@@ -83,12 +86,12 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order in which a run sees the examples of a set.
+    """The order in which a run sees the examples of a data set.
 
     Attributes:
-      num_examples: N, the size of the set.
-      seed: of the run.
-      purpose: keeps orders with the same seed apart ("train", "precise_batch_norm").
+      num_examples: N, the size of the data set.
+      seed: the seed of the run.
+      purpose: gives orders of one seed different keys ("train", "precise_batch_norm").
     """
 
     num_examples: int
@@ -100,13 +103,13 @@ class Order:
             raise ValueError(f"an order needs 1 to 2^62 examples, not {self.num_examples}")
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epoch and example at each position of the stream.
+        """Returns the epoch and the example at each position of the stream.
 
         Args:
           positions: integers >= 0, any shape.
 
         Returns:
-          epochs, examples: int64, of the same shape; each example once in every epoch.
+          epochs, examples: int64, of the same shape; each example occurs once in every epoch.
         """
         positions = np.asarray(positions, np.int64)
         epochs, indices = np.divmod(positions, self.num_examples)
@@ -121,7 +124,7 @@ class Order:
 def _random_bits(
     count: int, seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray
 ) -> np.ndarray:
-    """`count` uint64 for each (epoch, example), `[..., count]`; they depend on nothing else."""
+    """Draws `count` uint64 for each (epoch, example), as functions of these: `[..., count]`."""
     bits = np.repeat(np.asarray(examples).astype(np.uint64)[..., None], count, axis=-1)
     for epoch in np.unique(epochs):
         keys = round_keys(seed, int(epoch), purpose, 2 * count).reshape(count, 2)
@@ -133,9 +136,9 @@ def _random_bits(
 def random_below(
     bound: int, seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray
 ) -> np.ndarray:
-    """A random integer in {0..bound-1} for each (epoch, example): the key of its augmentation.
+    """Draws a random integer in {0..bound-1} for each (epoch, example), for its augmentation.
 
-    It depends on nothing else, so an example is augmented alike wherever it is loaded.
+    It depends on nothing else, so an example is augmented in the same way wherever it is loaded.
 
     Args:
       bound: at most 2^32.
@@ -156,13 +159,15 @@ def random_below(
 def uniform(
     seed: int, purpose: str, epochs: np.ndarray, examples: np.ndarray, count: int
 ) -> np.ndarray:
-    """`count` independent uniform numbers in [0, 1) for each (epoch, example), keyed like those.
+    """Draws `count` independent uniform numbers in [0, 1) for each (epoch, example).
+
+    They are keyed like those of `random_below`.
 
     Args:
       epochs, examples: integers of one shape.
 
     Returns:
-      float64 of that shape and `[..., count]`, multiples of 2^-53.
+      float64 `[..., count]`, multiples of 2^-53.
     """
     bits = _random_bits(count, seed, purpose, epochs, examples)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

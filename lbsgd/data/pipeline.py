@@ -1,10 +1,11 @@
-"""From an update index to a batch on the devices, without state.
+"""The input pipeline: from an update index to a batch on the devices, without state.
 
 The batch of update t is a function of t: `timeline` gives the positions of its examples, `order`
-the examples, `placement` the slots that hold them. Every process loads what its own devices hold.
+the examples, `placement` the slots that hold them. So there is no iterator to save in a checkpoint
+or to restore on resume. Every process loads the examples of its own devices.
 
-Threads share the rows of a batch among them: decoding releases Python's lock, so they keep all
-cores busy, write straight into the batch, and need no copies between processes.
+Threads load the rows of a batch. Threads suffice because decoding releases Python's lock; they
+write straight into the batch, which processes could do only by copying.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
@@ -36,24 +37,29 @@ Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
-# Batches that wait on the devices, ready for the step.
+# Batches that are prefetched: they wait on the devices, ready for the step.
 AHEAD = 2
-# Rows that a thread loads at a time: few enough to share a small batch among all threads.
+# Most rows of one task of a thread.
 MOST_ROWS = 64
 
 
-class Job(NamedTuple):
-    """A batch to be loaded: its arrays, and the calls that together fill them, in any order."""
+class LoadJob(NamedTuple):
+    """A batch to be loaded.
+
+    Attributes:
+      arrays: of the batch, not filled yet.
+      tasks: calls that together fill the arrays, in any order and in any thread.
+    """
 
     arrays: Arrays
-    parts: Sequence[Callable[[], None]]
+    tasks: Sequence[Callable[[], None]]
 
 
 class Rows(NamedTuple):
-    """Rows of a batch: what they are to hold, and the arrays for it, each `[N, ...]`.
+    """Rows of a batch: which examples they hold, and the arrays to fill, each `[N, ...]`.
 
     Attributes:
-      real: which hold an example at all.
+      real: which rows hold an example; the others are padding.
     """
 
     epochs: np.ndarray
@@ -63,24 +69,26 @@ class Rows(NamedTuple):
     real: np.ndarray
 
     def part(self, rows: slice) -> "Rows":
-        """Some of the rows; the arrays are views."""
+        """Selects some of the rows; the arrays are views."""
         return Rows(*(x[rows] for x in self))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Puts examples into arrays.
+    """Loads examples into arrays.
 
     Attributes:
-      view: which part of each image is seen.
-      augment: (images, epochs, examples) of one shape, in place; one after the other.
-      threads: that share the rows of a batch; 0 for one a core.
+      view: crops and resizes each image.
+      augment: functions of (images, epochs, examples) that change the images in place, one after
+        the other.
+      corrupt: what to do with examples that cannot be read.
+      threads: how many threads load; 0 for one per core.
     """
 
     source: Source
     view: View
     augment: tuple[Augment, ...] = ()
-    corrupt: Corrupt = dataclasses.field(default_factory=Corrupt)
+    corrupt: CorruptExamples = dataclasses.field(default_factory=CorruptExamples)
     threads: int = 0
 
     @property
@@ -88,13 +96,15 @@ class Loader:
         """How many threads load."""
         return self.threads or num_cores()
 
-    def job(self, epochs: np.ndarray, examples: np.ndarray, mask: np.ndarray | None = None) -> Job:
-        """Image uint8 `[..., h, w, c]` and label int32 `[...]` of the examples `[...]`.
+    def job(
+        self, epochs: np.ndarray, examples: np.ndarray, mask: np.ndarray | None = None
+    ) -> LoadJob:
+        """Prepares to load examples `[...]`: image uint8 `[..., h, w, c]`, label int32 `[...]`.
 
         Args:
-          mask: which are real. Given one, a corrupt example is masked (and must not count); without
-            one the next example in the set that can be read takes its place, so that the batch is
-            still a function of its index.
+          mask: which rows are real, for evaluation; a corrupt example is masked, so that it does
+            not count. Without a mask, for training, the next example of the data set that can be
+            read takes its place, so that the batch is still a function of its index.
         """
         count = examples.size
         arrays: Arrays = {
@@ -110,28 +120,32 @@ class Loader:
             arrays["label"].reshape(count),
             np.ones(count, bool) if mask is None else mask.reshape(count),
         )
+        # Four tasks per thread or more, so that all threads share the rows of a small batch.
         size = max(1, min(MOST_ROWS, count // (4 * self.num_threads)))
         parts = [rows.part(slice(i, i + size)) for i in range(0, count, size)]
-        return Job(arrays, [functools.partial(self._fill, p, mask is None) for p in parts])
+        return LoadJob(arrays, [functools.partial(self._fill, p, mask is None) for p in parts])
 
     def _fill(self, rows: Rows, replace: bool) -> None:
+        """Loads rows: each example by itself, then the augmentation of all of them."""
         draws = self.view.draw(rows.epochs, rows.examples)
-        seen = rows.examples.copy()
+        loaded = rows.examples.copy()
         rows.images[~rows.real], rows.labels[~rows.real] = 0, 0
         for i in np.flatnonzero(rows.real).tolist():
             out = rows.images[i]
             try:
-                rows.labels[i] = self._see(int(seen[i]), draws[i], out)
+                rows.labels[i] = self._load_example(int(loaded[i]), draws[i], out)
             except CorruptError as error:
-                self.corrupt.note(self.source.name(int(seen[i])), error)
+                self.corrupt.note(self.source.name(int(loaded[i])), error)
                 if replace:
-                    seen[i], rows.labels[i] = self._replace(rows.epochs[i], int(seen[i]), out)
+                    loaded[i], rows.labels[i] = self._replace(rows.epochs[i], int(loaded[i]), out)
                 else:
                     out[:], rows.labels[i], rows.real[i] = 0, 0, False
+        # Keyed by the example in the row, which may be a replacement.
         for augment in self.augment:
-            augment(rows.images, rows.epochs, seen)
+            augment(rows.images, rows.epochs, loaded)
 
-    def _see(self, example: int, draw: np.ndarray, out: np.ndarray) -> int:
+    def _load_example(self, example: int, draw: np.ndarray, out: np.ndarray) -> int:
+        """Loads the view of an example into `out` and returns its label."""
         image, label = self.source[example]
         try:
             self.view(image, draw, out)
@@ -140,27 +154,27 @@ class Loader:
         return label
 
     def _replace(self, epoch: np.ndarray, corrupt: int, out: np.ndarray) -> tuple[int, int]:
-        """Puts the next example that can be read into `out`: which it is, and its label."""
+        """Loads the next example that can be read into `out`; returns its index and label."""
         count = len(self.source)
         for step in range(1, count):
             example = (corrupt + step) % count
             draw = self.view.draw(epoch[None], np.array([example]))[0]
             try:
-                return example, self._see(example, draw, out)
+                return example, self._load_example(example, draw, out)
             except CorruptError as error:
                 self.corrupt.note(self.source.name(example), error)
         raise ConfigError(f"no example can be read: all {count} are corrupt")
 
 
-def load(job: Job) -> Arrays:
-    """Fills the arrays of a job, in this thread."""
-    for part in job.parts:
-        part()
+def load_job(job: LoadJob) -> Arrays:
+    """Loads a batch in this thread and returns its arrays."""
+    for task in job.tasks:
+        task()
     return job.arrays
 
 
 def to_devices(local: Arrays, placement: Placement) -> Batch:
-    """Global arrays `[steps, D * L, ...]` from this process's part, `[steps, S, ...]`."""
+    """Puts a batch on the devices: `[steps, D * L, ...]` from this process's `[steps, S, ...]`."""
 
     def put(array: np.ndarray) -> jax.Array:
         shape = (array.shape[0], placement.devices * placement.lanes, *array.shape[2:])
@@ -170,15 +184,17 @@ def to_devices(local: Arrays, placement: Placement) -> Batch:
 
 
 class Prefetch:
-    """An iterator over batches that are loaded ahead by threads, and put on the devices.
+    """Iterates over batches that threads load ahead (prefetch) and put on the devices.
 
-    Takes pairs of a job and the placement that its arrays are for.
+    At most `AHEAD` batches wait on the devices while the two after them are loaded. An error in a
+    thread is raised by the following `next`, whichever batch it belongs to.
 
-    At most `AHEAD` wait on the devices, and the two after them are being loaded. An error in a
-    thread comes out of the next `next`, whichever batch it belongs to.
+    Args:
+      jobs: the batches, each with the placement that its arrays are for.
+      threads: how many threads load.
     """
 
-    def __init__(self, jobs: Iterable[tuple[Job, Placement]], threads: int) -> None:
+    def __init__(self, jobs: Iterable[tuple[LoadJob, Placement]], threads: int) -> None:
         self._jobs = iter(jobs)
         self._loaded: queue.Queue[Batch | None] = queue.Queue()
         self._room = threading.Semaphore(AHEAD)
@@ -190,7 +206,7 @@ class Prefetch:
 
     @property
     def ready(self) -> bool:
-        """Whether the next batch is there."""
+        """Whether the next batch is on the devices."""
         return not self._loaded.empty()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -199,25 +215,27 @@ class Prefetch:
     def __next__(self) -> Batch:
         batch = self._loaded.get()
         if self._error or batch is None:
-            self._loaded.put(None)  # for whoever asks again
+            self._loaded.put(None)  # so that another `next` does not wait forever
             self.close()
             raise self._error or StopIteration
         self._room.release()
         return batch
 
     def close(self) -> None:
-        """Ends the loading; what a thread is at, it finishes."""
+        """Stops loading; threads finish only their current task."""
         self._stopped.set()
-        self._room.release()
+        self._room.release()  # the producer may be waiting for room
+        # Not waited for: a thread may be stuck in a file of a network disk that is gone.
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _produce(self) -> None:
-        waiting: deque[tuple[Job, Placement, list[Future[None]]]] = deque()
+        waiting: deque[tuple[LoadJob, Placement, list[Future[None]]]] = deque()
         try:
             for job, placement in self._jobs:
-                parts = [self._pool.submit(part) for part in job.parts]
-                waiting.append((job, placement, parts))
-                # The threads go on with a second batch where the first runs out of rows for them.
+                loading = [self._pool.submit(task) for task in job.tasks]
+                waiting.append((job, placement, loading))
+                # Two batches are in the pool at a time, so that threads that find no more rows of
+                # the first one start on the second.
                 if len(waiting) > 1 and not self._hand_over(*waiting.popleft()):
                     return
             while waiting and self._hand_over(*waiting.popleft()):
@@ -227,18 +245,18 @@ class Prefetch:
         finally:
             self._loaded.put(None)
 
-    def _hand_over(self, job: Job, placement: Placement, parts: list[Future[None]]) -> bool:
-        """Puts a batch on the devices when it is loaded and there is room; False once stopped."""
-        for part in parts:
-            part.result()
+    def _hand_over(self, job: LoadJob, placement: Placement, loading: list[Future[None]]) -> bool:
+        """Waits for a batch and for room, then puts it on the devices; returns False if stopped."""
+        for task in loading:
+            task.result()
         self._room.acquire()
         if not self._stopped.is_set():
             self._loaded.put(to_devices(job.arrays, placement))
         return not self._stopped.is_set()
 
 
-class Repeated:
-    """The same batches again and again, in place of `Prefetch` where nothing is to be loaded."""
+class RepeatedBatches:
+    """Iterates over batches that are on the devices already, with the interface of `Prefetch`."""
 
     ready = True
 
@@ -252,13 +270,15 @@ class Repeated:
         return next(self._batches)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no thread is running."""
 
 
 def random_batch(shapes: dict[str, jax.ShapeDtypeStruct], classes: int, seed: int) -> Batch:
-    """A batch of random images and labels, made on the devices that are to hold it.
+    """Makes a batch of random images and labels on the devices that hold it; other arrays are 0.
 
-    What else a batch has is 0.
+    Args:
+      shapes: of the batch's arrays, with their shardings.
+      classes: how many classes the labels have.
     """
 
     def make() -> Batch:
@@ -279,8 +299,8 @@ class TrainBatches:
     """The minibatches of a run, by update index.
 
     Attributes:
-      placements: by batch size.
-      mixing: draws what the devices mix and erase.
+      placements: where the workers are, by batch size.
+      mixing: draws the numbers by which the devices mix and erase images.
     """
 
     loader: Loader
@@ -290,17 +310,17 @@ class TrainBatches:
     mixing: Mixing
 
     def placement(self, update: int) -> Placement:
-        """Where the workers of an update are."""
+        """Returns where the workers of an update are placed."""
         return self.placements[self.timeline.batch_size(update)]
 
     def examples(self, update: int) -> tuple[np.ndarray, np.ndarray]:
-        """Epoch and example of each row of this process's slots, each `[A, S, n]`."""
+        """Returns epoch and example of each row of this process's slots, each `[A, S, n]`."""
         placement = self.placement(update)
         rows = placement.rows_of_slot()[:, placement.local_slots()]
         return self.order(self.timeline.examples_seen(update) + rows)
 
-    def job(self, update: int) -> Job:
-        """This process's part of the batch: image `[A, S, n, h, w, c]`, label `[A, S, n]`, ..."""
+    def job(self, update: int) -> LoadJob:
+        """Prepares this process's part: image `[A, S, n, h, w, c]`, label `[A, S, n]`, ..."""
         epochs, examples = self.examples(update)
         job = self.loader.job(epochs, examples)
         drawn = self.mixing.draw(epochs.ravel(), examples.ravel())
@@ -308,26 +328,25 @@ class TrainBatches:
         return job
 
     def between(self, start: int, stop: int) -> Prefetch:
-        """The batches of updates start..stop-1 on the devices, loaded ahead."""
+        """Prefetches the batches of updates start..stop-1."""
         jobs = ((self.job(t), self.placement(t)) for t in range(start, stop))
         return Prefetch(jobs, self.loader.num_threads)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Every example of a source exactly once, in batches of one shape.
+    """Batches of one shape that hold every example of a source exactly once, for evaluation.
 
     Attributes:
-      batch_size: about how many examples a batch has; the least multiple of the slots at least
-        as large is taken.
+      batch_size: examples per batch; rounded up to a multiple of the number of slots.
     """
 
     loader: Loader
     placement: Placement
     batch_size: int
 
-    def jobs(self) -> Iterator[Job]:
-        """This process's part: image `[1, S, e, h, w, c]`, label and mask `[1, S, e]`."""
+    def jobs(self) -> Iterator[LoadJob]:
+        """Prepares this process's part: image `[1, S, e, h, w, c]`, label and mask `[1, S, e]`."""
         count = len(self.loader.source)
         slots = self.placement.devices * self.placement.lanes
         each = math.ceil(min(self.batch_size, count) / slots)
@@ -337,6 +356,6 @@ class EvalBatches:
             yield self.loader.job(np.zeros_like(index), index, index < count)
 
     def __iter__(self) -> Prefetch:
-        """Batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
+        """Prefetches batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
         jobs = ((job, self.placement) for job in self.jobs())
         return Prefetch(jobs, self.loader.num_threads)

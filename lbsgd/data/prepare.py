@@ -9,8 +9,8 @@ import time
 import ml_collections
 
 from lbsgd.data.images.encode import Encoding
-from lbsgd.data.packed.reader import INDEX, SPLITS, Index, packed, read_index, verify
-from lbsgd.data.packed.writer import Job, write_split
+from lbsgd.data.packed.reader import INDEX, SPLITS, Index, packed, read_index, verify_split
+from lbsgd.data.packed.writer import SplitJob, write_split
 from lbsgd.data.source import Source
 from lbsgd.data.sources.archive import archive_splits
 from lbsgd.data.sources.arrays import npz, npz_source
@@ -28,15 +28,17 @@ def open_input(
     known: tuple[str, ...] = (),
     ground_truth: pathlib.Path | None = None,
 ) -> dict[str, Source]:
-    """The sources by split: "train" and "validation", those there are.
+    """Opens the splits of an input, "train" and "validation", as far as they exist.
 
     Args:
-      split: that an input without splits is ("train" by default); of others, the one wanted.
-      known: the classes of the training split, where that is prepared already.
-      ground_truth: of the validation images of ImageNet, where it does not lie beside them.
+      path: the input.
+      split: the split to use for an input without splits ("train" by default); of an input with
+        splits, the one that is wanted.
+      known: the classes of the training split, if that is already prepared.
+      ground_truth: of the validation images of ImageNet, if it is not beside them.
 
     Raises:
-      ConfigError: nothing that is understood.
+      ConfigError: the input cannot be read.
     """
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
@@ -70,10 +72,10 @@ def _open_any(path: pathlib.Path, alone: str, known: tuple[str, ...]) -> dict[st
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Packs the splits of INPUT.
+    """Packs the splits of an input.
 
     Raises:
-      ConfigError: it cannot be done.
+      ConfigError: the input cannot be read, or the output cannot be written.
     """
     start, done = time.monotonic(), 0
     train = args.output / "train"
@@ -82,7 +84,7 @@ def prepare(args: argparse.Namespace) -> None:
         for note in source.notes:
             print(f"{split}: {note}")
         progress = CountProgress(f"{split}, images", len(source))
-        job = Job(
+        job = SplitJob(
             source,
             args.output / split,
             f"{args.input.resolve().name}, {split}",
@@ -118,7 +120,7 @@ def _how_to_train(output: pathlib.Path) -> str:
     missing = [split for split in SPLITS if not (output / split / INDEX).exists()]
     if missing:
         return f"{missing[0]} is still missing: prepare it with --split {missing[0]}"
-    # Opens as it will for training.
+    # Opened here too, so that an error of the packed set is not first seen in training.
     packed(ml_collections.ConfigDict({"dir": str(output), "crop": "inception"}))
     return (
         "to train with it: lbsgd train --config CONFIG "
@@ -127,21 +129,21 @@ def _how_to_train(output: pathlib.Path) -> str:
 
 
 def verify_all(output: pathlib.Path, threads: int) -> None:
-    """Checks all splits of a packed set.
+    """Verifies the checksums of all splits of a packed set.
 
     Raises:
-      ConfigError: it is damaged, or there is none.
+      ConfigError: it is damaged, or there is no such set.
     """
     folders = [output / split for split in SPLITS if (output / split).exists()]
     if not folders:
-        raise ConfigError(f"{output} is no packed set: it has neither train/ nor validation/")
+        raise ConfigError(f"{output} is not a packed set: it has neither train/ nor validation/")
     indices = [read_index(folder) for folder in folders]
     progress = CountProgress("verify, bytes", sum(index.bytes for index in indices))
     damage = []
     with contextlib.closing(progress):
         progress.start(0)
         for folder in folders:
-            found = verify(folder, threads, lambda shard: progress.advance(shard.bytes))
+            found = verify_split(folder, threads, lambda shard: progress.advance(shard.bytes))
             damage += [f"{folder / shard.file} {shard.reason}" for shard in found]
     if damage:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""ArrayRecord files: records with checksums of their own, each of which can be read alone."""
+"""ArrayRecord files: records with checksums, each of which can be read on its own."""
 
 import pathlib
 import threading
@@ -9,17 +9,17 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.system.errors import ConfigError
 
-# One record a group, so that reading it reads no other; images are compressed already.
+# One record per group, so that reading one reads no other; images are already compressed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-# No read-ahead: records are read one by one, anywhere.
+# No read-ahead: records are read one by one, in random order.
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class RecordFile:
-    """An ArrayRecord file, opened when a record is first read; several threads may read at once.
+    """An ArrayRecord file, opened at the first read; several threads may read at the same time.
 
     Attributes:
-      records: how many it must have.
+      records: how many records it must have.
     """
 
     def __init__(self, path: pathlib.Path, records: int) -> None:
@@ -40,10 +40,10 @@ class RecordFile:
             return self._reader
 
     def read(self, start: int, stop: int) -> list[bytes]:
-        """The records from `start` to before `stop`.
+        """Reads the records start..stop-1.
 
-        A range is asked for even for one record: `read()` after `seek()` needs a lock, and
-        `read([i])` takes a time that grows with the file.
+        Even one record is read as a range: `read()` after `seek()` would need a lock, and the time
+        of `read([i])` grows with the size of the file.
 
         Raises:
           ConfigError: the file cannot be opened.

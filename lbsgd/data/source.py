@@ -1,7 +1,4 @@
-"""Defines what a source of examples is.
-
-Each is random-access: `len(source)`, `source[i] -> Example`.
-"""
+"""The interface of a data source: random access by `len(source)` and `source[i] -> Example`."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -12,26 +9,26 @@ from lbsgd.data.images.decode import CorruptError, image_size
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import printable
 
-# Of the kinds of what was left out, and of classes, that a line names.
+# How many names, of classes or of kinds of files, one message lists.
 MOST_NAMED = 8
 
 
-def note_unused(labels: np.ndarray, classes: tuple[str, ...]) -> str:
-    """The line that says which classes no example has; "" if there are none.
+def note_unused_classes(labels: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Describes the classes that no example has; "" if there are none.
 
     Args:
-      labels: `[N]`, of the examples.
+      labels: of the examples, `[N]`.
     """
     used = np.zeros(len(classes), bool)
     used[labels] = True
     unused = [classes[label] for label in np.flatnonzero(~used)]
     if not unused:
         return ""
-    return f"no examples of {len(unused):,} of the {len(classes):,} classes: {named(unused)}"
+    return f"no examples of {len(unused):,} of the {len(classes):,} classes: {list_names(unused)}"
 
 
-def named(names: Iterable[str]) -> str:
-    """Names for a line, the first few of them."""
+def list_names(names: Iterable[str]) -> str:
+    """Lists names for a message: the first few, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     return ", ".join(map(printable, names[:MOST_NAMED])) + more
@@ -53,14 +50,15 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """A set of examples; several threads may ask it at once.
+    """A data set; several threads may read it at the same time.
 
     Attributes:
-      classes: their names, by label.
-      image_shape: `(h, w, c)` of the first image, and of all where they do not differ.
-      fingerprint: differs where the examples do, on whatever path they lie.
-      notes: what a person should know of the set, a line each: files left out, classes that no
-        example has, ...
+      classes: the name of each class, by label.
+      image_shape: `(h, w, c)` of the first image, and of all if they have one shape.
+      fingerprint: identifies the examples, whatever path they are stored at; a checkpoint holds
+        that of the training set, so that a run is not resumed on other data.
+      notes: what the user should know of the data set, one line each: files left out, classes
+        without examples, ...
     """
 
     classes: tuple[str, ...]
@@ -71,7 +69,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """The example.
+        """Reads an example.
 
         Raises:
           CorruptError: it cannot be read.
@@ -79,20 +77,20 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Where a person finds the example: its file, or its record."""
+        """Returns where a person finds the example: its file, or its record."""
         ...
 
 
-def numbered(count: int) -> tuple[str, ...]:
-    """Names of classes that have none: "0", "1", ..."""
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """Names classes by their number: "0", "1", ..."""
     return tuple(map(str, range(count)))
 
 
 def shape_of(image: np.ndarray | bytes) -> tuple[int, int, int]:
-    """`(h, w, c)` of an image; of a file, from its header, once it is decoded to RGB.
+    """Returns `(h, w, c)` of an image; that of a file is read from its header, with 3 channels.
 
     Raises:
-      CorruptError: the file is none that can be read.
+      CorruptError: the file is not an image that can be read.
     """
     if isinstance(image, bytes):
         return (*image_size(image), 3)
@@ -100,27 +98,27 @@ def shape_of(image: np.ndarray | bytes) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def in_words(shape: tuple[int, ...]) -> str:
-    """A shape as people write it: "224x224x3"."""
+def format_shape(shape: tuple[int, ...]) -> str:
+    """Formats a shape for messages: "224x224x3"."""
     return "x".join(map(str, shape))
 
 
-def first_shape(source: Source) -> tuple[int, int, int]:
-    """The shape of the first image file that can be read; once decoded it is RGB.
+def first_image_shape(source: Source) -> tuple[int, int, int]:
+    """Returns `(h, w, c)` of the first image of a source that can be read.
 
     Raises:
-      ConfigError: none of the first hundred can be read.
+      ConfigError: none of the first hundred images can be read.
     """
     for index in range(min(len(source), 100)):
         try:
             return shape_of(source[index].image)
         except CorruptError as error:
             reason = f"{source.name(index)}: {error}"
-    raise ConfigError(f"not one of the first images is good ({reason})")
+    raise ConfigError(f"none of the first images can be read ({reason})")
 
 
 class Splits(NamedTuple):
-    """The examples to train on and those to evaluate on."""
+    """The two data sets of a run: one to train on, one to evaluate on."""
 
     train: Source
     validation: Source

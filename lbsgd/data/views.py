@@ -1,4 +1,4 @@
-"""Views of images: which part is seen, and at what size, keyed by (seed, epoch, example).
+"""Views of images: which part is cropped and to which size, keyed by (seed, epoch, example).
 
 A view works on one image at a time, so that a JPEG is decoded no further than the view needs.
 """
@@ -11,30 +11,31 @@ from typing import Protocol
 
 import numpy as np
 
-from lbsgd.data.images.decode import decode, see
+from lbsgd.data.images.decode import crop_and_resize, decode
 from lbsgd.data.images.resize import Box, Region, Window, window_around
 from lbsgd.data.order import uniform
+from lbsgd.data.source import format_shape
 from lbsgd.system.errors import ConfigError
 
 TRIES = 10
 
 
 class View(Protocol):
-    """Which part of an image is seen.
+    """Crops and resizes one image.
 
     Attributes:
-      shape: `(h, w, c)` of what is seen.
+      shape: `(h, w, c)` of the result.
     """
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """The random numbers of each example `[N]`: float64 `[N, d]`."""
+        """Draws the random numbers of the examples `[N]`: float64 `[N, d]`."""
         ...
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        """Puts the view of an image, pixels or the bytes of a file, into `out`, uint8 `[h, w, c]`.
+        """Writes the view of an image (pixels, or the bytes of a file) to `out`, uint8 `[h, w, c]`.
 
         Raises:
           CorruptError: the file cannot be decoded.
@@ -44,7 +45,7 @@ class View(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """The image as it is; all must have one shape."""
+    """The whole image, unchanged; all images must have one shape."""
 
     shape: tuple[int, int, int]
 
@@ -55,26 +56,26 @@ class Whole:
         pixels = decode(image) if isinstance(image, bytes) else image
         if pixels.shape != self.shape:
             raise ConfigError(
-                f"an image is {'x'.join(map(str, pixels.shape))}, the first one "
-                f"{'x'.join(map(str, self.shape))}; data.crop='inception' takes images of any size"
+                f"an image is {format_shape(pixels.shape)}, the first one "
+                f"{format_shape(self.shape)}; data.crop='inception' takes images of any size"
             )
         out[:] = pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop:
-    """A box of random area and aspect, resized (Szegedy et al. 2015, section 6; GoogLeNet's).
+    """A box of random area and aspect, resized, as for GoogLeNet (Szegedy et al. 2015, section 6).
 
-    Equal in distribution to torchvision's RandomResizedCrop: the area is uniform, the logarithm of
-    the aspect (width / height) too; of 10 boxes the first that fits is taken, or else the largest
-    box in the middle whose aspect is within the range.
+    Equal in distribution to torchvision's RandomResizedCrop: the area is uniform, and so is the
+    logarithm of the aspect (width / height). The first of 10 boxes that fits is taken, or else the
+    largest box in the middle whose aspect is within the range.
 
     Attributes:
       seed: of the run.
-      area: least and greatest part of the image's area.
+      area: least and greatest share of the image's area.
       aspect: least and greatest width / height.
-      antialias: whether the box, decoded at its full size and cut out, is resampled as torchvision
-        does it (`lbsgd.data.images.resize.resample`), or by the faster rule (`resize`).
+      antialias: whether the box is decoded at its full size and resampled as torchvision does it
+        (`lbsgd.data.images.resize.resample`), or resized by the faster rule (`resize`).
     """
 
     shape: tuple[int, int, int]
@@ -84,7 +85,7 @@ class InceptionCrop:
     antialias: bool = False
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Ten areas, ten log-aspects, and where the box lies."""
+        """Draws ten areas, ten log-aspects and a position of the box for each example."""
         draws = uniform(self.seed, "inception crop", epochs, examples, 2 * TRIES + 2)
         low, high = self.area
         draws[:, :TRIES] = low + (high - low) * draws[:, :TRIES]
@@ -93,7 +94,7 @@ class InceptionCrop:
         return draws
 
     def box(self, height: int, width: int, draw: np.ndarray) -> Box:
-        """The box in an image of this size."""
+        """Returns the box in an image of this size."""
         *tries, top, left = draw.tolist()
         for area, log_aspect in zip(tries[:TRIES], tries[TRIES:]):
             target, aspect = area * height * width, math.exp(log_aspect)
@@ -106,25 +107,26 @@ class InceptionCrop:
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
     def region(self, height: int, width: int, draw: np.ndarray) -> Region:
-        """The box, or a window of just its pixels."""
+        """Returns the box, as a window if it is to be antialiased."""
         box = self.box(height, width, draw)
         return Window(box, *box) if self.antialias else box
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        look(image, functools.partial(self.region, draw=draw), out)
+        extract_region(image, functools.partial(self.region, draw=draw), out)
 
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-    """The centre of an image whose short side is resized to `short_side`, for evaluation.
+    """The centre of an image whose short side was resized to `short_side`, for evaluation.
 
     The pixels are those of torchvision's Resize(short_side) and CenterCrop(shape) on Pillow's
-    images, up to 1 of 255 here and there: the image is decoded at its full size and resampled by
-    Pillow's antialiased bilinear filter to (short_side, int(short_side * long / short)), the corner
-    lies at round((side - crop) / 2) of each side. Only what the crop needs is computed.
+    images; a few differ by 1 of 255. The image is decoded at its full size and resampled by
+    Pillow's antialiased bilinear filter to (short_side, int(short_side * long / short)), and the
+    corner of the crop lies at round((side - crop) / 2) of each side. Only what the crop needs is
+    computed.
 
     Attributes:
-      short_side: pixels; no less than the sides of `shape`.
+      short_side: in pixels; at least as large as the sides of `shape`.
     """
 
     shape: tuple[int, int, int]
@@ -134,7 +136,7 @@ class CentreCrop:
         return np.empty((len(examples), 0))
 
     def window(self, height: int, width: int) -> Window:
-        """The crop in pixels of an image of this size, before it is resized."""
+        """Returns the crop in pixels of an image of this size before it is resized."""
         size, crop = (height, width), self.shape[:2]
         resized = [int(self.short_side * side / min(size)) for side in size]
         corner = [round((side - length) / 2) for side, length in zip(resized, crop)]
@@ -143,12 +145,14 @@ class CentreCrop:
         return window_around((top, left, h, w), size, (crop[0], crop[1]))
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
-        look(image, self.window, out)
+        extract_region(image, self.window, out)
 
 
-def look(image: np.ndarray | bytes, region: Callable[[int, int], Region], out: np.ndarray) -> None:
-    """Puts a region of an image, pixels or the bytes of a file, into `out`, at its size."""
+def extract_region(
+    image: np.ndarray | bytes, region: Callable[[int, int], Region], out: np.ndarray
+) -> None:
+    """Writes a region of an image (pixels, or the bytes of a file) to `out`, resized to fit it."""
     if isinstance(image, bytes):
         decode(image, region, out.shape[:2], out)
     else:
-        see(image, region, out.shape[:2], out)
+        crop_and_resize(image, region, out.shape[:2], out)

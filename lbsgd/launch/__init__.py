@@ -1,1 +1,1 @@
-"""Starts processes, and brings them together to one run."""
+"""Groups of processes: started on one machine or by a cluster manager, joined to one run."""

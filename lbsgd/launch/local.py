@@ -56,12 +56,15 @@ def launch(
     max_restarts: int,
     grace_seconds: float,
 ) -> int:
-    """Runs one process for each of `environments` until the run has a result.
+    """Runs one process for each of `environments`, and restarts them until the run has a result.
 
     Args:
-      command: the program; followed by the flags that name the coordinator, the number of
+      command: the program; it is followed by the flags that name the coordinator, the number of
         processes and the process, and by `arguments`.
-      environments: what the environment of each process has beyond this one's.
+      arguments: flags of the run.
+      environments: for each process, variables to add to the environment of this one.
+      max_restarts: how often the processes are restarted after a failure.
+      grace_seconds: how long processes that should end may take before they are killed.
 
     Returns:
       The exit code.
@@ -75,11 +78,11 @@ def launch(
                 group.start(_commands(command, arguments, len(environments)), environments)
                 verdict = group.wait()
                 if verdict.text:
-                    what_next = _what_next(verdict, group.seen, restart, max_restarts)
+                    what_next = _what_next(verdict, group.received, restart, max_restarts)
                     output.say(verdict.text + what_next)
             finally:
                 group.end()
-            if not verdict.failed or group.seen or restart > max_restarts:
+            if not verdict.failed or group.received or restart > max_restarts:
                 return verdict.code
             if signals.wait(0):
                 output.say("asked to stop; not restarting")
@@ -110,12 +113,12 @@ def _what_next(
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:
-    """Names, for CUDA_VISIBLE_DEVICES, of the GPUs that this process may use."""
+    """Lists the GPUs that this process may use, by their names for CUDA_VISIBLE_DEVICES."""
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return [str(i) for i in range(_count_gpus())]
     names = [name.strip() for name in listed.split(",")]
-    # CUDA reads up to the first that is none.
+    # CUDA ignores the names after the first that is not a GPU.
     return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
 
 
@@ -135,14 +138,16 @@ def _count_gpus() -> int:
 def split_devices(
     platform: str, processes: int, devices_per_process: int | None, gpus: Sequence[str]
 ) -> list[dict[str, str]]:
-    """What to set in the environment of each process, so that it sees devices of its own.
+    """Returns the environment variables by which each process sees its own devices.
 
     Args:
-      platform: "auto" for GPUs where there are any, "cpu" or "cuda".
-      devices_per_process: None for one CPU device, or an equal share of all GPUs.
+      platform: "cpu", "cuda", or "auto" for GPUs if there are any.
+      processes: how many processes share the devices.
+      devices_per_process: None for one CPU device, or for an equal share of all GPUs.
+      gpus: names of the GPUs to share.
 
     Raises:
-      ConfigError: the GPUs are too few, or cannot be shared equally.
+      ConfigError: there are too few GPUs, or they cannot be split evenly.
     """
     if platform == "cpu" or (platform == "auto" and not gpus):
         devices = str(devices_per_process or 1)
@@ -161,7 +166,7 @@ def split_devices(
             "say with --devices_per_process how many each gets"
         )
     shares = [gpus[i * each : (i + 1) * each] for i in range(processes)]
-    # Where it is set, JAX does not fall back to the CPU.
+    # If this is set, JAX does not fall back to the CPU.
     asked = {"JAX_PLATFORMS": "cuda,cpu"} if platform == "cuda" else {}
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share), **asked} for share in shares]
 

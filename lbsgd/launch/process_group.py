@@ -1,6 +1,6 @@
-"""The processes of one start of a run, watched until all have ended.
+"""A group of processes: started together, watched until all have ended, killed if one fails.
 
-What decides how a run ends, and which process is named, is told in `lbsgd.launch.local`.
+`lbsgd.launch.local` documents how the exit code of a run follows from those of its processes.
 """
 
 import contextlib
@@ -27,25 +27,27 @@ from lbsgd.system.errors import (
 from lbsgd.system.streams import write_or_lose
 from lbsgd.system.text import noun
 
-# A death may follow from a mistake that another process is just about to end with.
+# After a process has died: how long to wait for the others. One of them may be about to exit with a
+# mistake of the user, which is the cause.
 COLLECT_SECONDS = 0.5
 
-# After a mistake or divergence: what the others get to come to the same end.
-LEAVE_SECONDS = 10.0
+# After a mistake of the user or divergence: how long the others may take to find the same.
+FOLLOW_SECONDS = 10.0
 
 LONGEST_LINE = 2**16
 
-# What the program decided itself; where processes decided differently, the first of these.
+# Exit codes that are results of the run; if processes end with different ones, the first counts.
 RESULTS = (EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED)
 
-# Ends that a process may come to because another ended.
+# Exit codes that a process may have only because another one ended.
 _MAY_FOLLOW = (EXIT_FAILED, -signal.SIGABRT, -signal.SIGTERM, -signal.SIGINT)
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN = "SIGINT again"
 
-# Runs between the launcher and the program, as code after fork would not be safe with threads.
-# 1 is PR_SET_PDEATHSIG, which exec keeps; the launcher may have died before it was set.
+# Runs between the launcher and the program, because code after a fork is not safe with threads.
+# 1 is PR_SET_PDEATHSIG, which stays set after exec. The launcher may have died before it was set,
+# hence the comparison with the parent.
 _DIES_WITH_LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -55,9 +57,10 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Output:
-    """Lines to stdout and stderr, one at a time.
+    """Writes lines to stdout and stderr, one at a time.
 
-    A thread writes them, so that nobody who waits for processes or signals waits for a terminal.
+    A thread writes them, so that a slow terminal does not delay the handling of processes and
+    signals.
     """
 
     def __init__(self, seconds_to_finish: float) -> None:
@@ -66,13 +69,13 @@ class Output:
         self._thread = threading.Thread(target=self._write, daemon=True)
 
     def copy(self, pipe: IO[bytes], file: int, prefix: str) -> None:
-        """Puts out all lines that come from `pipe`, until its end."""
+        """Copies all lines from `pipe` to the file descriptor `file`, each with a prefix."""
         with pipe:
             while line := pipe.readline(LONGEST_LINE):
                 self._lines.put((file, prefix.encode() + line.removesuffix(b"\n") + b"\n"))
 
     def say(self, text: str) -> None:
-        """Puts out a line of the launcher's own."""
+        """Writes a line of the launcher itself."""
         with contextlib.suppress(queue.Full):
             self._lines.put((2, f"[launcher] {text}\n".encode()), timeout=1)
 
@@ -91,14 +94,14 @@ class Output:
 
 
 class Signals:
-    """While entered, what this process gets of `CAUGHT` and SIGCHLD is kept, to be waited for."""
+    """While entered, catches the signals in `CAUGHT` and SIGCHLD for `wait`."""
 
     def __enter__(self) -> "Signals":
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         caught = [n for n in CAUGHT if not (n == signal.SIGHUP and nohup)]
-        self._before = {n: signal.signal(n, _keep) for n in (*caught, signal.SIGCHLD)}
+        self._before = {n: signal.signal(n, _do_nothing) for n in (*caught, signal.SIGCHLD)}
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
 
@@ -110,18 +113,18 @@ class Signals:
         os.close(self._write)
 
     def wait(self, seconds: float | None) -> list[signal.Signals]:
-        """Those of `CAUGHT` that came, in order; empty after `seconds` or a child's end."""
+        """Waits for signals and returns them in order; empty after `seconds` or a child's end."""
         if not select.select([self._read], [], [], seconds)[0]:
             return []
         return [signal.Signals(n) for n in os.read(self._read, 1024) if n in CAUGHT]
 
 
-def _keep(number: int, frame: Any) -> None:
-    """The wakeup descriptor has told; without a handler Python would not write to it."""
+def _do_nothing(number: int, frame: Any) -> None:
+    """Does nothing, but must exist: without a handler Python would not write to the descriptor."""
 
 
 class Process(NamedTuple):
-    """One that is running."""
+    """A running process."""
 
     number: int
     popen: subprocess.Popen[bytes]
@@ -129,7 +132,7 @@ class Process(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """One that has ended by itself: its return code (-n for signal n), and after how long."""
+    """A process that ended by itself: its return code (-n for signal n), and after how long."""
 
     number: int
     code: int
@@ -152,7 +155,7 @@ def _signal_name(number: int) -> str:
 
 
 class Limit(NamedTuple):
-    """When what is still running is killed, `seconds` after `event`."""
+    """A deadline, `seconds` after `event`, at which processes that still run are killed."""
 
     at: float
     seconds: float
@@ -160,14 +163,14 @@ class Limit(NamedTuple):
     is_failure: bool
 
     def text(self, late: Sequence[Process]) -> str:
-        """Of those that are late."""
+        """Describes that processes missed the deadline."""
         verb, them = ("is", "it") if len(late) == 1 else ("are", "them")
         since = f"{self.seconds:g} s after {self.event}"
         return f"{_names(late)} {verb} still running {since}; killing {them}"
 
 
 class Verdict(NamedTuple):
-    """What became of a group: the launcher's exit code, and what to say."""
+    """The end of a group: the exit code of the launcher, and what to print."""
 
     code: int
     text: str
@@ -175,20 +178,20 @@ class Verdict(NamedTuple):
 
 
 class Group:
-    """The processes of one start."""
+    """The processes of one start of a run."""
 
     def __init__(self, output: Output, signals: Signals, grace_seconds: float) -> None:
         self._output, self._signals, self._grace = output, signals, grace_seconds
         self._started = time.monotonic()
         self._limit: Limit | None = None
-        self.seen: list[signal.Signals] = []  # what asked this group to stop
+        self.received: list[signal.Signals] = []  # what asked this group to stop
         self._running: list[Process] = []
         self._ended: list[Ended] = []
 
     def start(
         self, commands: Sequence[list[str]], environments: Sequence[Mapping[str, str]]
     ) -> None:
-        """Starts one process a command, each in a session of its own."""
+        """Starts one process for each command, in a session of its own."""
         for index, (command, extra) in enumerate(zip(commands, environments)):
             popen = subprocess.Popen(
                 _tied_to_launcher(command),
@@ -210,7 +213,7 @@ class Group:
         return readers
 
     def wait(self) -> Verdict:
-        """Passes signals on until all have ended, or those that have not are to be killed."""
+        """Passes on signals until all processes have ended or the deadline is reached."""
         while self._running and not self._is_over():
             left = self._limit and max(0.0, self._limit.at - time.monotonic())
             for number in self._signals.wait(left):
@@ -219,12 +222,12 @@ class Group:
         return self._verdict()
 
     def end(self) -> None:
-        """Kills what is still running."""
+        """Kills the processes that still run."""
         for process in self._running:
             _kill(process)
         while self._running:
             self._running[0].popen.wait()
-            self._take_leave(self._running[0])
+            self._remove(self._running[0])
 
     def _is_over(self) -> bool:
         return self._limit is not None and time.monotonic() >= self._limit.at
@@ -235,8 +238,8 @@ class Group:
             self._limit = limit
 
     def _receive(self, number: signal.Signals) -> None:
-        before = set(self.seen)
-        self.seen.append(number)
+        before = set(self.received)
+        self.received.append(number)
         if number == signal.SIGINT and number in before:
             self._end_by(0, _AGAIN)
         elif number == signal.SIGINT:
@@ -253,23 +256,23 @@ class Group:
     def _reap(self) -> None:
         over = [p for p in self._running if p.popen.poll() is not None]
         for process in sorted(over, key=lambda p: p.popen.returncode in _MAY_FOLLOW):
-            self._take_leave(process)
+            self._remove(process)
             seconds = time.monotonic() - self._started
-            self._note(Ended(process.number, process.popen.returncode, seconds))
+            self._record_end(Ended(process.number, process.popen.returncode, seconds))
 
-    def _take_leave(self, process: Process) -> None:
+    def _remove(self, process: Process) -> None:
         self._running.remove(process)
-        _kill(process)  # processes of its own that it has left
-        for reader in process.readers:  # its last words come before what is said of it
+        _kill(process)  # and with it the processes that it started
+        for reader in process.readers:  # its last lines are printed before those about its end
             reader.join(timeout=1)
 
-    def _note(self, ended: Ended) -> None:
+    def _record_end(self, ended: Ended) -> None:
         self._ended.append(ended)
         event = f"process {ended.number} ended ({ended.how})"
         if ended.code in (EXIT_DONE, EXIT_PREEMPTED):
             self._end_by(self._grace, event, is_failure=True)
         elif ended.code in (EXIT_USER, EXIT_DIVERGED):
-            self._end_by(min(LEAVE_SECONDS, self._grace), event)
+            self._end_by(min(FOLLOW_SECONDS, self._grace), event)
         else:
             self._end_by(COLLECT_SECONDS, event)
 
@@ -281,7 +284,7 @@ class Group:
         chosen = self._chosen()
         if chosen in (EXIT_USER, EXIT_DIVERGED):
             return Verdict(chosen, text)
-        if late and late.is_failure and not self.seen:
+        if late and late.is_failure and not self.received:
             return Verdict(_exit_code(-signal.SIGKILL), text, failed=True)
         if chosen == EXIT_PREEMPTED:
             return Verdict(chosen, text)
@@ -292,33 +295,34 @@ class Group:
         return Verdict(_exit_code(-signal.SIGKILL) if late else EXIT_DONE, text)
 
     def _chosen(self) -> int:
-        """The exit code that the program chose, of those that it has; 0 if none."""
+        """Returns the first of `RESULTS` that a process ended with; 0 if there is none."""
         by_itself = (EXIT_DONE, *RESULTS, *_MAY_FOLLOW)
-        # What was killed from outside explains what the others said later, not the other way round.
+        # A process that was killed from outside may be the cause of later exit codes of others, so
+        # only earlier ones count.
         ended = itertools.takewhile(lambda e: e.code in by_itself, self._ended)
         codes = {e.code for e in ended}
         return next((code for code in RESULTS if code in codes), EXIT_DONE)
 
 
 def _tied_to_launcher(command: list[str]) -> list[str]:
-    """`command`, to be killed with this process where the system can do it."""
+    """Wraps a command so that it is killed together with this process, on Linux."""
     if sys.platform != "linux":
         return command
     return [sys.executable, "-I", "-S", "-c", _DIES_WITH_LAUNCHER, str(os.getpid()), *command]
 
 
 def _kill(process: Process) -> None:
-    """SIGKILL to a process and those that it started; also where there are none any more."""
+    """Kills a process and those that it started, if any still run."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.popen.pid, signal.SIGKILL)
 
 
 def _names(processes: Sequence[Process]) -> str:
-    """Of [0, 2]: "processes 0, 2"."""
+    """Formats the numbers of processes: "processes 0, 2"."""
     numbers = ", ".join(str(p.number) for p in processes)
     return f"{noun(len(processes), 'process', 'processes')} {numbers}"
 
 
 def _exit_code(code: int) -> int:
-    """Of a return code, the exit code that a shell would give."""
+    """Converts a return code to the exit code that a shell would report."""
     return 128 - code if code < 0 else code

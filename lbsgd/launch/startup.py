@@ -1,4 +1,4 @@
-"""The start of a process: it joins the others of its run, and finds its devices."""
+"""The start of a process of a data-parallel run: it joins the others and opens its devices."""
 
 import contextlib
 import importlib.util
@@ -18,15 +18,16 @@ import ml_collections
 
 from lbsgd.system.errors import ConfigError
 
-# A process that waits longer for the others to start says so.
+# A process that waits longer than this for the others says so.
 WAITING_SECONDS = 10.0
-# Between two questions for who is still to come, and for the answer to one.
+# Time between two attempts to reach another process, and limit of each attempt.
 ASK_SECONDS = 1.0
-# The type of the frame that a server of HTTP/2 sends first, after three bytes of its length.
+# The type of the first frame that an HTTP/2 server sends, after three bytes of length.
 _SETTINGS = b"\x04"
 
-# What the cluster managers that JAX knows give to the processes of a run, besides Kubernetes.
-_OF_CLUSTERS = (
+# Variables that the cluster managers that JAX knows, besides Kubernetes, set for a run of several
+# processes.
+_CLUSTER_VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
     "OMPI_MCA_orte_hnp_uri",
     "SLURM_STEP_NODELIST",
@@ -34,9 +35,9 @@ _OF_CLUSTERS = (
     "TPU_WORKER_HOSTNAMES",
 )
 _RANKS = ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-# By which a user asks JAX for backends.
-_ASKING = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
-# Backends that pip brings, and how.
+# Variables by which a user chooses JAX's backends.
+_BACKEND_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+# How to install the backends that are separate packages.
 _EXTRAS = {"cuda": 'pip install -e ".[cuda]"', "tpu": 'pip install -e ".[tpu]"'}
 
 
@@ -48,15 +49,18 @@ def start_processes(
 ) -> None:
     """Joins this process to the others of the run (`jax.distributed`), if there are any.
 
-    Without any of the three, JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
+    If none of the first three arguments is given, JAX detects SLURM, Open MPI, Kubernetes and Cloud
+    TPU.
 
     Args:
-      coordinator: host:port of process 0, who listens there; on a loopback address only there.
+      coordinator: host:port at which process 0 listens; for a loopback address, only on loopback.
+      num_processes: how many processes the run has.
+      process_id: the number of this process, from 0 on.
       limits: the config's `runtime`.
 
     Raises:
-      ConfigError: what is given names no process of a run, the others did not come, or there are
-        no such devices as are asked for.
+      ConfigError: the arguments are wrong, the other processes did not come, or the devices that
+        were asked for do not exist.
     """
     given = (coordinator, num_processes, process_id)
     alone = all(x is None for x in given) and is_single(os.environ)
@@ -80,11 +84,14 @@ def _join(
     if any(x is not None for x in (coordinator, num_processes, process_id)):
         how |= _check_process(coordinator, num_processes, process_id)
         who = f"process {process_id} of {num_processes} at {coordinator}"
-        _await_host(_split(how["coordinator_address"])[0], who, limits.start_seconds)
+        _await_host(_split_address(how["coordinator_address"])[0], who, limits.start_seconds)
         if process_id:
             _await_coordinator(how["coordinator_address"], limits.start_seconds)
     _check_listens(how, os.environ)
-    with _told(f"{who} waits for the other processes", "them", limits.start_seconds), _no_advice():
+    with (
+        _announce_wait(f"{who} waits for the other processes", "them", limits.start_seconds),
+        _without_kubernetes_advice(),
+    ):
         _initialize(how)
 
 
@@ -92,27 +99,28 @@ def _initialize(how: Mapping[str, Any]) -> None:
     try:
         jax.distributed.initialize(**how)
     except jax.errors.JaxRuntimeError:
-        raise  # of the connection, which may be better next time
-    except Exception as error:  # of JAX's own detection, and of what it asks
+        raise  # an error of the connection, not of the user: another start may succeed
+    except Exception as error:  # from JAX's detection of clusters, and from what that calls
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if "coordinator_address should be defined" not in reason:  # there is no cluster
             raise ConfigError(
                 f"the processes did not find each other: {reason}; --coordinator, "
                 "--num_processes and --process_id tell them, --num_processes=1 that it is alone"
             ) from error
-        _tell_pod(os.environ)
+        _warn_lone_pod(os.environ)
 
 
 def is_single(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster manager started this process alone."""
+    """Returns whether a cluster manager started this process as the only one of its run."""
     if "1" in (environment.get("SLURM_NTASKS"), environment.get("OMPI_COMM_WORLD_SIZE")):
         return True
-    # Every pod has Kubernetes' variables; those of one run are the pods of an indexed Job.
+    # Every pod has Kubernetes' variables, but only pods of an indexed Job form one run.
     pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" not in environment
-    return pod and not any(name in environment for name in _OF_CLUSTERS)
+    return pod and not any(name in environment for name in _CLUSTER_VARIABLES)
 
 
-def _tell_pod(environment: Mapping[str, str]) -> None:
+def _warn_lone_pod(environment: Mapping[str, str]) -> None:
+    """Warns if this pod of an indexed Job trains by itself, as it would without `kubernetes`."""
     index = environment.get("JOB_COMPLETION_INDEX", "0")
     if index != "0":
         print(
@@ -123,16 +131,16 @@ def _tell_pod(environment: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """JAX advises the package kubernetes to every process in a pod."""
+def _without_kubernetes_advice() -> Iterator[None]:
+    """Suppresses JAX's advice to install kubernetes, which every process in a pod would print."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Kubernetes environment detected", UserWarning)
         yield
 
 
 @contextlib.contextmanager
-def _told(what: str, them: str, seconds: float) -> Iterator[None]:
-    """Says what is waited for, if that takes long."""
+def _announce_wait(what: str, them: str, seconds: float) -> Iterator[None]:
+    """Prints what this process waits for, if the code within this context takes long."""
     text = f"lbsgd: {what}; ends after {seconds} s without {them}"
     told = threading.Timer(
         min(WAITING_SECONDS, seconds / 2), lambda: print(text, file=sys.stderr, flush=True)
@@ -174,20 +182,20 @@ def _check_process(
     return how
 
 
-# --- the coordinator's address: JAX crashes, or ends the process from C++, where it is none ----
+# --- the coordinator's address: a wrong one would crash JAX, or end the process from C++ --------
 
 
-def _split(address: str) -> tuple[str, int]:
+def _split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _await_host(host: str, who: str, seconds: float) -> None:
-    """Waits until the host has an address: that of a pod is known once the pod is there."""
+    """Waits until the name of a host is known: that of a pod is known once the pod exists."""
     pod = "KUBERNETES_SERVICE_HOST" in os.environ
     end = time.monotonic() + (seconds if pod else min(seconds, WAITING_SECONDS))
     text = f"{who} waits for a host called {host!r}, which is not known"
-    with _told(text, "it", seconds) if pod else contextlib.nullcontext():
+    with _announce_wait(text, "it", seconds) if pod else contextlib.nullcontext():
         while True:
             try:
                 socket.getaddrinfo(host, None)
@@ -202,25 +210,25 @@ def _await_host(host: str, who: str, seconds: float) -> None:
 
 
 def _await_coordinator(address: str, seconds: float) -> None:
-    """Waits while another program answers in the place of process 0, who may just be starting.
+    """Waits while another program answers at the address of process 0, which may still be starting.
 
-    Where nobody does, JAX waits.
+    If nothing answers, JAX itself waits.
 
     Raises:
-      ConfigError: it does so for as long as processes wait for each other.
+      ConfigError: it still answers after `seconds`.
     """
     end = time.monotonic() + seconds
-    while _is_foreign(*_split(address)):
+    while _is_foreign(*_split_address(address)):
         if time.monotonic() + ASK_SECONDS > end:
             raise ConfigError(
-                f"what listens at {address} is no process 0 of a run; give all processes another "
+                f"what listens at {address} is not process 0 of a run; give all processes another "
                 "port with --coordinator"
             )
         time.sleep(ASK_SECONDS)
 
 
 def _is_foreign(host: str, port: int) -> bool:
-    """Tells whether somebody listens who does not begin as a server of gRPC, with its settings."""
+    """Returns whether a program listens there that is not a gRPC server, which sends settings."""
     try:
         connection = socket.create_connection((host, port), ASK_SECONDS)
     except OSError:
@@ -231,10 +239,11 @@ def _is_foreign(host: str, port: int) -> bool:
 
 
 def _check_listens(how: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Checks that process 0 can listen where it will, as far as that is known beforehand.
+    """Checks that process 0 can listen at its address, as far as that is known beforehand.
 
     Args:
-      how: what `jax.distributed.initialize` will be given.
+      how: the arguments for `jax.distributed.initialize`.
+      environment: of this process.
     """
     ranks = (how.get("process_id"), *map(environment.get, _RANKS))
     port = how.get("coordinator_address", "").rpartition(":")[2]
@@ -244,7 +253,7 @@ def _check_listens(how: Mapping[str, Any], environment: Mapping[str, str]) -> No
     everywhere = environment.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{port}")
     address = how.get("coordinator_bind_address", everywhere)
     try:
-        _listen(*_split(address))
+        _listen(*_split_address(address))
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"process 0 cannot listen at {address} ({_reason(error)}); give all processes another "
@@ -253,7 +262,7 @@ def _check_listens(how: Mapping[str, Any], environment: Mapping[str, str]) -> No
 
 
 def _listen(host: str, port: int) -> None:
-    """Raises OSError where nobody can."""
+    """Listens for a moment; raises OSError if that is impossible."""
     if host != "::":
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
@@ -264,7 +273,7 @@ def _listen(host: str, port: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Without what Python adds to the system's words."""
+    """Describes an error in the system's words, without what Python adds."""
     number = getattr(error, "errno", None) or 0
     return os.strerror(number) if number > 0 else getattr(error, "strerror", "") or str(error)
 
@@ -273,40 +282,40 @@ def _reason(error: Exception) -> str:
 
 
 def _open_devices() -> None:
-    """Has JAX find its devices.
+    """Makes JAX find its devices.
 
     Raises:
-      ConfigError: JAX_PLATFORMS asks for others than there are.
+      ConfigError: JAX_PLATFORMS asks for devices that do not exist.
     """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = next((name for name in _ASKING if os.environ.get(name)), None)
-        if not asked or _of_another_process(error):
+        asked = next((name for name in _BACKEND_VARIABLES if os.environ.get(name)), None)
+        if not asked or _is_other_process_error(error):
             raise
         wrong = explain_backend(os.environ[asked], error)
         raise ConfigError(f"{asked}={os.environ[asked]}: {wrong}, or unset {asked}") from error
 
 
-def _of_another_process(error: Exception) -> bool:
-    """The devices of all are found together, and another may be gone."""
+def _is_other_process_error(error: Exception) -> bool:
+    """Returns whether finding devices, which all processes do together, failed in another one."""
     gone = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED", "heartbeat", "GetKeyValue")
     return jax.distributed.is_initialized() and any(word in str(error) for word in gone)
 
 
 def explain_backend(asked: str, error: Exception) -> str:
-    """What is wrong with platforms that JAX cannot open, and what to do.
+    """Describes why JAX cannot open platforms, and what to do.
 
     Args:
-      asked: names, with commas.
-      error: JAX's.
+      asked: names of platforms, separated by commas.
+      error: raised by JAX.
     """
-    missing = _missing()
+    missing = _missing_backends()
     if "gpu" in asked.split(","):
         how = f" ({_EXTRAS['cuda']})" if "cuda" in missing else ""
         return f"JAX takes gpu for CUDA, ROCm and oneAPI at once; set JAX_PLATFORMS=cuda{how}"
     failed = re.search(r"(Unable to initialize backend '|Unknown backend )(\w*)", str(error))
-    # Where there is no GPU JAX passes over cuda, and then finds itself without a backend.
+    # If there is no GPU, JAX skips cuda and then fails an assertion because no backend is left.
     name = "cuda" if isinstance(error, AssertionError) else failed[2] if failed else asked
     if name in missing:
         return f"the wheel for {name} is not installed; {_EXTRAS[name]}"
@@ -319,8 +328,8 @@ def explain_backend(asked: str, error: Exception) -> str:
     return f"{name} cannot be used ({text}); mend that"
 
 
-def _missing() -> set[str]:
-    """The backends whose wheels are not installed."""
+def _missing_backends() -> set[str]:
+    """Returns the backends whose wheels are not installed."""
     plugins = metadata.entry_points(group="jax_plugins")
     there = {
         "cuda": any("cuda" in plugin.name for plugin in plugins),

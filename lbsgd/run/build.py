@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.facts import Facts, check_given, facts_of, given_facts
 from lbsgd.data.source import Splits
 from lbsgd.data.sources.catalogue import build_sources
@@ -34,7 +34,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     data = facts_of(splits)
     check_given(config.data, data)
     program = measure_accumulation(make_plan(config, data, topology))
-    corrupt = Corrupt(config.data.on_corrupt, config.data.max_corrupt)
+    corrupt = CorruptExamples(config.data.on_corrupt, config.data.max_corrupt)
     return Run(program.plan, program, Feed(program.plan, splits, corrupt))
 
 

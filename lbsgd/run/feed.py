@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.loaders import evaluation_loader, training_loader
 from lbsgd.data.order import Order
-from lbsgd.data.pipeline import EvalBatches, Prefetch, Repeated, TrainBatches, random_batch
+from lbsgd.data.pipeline import EvalBatches, Prefetch, RepeatedBatches, TrainBatches, random_batch
 from lbsgd.data.source import Splits
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
@@ -24,9 +24,9 @@ class Feed:
 
     plan: Plan
     splits: Splits
-    corrupt: Corrupt
+    corrupt: CorruptExamples
 
-    def training(self, start: int) -> Prefetch | Repeated:
+    def training(self, start: int) -> Prefetch | RepeatedBatches:
         """Iterates over the batches of the updates from `start` on, loaded ahead."""
         if self.plan.config.data.synthetic_on_device:
             return self._repeated(start)
@@ -58,7 +58,7 @@ class Feed:
         trained = p.devices * p.lanes * p.worker_batch_size
         return EvalBatches(loader, p, plan.config.evaluation.batch_size or trained)
 
-    def _repeated(self, start: int) -> Repeated:
+    def _repeated(self, start: int) -> RepeatedBatches:
         plan, program = self.plan, Program(self.plan)
         batch_of = {
             size: random_batch(
@@ -67,4 +67,4 @@ class Feed:
             for size, placement in plan.placements.items()
         }
         updates = range(start, plan.total_updates)
-        return Repeated(batch_of[plan.timeline.batch_size(t)] for t in updates)
+        return RepeatedBatches(batch_of[plan.timeline.batch_size(t)] for t in updates)

@@ -121,7 +121,7 @@ def test_show(workdir, cli):
     assert lines[0].startswith(f"{workdir / 'checkpoints' / '10'}: 2 arrays of 0.0 MB, written 20")
     assert '    "name": "resnet\\u001b[31m"' in lines
     rows = {line.split()[-2]: line.split() for line in lines[-2:]}
-    found = manifest.checksum("kernel", np.asarray(KERNEL))[:12]
+    found = manifest.array_checksum("kernel", np.asarray(KERNEL))[:12]
     assert rows["kernel"] == [found, "5", "-0.25", "kernel", "float32[2,2]"]
     assert rows["n"][1:] == ["10", "10", "n", "int32[]"]
     assert cli("show", workdir, 9)[1][-1].split()[1:] == ["9", "9", "n", "int32[]"]
@@ -149,8 +149,8 @@ def test_nothing_is_changed(workdir, cli):
         (["list"], "the following arguments are required: workdir"),
         (["verify", "RUN", "x"], "argument update: invalid int value: 'x'"),
         (["verify", "RUN", "9", "10"], "unrecognized arguments: 10"),
-        (["list", "RUN/none"], "RUN/none is no folder"),
-        (["list", "FILE"], "FILE is no folder"),
+        (["list", "RUN/none"], "RUN/none is not a folder"),
+        (["list", "FILE"], "FILE is not a folder"),
         (
             ["list", "RUN/empty"],
             "there are no checkpoints in RUN/empty; give the workdir of a run, its folder of "

@@ -115,13 +115,13 @@ def test_what_is_no_plain_file_is_not_opened(folder, name, kind):
         "dangling link": lambda p: p.symlink_to("nowhere"),
     }
     make[kind](path)
-    assert restored(folder) == (1, [f"checkpoint 2 is passed over: {name} is no plain file"])
+    assert restored(folder) == (1, [f"checkpoint 2 is passed over: {name} is not a plain file"])
 
 
 def test_a_link_to_a_checkpoint_is_not_followed(folder):
     (folder / "2").rename(folder.parent / "elsewhere")
     (folder / "2").symlink_to(folder.parent / "elsewhere")
-    assert restored(folder) == (1, ["checkpoint 2 is passed over: it is no folder"])
+    assert restored(folder) == (1, ["checkpoint 2 is passed over: it is not a folder"])
     assert (folder.parent / "elsewhere").is_dir()
 
 

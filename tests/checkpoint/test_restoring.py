@@ -33,7 +33,7 @@ def test_those_passed_over_are_named_with_the_reason(tmp_path):
     assert said[0] == (
         "checkpoint 4 is passed over: its manifest does not have the checksum that it names"
     )
-    assert said[1] == "checkpoint 3 is passed over: it is no folder"
+    assert said[1] == "checkpoint 3 is passed over: it is not a folder"
     assert said[2].startswith("checkpoint 2 is passed over: it has ")
     assert len(said) == 3
 

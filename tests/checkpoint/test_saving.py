@@ -45,7 +45,7 @@ def test_bits_survive(tmp_path):
     """NaN payloads, -0.0, denormals, and 64 bits though JAX has only 32 here."""
     assert not jax.config.jax_enable_x64
     path = tmp_path / "3"
-    store.write(path, manifest.describe(3, IDENTITY, BITS), BITS)
+    store.write(path, manifest.make_manifest(3, IDENTITY, BITS), BITS)
     found = store.read_arrays(path, store.read_manifest(path))
     for name, wanted in BITS.items():
         assert (found[name].dtype, found[name].shape) == (wanted.dtype, wanted.shape)
@@ -65,14 +65,14 @@ def test_checksum_is_of_name_dtype_shape_and_values():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     head = b'["a/b", "float32", [2, 3]]'
     wanted = hashlib.sha256(head + array.tobytes()).hexdigest()
-    assert manifest.checksum("a/b", array) == wanted
-    assert manifest.checksum("a/b", np.asfortranarray(array)) == wanted
-    assert manifest.checksum("a/b", np.repeat(array, 2, axis=1)[:, ::2]) == wanted
+    assert manifest.array_checksum("a/b", array) == wanted
+    assert manifest.array_checksum("a/b", np.asfortranarray(array)) == wanted
+    assert manifest.array_checksum("a/b", np.repeat(array, 2, axis=1)[:, ::2]) == wanted
     others = [
-        manifest.checksum("a/c", array),
-        manifest.checksum("a/b", array.reshape(3, 2)),
-        manifest.checksum("a/b", array.view(np.int32)),
-        manifest.checksum("a/b", array + np.float32(1)),
+        manifest.array_checksum("a/c", array),
+        manifest.array_checksum("a/b", array.reshape(3, 2)),
+        manifest.array_checksum("a/b", array.view(np.int32)),
+        manifest.array_checksum("a/b", array + np.float32(1)),
     ]
     assert len({wanted, *others}) == 5
 

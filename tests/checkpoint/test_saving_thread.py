@@ -54,7 +54,7 @@ def test_costs_are_counted(tmp_path, monkeypatch):
     each = 40 * 30 * 4 + 5 * 2 + 4 + 7 * 4
     assert (costs.saved, costs.failed, costs.nbytes, costs.calls) == (2, 0, 2 * each, 2)
     assert costs.seconds > 0
-    assert costs.stood > 0
+    assert costs.waited > 0
 
 
 def test_costs_are_a_line():

@@ -17,12 +17,12 @@ from PIL import Image
 
 from lbsgd import train
 from lbsgd.data.augment import Color, CropAndFlip
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches
-from lbsgd.data.source import Example, numbered
+from lbsgd.data.source import Example, numbered_classes
 from lbsgd.data.views import InceptionCrop
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record.metrics import evaluations, read_metrics
@@ -55,7 +55,7 @@ class Files:
     image_shape, notes = (20, 30, 3), ()
 
     def __init__(self, torn: tuple[int, ...] = TORN) -> None:
-        self.torn, self.classes, self.fingerprint = torn, numbered(COUNT), f"{torn}"
+        self.torn, self.classes, self.fingerprint = torn, numbered_classes(COUNT), f"{torn}"
 
     def __len__(self) -> int:
         return COUNT
@@ -68,7 +68,7 @@ class Files:
 
 
 def train_batches(
-    placement: Placement, corrupt: Corrupt, threads: int = 1, torn: tuple[int, ...] = TORN
+    placement: Placement, corrupt: CorruptExamples, threads: int = 1, torn: tuple[int, ...] = TORN
 ) -> TrainBatches:
     loader = Loader(Files(torn), VIEW, AUGMENT, corrupt, threads)
     timeline = Timeline.constant(COUNT, placement.batch_size)
@@ -77,7 +77,7 @@ def train_batches(
     return TrainBatches(loader, Order(COUNT, seed=4), timeline, placements, none)
 
 
-def eval_batches(placement: Placement, corrupt: Corrupt, threads: int = 1) -> EvalBatches:
+def eval_batches(placement: Placement, corrupt: CorruptExamples, threads: int = 1) -> EvalBatches:
     return EvalBatches(Loader(Files(), VIEW, (), corrupt, threads), placement, 16)
 
 
@@ -108,7 +108,7 @@ def names(path: pathlib.Path) -> list[str]:
 def test_the_next_whole_example_stands_in(threads, devices, steps):
     """On any placement and number of threads, in minibatches that straddle epochs and not."""
     placement = place(16, 2, devices=devices, accumulation_steps=steps)
-    batches = train_batches(placement, Corrupt("skip", 3), threads)
+    batches = train_batches(placement, CorruptExamples("skip", 3), threads)
     replaced = 0
     for update, batch in enumerate(batches.between(0, 3)):
         images, labels = expected_minibatch(update, 16)
@@ -120,7 +120,7 @@ def test_the_next_whole_example_stands_in(threads, devices, steps):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_by_default_the_first_one_stops_the_loading(threads):
-    batches = train_batches(place(16, 2, devices=2), Corrupt(), threads, torn=(5,))
+    batches = train_batches(place(16, 2, devices=2), CorruptExamples(), threads, torn=(5,))
     says = r"train/5\.jpg is corrupt: .*; mend it, or set data\.on_corrupt='skip'"
     with pytest.raises(ConfigError, match=says):
         list(batches.between(0, 3))
@@ -128,7 +128,7 @@ def test_by_default_the_first_one_stops_the_loading(threads):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_one_too_many_stops_the_loading(threads):
-    batches = train_batches(place(16, 2, devices=2), Corrupt("skip", 2), threads)
+    batches = train_batches(place(16, 2, devices=2), CorruptExamples("skip", 2), threads)
     # Of several threads that are past it the first in the batch speaks.
     says = r"train/\d+\.jpg is corrupt: .*; it is number \d+, more than data\.max_corrupt=2"
     with pytest.raises(ConfigError, match=says):
@@ -138,7 +138,7 @@ def test_one_too_many_stops_the_loading(threads):
 def test_without_a_whole_example_there_is_nothing_to_stand_in():
     """However many may be corrupt."""
     everything = tuple(range(COUNT))
-    batches = train_batches(place(16, 2, devices=2), Corrupt("skip", 1000), torn=everything)
+    batches = train_batches(place(16, 2, devices=2), CorruptExamples("skip", 1000), torn=everything)
     with pytest.raises(ConfigError, match="no example can be read"):
         list(batches.between(0, 1))
 
@@ -146,7 +146,7 @@ def test_without_a_whole_example_there_is_nothing_to_stand_in():
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_in_evaluation_they_are_masked(threads):
     placement = place(16, 2, devices=4)
-    corrupt = Corrupt("skip", 3)
+    corrupt = CorruptExamples("skip", 3)
     labels = []
     for batch in eval_batches(placement, corrupt, threads):
         mask = np.asarray(batch["mask"])
@@ -157,7 +157,9 @@ def test_in_evaluation_they_are_masked(threads):
     assert corrupt.names == {f"train/{i}.jpg" for i in TORN}
 
 
-@pytest.mark.parametrize(("corrupt", "says"), [(Corrupt(), "mend it"), (Corrupt("skip", 2), "=2")])
+@pytest.mark.parametrize(
+    ("corrupt", "says"), [(CorruptExamples(), "mend it"), (CorruptExamples("skip", 2), "=2")]
+)
 def test_in_evaluation_they_stop_what_they_would_stop_in_training(corrupt, says):
     with pytest.raises(ConfigError, match=says):
         list(eval_batches(place(16, 2, devices=4), corrupt))
@@ -173,8 +175,8 @@ class SlowName(str):
 
 def test_each_name_is_written_once(tmp_path):
     """However often an example comes, and in however many threads at once."""
-    corrupt = Corrupt("skip", 20)
-    corrupt.record(tmp_path / "corrupt.jsonl")
+    corrupt = CorruptExamples("skip", 20)
+    corrupt.log_to(tmp_path / "corrupt.jsonl")
     given = [SlowName(f'file\n{i} "ä" \udcff') for i in range(20)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: corrupt.note(given[i // 20], CorruptError("torn")), range(400)))
@@ -183,18 +185,18 @@ def test_each_name_is_written_once(tmp_path):
 
 
 def test_nothing_corrupt_leaves_no_file(tmp_path):
-    Corrupt("skip", 3).record(tmp_path / "corrupt.jsonl")
+    CorruptExamples("skip", 3).log_to(tmp_path / "corrupt.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_those_of_before_count(tmp_path):
     path = tmp_path / "corrupt.jsonl"
-    first = Corrupt("skip", 3)
-    first.record(path)
+    first = CorruptExamples("skip", 3)
+    first.log_to(path)
     first.note("a", CorruptError("torn"))
     first.note("b", CorruptError("torn"))
-    again = Corrupt("skip", 3)
-    again.record(path)
+    again = CorruptExamples("skip", 3)
+    again.log_to(path)
     assert again.names == {"a", "b"}
     again.note("b", CorruptError("torn"))
     again.note("c", CorruptError("torn"))
@@ -207,10 +209,10 @@ def test_starting_again_allows_no_more_of_them(tmp_path):
     """The one too many stops each time, and a lower max_corrupt holds for those of before."""
     path = tmp_path / "corrupt.jsonl"
     path.write_text("".join(json.dumps({"name": n, "reason": "torn"}) + "\n" for n in "abcd"))
-    again = Corrupt("skip", 3)
+    again = CorruptExamples("skip", 3)
 
     def start_again() -> None:
-        again.record(path)
+        again.log_to(path)
         again.note("d", CorruptError("torn"))
 
     with pytest.raises(ConfigError, match="max_corrupt=3"):
@@ -222,7 +224,7 @@ def test_a_damaged_list_is_an_error(tmp_path, text):
     path = tmp_path / "corrupt.jsonl"
     path.write_text(f"{text}\n")
     with pytest.raises(ConfigError, match=r"corrupt\.jsonl is damaged; mend or remove it"):
-        Corrupt("skip", 3).record(path)
+        CorruptExamples("skip", 3).log_to(path)
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from lbsgd.data.augment import Color, CropAndFlip
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
-from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches, load
-from lbsgd.data.source import Example, numbered
+from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches, load_job
+from lbsgd.data.source import Example, numbered_classes
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.data.views import InceptionCrop, Whole
 from lbsgd.schedule.timeline import Timeline
@@ -35,12 +35,12 @@ COLOURS = (CropAndFlip(seed=9, flip=True), Color(9, (0.4, 0.4, 0.4), 0.1))
 def source(count: int = COUNT) -> ArraySource:
     """Images of noise; the label of each is its own index."""
     images = np.random.default_rng(0).integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
-    return ArraySource(images, np.arange(count), numbered(count))
+    return ArraySource(images, np.arange(count), numbered_classes(count))
 
 
 def train_batches(placement: Placement, threads: int = 1, examples=None) -> TrainBatches:
     timeline = Timeline.constant(COUNT, placement.batch_size)
-    loader = Loader(examples or source(), Whole((4, 5, 3)), (AUGMENT,), Corrupt(), threads)
+    loader = Loader(examples or source(), Whole((4, 5, 3)), (AUGMENT,), CorruptExamples(), threads)
     return TrainBatches(
         loader, Order(COUNT, seed=4), timeline, {placement.batch_size: placement}, NO_MIXING
     )
@@ -76,7 +76,7 @@ def test_workers_see_the_same_examples_in_every_place(devices, steps):
     placement = place(16, 2, devices=devices, accumulation_steps=steps)
     batches = train_batches(placement)
     for update in (0, 2, 100):
-        loaded = load(batches.job(update))
+        loaded = load_job(batches.job(update))
         images, labels = expected_minibatch(update, 16)
         assert loaded["image"].shape[:3] == placement.rows_of_slot().shape
         np.testing.assert_array_equal(real_rows(loaded["image"], placement), images)
@@ -84,7 +84,7 @@ def test_workers_see_the_same_examples_in_every_place(devices, steps):
 
 
 def test_types_of_a_batch():
-    loaded = load(train_batches(place(16, 2, devices=2)).job(0))
+    loaded = load_job(train_batches(place(16, 2, devices=2)).job(0))
     assert {key: str(array.dtype) for key, array in loaded.items()} == {
         "image": "uint8",
         "label": "int32",
@@ -94,7 +94,7 @@ def test_types_of_a_batch():
 def test_idle_slots_hold_a_worker_of_the_minibatch():
     """8 workers on 5 devices x 2 lanes."""
     placement = place(16, 2, devices=5)
-    loaded = load(train_batches(placement).job(1))
+    loaded = load_job(train_batches(placement).job(1))
     slots = loaded["image"].reshape(10, 2, 4, 5, 3)
     for idle in slots[8:]:
         assert any((idle == worker).all() for worker in slots[:8])
@@ -121,7 +121,7 @@ def test_between_yields_each_update_once_and_in_order(threads, start, stop):
     given = list(batches.between(start, stop))
     assert len(given) == stop - start
     for update, batch in zip(range(start, stop), given):
-        loaded = load(batches.job(update))
+        loaded = load_job(batches.job(update))
         assert batch.keys() == loaded.keys()
         for key, array in loaded.items():
             np.testing.assert_array_equal(batch[key], array)
@@ -132,7 +132,7 @@ def test_each_device_holds_the_slots_of_its_lanes(devices):
     placement = place(16, 1, devices=devices, accumulation_steps=2)
     batches = train_batches(placement)
     (batch,) = batches.between(3, 4)
-    loaded = load(batches.job(3))
+    loaded = load_job(batches.job(3))
     for key, array in batch.items():
         assert array.sharding.is_equivalent_to(placement.batch_sharding, array.ndim)
         assert len(array.addressable_shards) == devices
@@ -153,13 +153,13 @@ def test_a_far_update_is_there_at_once():
 def test_processes_load_the_slots_of_their_devices(monkeypatch):
     """Devices 0-2 of one process, 3 of another, 4-5 of a third: together the whole batch."""
     placement = place(24, 1, devices=6, accumulation_steps=2)
-    whole = load(train_batches(placement).job(2))
+    whole = load_job(train_batches(placement).job(2))
     fakes = [SimpleNamespace(process_index=process) for process in (0, 0, 0, 1, 2, 2)]
     placement.__dict__["mesh"] = SimpleNamespace(devices=np.array(fakes))
     parts = []
     for process, slots in enumerate((6, 2, 4)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        parts.append(load(train_batches(placement).job(2)))
+        parts.append(load_job(train_batches(placement).job(2)))
         assert parts[-1]["label"].shape == (2, slots, 1)
     for key, array in whole.items():
         together = np.concatenate([part[key] for part in parts], axis=1)
@@ -184,7 +184,7 @@ class Jpegs:
     notes = ()
 
     def __init__(self, count: int = COUNT) -> None:
-        self.count, self.classes = count, numbered(count)
+        self.count, self.classes = count, numbered_classes(count)
         self.asked: collections.deque[int] = collections.deque()
 
     def __len__(self) -> int:
@@ -202,7 +202,7 @@ def jpeg_batches(placement: Placement, threads: int = 1, examples=None) -> Train
     examples = examples or Jpegs()
     count = len(examples)
     timeline = Timeline.constant(count, placement.batch_size)
-    loader = Loader(examples, CROP, COLOURS, Corrupt(), threads)
+    loader = Loader(examples, CROP, COLOURS, CorruptExamples(), threads)
     return TrainBatches(
         loader, Order(count, seed=4), timeline, {placement.batch_size: placement}, NO_MIXING
     )
@@ -240,8 +240,8 @@ def test_rows_are_shared_among_threads_whatever_their_number():
     for threads, rows in itertools.product((1, 2, 7, 64), (1, 2, 3, 63, 65, 700)):
         examples = np.arange(rows).reshape(1, rows, 1) % COUNT
         job = Loader(source(), crop, threads=threads).job(np.zeros_like(examples), examples)
-        np.testing.assert_array_equal(load(job)["image"], source().images[examples])
-        assert len(job.parts) <= rows
+        np.testing.assert_array_equal(load_job(job)["image"], source().images[examples])
+        assert len(job.tasks) <= rows
 
 
 def as_processes(placement: Placement, devices: tuple[int, ...], monkeypatch):
@@ -265,7 +265,7 @@ def test_processes_load_each_example_once_an_epoch(monkeypatch, devices, count):
         examples = Jpegs(count)
         batches = jpeg_batches(placement, examples=examples)
         asked = [batches.examples(update) for update in range(updates)]
-        rows.append([load(batches.job(update)) for update in range(updates)])
+        rows.append([load_job(batches.job(update)) for update in range(updates)])
         pairs += [pair for part in asked for pair in zip(*(x.ravel().tolist() for x in part))]
         assert len(examples.asked) == updates * 4 * devices[process]
         assert sorted(examples.asked) == sorted(i for part in asked for i in part[1].ravel())
@@ -285,7 +285,7 @@ def test_processes_evaluate_each_example_once(monkeypatch, devices, count):
     for _ in as_processes(placement, devices, monkeypatch):
         examples = Jpegs(count)
         for job in EvalBatches(Loader(examples, CROP), placement, 24).jobs():
-            part = load(job)
+            part = load_job(job)
             labels += part["label"][part["mask"]].tolist()
         asked += examples.asked
     assert sorted(labels) == sorted(asked) == list(range(count))
@@ -294,7 +294,7 @@ def test_processes_evaluate_each_example_once(monkeypatch, devices, count):
 class Counted:
     """As many examples as ImageNet has, of next to no size; notes which are asked for."""
 
-    classes, image_shape, fingerprint, notes = numbered(1000), (4, 5, 3), "counted", ()
+    classes, image_shape, fingerprint, notes = numbered_classes(1000), (4, 5, 3), "counted", ()
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -323,7 +323,7 @@ def test_a_far_update_of_imagenet_touches_its_own_rows_alone(monkeypatch, update
         timeline = Timeline.constant(IMAGENET, 8192)
         placements = {placement.batch_size: placement}
         batches = TrainBatches(loader, Order(IMAGENET, seed=4), timeline, placements, NO_MIXING)
-        batch = load(batches.job(update))
+        batch = load_job(batches.job(update))
         assert examples.asked == expected.tolist()
         np.testing.assert_array_equal(batch["label"].ravel(), expected % 1000)
         np.testing.assert_array_equal(batch["image"][..., 0, 0, 0].ravel(), expected % 251)
@@ -341,7 +341,7 @@ class TornSource(ArraySource):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_error_in_the_source_comes_out(threads):
     whole = source()
-    torn = TornSource(whole.images, whole.labels, numbered(COUNT))
+    torn = TornSource(whole.images, whole.labels, numbered_classes(COUNT))
     batches = train_batches(place(16, 2, devices=2), threads, torn)
     with pytest.raises(OSError, match="example 17 is torn"):
         list(batches.between(0, 3))

@@ -13,7 +13,7 @@ import pytest
 from hanging import HANG_SECONDS
 from scipy import stats
 
-from lbsgd.data.pipeline import AHEAD, Job, Prefetch, Repeated, random_batch
+from lbsgd.data.pipeline import AHEAD, LoadJob, Prefetch, RepeatedBatches, random_batch
 from lbsgd.workers.placement import place
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -25,8 +25,8 @@ def nothing() -> None:
     pass
 
 
-def job(number: int, *parts) -> Job:
-    return Job({"label": np.full((1, 4, 1), number, np.int32)}, parts or (nothing,))
+def job(number: int, *parts) -> LoadJob:
+    return LoadJob({"label": np.full((1, 4, 1), number, np.int32)}, parts or (nothing,))
 
 
 def placed(jobs):
@@ -93,7 +93,7 @@ def test_a_slow_consumer_has_few_batches_loaded_ahead(threads):
 def test_two_batches_wait_on_the_devices():
     shape = (1, 4, 17)  # of no other array
     arrays = [{"label": np.full(shape, i, np.int32)} for i in range(10)]
-    batches = Prefetch(placed(Job(a, (nothing,)) for a in arrays), threads=2)
+    batches = Prefetch(placed(LoadJob(a, (nothing,)) for a in arrays), threads=2)
 
     def on_devices() -> int:
         return sum(array.shape == shape for array in jax.live_arrays())
@@ -216,14 +216,14 @@ ABANDON = """
 import sys
 import time
 import numpy as np
-from lbsgd.data.pipeline import Job, Prefetch
+from lbsgd.data.pipeline import LoadJob, Prefetch
 from lbsgd.workers.placement import place
 
 part, pause = map(float, sys.argv[1:])
 
 def jobs():
     while True:
-        yield Job({"label": np.zeros((1, 4, 1), np.int32)}, [lambda: time.sleep(part)] * 3)
+        yield LoadJob({"label": np.zeros((1, 4, 1), np.int32)}, [lambda: time.sleep(part)] * 3)
 
 batches = Prefetch(((job, place(4, 1, devices=1)) for job in jobs()), threads=2)
 print(next(batches)["label"].shape)
@@ -279,7 +279,7 @@ def test_random_batches_are_a_function_of_the_seed():
 
 def test_one_batch_repeated():
     batch = random_batch(shapes(1), 10, seed=0)
-    batches = Repeated([batch] * 3)
+    batches = RepeatedBatches([batch] * 3)
     for _ in range(3):
         assert batches.ready
         assert next(batches) is batch

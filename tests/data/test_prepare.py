@@ -317,7 +317,8 @@ def test_verify_of_an_unfinished_set_is_an_error(images, out, capsys):
     (out / "validation/index.json").unlink()
     assert run("--verify", out) == 2
     assert (
-        "validation is no packed set, or its preparation has not ended" in capsys.readouterr().err
+        "validation is not a packed set, or its preparation is not finished"
+        in capsys.readouterr().err
     )
 
 
@@ -357,14 +358,14 @@ def test_the_splits_that_can_be_asked_for_are_those_of_a_packed_set(capsys):
         (["images", "out", "--split", "test"], "argument --split: invalid choice: 'test'"),
         (["nowhere", "out"], "nowhere does not exist"),
         (["images/train/cat", "out"], "cat has no folder of images for each class"),
-        (["images/train/cat/0.jpg", "out"], "0.jpg is no tar, or damaged"),
+        (["images/train/cat/0.jpg", "out"], "0.jpg is not a tar, or it is damaged"),
         (["x.npz", "out"], "x.npz must be an npz file of arrays"),
         (["only", "out", "--split", "validation"], "only has no validation split, only train"),
         (
             ["--verify", "nowhere"],
-            "nowhere is no packed set: it has neither train/ nor validation/",
+            "nowhere is not a packed set: it has neither train/ nor validation/",
         ),
-        (["--verify", "images"], "train is no packed set, or its preparation has not ended"),
+        (["--verify", "images"], "train is not a packed set, or its preparation is not finished"),
     ],
 )
 def test_mistake_is_one_line(images, monkeypatch, capsys, arguments, message):
@@ -399,7 +400,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
-    assert said == "lbsgd: stopped; run again, a preparation goes on from here\n"
+    assert said == "lbsgd: stopped; run the same command again to resume\n"
     assert not (out / "validation/index.json").exists()
     assert len(PackedSource(out / "train")) == 21
 

@@ -17,7 +17,7 @@ from test_fuzz_inputs import fuzz, refusal
 from tfds_datasets import data_config
 
 from lbsgd.data import command, prepare
-from lbsgd.data.corrupt import Corrupt
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed import reader
 from lbsgd.data.sources.catalogue import build_sources
@@ -223,7 +223,7 @@ def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
     for name in ("a", "b"):  # two of them double the paths at every turn
         (tmp_path / "train/cat" / name).symlink_to("..")
     line = refusal(lambda: build_sources(folder_config(tmp_path)))
-    assert "leads back to a folder that it lies in; remove the link" in line
+    assert "links back to a folder around it; remove the link" in line
 
 
 def test_what_has_no_end_is_corrupt(tmp_path):
@@ -277,7 +277,7 @@ def test_features_below_a_data_dir_are_looked_at_too(pets, tmp_path):
     assert build_sources(data_config(tmp_path / "data"))
     features(version, lambda values: values.update(pythonClassName="os.path.X"))
     line = refusal(lambda: build_sources(data_config(tmp_path / "data")))
-    assert "names the class 'os.path.X', which is none of tensorflow-datasets" in line
+    assert "names the class 'os.path.X', which does not belong to tensorflow-datasets" in line
 
 
 @pytest.mark.parametrize(
@@ -324,8 +324,8 @@ def test_the_files_of_a_workdir_have_the_permissions_of_its_user(tmp_path, umask
     metrics = MetricsFile(folder.metrics)
     metrics.write(1, 0.1, {"train_loss": 1.0})
     metrics.close()
-    corrupt = Corrupt("skip", 3)
-    corrupt.record(folder.corrupt)
+    corrupt = CorruptExamples("skip", 3)
+    corrupt.log_to(folder.corrupt)
     corrupt.note("x.jpg", CorruptError("cut short"))
     check_modes(folder.path, umask)
 

@@ -9,7 +9,7 @@ import pytest
 from monitors import quiet
 from worker_loop import small_run, written_out
 
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.diagnostics.confusion import Confusion, pair_batches, pair_placement
 from lbsgd.run.build import Run
 from lbsgd.step.worker import WorkerResult
@@ -38,7 +38,7 @@ def oracle():
     first = parts.plan.timeline.examples_seen(DONE)
     epochs, examples = batches.order(first + np.arange(2 * PAIRS * SIZE).reshape(-1, SIZE))
     gradients = written_out(
-        parts, parts.program.start(), load(batches.loader.job(epochs, examples))
+        parts, parts.program.start(), load_job(batches.loader.job(epochs, examples))
     )
     norms = np.linalg.norm(gradients, axis=1)
     yield np.sum(gradients[::2] * gradients[1::2], axis=1) / (norms[::2] * norms[1::2])
@@ -107,7 +107,7 @@ def test_opposite_tasks_are_opposite(x64, devices):
     batches = pair_batches(parts.feed, pair_placement(1, SIZE), DONE)
     first = parts.plan.timeline.examples_seen(DONE)
     epochs, examples = batches.order(first + np.arange(2 * PAIRS * SIZE).reshape(-1, SIZE))
-    labels = load(batches.loader.job(epochs, examples))["label"]
+    labels = load_job(batches.loader.job(epochs, examples))["label"]
     side = np.sign(np.mean(labels % 2, axis=1) - 0.5 + 1e-3)
     expected = side[::2] * side[1::2]
     assert set(expected) == {1.0, -1.0}

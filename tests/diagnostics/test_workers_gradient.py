@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from worker_loop import linear_worker, quadratic_worker, small_run, written_out
 
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.diagnostics.confusion import neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
 from lbsgd.workers.placement import place
@@ -40,7 +40,9 @@ def oracle():
     @functools.cache
     def result(workers: int) -> WorkerGradients:
         parts = small_run(workers, 1, 1)
-        rows = load(parts.feed.train_batches().job(3))  # on one device the slots are the workers
+        rows = load_job(
+            parts.feed.train_batches().job(3)
+        )  # on one device the slots are the workers
         return summed_up(
             written_out(parts, parts.program.start(), {k: x[0] for k, x in rows.items()})
         )

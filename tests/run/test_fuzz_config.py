@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import digits
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.data.sources.catalogue import SOURCES
 from lbsgd.models.resnet import IMAGENET
 from lbsgd.run.build import Run, build
@@ -168,10 +168,10 @@ def use(parts: Run) -> None:
     if image * parts.plan.config.batch_size > 10**6:
         return
     for update in (0, parts.plan.total_updates - 1):
-        arrays = load(parts.feed.train_batches().job(update))
+        arrays = load_job(parts.feed.train_batches().job(update))
         assert all(np.isfinite(array).all() for array in arrays.values())
     if image * min(parts.feed.eval_batches().batch_size, len(parts.feed.splits.validation)) < 10**6:
-        load(next(iter(parts.feed.eval_batches().jobs())))
+        load_job(next(iter(parts.feed.eval_batches().jobs())))
 
 
 def complaint(config: ml_collections.ConfigDict) -> str | None:

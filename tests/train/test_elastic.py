@@ -16,7 +16,7 @@ from hanging import HANG_SECONDS
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
@@ -162,7 +162,7 @@ import numpy as np
 from lbsgd.launch import startup
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 
 folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = resolve(runpy.run_path(str(folder / "chain.py"))["get_config"]())
@@ -172,7 +172,7 @@ arrays = {}
 for update in (0, 7, 23):
     place = batches.placement(update)
     arrays[f"{update} slots"] = np.arange(place.devices * place.lanes)[place.local_slots()]
-    arrays |= {f"{update} {k}": x for k, x in load(batches.job(update)).items()}
+    arrays |= {f"{update} {k}": x for k, x in load_job(batches.job(update)).items()}
     arrays[f"{update} examples"] = batches.examples(update)[1]
 np.savez(folder / f"{process}.npz", **arrays)
 """
@@ -200,7 +200,7 @@ def test_processes_load_the_examples_of_one_bitwise(x64, tmp_path, processes):
     for update, count in ((0, 8), (7, 8), (23, 16)):
         slots = [part[f"{update} slots"] for part in parts]
         assert sorted(np.concatenate(slots)) == list(range(count))
-        expected = load(whole.job(update)) | {"examples": whole.examples(update)[1]}
+        expected = load_job(whole.job(update)) | {"examples": whole.examples(update)[1]}
         for key, array in expected.items():
             for part, mine in zip(parts, slots):
                 np.testing.assert_array_equal(part[f"{update} {key}"], array[:, mine])

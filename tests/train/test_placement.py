@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
 
@@ -152,7 +152,7 @@ def test_idle_slots_change_nothing(x64):
     assert run.plan.placement.slots == 10
     step = run.program.compile_train_step()
     state = run.program.start()
-    local = load(run.feed.train_batches().job(0))
+    local = load_job(run.feed.train_batches().job(0))
     copies = local["label"].copy()
     # Other labels in the two idle slots must change nothing at all.
     copies[0, 8:] = (copies[0, 8:] + 1) % 10

@@ -19,7 +19,7 @@ from monitors import quiet
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.run import workdir
 from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
@@ -355,7 +355,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     )
     each = []
     for update in (3, 4):  # ceil(100 / 64) minibatches
-        images = load(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)
+        images = load_job(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)
         for rows in images:
             _, left = parts.plan.model.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},

@@ -6,7 +6,7 @@ import pytest
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
-from lbsgd.data.source import Example, Splits, numbered
+from lbsgd.data.source import Example, Splits, numbered_classes
 from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.data.sources.synthetic import SyntheticSource
@@ -123,7 +123,9 @@ class Slanted(ArraySource):
 def small_source(kind=ArraySource) -> ArraySource:
     random = np.random.default_rng(0)
     return kind(
-        random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 10, numbered(10)
+        random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8),
+        np.arange(40) % 10,
+        numbered_classes(10),
     )
 
 

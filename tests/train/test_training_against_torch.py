@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lbsgd.data.pipeline import load
+from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 
@@ -162,7 +162,7 @@ def in_torch(run, start):
         rate = REFERENCE + (FULL - REFERENCE) * min(update / WARMUP, 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = workers_of(load(batches.job(update)))
+        images, labels = workers_of(load_job(batches.job(update)))
         optimizer.zero_grad()
         loss, wrong, buffers = large_minibatch(params, buffers, images, labels)
         norm = torch.linalg.vector_norm(torch.cat([p.grad.ravel() for p in params.values()]))

@@ -1,1 +1,1 @@
-"""Pixels: decoding, resizing, encoding."""
+"""Image files and pixels: decoding, resizing, encoding."""

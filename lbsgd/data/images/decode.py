@@ -1,12 +1,12 @@
-"""From the bytes of an image file to pixels, doing no more of the work than the crop needs.
+"""Decoding of image files to pixels, with no more work than the crop needs.
 
-Of a JPEG only the rows down to the crop's last are decoded (from its first, where the file has
-restart markers at the ends of its rows of blocks, as those of `lbsgd prepare` do); and a `Box`
-at half, a quarter or an eighth of the size where it is at least that much larger than what is
-wanted, a `Window` never. Pixels are those of libjpeg-turbo's accurate inverse DCT and its smooth
-("fancy") interpolation of colour, which are Pillow's too. Whatever its fast path does not take
-(CMYK, PNG, ...) goes through Pillow, and what has more than 8 bits through the rule of
-`lbsgd.data.images.pixels`. EXIF orientation is ignored, as the published results on ImageNet do.
+Only the rows of a JPEG down to the last one of the crop are decoded. The rows above the crop are
+skipped too if a restart marker follows each row of blocks, as in the files of `lbsgd prepare`.
+A `Box` that is at least 2, 4 or 8 times larger than the result is decoded at half, a quarter or an
+eighth of its size; a `Window` never is. Pixels are those of libjpeg-turbo's accurate inverse DCT
+and its smooth ("fancy") interpolation of colour, the same as Pillow's. Files that the fast path
+cannot read (CMYK, PNG, ...) are decoded by Pillow, and more than 8 bits are converted by the rule
+of `lbsgd.data.images.pixels`. EXIF orientation is ignored, as in the published results on ImageNet.
 """
 
 import io
@@ -22,30 +22,30 @@ from PIL import Image
 from lbsgd.data.images import pixels
 from lbsgd.data.images.resize import Box, Region, Window, resample, resize
 
-# Pillow warns of oddities of images that it reads all the same.
+# Pillow warns of oddities in images that it can read.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _LOCAL = threading.local()
 
-# Larger is an attack or an accident: 100 million pixels.
+# Images of more than 100 million pixels are an attack or an accident.
 MAX_PIXELS = 10**8
 _RESTARTS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# Not those that Pillow runs other programs for.
+# Without the formats for which Pillow runs other programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class CorruptError(ValueError):
-    """An example that cannot be read, and why."""
+    """An example cannot be read; the message says why."""
 
 
-class Part(NamedTuple):
-    """Some rows of a JPEG, as a JPEG.
+class JpegRows(NamedTuple):
+    """Some rows of a JPEG, as a JPEG of their own.
 
     Attributes:
-      first, last: the first row and the one after the last, of the whole image.
-      surplus: whether bytes left over after the last row are no damage: where the JPEG was cut, and
-        in a few of ImageNet's that every decoder takes.
+      first, last: the first row and the one after the last, in the whole image.
+      surplus: whether bytes after the last row are allowed: they are there if the JPEG was cut, and
+        in a few of ImageNet's files, which every decoder accepts.
     """
 
     data: bytes | bytearray
@@ -55,16 +55,16 @@ class Part(NamedTuple):
 
 
 class JpegHeader(NamedTuple):
-    """What the frame and restart headers of a JPEG say.
+    """The contents of the frame and restart headers of a JPEG.
 
     Attributes:
       height, width: pixels.
-      components: 1 grey, 3 colour, 4 CMYK.
+      components: 1 for grey, 3 for colour, 4 for CMYK.
       in_order: whether the rows are coded one after the other, in a single sequential scan.
-      frame: where the frame header starts.
-      scan: where the coded data of the first scan start.
+      frame: offset of the frame header, in bytes.
+      scan: offset of the coded data of the first scan, in bytes.
       block: height and width of the smallest coded unit (MCU) in pixels.
-      restart: coded units between restart markers; 0 for none.
+      restart: coded units between restart markers; 0 for no markers.
     """
 
     height: int
@@ -78,15 +78,15 @@ class JpegHeader(NamedTuple):
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Whether the bytes start like a JPEG, whatever the file is called."""
+    """Returns whether the bytes start like a JPEG, whatever the name of the file is."""
     return data[:3] == b"\xff\xd8\xff"
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
-    """Walks the segments up to the first scan.
+    """Reads the headers of a JPEG up to its first scan.
 
     Raises:
-      CorruptError: they do not lead there.
+      CorruptError: they are damaged or cut short.
     """
     frame, restart, at = 0, 0, 2
     while at + 4 <= len(data):
@@ -127,10 +127,10 @@ def _read_frame(data: bytes, frame: int, scan: int, restart: int) -> JpegHeader:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image, from its header.
+    """Reads height and width of an image from the header of its file.
 
     Raises:
-      CorruptError: there is none, or it is of a type of pixels that cannot be read.
+      CorruptError: the header cannot be read, or the pixels are of an unsupported type.
     """
     if is_jpeg(data):
         header = read_jpeg_header(data)
@@ -149,27 +149,28 @@ def decode(
     shape: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decodes an image, or a region of it, to RGB; resized to `shape` if that is given.
+    """Decodes an image, or a region of it, to RGB, and resizes it to `shape` if that is given.
 
-    Grey, CMYK, palette and transparent images become RGB as Pillow's `convert("RGB")` has it, and
-    more than 8 bits as `lbsgd.data.images.pixels` says.
+    Grey, CMYK, palette and transparent images become RGB as by Pillow's `convert("RGB")`, and
+    images of more than 8 bits by the rule of `lbsgd.data.images.pixels`.
 
     Args:
-      region: a box, which is resized by the fast rule (`resize`), or a window, which is resampled
-        without aliasing (`resample`); or what makes one from height and width; None for a box of
-        all of the image.
-      out: where to put it, uint8 `[h, w, 3]`; by default a new array.
+      region: a box, which is resized by the fast rule (`resize`); a window, which is resampled
+        without aliasing (`resample`); a function of height and width that returns one of these; or
+        None for a box around the whole image.
+      shape: height and width of the result; by default those of the region.
+      out: the result, uint8 `[h, w, 3]`; by default a new array.
 
     Raises:
-      CorruptError: the file is cut short, or its code is damaged.
+      CorruptError: the file is cut short, or its data are damaged.
     """
     if not is_jpeg(data):
-        return see(_decode_by_pillow(data), region, shape, out)
+        return crop_and_resize(_decode_by_pillow(data), region, shape, out)
     header = read_jpeg_header(data)
     _check_whole(data, header)
     if header.components not in (1, 3):
         _check_code(data)
-        return see(_decode_by_pillow(data), region, shape, out)
+        return crop_and_resize(_decode_by_pillow(data), region, shape, out)
     region = _region(region, header.height, header.width)
     if isinstance(region, Window):
         part = _decode_jpeg(data, header, region.box, region.box[2:])
@@ -178,13 +179,13 @@ def decode(
     return _fit(part, region, shape, out)
 
 
-def see(
+def crop_and_resize(
     image: np.ndarray,
     region: Region | Callable[[int, int], Region] | None = None,
     shape: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`decode` of an image uint8 `[h, w, c]` that is decoded already."""
+    """Crops and resizes an image uint8 `[h, w, c]` as `decode` does with an image file."""
     region = _region(region, *image.shape[:2])
     top, left, height, width = region.box if isinstance(region, Window) else region
     return _fit(image[top : top + height, left : left + width], region, shape, out)
@@ -193,7 +194,7 @@ def see(
 def _fit(
     part: np.ndarray, region: Region, shape: tuple[int, int] | None, out: np.ndarray | None
 ) -> np.ndarray:
-    """The pixels of a region, by the rule for its kind."""
+    """Resizes the pixels of a region by the rule for its kind."""
     if isinstance(region, Window):
         return resample(part, region, shape, out)
     return resize(part, shape, out)
@@ -227,13 +228,13 @@ def _decode_by_pillow(data: bytes) -> np.ndarray:
 
 
 def _check_whole(data: bytes, header: JpegHeader) -> None:
-    """Raises CorruptError for a JPEG without its end, which decoders fill with grey."""
+    """Raises CorruptError if a JPEG lacks its end, which decoders would fill with grey."""
     if data.rfind(b"\xff\xd9") < header.scan:
         raise CorruptError("the JPEG is cut short")
 
 
 def _check_code(data: bytes) -> None:
-    """Raises CorruptError for a CMYK JPEG with damaged code, which Pillow overlooks."""
+    """Raises CorruptError if the data of a CMYK JPEG are damaged, which Pillow overlooks."""
     try:
         simplejpeg.decode_jpeg(data, "CMYK")
     except ValueError as error:
@@ -241,13 +242,13 @@ def _check_code(data: bytes) -> None:
 
 
 def _scale(box: Box, shape: tuple[int, int]) -> int:
-    """The largest of 8, 4, 2, 1 by which the box can shrink and still be as large as `shape`."""
+    """Returns the largest of 8, 4, 2, 1 by which the box can shrink and still cover `shape`."""
     room = min(box.height / shape[0], box.width / shape[1])
     return next(s for s in (8, 4, 2, 1) if room >= s or s == 1)
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The box at 1, 1/2, 1/4 or 1/8 of its size, a view of this thread's buffer."""
+    """Decodes a box at 1, 1/2, 1/4 or 1/8 of its size; returns a view of this thread's buffer."""
     scale = _scale(box, shape)
     first, last = _rows_needed(header, box)
     part = _cut(data, header, first, last)
@@ -259,10 +260,10 @@ def _decode_jpeg(data: bytes, header: JpegHeader, box: Box, shape: tuple[int, in
 
 
 def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
-    """The first and the last+1 row to decode, at ends of blocks.
+    """Returns the first row to decode and the one after the last, at ends of blocks.
 
-    Where colour is stored at half the height its interpolation looks at the neighbouring row of
-    colour, two rows of pixels away: with it the pixels are those of the whole image decoded.
+    If colour is stored at half the height, its interpolation needs the neighbouring row of colour,
+    two rows of pixels away. With that row the pixels are those of the whole image decoded.
     """
     height = header.block[0]
     margin = 2 if height > 8 else 0
@@ -271,25 +272,25 @@ def _rows_needed(header: JpegHeader, box: Box) -> tuple[int, int]:
     return first, min(last, header.height)
 
 
-def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> Part:
-    """A JPEG of these rows or a few more.
+def _cut(data: bytes, header: JpegHeader, first: int, last: int) -> JpegRows:
+    """Cuts a JPEG to these rows or a few more.
 
-    The frame header is told another height, and the decoder stops there. With a restart marker
-    after each row of blocks the coded data can also start at any of them, renumbered.
+    A smaller height in the frame header makes the decoder stop early. If a restart marker follows
+    each row of blocks, the coded data can also start at any of them, renumbered.
     """
     if not header.in_order or (first == 0 and last == header.height):
-        return Part(data, 0, header.height, not header.restart)
+        return JpegRows(data, 0, header.height, not header.restart)
     if header.restart and header.restart == -(-header.width // header.block[1]):
         ends = _restart_markers(data, header.scan, -(-last // header.block[0]))
         if ends:
-            return Part(_cut_at_markers(data, header, first, last, ends), first, last, False)
+            return JpegRows(_cut_at_markers(data, header, first, last, ends), first, last, False)
     part = bytearray(data)
     part[header.frame + 5 : header.frame + 7] = last.to_bytes(2)
-    return Part(part, 0, last, True)
+    return JpegRows(part, 0, last, True)
 
 
 def _restart_markers(data: bytes, scan: int, rows: int) -> list[int]:
-    """Where the coded data of each of so many rows of blocks end; [] where a marker is missing.
+    """Finds where the coded data of each row of blocks end; [] if a marker is missing.
 
     Within coded data 0xFF is always followed by 0, so what looks like a marker is one.
     """
@@ -300,7 +301,7 @@ def _restart_markers(data: bytes, scan: int, rows: int) -> list[int]:
             return []
         ends.append(at)
         at += 2
-    # The last row of an image ends with it.
+    # The last row ends at a marker too, or else at the end of the image.
     at = data.find(_RESTARTS[(rows - 1) % 8], at)
     return [*ends, at if at >= 0 else data.rfind(b"\xff\xd9")]
 
@@ -321,23 +322,23 @@ def _cut_at_markers(
 
 
 def _buffer(size: int) -> np.ndarray:
-    """This thread's memory to decode into: fresh memory would have to be cleared each time."""
+    """Returns this thread's buffer; the system would have to clear new memory for each image."""
     buffer: np.ndarray | None = getattr(_LOCAL, "buffer", None)
     if buffer is None or buffer.size < size:
         buffer = _LOCAL.buffer = np.empty(size, np.uint8)
     return buffer
 
 
-def _decode_whole(part: Part, width: int, scale: int) -> np.ndarray:
-    """All of a JPEG at 1/scale of its size, in this thread's buffer."""
+def _decode_whole(part: JpegRows, width: int, scale: int) -> np.ndarray:
+    """Decodes a whole JPEG at 1/scale of its size, into this thread's buffer."""
     height = part.last - part.first
     buffer = _buffer(height * width * 3)
     height, width = -(-height // scale), -(-width // scale)
     try:
         simplejpeg.decode_jpeg(part.data, min_height=height, min_width=width, buffer=buffer)
     except ValueError as error:
-        # libjpeg tells its first complaint only: before a marker of another kind this one would
-        # hide those that matter.
+        # libjpeg reports its first warning only. Before a marker of another kind than 0xd this one
+        # might hide others that matter.
         if not part.surplus or "extraneous bytes before marker 0xd" not in str(error):
             raise CorruptError(str(error)) from error
     return buffer[: height * width * 3].reshape(height, width, 3)

@@ -1,4 +1,4 @@
-"""What `lbsgd prepare` makes of an image: its bytes as they are, a smaller JPEG, or pixels."""
+"""Encoding of images by `lbsgd prepare`: the file unchanged, a smaller JPEG, or pixels."""
 
 import dataclasses
 import io
@@ -10,19 +10,19 @@ from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.system.errors import ConfigError
 
 DEFAULT_QUALITY = 90
-# Pixels on a side, of libjpeg.
+# Largest side of a JPEG in pixels, by libjpeg.
 MAX_JPEG = 65_500
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """Keeps files as they are and arrays as pixels, but for what is asked for.
+    """How images are stored: by default files unchanged, and arrays as pixels.
 
     Attributes:
-      max_side: the longer side shrinks to this; 0 leaves it. Nothing is ever enlarged.
-      short_side: the shorter side shrinks to this; 0 leaves it.
-      quality: of JPEG, 1 to 100; 0 for 90 where files are to shrink.
-      raw: pixels instead of a JPEG.
+      max_side: shrinks the longer side to this many pixels; 0 for no limit. Nothing is enlarged.
+      short_side: shrinks the shorter side to this many pixels; 0 for no limit.
+      quality: encodes as JPEG of this quality, 1 to 100; 0 for 90 if files are shrunk.
+      raw: stores pixels instead of a JPEG.
     """
 
     max_side: int = 0
@@ -33,14 +33,14 @@ class Encoding:
     def __call__(
         self, image: np.ndarray | bytes
     ) -> tuple[np.ndarray | bytes, tuple[int, int, int]]:
-        """The image to be stored, pixels or a file, and its `(h, w, c)` once decoded.
+        """Encodes an image; returns pixels or the bytes of a file, and its decoded `(h, w, c)`.
 
         Args:
-          image: pixels, uint8 `[h, w, c]`, or the bytes of an image file, which are decoded in any
-            case, to see that they can be.
+          image: pixels, uint8 `[h, w, c]`, or the bytes of an image file. A file is always decoded,
+            to check that it can be.
 
         Raises:
-          CorruptError: they cannot.
+          CorruptError: it cannot be decoded.
         """
         is_file = isinstance(image, bytes)
         pixels = decode(image) if isinstance(image, bytes) else image
@@ -54,7 +54,7 @@ class Encoding:
         return jpeg(pixels, self.quality or DEFAULT_QUALITY), (height, width, 3)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of this size gets."""
+        """Returns height and width to which an image of this size is shrunk."""
         side = self.max_side or self.short_side
         now = max(height, width) if self.max_side else min(height, width)
         if not side or now <= side:
@@ -63,22 +63,22 @@ class Encoding:
 
 
 def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels uint8 `[h, w, c]` resized to `size` without aliasing (Lanczos)."""
+    """Shrinks pixels uint8 `[h, w, c]` to `size` without aliasing (Lanczos)."""
     if pixels.shape[:2] == size:
         return pixels
     height, width = size
-    # Where it shrinks by six or more, pixels are averaged first, down to three times the size.
+    # reducing_gap: an image that shrinks by six or more is averaged first, to three times the size.
     image = _as_pillow(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(image).reshape(height, width, pixels.shape[2])
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """A JPEG of pixels uint8 `[h, w, c]`, with colour at half the size.
+    """Encodes pixels uint8 `[h, w, c]` as a JPEG, with colour at half the size.
 
-    A restart marker stands after each row of blocks, where `lbsgd.data.images.decode` can start.
+    A restart marker follows each row of blocks, so that `lbsgd.data.images.decode` can start there.
 
     Raises:
-      CorruptError: a JPEG cannot be so large.
+      CorruptError: the image is too large for a JPEG.
     """
     height, width, _ = pixels.shape
     if max(height, width) > MAX_JPEG:

@@ -1,10 +1,10 @@
-"""From an image of any pixel type to RGB of 8 bits.
+"""Conversion of pixels of any type to RGB of 8 bits.
 
-One rule: a sample becomes round(255 * value / largest), where `largest` is that of its type: 65,535
-for 16 bits, what a PGM or PPM says of itself, 1 for floating point. It depends on no other value of
-the image, so nothing is stretched. The same values give the same pixels in PNG, PGM and TIFF. What
-the rule does not fit is refused by name: negative values, floating point outside of 0 to 1, values
-so small that all would be black, and types that no reader here knows.
+There is one rule: a sample becomes round(255 * value / largest), where `largest` belongs to its
+type: 65,535 for 16 bits, the maximum that a PGM or PPM states, 1 for floating point. It depends on
+no other value of the image, so nothing is stretched. The same values give the same pixels in PNG,
+PGM and TIFF. Images that the rule does not fit are refused with the reason: negative values,
+floating point outside of 0 to 1, values so small that all would be black, and unsupported types.
 """
 
 import io
@@ -14,28 +14,28 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-# Modes of Pillow that are 8 bits at most, and become RGB.
+# Modes of Pillow with at most 8 bits, which it can convert to RGB.
 _8_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _TIFF = (b"II*\0", b"MM\0*")
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339
 _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating point"}
 _NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,10})" + rb"\s")
-# Rounds to 0, or to 255.
+# Floating-point values this far outside of 0 to 1 still round to 0 or 255.
 _HALF = 0.5 / 255
 
 
 def check_type(image: Image.Image) -> None:
-    """Looks at the header of an opened image.
+    """Checks, by the header of an opened image, that its pixels can be converted.
 
     Raises:
-      ValueError: there is no rule for pixels of its type.
+      ValueError: there is no rule for its type of pixels.
     """
     if _is_grey(image):
         return
     kind, bits = "", 8
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits, sample_format = _tiff_samples(image)
-        kind = f": {describe(image.tag_v2)}" if bits > 8 or sample_format == 2 else ""
+        kind = f": {describe_samples(image.tag_v2)}" if bits > 8 or sample_format == 2 else ""
     if image.mode not in _8_BITS or (kind and (bits != 16 or image.mode[:3] != "RGB")):
         raise ValueError(
             f"no rule brings pixels of the type {image.mode}{kind} to 8 bits; save it as 8-bit "
@@ -44,13 +44,13 @@ def check_type(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
-    """The pixels of an opened image, uint8 `[h, w, 3]`; transparency is left out.
+    """Converts an opened image to RGB, uint8 `[h, w, 3]`; transparency is dropped.
 
     Args:
-      data: what it was opened from.
+      data: the bytes of its file.
 
     Raises:
-      ValueError, OSError, SyntaxError: it is damaged, or the rule does not fit.
+      ValueError, OSError, SyntaxError: it is damaged, or the rule does not fit it.
     """
     check_type(image)
     found = _read_netpbm(data) if image.format == "PPM" else None
@@ -67,10 +67,10 @@ def to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def to_8_bits(values: np.ndarray, largest: int) -> np.ndarray:
-    """The rule: round(255 * value / largest), uint8.
+    """Converts values to round(255 * value / largest), uint8.
 
     Raises:
-      ValueError: it does not fit the values.
+      ValueError: this rule does not fit the values.
     """
     least, most = values.min(), values.max()
     if values.dtype.kind == "f":
@@ -92,15 +92,15 @@ def to_8_bits(values: np.ndarray, largest: int) -> np.ndarray:
     return pixels
 
 
-def describe(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
-    """The samples of a TIFF in words: "3 samples of 32 bits (floating point)"."""
+def describe_samples(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    """Describes the samples of a TIFF: "3 samples of 32 bits (floating point)"."""
     bits = _as_tuple(tags.get(_BITS, 1))
     kind = _KINDS.get(_as_tuple(tags.get(_SAMPLE_FORMAT, 1))[0], "another format")
     return f"{len(bits)} samples of {bits[0]} bits ({kind})"
 
 
 def describe_unknown(data: bytes) -> str:
-    """What a file is that Pillow does not open, where it is a TIFF; "" elsewhere."""
+    """Describes a TIFF that Pillow cannot open; "" for any other file."""
     if not data.startswith(_TIFF):
         return ""
     try:
@@ -108,7 +108,9 @@ def describe_unknown(data: bytes) -> str:
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        return f"a TIFF of {describe(tags)}, which has no rule; save it as 8-bit grey or RGB"
+        return (
+            f"a TIFF of {describe_samples(tags)}, which has no rule; save it as 8-bit grey or RGB"
+        )
     except Exception:  # damaged in one of many ways
         return ""
 
@@ -118,25 +120,25 @@ def _as_tuple(value: object) -> tuple[int, ...]:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Whether it has one sample a pixel, of more than 8 bits."""
+    """Returns whether an image has one sample per pixel, of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether a PNG or a TIFF has 16 bits a sample, of which Pillow gives the upper 8."""
+    """Returns whether a PNG or TIFF has 16 bits per sample, of which Pillow reads the upper 8."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _tiff_samples(image)[0] == 16
     return image.format == "PNG" and data[24] == 16
 
 
 def _tiff_samples(image: TiffImagePlugin.TiffImageFile) -> tuple[int, int]:
-    """Bits and format of the first sample of a pixel."""
+    """Returns bits and format of the first sample of a pixel."""
     tags = image.tag_v2
     return _as_tuple(tags.get(_BITS, 1))[0], _as_tuple(tags.get(_SAMPLE_FORMAT, 1))[0]
 
 
 def _read_grey(image: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
-    """The values of grey pixels `[h, w]`, and the largest of their type."""
+    """Reads the values of grey pixels `[h, w]`; returns them and the largest of their type."""
     values = np.asarray(image)
     if image.format == "PPM" and image.mode == "I":  # Pillow has scaled it to 65,535
         match = _NETPBM.match(data)
@@ -148,16 +150,16 @@ def _read_grey(image: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
     largest = 1 if image.mode == "F" else 2 ** (bits - (sample_format == 2)) - 1
     if bits == 32 and sample_format == 1:
         values = values.view(np.uint32)
-    if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds in 8 bits alone
+    if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow respects only in 8 bits
         values = largest - values
     return values, largest
 
 
 def _read_deep(data: bytes, upper: np.ndarray) -> np.ndarray:
-    """The values of colour of 16 bits, `[h, w, 3]`.
+    """Reads the values of colour of 16 bits, `[h, w, 3]`.
 
     Args:
-      upper: their upper 8 bits, as Pillow has them.
+      upper: their upper 8 bits, as Pillow reads them.
     """
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is not None and values.ndim == 3 and values.dtype == np.uint16:
@@ -168,7 +170,7 @@ def _read_deep(data: bytes, upper: np.ndarray) -> np.ndarray:
 
 
 def _read_netpbm(data: bytes) -> tuple[np.ndarray, int] | None:
-    """The values of a binary PGM or PPM, and the largest it states; None for what Pillow scales.
+    """Reads a binary PGM or PPM; returns its values and the largest it states; None for others.
 
     Pillow takes a second for a million samples whose largest is not 255.
     """

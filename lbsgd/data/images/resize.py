@@ -1,10 +1,10 @@
-"""Parts of images, and how they become the size that a network sees.
+"""Resizing of regions of images to the size of the network's input, by one of two rules.
 
-Two rules. `resize` is the fast one, of OpenCV: between two pixels, or over areas where it halves
-and more. It leaves out some of the pixels where an image shrinks by less than 2, so fine patterns
-alias. `resample` is Pillow's antialiased bilinear filter, which torchvision's transforms use: as
-wide as the image shrinks, so that every pixel counts. Evaluation takes it always, training where
-`data.crop_antialias` says so.
+`resize` is the fast rule, by OpenCV: bilinear, or the mean over areas if the image shrinks by 2 or
+more. If it shrinks by less than 2, some pixels are skipped, so fine patterns alias. `resample` is
+Pillow's antialiased bilinear filter, which torchvision's transforms use: its width grows with the
+factor by which the image shrinks, so every pixel counts. Evaluation always uses `resample`;
+training does if `data.crop_antialias` is set.
 """
 
 import math
@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# Threads work on images of their own; OpenCV's would only get in their way.
+# The pipeline's threads each work on their own image; OpenCV's threads would only disturb them.
 cv2.setNumThreads(1)
 
 
 class Box(NamedTuple):
-    """A part of an image, in whole pixels; resized by `resize`."""
+    """A region of an image in whole pixels; `resize` resizes it."""
 
     top: int
     left: int
@@ -28,10 +28,10 @@ class Box(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A part of an image that may begin and end between pixels; resized by `resample`.
+    """A region of an image that may begin and end between pixels; `resample` resizes it.
 
     Attributes:
-      box: the pixels that may count; none outside of it does.
+      box: the pixels that the filter reads; none outside of it matter.
       top, left, height, width: in pixels of the image.
     """
 
@@ -48,10 +48,10 @@ Region = Box | Window
 def resize(
     image: np.ndarray, shape: tuple[int, int] | None = None, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Resizes an image `[h, w, c]` to `shape`; None leaves its size.
+    """Resizes an image `[h, w, c]` to `shape`; None keeps its size.
 
-    Bilinear where it shrinks by less than 2 (as TensorFlow's input pipelines do), else each pixel
-    is the mean over its area, so that none is left out.
+    It is bilinear if the image shrinks by less than 2 (as in TensorFlow's input pipelines); else
+    each pixel is the mean over its area, so that no pixel is skipped.
     """
     height, width = shape or image.shape[:2]
     if out is None:
@@ -61,7 +61,7 @@ def resize(
     else:
         shrink = max(image.shape[0] / height, image.shape[1] / width)
         less = min(image.shape[0], height), min(image.shape[1], width)
-        if shrink >= 2 and less != (height, width):  # OpenCV's mean is only for both sides
+        if shrink >= 2 and less != (height, width):  # OpenCV averages only if both sides shrink
             return resize(resize(image, less), shape, out)
         method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
         resized = cv2.resize(image, (width, height), dst=out, interpolation=method)
@@ -73,14 +73,14 @@ def resize(
 def window_around(
     part: tuple[float, float, float, float], size: tuple[int, int], shape: tuple[int, int]
 ) -> Window:
-    """The window of an image, with as many pixels around it as the filter reaches.
+    """Makes a window, with as many pixels around it as the filter of `resample` reads.
 
-    What is seen is then a part of the whole image resized.
+    With them the result is a part of the whole image resized.
 
     Args:
       part: top, left, height and width of the window.
-      size: of the image, height and width.
-      shape: that the window is resampled to.
+      size: height and width of the image.
+      shape: height and width to which the window will be resampled.
     """
     begins, lengths = [], []
     for begin, length, side, pixels in zip(part[:2], part[2:], size, shape):
@@ -98,12 +98,13 @@ def resample(
 ) -> np.ndarray:
     """Resamples a window to `shape` by Pillow's antialiased bilinear filter.
 
-    Across first, then down, with pixels rounded in between: some versions of Pillow choose the
-    order by the shapes, which are others for a part of an image than for all of it.
+    Rows are resampled first, then columns, with pixels rounded in between. Some versions of Pillow
+    would choose this order by the shapes, which differ between a part of an image and all of it.
 
     Args:
       image: the pixels of `window.box`, uint8 `[h, w, c]`.
-      shape: None for that of the box.
+      shape: height and width of the result; None for those of the box.
+      out: the result; by default a new array.
     """
     shape = shape or (image.shape[0], image.shape[1])
     if out is None:
@@ -121,7 +122,7 @@ def _resample(image: np.ndarray, mode: str, window: Window, shape: tuple[int, in
     top, left = window.top - window.box.top, window.left - window.box.left
     bilinear = Image.Resampling.BILINEAR
     whole = Image.frombuffer(mode, (columns, rows), np.ascontiguousarray(image), "raw", mode, 0, 1)
-    # Of a window up to the border rounding must not go beyond it.
+    # If the window reaches the border, rounding errors must not carry it beyond.
     right, bottom = min(left + window.width, columns), min(top + window.height, rows)
     across = whole.resize((width, rows), bilinear, (left, 0, right, rows))
     return np.asarray(across.resize((width, height), bilinear, (0, top, width, bottom)))

@@ -1,7 +1,7 @@
-"""lbsgd's own form of a set of images: a folder for each split, of ArrayRecord shards and an index.
+"""Packed data sets, lbsgd's own format: for each split a folder of ArrayRecord shards and an index.
 
-`lbsgd prepare` makes it. The index says what the shards hold, with their checksums, so a set
-of any size opens without reading them; an example is one read in one shard.
+`lbsgd prepare` writes them. The index lists the shards, their contents and checksums, so a set
+of any size opens without reading the shards. Reading an example is one read of one shard.
 """
 
 import bisect
@@ -22,7 +22,7 @@ import numpy as np
 
 from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
 from lbsgd.data.records import RecordFile
-from lbsgd.data.source import Example, Splits, note_unused
+from lbsgd.data.source import Example, Splits, note_unused_classes
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
 from lbsgd.system.limits import allow_open_files
@@ -31,7 +31,7 @@ INDEX = "index.json"
 FORMAT, VERSION = "lbsgd packed images", 1
 SPLITS = ("train", "validation")
 
-# The files of a split, while it is prepared and after.
+# The files of a split, during its preparation and after.
 FILES = re.compile(r"(shard-\d{5,}\.(array_record|json)|preparing\.json|index\.json)(\.tmp)?")
 SHARD = re.compile(r"shard-\d{5,}\.array_record")
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -43,7 +43,7 @@ FILE, PIXELS = 0, 1
 
 
 class Shard(NamedTuple):
-    """What the index says of a shard: its file, and what that holds."""
+    """The entry of a shard in the index: its file and the size and checksum of that."""
 
     file: str
     examples: int
@@ -53,15 +53,15 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a split holds.
+    """The index of a split.
 
     Attributes:
-      classes: by label.
-      class_examples: how many each class has.
+      classes: the name of each class, by label.
+      class_examples: how many examples each class has.
       image_shape: `(h, w, c)` of the first image.
-      one_shape: whether it is that of all.
-      corrupt: the names of those of the input that were left out.
-      made: from what, and how.
+      one_shape: whether all images have this shape.
+      corrupt: names of the corrupt images of the input that were left out.
+      made: the input and the options that it was made with.
     """
 
     classes: tuple[str, ...]
@@ -82,23 +82,23 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """Of classes and contents."""
+        """A hash of the classes and of the checksums of the shards."""
         what = json.dumps([self.classes, [shard.sha256 for shard in self.shards]])
         return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> str:
-        """The text of index.json."""
+        """Formats the text of index.json."""
         named = dataclasses.asdict(self) | {"shards": [s._asdict() for s in self.shards]}
         return json.dumps({"format": FORMAT, "version": VERSION, **named}, indent=1) + "\n"
 
 
 def is_packed(folder: pathlib.Path) -> bool:
-    """Whether a folder is a packed set, or holds nothing else.
+    """Returns whether a folder is a packed set, or contains nothing but packed sets.
 
-    Its preparation may have been stopped at any moment.
+    It also recognizes a set whose preparation was interrupted at any moment.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the folder cannot be read.
     """
     inside = [os.listdir(folder / split) for split in SPLITS if (folder / split).is_dir()]
     if any(FILES.fullmatch(name) for names in inside for name in names):
@@ -107,7 +107,7 @@ def is_packed(folder: pathlib.Path) -> bool:
         return not any(inside) and len(os.listdir(folder)) == len(inside)
     some = False
     with os.scandir(folder) as entries:
-        for entry in entries:  # of a folder of images no more than the first
+        for entry in entries:  # in a folder of images no more than the first is looked at
             if not entry.is_dir(follow_symlinks=False) or not is_packed(pathlib.Path(entry)):
                 return False
             some = True
@@ -115,7 +115,7 @@ def is_packed(folder: pathlib.Path) -> bool:
 
 
 def read_index(folder: pathlib.Path) -> Index:
-    """The index of a split.
+    """Reads the index of a split.
 
     Raises:
       ConfigError: there is none, or it is damaged.
@@ -125,7 +125,7 @@ def read_index(folder: pathlib.Path) -> Index:
         return _parse_index(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} is no packed set, or its preparation has not ended; run "
+            f"{folder} is not a packed set, or its preparation is not finished; run "
             f"lbsgd prepare INPUT {folder.parent} (again)"
         ) from error
     except OSError as error:
@@ -159,13 +159,13 @@ def _parse_index(text: bytes) -> Index:
 
 
 def _check_types(index: Index) -> None:
-    """Raises ValueError for what `prepare` never writes: an index is data, and may be anyone's."""
+    """Raises ValueError for values that `prepare` never writes: an index may come from anyone."""
     height, width, channels = index.image_shape
     counts = [height, width, channels, *index.class_examples]
     good = all(isinstance(name, str) for name in (*index.classes, *index.corrupt))
     for shard in index.shards:
         counts += [shard.examples, shard.bytes]
-        # With no folder in it: nothing outside the split's own is ever read.
+        # The name has no folder, so nothing outside of the split's own folder is ever read.
         good &= bool(SHARD.fullmatch(shard.file) and SHA256.fullmatch(shard.sha256))
         good &= shard.examples != 0
     good &= all(type(count) is int and 0 <= count <= MOST_EXAMPLES for count in counts)
@@ -175,12 +175,13 @@ def _check_types(index: Index) -> None:
 
 
 def pack(name: str, label: int, image: np.ndarray | bytes, shape: tuple[int, int, int]) -> bytes:
-    """The record of an example.
+    """Packs an example into a record.
 
     Args:
-      name: of the original.
+      name: of the original image.
+      label: its class.
       image: pixels, uint8 `[h, w, c]`, or the bytes of an image file.
-      shape: `(h, w, c)` of the image, decoded.
+      shape: `(h, w, c)` of the decoded image.
     """
     height, width, channels = shape
     kind = FILE if isinstance(image, bytes) else PIXELS
@@ -190,10 +191,10 @@ def pack(name: str, label: int, image: np.ndarray | bytes, shape: tuple[int, int
 
 
 def unpack(record: bytes) -> Example:
-    """The example of a record; pixels are a view of it.
+    """Unpacks the example in a record; its pixels are a view of the record.
 
     Raises:
-      CorruptError: it is no such record.
+      CorruptError: it is not such a record.
     """
     try:
         label, height, width, named, channels, kind = HEADER.unpack_from(record)
@@ -209,29 +210,29 @@ def unpack(record: bytes) -> Example:
 
 
 def unpack_name(record: bytes) -> str:
-    """The name of the original of a record."""
+    """Unpacks the name of the original image in a record."""
     named = HEADER.unpack_from(record)[3]
     return record[HEADER.size : HEADER.size + named].decode("utf-8", "replace")
 
 
 class PackedSource:
-    """A split of a packed set, in the order of what it was made from.
+    """A split of a packed set, in the order of the input that it was made from.
 
     Attributes:
-      one_shape: whether `image_shape` is that of all images.
+      one_shape: whether all images have the shape `image_shape`.
 
     Raises:
-      ConfigError: it is not whole: no index, or a shard that is missing or of another size.
+      ConfigError: it is not complete: no index, or a shard is missing or has another size.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         index = read_index(folder)
         self.classes, self.image_shape = index.classes, index.image_shape
         self.fingerprint, self.one_shape = index.fingerprint, index.one_shape
-        note = note_unused(np.flatnonzero(index.class_examples), index.classes)
+        note = note_unused_classes(np.flatnonzero(index.class_examples), index.classes)
         self.notes: tuple[str, ...] = (note,) if note else ()
         for shard in index.shards:
-            wrong = check_size(folder / shard.file, shard)
+            wrong = size_error(folder / shard.file, shard)
             if wrong:
                 raise ConfigError(
                     f"{folder / shard.file} {wrong}; "
@@ -246,7 +247,7 @@ class PackedSource:
         return self._ends[-1]
 
     def _find(self, index: int) -> tuple[RecordFile, int]:
-        """The shard of an example, and which record there it is."""
+        """Returns the shard of an example, and the number of its record there."""
         if not 0 <= index < self._ends[-1]:
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
@@ -273,10 +274,10 @@ class PackedSource:
 
 
 def packed(config: ml_collections.ConfigDict) -> Splits:
-    """What `lbsgd prepare` has made: `train/` and `validation/` in data.dir."""
+    """Opens what `lbsgd prepare` wrote: `train/` and `validation/` in data.dir."""
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
-        raise ConfigError(f"data.dir={config.dir!r} is no folder; make it by lbsgd prepare")
+        raise ConfigError(f"data.dir={config.dir!r} is not a folder; make it by lbsgd prepare")
     if (root / INDEX).exists():
         raise ConfigError(
             f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "
@@ -297,14 +298,14 @@ def packed(config: ml_collections.ConfigDict) -> Splits:
 
 
 class Damage(NamedTuple):
-    """A shard that is not what the index says, and how."""
+    """A damaged shard, and what is wrong with it."""
 
     file: str
     reason: str
 
 
-def check_size(path: pathlib.Path, shard: Shard) -> str:
-    """What is wrong with the size of a file; "" where nothing is."""
+def size_error(path: pathlib.Path, shard: Shard) -> str:
+    """Describes how the size of a shard differs from the index; "" if it does not."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -312,17 +313,17 @@ def check_size(path: pathlib.Path, shard: Shard) -> str:
     return "" if size == shard.bytes else f"has {size:,} bytes, not {shard.bytes:,}"
 
 
-def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
+def file_checksum(path: pathlib.Path) -> str:
+    """Computes the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: pathlib.Path, shard: Shard) -> str:
-    """What is wrong with a shard, all of it read; "" where nothing is."""
+    """Reads a whole shard and describes what is wrong with it; "" if nothing is."""
     try:
-        wrong = check_size(path, shard)
-        if not wrong and checksum(path) != shard.sha256:
+        wrong = size_error(path, shard)
+        if not wrong and file_checksum(path) != shard.sha256:
             wrong = "has another checksum"
         if not wrong:
             RecordFile(path, shard.examples).read(shard.examples - 1, shard.examples)
@@ -333,13 +334,14 @@ def _check(path: pathlib.Path, shard: Shard) -> str:
         return str(error)
 
 
-def verify(
+def verify_split(
     folder: pathlib.Path, threads: int = 1, checked: Callable[[Shard], None] = lambda shard: None
 ) -> list[Damage]:
-    """The damaged shards of a split; all of it is read.
+    """Reads all shards of a split and returns the damaged ones.
 
     Args:
-      checked: is called after each shard.
+      threads: how many shards are read at the same time.
+      checked: called after each shard.
 
     Raises:
       ConfigError: the index is missing or damaged.

@@ -1,4 +1,4 @@
-"""Shards of a packed set as they are written: one counts only once it has been read back."""
+"""Writing of the shards of a packed set: a shard is finished only when it has been read back."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from lbsgd.data.images.decode import CorruptError
-from lbsgd.data.packed.reader import Shard, check_size, checksum
+from lbsgd.data.packed.reader import Shard, file_checksum, size_error
 from lbsgd.data.records import WRITER_OPTIONS, RecordFile
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import move_into_place, replace_file
@@ -23,14 +23,14 @@ FEW = 8
 
 
 class Limits(NamedTuple):
-    """The most that a shard holds."""
+    """The largest size of a shard."""
 
     examples: int = 10_000
     bytes: int = 10**9
 
 
 class Item(NamedTuple):
-    """An example as it is to be stored, or why it cannot be."""
+    """An example ready to be stored, or the reason why it cannot be."""
 
     example: int
     name: str
@@ -41,13 +41,13 @@ class Item(NamedTuple):
     error: str = ""
 
 
-class Part(NamedTuple):
-    """A finished shard, and what else the index must know of it.
+class FinishedShard(NamedTuple):
+    """A finished shard, and what else the index needs of it.
 
     Attributes:
-      following: the example of the source after its last one.
+      following: index in the source of the example after the last one in the shard.
       labels: how many examples each label has.
-      corrupt: what was left out since the last example of the shard before.
+      corrupt: names of the examples that were left out since the end of the previous shard.
     """
 
     shard: Shard
@@ -59,29 +59,29 @@ class Part(NamedTuple):
 
     @property
     def files(self) -> tuple[str, str]:
-        """The names of the shard and of the note on it."""
+        """The names of the shard's file and of the note beside it."""
         return self.shard.file, _note(pathlib.Path(self.shard.file)).name
 
 
-def finished_parts(folder: pathlib.Path) -> list[Part]:
-    """The shards that are finished, up to the first that is not."""
-    parts: list[Part] = []
+def finished_shards(folder: pathlib.Path) -> list[FinishedShard]:
+    """Finds the finished shards in a folder, up to the first one that is not finished."""
+    shards: list[FinishedShard] = []
     for number in itertools.count():
         path = shard_path(folder, number)
         note = _note(path)
         if not note.exists():
             break
-        part = _part(note)
-        if part.shard.file != path.name or check_size(path, part.shard):
+        part = _read_finished(note)
+        if part.shard.file != path.name or size_error(path, part.shard):
             break
-        parts.append(part)
-    return parts
+        shards.append(part)
+    return shards
 
 
-def _part(note: pathlib.Path) -> Part:
+def _read_finished(note: pathlib.Path) -> FinishedShard:
     try:
         shard, following, labels, shape, *others = read_note(note)
-        part = Part(Shard(*shard), following, labels, tuple(shape), *others)
+        part = FinishedShard(Shard(*shard), following, labels, tuple(shape), *others)
         if any(type(number) is not int for number in (following, *labels, *shape)):
             raise ValueError("not numbers")
         return part
@@ -90,12 +90,12 @@ def _part(note: pathlib.Path) -> Part:
 
 
 def damaged_note(path: pathlib.Path) -> ConfigError:
-    """What to do where a file of JSON is not what was written."""
+    """Returns the error for a damaged JSON file of a preparation."""
     return ConfigError(f"{path} is damaged; remove {path.parent} and prepare it again")
 
 
 def shard_path(folder: pathlib.Path, number: int) -> pathlib.Path:
-    """Where a shard lies."""
+    """Returns the path of a shard."""
     return folder / f"shard-{number:05d}.array_record"
 
 
@@ -104,10 +104,10 @@ def _note(path: pathlib.Path) -> pathlib.Path:
 
 
 def read_note(path: pathlib.Path) -> Any:
-    """What a file of JSON says.
+    """Reads a JSON file of a preparation.
 
     Raises:
-      ConfigError: nothing that can be understood.
+      ConfigError: it is damaged.
     """
     try:
         return json.loads(path.read_text())
@@ -116,15 +116,15 @@ def read_note(path: pathlib.Path) -> Any:
 
 
 class ShardWriter:
-    """A shard that is being written.
+    """Writes one shard.
 
     Raises:
-      ConfigError: that cannot be done.
+      ConfigError: it cannot be written.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self._partial = path, path.with_name(f"{path.name}.tmp")
-        with _named(self._partial):
+        with _naming_file(self._partial):
             self._file = ArrayRecordWriter(str(self._partial), WRITER_OPTIONS)
         self._bytes = 0
         self._digests: list[bytes] = []
@@ -134,13 +134,13 @@ class ShardWriter:
         self._following = 0
 
     def has_room(self, record: bytes, limits: Limits) -> bool:
-        """Whether the record fits; the first one always does."""
+        """Returns whether the record fits into the shard; the first one always does."""
         more = self._bytes + len(record) <= limits.bytes
         return not self._digests or (more and len(self._digests) < limits.examples)
 
     def write(self, item: Item, corrupt: list[str]) -> None:
-        """Adds an example; `corrupt` has the names of those left out before it."""
-        with _named(self._partial):
+        """Adds an example; `corrupt` names those that were left out before it."""
+        with _naming_file(self._partial):
             self._file.write(item.record)
         self._bytes += len(item.record)
         self._digests.append(item.digest)
@@ -149,21 +149,23 @@ class ShardWriter:
         self._corrupt += corrupt
         self._following = item.example + 1
 
-    def finish(self, classes: int) -> Part:
-        """Reads the shard back, from the disk where the system can, and lets it count.
+    def finish(self, classes: int) -> FinishedShard:
+        """Syncs the shard, reads it back, and marks it as finished by its name and its note.
+
+        It is read from the disk, not from the system's cache, if the system supports that.
 
         Args:
-          classes: how many there are.
+          classes: number of classes.
         """
-        with _named(self._partial):
+        with _naming_file(self._partial):
             self._file.close()
         self._to_disk()
         self._read_back()
         size = self._partial.stat().st_size
-        shard = Shard(self._path.name, len(self._digests), size, checksum(self._partial))
+        shard = Shard(self._path.name, len(self._digests), size, file_checksum(self._partial))
         move_into_place(self._partial, self._path)
         shape = self._shapes[0]
-        part = Part(
+        part = FinishedShard(
             shard,
             self._following,
             np.bincount(self._labels, minlength=classes).tolist(),
@@ -195,11 +197,12 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def _named(path: pathlib.Path) -> Iterator[None]:
-    """Says which file it was that ArrayRecord could not write."""
+def _naming_file(path: pathlib.Path) -> Iterator[None]:
+    """Turns an error of ArrayRecord into a ConfigError that names the file."""
     try:
         yield
     except RuntimeError as error:
         raise ConfigError(
-            f"cannot write {path} ({error}); once that is mended the same command goes on from here"
+            f"cannot write {path} ({error}); once that is mended, the same command "
+            "resumes from here"
         ) from error

@@ -1,13 +1,13 @@
-"""Writes a split of a packed set; stopped at any moment, it goes on where it was.
+"""Writing of a split of a packed set; if interrupted at any moment, it resumes where it was.
 
-    preparing.json                from what and how: there from the beginning to the end
-    shard-00000.array_record.tmp  being written, or read back
+    preparing.json                the input and the options; exists until the split is complete
+    shard-00000.array_record.tmp  a shard that is being written or read back
     shard-00000.array_record      a shard
-    shard-00000.json              what is known of it: with that it is finished
-    index.json                    last, in one step: with that the split is whole
+    shard-00000.json              a note on that shard; its existence marks the shard as finished
+    index.json                    written last and atomically; it marks the split as complete
 
-What is written depends on the input and the options alone: threads convert the examples, one
-thread writes them in their order.
+The output depends on the input and the options only: threads convert the examples, and one thread
+writes them in their order.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.images.encode import Encoding
 from lbsgd.data.packed.reader import FILES, INDEX, Index, PackedSource, pack, read_index
 from lbsgd.data.packed.shard_writer import (
+    FinishedShard,
     Item,
     Limits,
-    Part,
     ShardWriter,
     damaged_note,
-    finished_parts,
+    finished_shards,
     read_note,
     shard_path,
 )
@@ -45,23 +45,28 @@ from lbsgd.system.files import replace_file
 from lbsgd.system.progress import CountProgress
 
 BEGUN = "preparing.json"
-# What must be the same to go on, in words; the input's name and lbsgd's version need not.
+# What must be the same to resume, with its word for messages; the name of the input and the version
+# of lbsgd may differ.
 SAME = {"fingerprint": "input", "encoding": "option", "shards": "size of shards"}
 # Examples that a thread converts at a time.
 FEW = 8
-# Shards that wait to be read back while another is written.
+# Most shards that wait to be read back while another one is written.
 UNCHECKED = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be written.
+class SplitJob:
+    """A split to be written.
 
     Attributes:
-      folder: of the split.
-      origin: what the source is, for people.
-      progress: in examples; what is left out has a line there.
-      skip: leaves out what is corrupt, instead of stopping.
+      source: the examples.
+      folder: where the split is written.
+      origin: the name of the source, for people.
+      encoding: how images are stored.
+      progress: in examples; it prints a line for each example that is left out.
+      skip: leaves out corrupt examples instead of stopping.
+      threads: how many threads convert examples.
+      limits: the largest size of a shard.
     """
 
     source: Source
@@ -75,7 +80,7 @@ class Job:
 
     @property
     def made(self) -> dict[str, Any]:
-        """From what and how, as the index has it."""
+        """The input and the options, as the index stores them."""
         return {
             "input": self.origin,
             "lbsgd": lbsgd.__version__,
@@ -85,38 +90,39 @@ class Job:
         }
 
 
-def write_split(job: Job) -> Index:
-    """Writes a split, or what is missing of it; does nothing where it is whole.
+def write_split(job: SplitJob) -> Index:
+    """Writes a split, or what is missing of it; does nothing if it is complete.
 
     Raises:
-      ConfigError: a corrupt example, other input or options than before, or trouble with the disk.
+      ConfigError: an example is corrupt, the input or the options differ from those that the split
+        was begun with, or it cannot be written.
     """
     folder = job.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _locked(folder):
             if (folder / INDEX).exists():
                 _check_same(job, read_index(folder).made)
                 PackedSource(folder)  # checks that all shards are there
             else:
                 _begin(job)
-                parts = finished_parts(folder)
-                kept = {BEGUN} | {name for part in parts for name in part.files}
+                shards = finished_shards(folder)
+                kept = {BEGUN} | {name for shard in shards for name in shard.files}
                 _remove(folder, lambda name: name not in kept)
-                index = _index(job, *_write_parts(job, parts))
+                index = _index(job, *_write_shards(job, shards))
                 replace_file(folder / INDEX, index.to_json())
             _remove(folder, lambda name: not name.endswith(".array_record") and name != INDEX)
             return read_index(folder)
     except OSError as error:
         raise ConfigError(
-            f"cannot write {error.filename or folder} ({error.strerror}); once that is mended the "
-            "same command goes on from here"
+            f"cannot write {error.filename or folder} ({error.strerror}); once that is mended, the "
+            "same command resumes from here"
         ) from error
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out, where the file system can."""
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Locks the folder against other processes, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -130,14 +136,14 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _remove(folder: pathlib.Path, which: Callable[[str], bool]) -> None:
-    """Removes files of a preparation."""
+    """Removes those files of a preparation that `which` selects by name."""
     for path in list(folder.iterdir()):
         if FILES.fullmatch(path.name) and which(path.name):
             path.unlink()
 
 
-def _begin(job: Job) -> None:
-    """Notes what is made from what, or checks that it is what was begun."""
+def _begin(job: SplitJob) -> None:
+    """Writes the note of the input and the options, or checks that they are those of the note."""
     path = job.folder / BEGUN
     if path.exists():
         _check_same(job, read_note(path))
@@ -145,13 +151,14 @@ def _begin(job: Job) -> None:
     foreign = [p.name for p in job.folder.iterdir() if not FILES.fullmatch(p.name)]
     if foreign:
         raise ConfigError(
-            f"{job.folder} holds {foreign[0]!r}, which is of no packed set; choose another OUTPUT"
+            f"{job.folder} holds {foreign[0]!r}, which does not belong to a packed set; choose "
+            "another OUTPUT"
         )
     _remove(job.folder, lambda name: True)
     replace_file(path, json.dumps(job.made))
 
 
-def _check_same(job: Job, begun: dict[str, Any]) -> None:
+def _check_same(job: SplitJob, begun: dict[str, Any]) -> None:
     made = job.made
     if not isinstance(begun, dict) or not all(
         isinstance(begun.get(key), type(made[key])) for key in SAME
@@ -166,18 +173,18 @@ def _check_same(job: Job, begun: dict[str, Any]) -> None:
 
 
 def _change(then: Any, now: Any) -> str:
-    """What differs, in words."""
+    """Describes what differs."""
     if not isinstance(now, dict):
         return f"{then}, now {now}"
     changed = {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}
     return ", ".join(f"{key} {before}, now {after}" for key, (before, after) in changed.items())
 
 
-def _convert(job: Job, indices: range) -> list[Item]:
+def _convert(job: SplitJob, indices: range) -> list[Item]:
     return [_item(job, index) for index in indices]
 
 
-def _item(job: Job, index: int) -> Item:
+def _item(job: SplitJob, index: int) -> Item:
     name = job.source.name(index)
     try:
         image, label = job.source[index]
@@ -188,27 +195,29 @@ def _item(job: Job, index: int) -> Item:
     return Item(index, name, label, shape, record, hashlib.sha256(record).digest())
 
 
-def _write_parts(job: Job, parts: list[Part]) -> tuple[list[Part], list[str]]:
-    """All shards, given the first ones; and the names of what is left out after the last."""
+def _write_shards(
+    job: SplitJob, shards: list[FinishedShard]
+) -> tuple[list[FinishedShard], list[str]]:
+    """Writes the shards after `shards`; returns all, and the names left out after the last one."""
     pool = ThreadPoolExecutor(job.threads, "lbsgd-prepare")
     interrupted = False
     try:
-        return _write_rest(job, parts, pool)
+        return _write_rest(job, shards, pool)
     except KeyboardInterrupt:
         interrupted = True
         raise
-    finally:  # after an error the shards that are written shall still be read back, and count
+    finally:  # after an error, shards that are already written are still read back and kept
         pool.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
 
 def _write_rest(
-    job: Job, parts: list[Part], pool: ThreadPoolExecutor
-) -> tuple[list[Part], list[str]]:
-    parts, corrupt = list(parts), []
-    classes, number = len(job.source.classes), len(parts)
+    job: SplitJob, shards: list[FinishedShard], pool: ThreadPoolExecutor
+) -> tuple[list[FinishedShard], list[str]]:
+    shards, corrupt = list(shards), []
+    classes, number = len(job.source.classes), len(shards)
     shard: ShardWriter | None = None
-    unchecked: deque[Future[Part]] = deque()
-    for item in _in_order(job, pool, parts[-1].following if parts else 0):
+    unchecked: deque[Future[FinishedShard]] = deque()
+    for item in _in_order(job, pool, shards[-1].following if shards else 0):
         if item.error:
             corrupt.append(_leave_out(job, item))
             continue
@@ -216,17 +225,17 @@ def _write_rest(
             if shard:
                 unchecked.append(pool.submit(shard.finish, classes))
             while len(unchecked) > UNCHECKED:
-                parts.append(unchecked.popleft().result())
+                shards.append(unchecked.popleft().result())
             shard, number = ShardWriter(shard_path(job.folder, number)), number + 1
         shard.write(item, corrupt)
         corrupt = []
     if shard:
         unchecked.append(pool.submit(shard.finish, classes))
-    return parts + [future.result() for future in unchecked], corrupt
+    return shards + [future.result() for future in unchecked], corrupt
 
 
-def _in_order(job: Job, pool: ThreadPoolExecutor, start: int) -> Iterator[Item]:
-    """The examples from `start` on, converted by the threads."""
+def _in_order(job: SplitJob, pool: ThreadPoolExecutor, start: int) -> Iterator[Item]:
+    """Yields the examples from `start` on in their order, converted by the threads."""
     job.progress.start(start)
     count = len(job.source)
     waiting: deque[Future[list[Item]]] = deque()
@@ -238,17 +247,17 @@ def _in_order(job: Job, pool: ThreadPoolExecutor, start: int) -> Iterator[Item]:
         yield from _next(job, waiting)
 
 
-def _next(job: Job, waiting: deque[Future[list[Item]]]) -> list[Item]:
+def _next(job: SplitJob, waiting: deque[Future[list[Item]]]) -> list[Item]:
     items = waiting.popleft().result()
     job.progress.advance(len(items))
     return items
 
 
-def _leave_out(job: Job, item: Item) -> str:
-    """The name of a corrupt example.
+def _leave_out(job: SplitJob, item: Item) -> str:
+    """Leaves out a corrupt example and returns its name.
 
     Raises:
-      ConfigError: it must not be left out.
+      ConfigError: corrupt examples must not be left out.
     """
     if not job.skip:
         raise ConfigError(
@@ -258,17 +267,17 @@ def _leave_out(job: Job, item: Item) -> str:
     return item.name
 
 
-def _index(job: Job, parts: list[Part], corrupt: list[str]) -> Index:
-    """The index of these shards; `corrupt` has what is left out after the last."""
-    if not parts:
-        raise ConfigError(f"not one of the {len(job.source)} images can be read")
-    shape = parts[0].image_shape
+def _index(job: SplitJob, shards: list[FinishedShard], corrupt: list[str]) -> Index:
+    """Builds the index of these shards; `corrupt` names what was left out after the last one."""
+    if not shards:
+        raise ConfigError(f"none of the {len(job.source)} images can be read")
+    shape = shards[0].image_shape
     return Index(
         classes=job.source.classes,
-        class_examples=tuple(np.sum([part.labels for part in parts], axis=0).tolist()),
+        class_examples=tuple(np.sum([shard.labels for shard in shards], axis=0).tolist()),
         image_shape=shape,
-        one_shape=all(part.one_shape and part.image_shape == shape for part in parts),
-        shards=tuple(part.shard for part in parts),
-        corrupt=tuple(itertools.chain(*(part.corrupt for part in parts), corrupt)),
+        one_shape=all(shard.one_shape and shard.image_shape == shape for shard in shards),
+        shards=tuple(shard.shard for shard in shards),
+        corrupt=tuple(itertools.chain(*(shard.corrupt for shard in shards), corrupt)),
         made=job.made,
     )

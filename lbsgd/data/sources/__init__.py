@@ -1,1 +1,1 @@
-"""Where examples come from: folders, archives, arrays, tensorflow-datasets."""
+"""Data sources: folders, archives, arrays, tensorflow-datasets."""

@@ -1,10 +1,10 @@
-"""Image files in a folder for each class, in a tar or a zip: read where they lie in it."""
+"""Archives of image files, a folder for each class in a tar or a zip, read without unpacking."""
 
 import itertools
 import pathlib
 import posixpath
 
-from lbsgd.data.source import Example, first_shape
+from lbsgd.data.source import Example, first_image_shape
 from lbsgd.data.sources.files import SPLIT_FOLDERS, Files
 from lbsgd.data.sources.listing import Listing
 from lbsgd.data.sources.tar import read_tar
@@ -18,14 +18,14 @@ class ArchiveSource:
 
     Args:
       listing: of the archive.
-      files: some of it, by class.
-      folder: that their paths are below, for their names; "" or with "/" at its end.
+      files: the files of this source, by class.
+      folder: the folder that their paths are relative to, for their names; "" or ending in "/".
     """
 
     def __init__(self, listing: Listing, files: Files, folder: str = "") -> None:
         self._files, self._read, self._folder = files, listing.read, folder
         self.classes, self.fingerprint, self.notes = files.classes, files.fingerprint, files.notes
-        self.image_shape = first_shape(self)
+        self.image_shape = first_image_shape(self)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -39,10 +39,10 @@ class ArchiveSource:
 
 
 def read_archive(path: pathlib.Path) -> Listing:
-    """Lists what a tar or a zip holds.
+    """Lists the contents of a tar or a zip.
 
     Raises:
-      ConfigError: it is neither, cannot be read, or holds what cannot be read where it lies.
+      ConfigError: it is neither, cannot be read, or has members that must be unpacked first.
     """
     try:
         with path.open("rb") as file:
@@ -55,15 +55,17 @@ def read_archive(path: pathlib.Path) -> Listing:
 def archive_splits(
     path: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
 ) -> dict[str, ArchiveSource]:
-    """The "train" and "validation" of an archive of `train/CLASS/` and `val/CLASS/`, those there
-    are; folders around all of it do not count.
+    """Opens the splits "train" and "validation" that an archive has.
+
+    They are `train/CLASS/` and `val/CLASS/`; folders around both of them are ignored.
 
     Args:
-      alone: the split that an archive of `CLASS/` is.
-      classes: of the validation where the training split is elsewhere; () for those in the archive.
+      alone: the split to use for an archive that has `CLASS/` only.
+      classes: of the validation split if the training split is elsewhere; () for those in the
+        archive.
 
     Raises:
-      ConfigError: it cannot be read, or holds no such folders.
+      ConfigError: it cannot be read, or has no such folders.
     """
     listing = read_archive(path)
     folders_of_images = {posixpath.dirname(path) for path in listing.files}
@@ -83,12 +85,12 @@ def archive_splits(
 
 
 def _inside(folders: set[str], around: str) -> list[str]:
-    """The folders below one of them, from there on."""
+    """Returns the folders below `around`, relative to it."""
     return [path.removeprefix(around) for path in folders if path.startswith(around) and path]
 
 
 def _around(folders: set[str]) -> str:
-    """The folders around all of the images that are neither a split nor a class."""
+    """Finds the folders around all images that are neither splits nor classes."""
     splits = set(itertools.chain(*SPLIT_FOLDERS.values()))
     around = ""
     while True:

@@ -1,7 +1,4 @@
-"""What a source of examples is, and those that need no files of their own kind.
-
-Each is random-access: `len(source)`, `source[i] -> Example`.
-"""
+"""Data sets in memory: your own arrays in npz files, and scikit-learn's digits."""
 
 import hashlib
 import math
@@ -11,13 +8,13 @@ import zipfile
 import ml_collections
 import numpy as np
 
-from lbsgd.data.source import CHANNELS, Example, Splits, note_unused, numbered
+from lbsgd.data.source import CHANNELS, Example, Splits, note_unused_classes, numbered_classes
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
 from lbsgd.system.limits import memory_limit
 from lbsgd.system.text import short_repr
 
-# As many as there are labels below the highest, whether they come up or not.
+# Every label below the highest one is a class, whether it occurs or not.
 MOST_CLASSES = 10**6
 
 
@@ -50,25 +47,25 @@ class ArraySource:
         return f"image {index}"
 
     def key(self, index: int) -> bytes:
-        """What names an example within the set: its number."""
+        """Returns the name of an example within the set: its number."""
         return str(index).encode()
 
 
 def digits(config: ml_collections.ConfigDict) -> Splits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: every fifth one is for validation."""
+    """Loads scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth is for validation."""
     from sklearn.datasets import load_digits  # slow to import
 
     images, labels = load_digits(return_X_y=True)
     images = np.round(images * (255.0 / 16.0)).astype(np.uint8).reshape(-1, 8, 8, 1)
     held_out = np.arange(len(images)) % 5 == 0
     return Splits(
-        ArraySource(images[~held_out], labels[~held_out], numbered(10)),
-        ArraySource(images[held_out], labels[held_out], numbered(10)),
+        ArraySource(images[~held_out], labels[~held_out], numbered_classes(10)),
+        ArraySource(images[held_out], labels[held_out], numbered_classes(10)),
     )
 
 
 def npz(config: ml_collections.ConfigDict) -> Splits:
-    """Your own arrays: `train.npz` and `validation.npz` in data.dir.
+    """Loads your own arrays: `train.npz` and `validation.npz` in data.dir.
 
     Each holds `images`, uint8 `[N, h, w, c]` or `[N, h, w]`, and `labels`, whole numbers from 0 on
     `[N]` or `[N, 1]`, or one-hot `[N, C]`.
@@ -88,10 +85,10 @@ def npz(config: ml_collections.ConfigDict) -> Splits:
 
 
 def whole_npz(config: ml_collections.ConfigDict) -> ArraySource:
-    """`train.npz` of data.dir, to hold out a part of it.
+    """Loads `train.npz` of data.dir, to hold out a part of it.
 
     Raises:
-      ConfigError: as `npz_source` does, or there is a `validation.npz`.
+      ConfigError: as in `npz_source`, or there is a `validation.npz` too.
     """
     folder = expand_home(config.dir)
     if (folder / "validation.npz").exists():
@@ -103,13 +100,14 @@ def whole_npz(config: ml_collections.ConfigDict) -> ArraySource:
 
 
 def npz_source(path: pathlib.Path, classes: tuple[str, ...] = ()) -> ArraySource:
-    """The examples of an npz file.
+    """Loads the examples of an npz file.
 
     Args:
-      classes: of the training split, where this is the validation.
+      classes: those of the training split, if this is the validation split.
 
     Raises:
-      ConfigError: as `read_npz` does; a single class to train on, or one that is not in `classes`.
+      ConfigError: as in `read_npz`; or there is only one class to train on, or one that is not in
+        `classes`.
     """
     images, labels, width = read_npz(path)
     highest = int(labels.max())
@@ -123,10 +121,10 @@ def npz_source(path: pathlib.Path, classes: tuple[str, ...] = ()) -> ArraySource
         )
     if not classes and labels.min() == highest:
         raise ConfigError(
-            f"{path} has the label {highest} alone; nothing can be learned of a single class"
+            f"{path} has only the label {highest}; nothing can be learned from a single class"
         )
-    names = classes or numbered(width or highest + 1)
-    note = note_unused(labels, names)
+    names = classes or numbered_classes(width or highest + 1)
+    note = note_unused_classes(labels, names)
     if note and not classes:
         start = f"labels start at {labels.min()}, not at 0; " if labels.min() else ""
         note = f"{start}{note}; the network has an output for each, so number them 0, 1, 2, ..."
@@ -134,13 +132,13 @@ def npz_source(path: pathlib.Path, classes: tuple[str, ...] = ()) -> ArraySource
 
 
 def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """The arrays `images` and `labels` of a file.
+    """Reads the arrays `images` and `labels` of a file.
 
     Returns:
-      images, uint8 `[N, h, w, c]`; labels, integers `[N]`; C where these were one-hot, or 0.
+      images, uint8 `[N, h, w, c]`; labels, integers `[N]`; C if these were one-hot, or 0.
 
     Raises:
-      ConfigError: they are not there, or not of that kind.
+      ConfigError: they are missing, or have another type or shape.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -158,9 +156,9 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an npz file, once its header is known to be harmless.
+    """Reads an array of an npz file after checking its header.
 
-    numpy's own reader would make room for whatever the header says, and zipfile decompress it.
+    numpy's own reader would allocate whatever size the header states, and zipfile decompress it.
     """
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
@@ -181,7 +179,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
             )
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-        file.read(1)  # at its end the checksum is looked at
+        file.read(1)  # zipfile compares the checksum at the end of the member
     return np.asarray(array)
 
 
@@ -196,7 +194,7 @@ def _check_images(path: pathlib.Path, images: np.ndarray) -> None:
 
 
 def _read_labels(path: pathlib.Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Labels as integers `[N]`, and C where they were one-hot `[N, C]`, or 0."""
+    """Converts labels to integers `[N]`; returns them and C if they were one-hot `[N, C]`, or 0."""
     if labels.ndim not in (1, 2) or labels.shape[0] != count or not labels.size:
         raise ConfigError(
             f"{path}: labels must be [N], [N, 1] or one-hot [N, C], of the {count} images, not "

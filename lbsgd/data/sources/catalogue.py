@@ -1,16 +1,16 @@
-"""The sources of examples by name."""
+"""The data sources by name."""
 
 from collections.abc import Callable
 
 import ml_collections
 
-from lbsgd.data.corrupt import refusal
+from lbsgd.data.corrupt import corrupt_message
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed.reader import packed
-from lbsgd.data.source import Source, Splits, in_words, shape_of
+from lbsgd.data.source import Source, Splits, format_shape, shape_of
 from lbsgd.data.sources.arrays import digits, npz, whole_npz
 from lbsgd.data.sources.folder import folder, whole_folder
-from lbsgd.data.sources.held_out import Named, hold_out
+from lbsgd.data.sources.held_out import KeyedSource, hold_out
 from lbsgd.data.sources.synthetic import synthetic
 from lbsgd.data.sources.tfds import tfds
 from lbsgd.system.errors import ConfigError
@@ -23,26 +23,26 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Splits]] = {
     "digits": digits,
     "synthetic": synthetic,
 }
-# Whose images nobody has looked at before training.
+# Sources whose images no earlier step has read, so that some are checked before training.
 UNCHECKED = ("folder", "tfds")
-# So many of each split, all along it, are looked at before training.
+# How many images of each split, evenly spaced, are checked.
 SAMPLE = 8
 
-# Those of which a part can be held out: all of the examples there are.
-WHOLE: dict[str, Callable[[ml_collections.ConfigDict], Named]] = {
+# Sources of which a part can be held out for validation.
+WHOLE: dict[str, Callable[[ml_collections.ConfigDict], KeyedSource]] = {
     "folder": whole_folder,
     "npz": whole_npz,
 }
 
 
 def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
-    """The splits that `config` (the `data` part) names.
+    """Opens the data sets that `config` (the `data` part) names.
 
     Args:
-      seed: of what is held out by data.validation_fraction.
+      seed: decides which examples data.validation_fraction holds out.
 
     Raises:
-      ConfigError: no such source, or its files are not what they should be.
+      ConfigError: there is no such source, or its files are not as they should be.
     """
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
@@ -51,12 +51,12 @@ def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
     if len(classes) < 2:
         raise ConfigError(
             f"the training images are of a single class, {', '.join(classes)}; nothing can be "
-            "learned of it"
+            "learned from it"
         )
     _check_shapes(splits, config.crop)
     if config.source in UNCHECKED:
         for source in splits:
-            _check_some(source, splits.train, config)
+            _check_sample(source, splits.train, config)
     return splits
 
 
@@ -67,7 +67,7 @@ def _splits(config: ml_collections.ConfigDict, seed: int) -> Splits:
 
 
 def _check_shapes(splits: Splits, crop: str) -> None:
-    """Raises ConfigError where the first images of the two splits do not go together."""
+    """Raises ConfigError if the first images of the two splits do not have matching shapes."""
     train, validation = (split.image_shape for split in splits)
     if train[-1] != validation[-1]:
         raise ConfigError(
@@ -75,15 +75,15 @@ def _check_shapes(splits: Splits, crop: str) -> None:
         )
     if crop != "inception" and train != validation:
         raise ConfigError(
-            f"the training images are {in_words(train)}, those for validation "
-            f"{in_words(validation)}; data.crop='inception' takes images of any size"
+            f"the training images are {format_shape(train)}, those for validation "
+            f"{format_shape(validation)}; data.crop='inception' takes images of any size"
         )
 
 
-def _check_some(source: Source, train: Source, config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError where some images of a source, all along it, cannot be used.
+def _check_sample(source: Source, train: Source, config: ml_collections.ConfigDict) -> None:
+    """Checks a few images of a source, evenly spaced; raises ConfigError if one cannot be used.
 
-    What is corrupt may be skipped later, where the config says so.
+    Corrupt ones are ignored here if the config says to skip them in training.
     """
     for index in dict.fromkeys(len(source) * i // SAMPLE for i in range(SAMPLE)):
         try:
@@ -91,9 +91,9 @@ def _check_some(source: Source, train: Source, config: ml_collections.ConfigDict
         except CorruptError as error:
             if config.on_corrupt == "skip":
                 continue
-            raise ConfigError(refusal(source.name(index), error)) from error
+            raise ConfigError(corrupt_message(source.name(index), error)) from error
         if config.crop != "inception" and shape != train.image_shape:
             raise ConfigError(
-                f"{source.name(index)} is {in_words(shape)}, the first training image "
-                f"{in_words(train.image_shape)}; data.crop='inception' takes images of any size"
+                f"{source.name(index)} is {format_shape(shape)}, the first training image "
+                f"{format_shape(train.image_shape)}; data.crop='inception' takes images of any size"
             )

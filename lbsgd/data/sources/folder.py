@@ -1,4 +1,4 @@
-"""Image files in a folder for each class."""
+"""Image files on the disk, in a folder for each class."""
 
 import collections
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed.reader import is_packed
-from lbsgd.data.source import Example, Splits, first_shape, named
+from lbsgd.data.source import Example, Splits, first_image_shape, list_names
 from lbsgd.data.sources.files import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -26,23 +26,24 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
 from lbsgd.system.text import printable
 
-# Of an image file; 100 million pixels are less.
+# Largest size of an image file; 100 million pixels take less.
 MOST_BYTES = 10**9
-# Asking a network disk for the sizes of a million files one after the other takes an hour.
+# Threads that list folders: asking a network disk for the sizes of a million files one after the
+# other takes an hour.
 SCANNERS = 32
 
 
 class FolderSource:
     """A folder with a folder of images for each class.
 
-    The classes are the names of the folders, sorted; images may lie in folders further below;
-    hidden files do not count. The files are not read before they are asked for.
+    The classes are the names of the folders, sorted. Images may be in folders further below; hidden
+    files are ignored. A file is read only when its example is.
 
     Args:
-      classes: by label, where they are not to be those of this folder.
+      classes: class names by label, if they are not those of this folder.
 
     Raises:
-      ConfigError: no classes, one without images, or one that is not in `classes`.
+      ConfigError: there are no classes, one has no images, or one is not in `classes`.
     """
 
     def __init__(self, root: pathlib.Path, classes: tuple[str, ...] = ()) -> None:
@@ -60,7 +61,7 @@ class FolderSource:
         self._files = Files(dict(zip(names, found)), classes, root, left_out)
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
         self.notes, self.labels = self._files.notes, self._files.labels
-        self.image_shape = first_shape(self)
+        self.image_shape = first_image_shape(self)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -68,7 +69,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path = f"{self._root}/{self._files.path(index)}"
         try:
-            with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
                 _check_size(os.fstat(file.fileno()))
                 return Example(file.read(), int(self._files.labels[index]))
         except OSError as error:
@@ -78,13 +79,13 @@ class FolderSource:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
 
     def key(self, index: int) -> bytes:
-        """The path of an example below the folder, in bytes."""
+        """Returns the path of an example relative to the folder, in bytes."""
         return os.fsencode(self._files.path(index))
 
     def check_sizes(self) -> None:
-        """Raises ConfigError where files have no bytes, too many, or are links that lead nowhere.
+        """Raises ConfigError if files are empty, too large, or broken links.
 
-        Nothing is read: the sizes are those of the scan.
+        No file is opened: the sizes are those of the scan.
         """
         sizes = self._files.sizes
         wrong = np.flatnonzero((sizes <= 0) | (sizes > MOST_BYTES))
@@ -109,19 +110,19 @@ def _folders(folder: pathlib.Path) -> list[str]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether it may hold images; a packed set, made from the others, holds none."""
+    """Returns whether an entry is a folder of images; a packed set among them is not."""
     if not entry.is_dir() or is_left_out(entry.name):
         return False
     try:
         return not is_packed(pathlib.Path(entry))
-    except OSError:  # whoever needs what is in it will say so
+    except OSError:  # reading its contents will raise the error
         return True
 
 
 def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
-    """The kinds of what lies beside the folders of the classes."""
+    """Yields the kinds of files and folders beside the folders of the classes."""
     for entry in _entries(root):
-        if entry.is_dir() and not is_left_out(entry.name):  # of a class, or a packed set
+        if entry.is_dir() and not is_left_out(entry.name):  # a class, or a packed set
             continue
         if not is_left_out(entry.name) and entry.name.lower().endswith(EXTENSIONS):
             yield "images in no folder of a class"
@@ -129,21 +130,21 @@ def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
             yield kind_left_out(entry.name, entry.is_dir())
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a pipe too without waiting for who writes to it."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Opens a file; does not wait for a writer if it is a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_size(status: os.stat_result) -> None:
-    """Raises CorruptError for what could not be read to its end: a pipe, a device, a huge file."""
+    """Raises CorruptError for a pipe, a device or a huge file, which may have no end."""
     if not stat.S_ISREG(status.st_mode):
-        raise CorruptError("is no regular file")
+        raise CorruptError("is not a regular file")
     if status.st_size > MOST_BYTES:
         raise CorruptError(f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}")
 
 
 def _scan(root: str, below: str, left_out: "collections.Counter[str]") -> list[File]:
-    """The images in a folder below `root`; counts in `left_out` what is none."""
+    """Lists the images in a folder below `root`; counts other files in `left_out`."""
     return list(_images(root, below, left_out))
 
 
@@ -153,15 +154,16 @@ def _images(
     left_out: "collections.Counter[str]",
     around: tuple[os.stat_result, ...] = (),
 ) -> Iterator[File]:
-    """The images in a folder below `root` and further below; links are followed.
+    """Yields the images in a folder and the folders below it; links are followed.
 
     Args:
-      left_out: counts what is no image.
-      around: the folders that it lies in.
+      below: the folder, relative to `root`.
+      left_out: counts files that are not images.
+      around: the folders around this one.
     """
     here = os.stat(f"{root}/{below}")
     if any(os.path.samestat(here, folder) for folder in around):
-        raise ConfigError(f"{root}/{below} leads back to a folder that it lies in; remove the link")
+        raise ConfigError(f"{root}/{below} links back to a folder around it; remove the link")
     for entry in _entries(f"{root}/{below}"):
         path = f"{below}/{entry.name}"
         if is_left_out(entry.name):
@@ -176,16 +178,16 @@ def _images(
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
-    """The size of a file; -1 for what is none, and for a link that leads nowhere."""
+    """Returns the size of a file; -1 for a broken link, and for what is not a regular file."""
     try:
         status = entry.stat()
-    except OSError:  # reading it will say what is wrong
+    except OSError:  # reading it will raise the error
         return -1
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folders of "train" and "validation" below `root` that have folders for classes.
+    """Finds the folders of "train" and "validation" below `root` that have folders of classes.
 
     Raises:
       ConfigError: `root` cannot be read.
@@ -205,14 +207,15 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def folder_splits(
     root: pathlib.Path, alone: str = "train", classes: tuple[str, ...] = ()
 ) -> dict[str, FolderSource]:
-    """The "train" and "validation" below `root`, those there are.
+    """Opens the splits "train" and "validation" that exist below `root`.
 
     Args:
-      alone: the split that a folder of `CLASS/` is.
-      classes: of the validation where the training split is elsewhere; () for those in its folder.
+      alone: the split to use for a folder that has `CLASS/` only.
+      classes: of the validation split if the training split is elsewhere; () for those in its
+        folder.
 
     Raises:
-      ConfigError: there are no such folders, or as `FolderSource` does.
+      ConfigError: there are no such folders, or as in `FolderSource`.
     """
     found: dict[str, FolderSource] = {}
     for split, below in (split_folders(root) or {alone: root}).items():
@@ -222,7 +225,7 @@ def folder_splits(
 
 
 def folder(config: ml_collections.ConfigDict) -> Splits:
-    """Images in `train/CLASS/` and `val/CLASS/` (or `validation/`, or `test/`) of data.dir.
+    """Opens images in `train/CLASS/` and `val/CLASS/` (or `validation/`, or `test/`) of data.dir.
 
     The labels of both follow the classes of `train/`.
     """
@@ -232,7 +235,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
         if split not in found:
             raise ConfigError(
                 f"data.dir={config.dir!r} has no {'/, '.join(names)}/ with a folder of images for "
-                f"each class{_where_else(root)}"
+                f"each class{_hint(root)}"
             )
     splits = folder_splits(root)
     if config.on_corrupt == "error":
@@ -245,8 +248,8 @@ def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
         raise ConfigError(
-            f"data.dir={config.dir!r} is no folder; set --config.data.dir=DIR to one of train/ and "
-            "val/ with a folder of images for each class"
+            f"data.dir={config.dir!r} is not a folder; set --config.data.dir=DIR to one of train/ "
+            "and val/ with a folder of images for each class"
         )
     if (root / "train" / "index.json").exists():
         raise ConfigError(f"data.dir={config.dir!r} is a prepared set; set data.source='packed'")
@@ -254,10 +257,10 @@ def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
-    """Images in `CLASS/` or `train/CLASS/` of data.dir, to hold out a part of them.
+    """Opens images in `CLASS/` or `train/CLASS/` of data.dir, to hold out a part of them.
 
     Raises:
-      ConfigError: as `folder` does, or there is a folder of validation images.
+      ConfigError: as in `folder`, or there is a folder of validation images too.
     """
     root = _root(config)
     found = split_folders(root)
@@ -272,8 +275,8 @@ def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
     return source
 
 
-def _where_else(root: pathlib.Path) -> str:
-    """What to say of a folder without splits: where they are, or what it holds."""
+def _hint(root: pathlib.Path) -> str:
+    """Returns a hint for a folder without splits: where they are, or what the folder contains."""
     folders = _folders(root)
     near = [root / name for name in folders] + [root.parent]
     for folder in near:
@@ -281,5 +284,5 @@ def _where_else(root: pathlib.Path) -> str:
             return f"; set data.dir={printable(str(folder))}"
     if not folders:
         return "; it has no folders"
-    there = named(f"{name}/" for name in folders)
+    there = list_names(f"{name}/" for name in folders)
     return f", only {there}; data.validation_fraction=0.1 holds out a part of one folder"

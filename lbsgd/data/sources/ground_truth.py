@@ -1,10 +1,10 @@
-"""Finds the class of each validation image of ILSVRC2012: in its devkit, or in a list."""
+"""Ground truth of ILSVRC2012: the class of each validation image, from its devkit or a list."""
 
 import pathlib
 import re
 import tarfile
 
-from lbsgd.data.sources.listing import normal
+from lbsgd.data.sources.listing import normalize_path
 from lbsgd.data.sources.matlab import read_table
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
@@ -19,11 +19,11 @@ _SYNSET = re.compile(r"(?<![A-Za-z0-9])n\d{8}(?!\d)")
 
 
 def read_ground_truth(path: pathlib.Path) -> dict[int, str]:
-    """The synset (WNID) of each image, by the number in its name.
+    """Reads the synset (WNID) of each image, by the number in its name.
 
     Args:
       path: the devkit, ILSVRC2012_devkit_t12, as a tar (compressed or not) or unpacked; or a list:
-        a line for each image with its name and synset, or in order the synsets alone.
+        a line for each image with its name and synset, or only the synsets, in order.
 
     Raises:
       ConfigError: it cannot be read, or is none of these.
@@ -39,7 +39,7 @@ def read_ground_truth(path: pathlib.Path) -> dict[int, str]:
         beside = path.with_name(SYNSETS)
         if not beside.exists():
             raise ConfigError(
-                f"{path} has numbers, of which {SYNSETS} of the devkit says what they mean; take "
+                f"{path} has numbers, whose meaning is in {SYNSETS} of the devkit; take "
                 "the devkit itself, ILSVRC2012_devkit_t12.tar.gz"
             )
         return _of_devkit({NUMBERS: text, SYNSETS: _read(beside)}, path)
@@ -58,29 +58,33 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def _members_of_devkit(path: pathlib.Path) -> dict[str, bytes]:
-    """The two files of the devkit's tar, by name, those there are."""
+    """Reads the two files of interest from the devkit's tar, by name, as far as they exist."""
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as tar:
             while len(found) < 2 and (member := tar.next()) is not None:
                 if not 0 <= member.offset_data + member.size <= MOST_BYTES:
                     raise ConfigError(f"{path} is too large to be the devkit")
-                name = normal(member.name).rsplit("/", 1)[-1]
+                name = normalize_path(member.name).rsplit("/", 1)[-1]
                 file = tar.extractfile(member) if member.isreg() else None
                 if file and name in (NUMBERS, SYNSETS):
                     found[name] = file.read()
     except ConfigError:
         raise
-    except Exception as error:  # tarfile and what it decompresses with have many names for damage
-        raise ConfigError(f"{path} is no devkit, or damaged ({short_repr(error)})") from error
+    except Exception as error:  # tarfile and its decoders raise many kinds of errors for damage
+        raise ConfigError(
+            f"{path} is not a devkit, or it is damaged ({short_repr(error)})"
+        ) from error
     return found
 
 
 def _of_devkit(files: dict[str, bytes], path: pathlib.Path) -> dict[int, str]:
-    """The synset of each image, from the two files of the devkit."""
+    """Reads the synset of each image from the two files of the devkit."""
     for name in (NUMBERS, SYNSETS):
         if name not in files:
-            raise ConfigError(f"{path} is no devkit of ILSVRC2012 (Task 1 & 2): it has no {name}")
+            raise ConfigError(
+                f"{path} is not a devkit of ILSVRC2012 (Task 1 & 2): it has no {name}"
+            )
     synsets = _synsets(files[SYNSETS], path)
     found = {}
     for number, line in enumerate(files[NUMBERS].split(), 1):
@@ -88,14 +92,14 @@ def _of_devkit(files: dict[str, bytes], path: pathlib.Path) -> dict[int, str]:
         if not synset:
             text = short_repr(line.decode("ascii", "replace"))
             raise ConfigError(
-                f"{path}: image {number} has the number {text}, which is no class of {SYNSETS}"
+                f"{path}: image {number} has the number {text}, which is not a class of {SYNSETS}"
             )
         found[number] = synset
     return found
 
 
 def _synsets(data: bytes, path: pathlib.Path) -> dict[int, str]:
-    """WNIDs by ILSVRC2012_ID; synsets with children are no classes."""
+    """Reads WNIDs by ILSVRC2012_ID; synsets with children are not classes."""
     fields = ("ILSVRC2012_ID", "WNID", "num_children")
     found: dict[int, str] = {}
     try:
@@ -110,7 +114,7 @@ def _synsets(data: bytes, path: pathlib.Path) -> dict[int, str]:
 
 
 def _of_list(text: str, path: pathlib.Path) -> dict[int, str]:
-    """The synset of each image, from lines; the first may be a header."""
+    """Reads the synset of each image from lines of text; the first may be a header."""
     found: dict[int, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         image, synset = _NAMED.search(line), _SYNSET.search(line)

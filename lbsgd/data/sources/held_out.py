@@ -1,12 +1,12 @@
-"""A part of one set, held out to evaluate on: a function of the seed and the names alone.
+"""Holding out a part of a data set for validation, as a function of the seed and the names only.
 
 An example is held out where
 
     blake2b("SEED/NAME", 8 bytes, big-endian) < fraction 2^64
 
-with the name below the folder of the classes ("cat/1.jpg"), in bytes. So nothing that is added or
-removed moves another example, and a larger fraction holds out the same ones and more. It is not
-stratified: the share of a class varies as the binomial distribution has it.
+with the name relative to the folder of the classes ("cat/1.jpg"), in bytes. So adding or removing
+an example moves no other one, and a larger fraction holds out the same examples and more. The split
+is not stratified: the share of each class varies binomially.
 """
 
 import hashlib
@@ -14,38 +14,38 @@ from typing import Protocol
 
 import numpy as np
 
-from lbsgd.data.source import Example, Source, Splits, note_unused
+from lbsgd.data.source import Example, Source, Splits, note_unused_classes
 from lbsgd.system.errors import ConfigError
 
 
-class Named(Source, Protocol):
-    """A source whose examples have names that are the same wherever the set lies.
+class KeyedSource(Source, Protocol):
+    """A source whose examples have names that do not depend on where the data set is stored.
 
     Attributes:
-      labels: `[N]`.
+      labels: of the examples, `[N]`.
     """
 
     labels: np.ndarray
 
     def key(self, index: int) -> bytes:
-        """The name of an example within the set."""
+        """Returns the name of an example within the data set."""
         ...
 
 
 def is_held_out(key: bytes, fraction: float, seed: int) -> bool:
-    """Whether the example of this name is held out."""
+    """Returns whether the example of this name is held out."""
     digest = hashlib.blake2b(f"{seed}/".encode() + key, digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def hold_out(source: Named, fraction: float, seed: int) -> Splits:
-    """The examples to train on and those held out, each in the order of the source.
+def hold_out(source: KeyedSource, fraction: float, seed: int) -> Splits:
+    """Splits a source into a training and a validation set, each in the order of the source.
 
     Args:
-      fraction: to hold out, 0 < fraction < 1.
+      fraction: the expected share of the validation set, 0 < fraction < 1.
 
     Raises:
-      ConfigError: nothing is left of one.
+      ConfigError: one of them is empty.
     """
     held = np.array([is_held_out(source.key(i), fraction, seed) for i in range(len(source))])
     for what, count in (("held out", held.sum()), ("left to train on", (~held).sum())):
@@ -54,20 +54,20 @@ def hold_out(source: Named, fraction: float, seed: int) -> Splits:
                 f"data.validation_fraction={fraction}: of {len(source):,} images none is {what}"
             )
     train, validation = (np.flatnonzero(part) for part in (~held, held))
-    unused = note_unused(source.labels[train], source.classes)
+    unused = note_unused_classes(source.labels[train], source.classes)
     note = f"held out of {len(source):,} images: {len(validation):,}"
     return Splits(
-        Part(source, train, (*source.notes, *filter(None, [unused]))),
-        Part(source, validation, (note,)),
+        Subset(source, train, (*source.notes, *filter(None, [unused]))),
+        Subset(source, validation, (note,)),
     )
 
 
-class Part:
+class Subset:
     """Some examples of a source.
 
     Args:
       indices: of the examples, `[N]`.
-      notes: of this part.
+      notes: those of this subset.
     """
 
     def __init__(self, source: Source, indices: np.ndarray, notes: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
-"""ImageNet (ILSVRC2012) as it is downloaded: its tars, read in place, and their ground truth.
+"""ImageNet (ILSVRC2012) as downloaded: its tars, read without unpacking, and the ground truth.
 
-Labels are those of everyone: the synsets of the training images, sorted.
+Labels are the usual ones: the synsets of the training images, sorted.
 """
 
 import collections
@@ -11,12 +11,12 @@ from lbsgd.data.sources.archive import ArchiveSource, archive_splits, read_archi
 from lbsgd.data.sources.files import File, Files
 from lbsgd.data.sources.folder import split_folders
 from lbsgd.data.sources.ground_truth import IMAGE, read_ground_truth
-from lbsgd.data.sources.listing import normal
+from lbsgd.data.sources.listing import normalize_path
 from lbsgd.system.errors import ConfigError
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-# What gives the classes of the validation images, where it lies beside them; the first there is.
+# Files beside the validation images that may hold their classes; the first that exists is read.
 GROUND_TRUTHS = (
     DEVKIT,
     "ILSVRC2012_devkit_t12.tar",
@@ -24,18 +24,18 @@ GROUND_TRUTHS = (
     "LOC_val_solution.csv",
     "imagenet_2012_validation_synset_labels.txt",
 )
-# What image-net.org's download page of ILSVRC2012 calls them.
+# Their names on the download page of ILSVRC2012 at image-net.org.
 CALLED = {
     TARS["train"]: "Training images (Task 1 & 2)",
     TARS["validation"]: "Validation images (all tasks)",
     DEVKIT: "Development kit (Task 1 & 2)",
 }
-# Images and classes of all there is.
+# Images and classes of the complete data set.
 WHOLE = {"train": (1_281_167, 1000), "validation": (50_000, 1000)}
 
 
 def is_download(path: pathlib.Path) -> bool:
-    """Whether it is one of the tars, or a folder that holds one and not all of it unpacked."""
+    """Returns whether a path is one of the tars, or a folder with one that is not all unpacked."""
     if path.is_dir():
         return any((path / name).exists() for name in TARS.values()) and len(
             split_folders(path)
@@ -44,14 +44,14 @@ def is_download(path: pathlib.Path) -> bool:
 
 
 def _is_validation(path: pathlib.Path) -> bool:
-    """Whether a tar begins with a validation image that lies in no folder."""
+    """Returns whether a tar begins with a validation image that is not in a folder."""
     try:
         with tarfile.open(path, "r:") as tar:
             for _ in range(3):  # folders come first
                 member = tar.next()
                 if member is not None and member.isreg():
-                    return bool(IMAGE.fullmatch(normal(member.name)))
-    except Exception:  # no tar, or damaged: whoever reads it will say so
+                    return bool(IMAGE.fullmatch(normalize_path(member.name)))
+    except Exception:  # not a tar, or damaged: reading it will raise the error
         return False
     return False
 
@@ -62,18 +62,18 @@ def imagenet_splits(
     classes: tuple[str, ...] = (),
     ground_truth: pathlib.Path | None = None,
 ) -> dict[str, ArchiveSource]:
-    """The "train" and "validation" of what was downloaded.
+    """Opens the splits "train" and "validation" of a download.
 
-    A training tar may lack classes: validation images of these are left out.
+    If the training tar lacks classes, the validation images of these are left out.
 
     Args:
       path: a folder with the tars, or one of them.
-      split: the one that is wanted; None for both of a folder.
-      classes: of the training split, where that is prepared already.
-      ground_truth: of the validation images; by default it lies beside them.
+      split: the split that is wanted; None for both splits of a folder.
+      classes: of the training split, if that is already prepared.
+      ground_truth: of the validation images; by default a file beside them.
 
     Raises:
-      ConfigError: a file is missing, or not what it should be.
+      ConfigError: a file is missing, or not as it should be.
     """
     root, tars = path, {name: path / file for name, file in TARS.items()}
     if not path.is_dir():
@@ -104,7 +104,7 @@ def _find_ground_truth(root: pathlib.Path) -> pathlib.Path | None:
 def _check_there(
     root: pathlib.Path, wanted: dict[str, pathlib.Path], truth: pathlib.Path | None
 ) -> None:
-    """Raises ConfigError that names what is missing, and says where it is found."""
+    """Raises ConfigError if files are missing; it names them and says where to find them."""
     missing = [tar.name for tar in wanted.values() if not tar.exists()]
     if "validation" in wanted and not truth:
         missing.append(DEVKIT)
@@ -121,7 +121,7 @@ def _check_there(
 
 
 def _validation(tar: pathlib.Path, truth: pathlib.Path, classes: tuple[str, ...]) -> ArchiveSource:
-    """The validation images, in the order of their classes and names, as if in folders of these."""
+    """Opens the validation images in the order of classes and names, as if in folders by class."""
     listing, synsets = read_archive(tar), read_ground_truth(truth)
     left_out: collections.Counter[str] = collections.Counter()
     found: dict[str, list[File]] = {}
@@ -130,7 +130,7 @@ def _validation(tar: pathlib.Path, truth: pathlib.Path, classes: tuple[str, ...]
         image = IMAGE.fullmatch(name)
         synset = synsets.get(int(image[1])) if image else None
         if image and not synset:
-            raise ConfigError(f"{truth} has no class of {name}; is it that of these images?")
+            raise ConfigError(f"{truth} has no class of {name}; does it belong to these images?")
         if not synset:
             left_out["other images"] += 1
         elif classes and synset not in classes:
@@ -141,7 +141,7 @@ def _validation(tar: pathlib.Path, truth: pathlib.Path, classes: tuple[str, ...]
 
 
 def _note_missing(split: str, source: ArchiveSource) -> tuple[str, ...]:
-    """A note where it is not all of ILSVRC2012."""
+    """Returns a note if a split is not complete."""
     images, classes = WHOLE[split]
     if (len(source), len(source.classes)) == (images, classes):
         return ()

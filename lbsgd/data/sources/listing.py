@@ -1,4 +1,4 @@
-"""What an archive holds: its images and what is left out, by path, and how their bytes are read."""
+"""Listing of an archive: its images, what is left out, and how the bytes of an image are read."""
 
 import collections
 import os
@@ -17,11 +17,11 @@ OUTSIDE = "images in no folder of a class"
 
 
 class Listing:
-    """The members of an archive; of two of one name the later counts, as where it is unpacked.
+    """The members of an archive. If two have the same name, the later counts, as in unpacking.
 
     Args:
-      archive: for messages.
-      read: the bytes of an image, given where it starts and its size.
+      archive: its path, for messages.
+      read: returns the bytes of an image, given its offset and its size.
 
     Attributes:
       files: the images, by path.
@@ -34,7 +34,7 @@ class Listing:
         self._folders: set[str] = set()
 
     def takes(self, path: str, is_folder: bool = False) -> bool:
-        """Whether a member is an image that counts; notes what is left out, and the folders."""
+        """Returns whether a member is an image to be used; records folders and what is left out."""
         if path in ("", "."):
             return False
         parts = path.split("/")
@@ -56,37 +56,37 @@ class Listing:
         """Adds an image.
 
         Raises:
-          ConfigError: it is larger than any image.
+          ConfigError: it is too large for an image.
         """
         self.check_size(path, size)
         self.files[path] = File(path, size, start)
 
     def check_size(self, path: str, size: int) -> None:
-        """Raises ConfigError where reading a member would take more memory than any image."""
+        """Raises ConfigError if reading a member would take more memory than any image."""
         if size > MOST_BYTES:
             raise ConfigError(f"{self.archive}: {printable(path)} has {size:,} bytes; leave it out")
 
     def merge(self, other: "Listing") -> None:
-        """Adds the members of an archive that lies within this one."""
+        """Adds the members of an archive within this archive."""
         self.files |= other.files
         self._left_out |= other._left_out
         self._folders |= other._folders
 
     def refuse(self, path: str, what: str) -> ConfigError:
-        """The error of a member that cannot be read where it lies."""
+        """Returns the error for a member that cannot be read without unpacking."""
         return ConfigError(
             f"{self.archive}: {printable(path)} is {what}; unpack the archive and use the folder"
         )
 
     def below(self, folder: str, classes: tuple[str, ...] = ()) -> Files:
-        """The images by class.
+        """Collects the images below a folder, by class.
 
         Args:
-          folder: that of the folders of the classes; "" or with "/" at its end.
-          classes: by label, where they are not to be those in the archive.
+          folder: the folder around those of the classes; "" or ending in "/".
+          classes: class names by label, if they are not those in the archive.
 
         Raises:
-          ConfigError: as `Files` does.
+          ConfigError: as in `Files`.
         """
         left_out = collections.Counter(
             kind for path, kind in self._left_out.items() if path.startswith(folder)
@@ -106,13 +106,13 @@ class Listing:
         return Files(found, classes, self.archive, left_out)
 
 
-def normal(name: str) -> str:
-    """The path of a member within its archive, wherever its name would lead."""
+def normalize_path(name: str) -> str:
+    """Normalizes the path of a member, so that it cannot lead out of the archive."""
     return posixpath.normpath(name).lstrip("/")
 
 
 class RandomFile:
-    """A file that threads read at any place.
+    """A file that several threads may read at any offset.
 
     Raises:
       OSError: it cannot be opened.
@@ -123,13 +123,15 @@ class RandomFile:
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, size: int) -> bytes:
-        """The bytes from `start` on.
+        """Reads `size` bytes at offset `start`.
 
         Raises:
-          CorruptError: they are not there.
+          CorruptError: the file is shorter, or cannot be read.
         """
         try:
-            data = os.pread(self._descriptor, size, start)  # moves no pointer that threads share
+            data = os.pread(
+                self._descriptor, size, start
+            )  # does not move the offset that threads share
         except OSError as error:
             raise CorruptError(f"cannot be read ({error.strerror})") from error
         if len(data) != size:

@@ -1,6 +1,6 @@
-"""Reads tables of MATLAB's files (version 5), as ImageNet's devkit has one.
+"""Tables in MATLAB files (version 5), such as the one in ImageNet's devkit.
 
-scipy.io.loadmat reads more of them, but a damaged file crashes the process in it.
+scipy.io.loadmat can read more kinds of files, but a damaged one crashes the process.
 """
 
 import math
@@ -13,31 +13,31 @@ import numpy as np
 
 ORDERS = {b"IM": "<", b"MI": ">"}
 START = 128
-# What an element is, by its number in the file.
+# Types of elements, by their number in the file.
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {
     1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
 }  # fmt: skip
 LETTERS = {16: "utf-8", 17: "utf-16", 18: "utf-32"}
-# What a matrix is.
+# Classes of matrices, by their number in the file.
 TABLE, TEXT = 2, 4
 
 
 def read_table(data: bytes, name: str, fields: tuple[str, ...], most: int) -> list[tuple[Any, ...]]:
-    """The rows of a table (an array of structs), with some of its fields.
+    """Reads the rows of a table (an array of structs), with some of its fields.
 
     Args:
-      data: of the file.
+      data: the bytes of the file.
       name: of the variable.
-      fields: each is text, a number, or of another kind, which is None.
-      most: bytes that anything compressed may unpack to.
+      fields: names of the fields; a value is text, a number, or None for any other type.
+      most: limit of the bytes that compressed data may unpack to.
 
     Raises:
       ValueError: there is no such table, or the file is damaged.
     """
     order = ORDERS.get(data[126:START])
     if not order:
-        raise ValueError("no MATLAB file of version 5")
+        raise ValueError("not a MATLAB file of version 5")
     for kind, part in _elements(data[START:], order):
         if kind == COMPRESSED:
             unpack = zlib.decompressobj()
@@ -56,12 +56,12 @@ def read_table(data: bytes, name: str, fields: tuple[str, ...], most: int) -> li
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Kind and content of what lies one after the other."""
+    """Yields the type and the content of consecutive elements."""
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
         start, padded = at + 8, size if kind == COMPRESSED else size + -size % 8
-        if kind >> 16:  # a small one, in the place of its size
+        if kind >> 16:  # a small element, stored in the place of its size
             kind, size, start, padded = kind & 0xFFFF, kind >> 16, at + 4, 0
         if start + size > len(data) or (start == at + 4 and size > 4):
             raise ValueError("it is cut short")
@@ -70,7 +70,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _header(part: bytes, order: str) -> tuple[int, int, str, Iterator[tuple[int, bytes]]]:
-    """Of a matrix: what it is, of how many, its name, and the elements that follow."""
+    """Parses the header of a matrix: its class, size and name, and the elements that follow."""
     rest = _elements(part, order)
     flags, sizes, name = (content for _, content in _take(rest, 3))
     if len(flags) != 8 or len(sizes) % 4 or not sizes:
@@ -102,14 +102,14 @@ def _rows(
         raise ValueError(f"its table has no {', '.join(sorted(set(fields) - set(there)))}")
     columns = [there.index(field) for field in fields]
     rows = []
-    for _ in range(count):  # which ends where the data do, whatever it says
+    for _ in range(count):  # ends with the data, whatever count the file states
         cells = _take(rest, len(there))
         rows.append(tuple(_value(*cells[column], order) for column in columns))
     return rows
 
 
 def _value(kind: int, part: bytes, order: str) -> str | float | None:
-    """The text or the number that a matrix holds; None for any other."""
+    """Returns the text or the number in a matrix; None for any other type."""
     if kind != MATRIX or not part:
         return None
     what, count, _, rest = _header(part, order)

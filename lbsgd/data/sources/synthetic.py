@@ -3,7 +3,7 @@
 import ml_collections
 import numpy as np
 
-from lbsgd.data.source import Example, Splits, numbered
+from lbsgd.data.source import Example, Splits, numbered_classes
 
 
 class SyntheticSource:
@@ -15,7 +15,7 @@ class SyntheticSource:
         self, num_examples: int, image_shape: tuple[int, int, int], num_classes: int, seed: int
     ) -> None:
         self.num_examples, self.seed = num_examples, seed
-        self.image_shape, self.classes = image_shape, numbered(num_classes)
+        self.image_shape, self.classes = image_shape, numbered_classes(num_classes)
         self.fingerprint = f"synthetic {num_examples} {image_shape} {num_classes} {seed}"
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class SyntheticSource:
 
 
 def synthetic(config: ml_collections.ConfigDict) -> Splits:
-    """Random images of `synthetic_*` sizes."""
+    """Makes random images, as many as `synthetic_*` say."""
     shape = (config.image_size, config.image_size, 3)
     classes = config.synthetic_classes
     return Splits(

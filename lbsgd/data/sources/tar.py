@@ -1,4 +1,4 @@
-"""Tars of images, read where they lie in them; a tar of tars as if those were folders."""
+"""Tars of images, read without unpacking; tars within a tar count as folders."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lbsgd.data.sources.files import is_left_out
 from lbsgd.data.sources.folder import SCANNERS
-from lbsgd.data.sources.listing import Listing, RandomFile, normal
+from lbsgd.data.sources.listing import Listing, RandomFile, normalize_path
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import printable, short_repr
 
@@ -23,13 +23,13 @@ COMPRESSED = {
 
 
 def read_tar(path: pathlib.Path) -> Listing:
-    """Lists what a tar holds.
+    """Lists the contents of a tar.
 
-    Where it has no images, but tars (as ImageNet's has one for each class), each of these counts as
-    a folder of its name without ".tar".
+    If it has no images but tars (as ImageNet's has one for each class), each of these counts as a
+    folder, named like the tar without ".tar".
 
     Raises:
-      ConfigError: it cannot be read, is compressed or damaged, or holds what cannot be read in it.
+      ConfigError: it cannot be read, is compressed or damaged, or must be unpacked first.
     """
     try:
         file, size = RandomFile(path), path.stat().st_size
@@ -48,7 +48,7 @@ def read_tar(path: pathlib.Path) -> Listing:
         _list_tars(listing, file, inner)
     else:
         for member in inner:
-            listing.takes(normal(member.name))  # which notes that it is left out
+            listing.takes(normalize_path(member.name))  # records it as left out
     return listing
 
 
@@ -56,7 +56,7 @@ def _list_tars(listing: Listing, file: RandomFile, tars: list[tarfile.TarInfo]) 
     """Adds the images of tars within a tar."""
 
     def read(member: tarfile.TarInfo) -> Listing:
-        name = normal(member.name)
+        name = normalize_path(member.name)
         inside = Listing(listing.archive, listing.read)
         part = _Part(file, member.offset_data, member.size)
         where = f"{listing.archive}: {printable(name)}"
@@ -69,17 +69,17 @@ def _list_tars(listing: Listing, file: RandomFile, tars: list[tarfile.TarInfo]) 
 
 
 def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list[tarfile.TarInfo]:
-    """Notes the members of a tar, and returns those that may be tars themselves.
+    """Adds the members of a tar to a listing, and returns those that may be tars themselves.
 
     Args:
-      where: it is, for messages.
-      folder: that its members are in, of a tar within a tar; "" or with "/" at its end.
+      where: the name of the tar, for messages.
+      folder: prefix of the members' paths, for a tar within a tar; "" or ending in "/".
     """
     tars: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for member in _members(tar, part):
-                path = folder + normal(member.name)
+                path = folder + normalize_path(member.name)
                 hidden = is_left_out(posixpath.basename(path))
                 if member.isreg() and path.endswith(".tar") and not folder and not hidden:
                     tars.append(member)
@@ -93,9 +93,11 @@ def _list(listing: Listing, part: "_Part", where: str, folder: str = "") -> list
     except OSError as error:
         raise ConfigError(f"cannot read {where} ({error.strerror or error})") from error
     except tarfile.TarError as error:
-        raise ConfigError(f"{where} is no tar, or damaged ({error})") from error
-    except Exception as error:  # of damaged headers tarfile lets many kinds through
-        raise ConfigError(f"{where} is no tar, or damaged ({short_repr(error)})") from error
+        raise ConfigError(f"{where} is not a tar, or it is damaged ({error})") from error
+    except Exception as error:  # for damaged headers tarfile raises many kinds of errors
+        raise ConfigError(
+            f"{where} is not a tar, or it is damaged ({short_repr(error)})"
+        ) from error
 
 
 def _members(tar: tarfile.TarFile, part: "_Part") -> Iterator[tarfile.TarInfo]:
@@ -106,7 +108,7 @@ def _members(tar: tarfile.TarFile, part: "_Part") -> Iterator[tarfile.TarInfo]:
         end = member.offset_data + member.size
         if end > part.size and member.isreg():
             raise tarfile.ReadError("unexpected end of data")
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep 1 kB each
+        tar.members.clear()  # type: ignore[attr-defined]  # which would keep 1 kB for each
         yield member
     part.seek(tar.offset)
     if any(part.read(tarfile.BLOCKSIZE)):  # tarfile takes any damaged header for the end
@@ -114,10 +116,10 @@ def _members(tar: tarfile.TarFile, part: "_Part") -> Iterator[tarfile.TarInfo]:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file, as a file of its own: as much of one as tarfile needs.
+    """A part of a file as a file object, with the methods that tarfile needs.
 
     Attributes:
-      start: where it starts.
+      start: its offset in the file.
       size: in bytes.
     """
 

@@ -1,7 +1,8 @@
 """Datasets prepared by tensorflow-datasets as ArrayRecord files, read without TensorFlow.
 
-tensorflow-datasets gives what is known of a dataset: features, splits, files. The records are read
-and parsed here: for small images `as_data_source` spends far longer on that than a step has.
+tensorflow-datasets provides the description of a dataset: features, splits, files. The records are
+read and parsed here, because `as_data_source` takes far longer for that than a step of training on
+small images.
 """
 
 import bisect
@@ -20,19 +21,19 @@ from google.protobuf.message import DecodeError
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.records import RecordFile
-from lbsgd.data.source import Example, Source, Splits, first_shape
+from lbsgd.data.source import Example, Source, Splits, first_image_shape
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
 from lbsgd.system.limits import allow_open_files
 from lbsgd.system.text import short_repr
 
-# What names a class in a features.json, and those that are of tensorflow-datasets itself.
+# Keys that name a Python class in a features.json; the prefix of tensorflow-datasets' own classes.
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 OWN_CLASSES = "tensorflow_datasets.core.features."
 
 
-class Piece(NamedTuple):
-    """Some records of a file that follow one another: `take` from `skip` on."""
+class RecordRange(NamedTuple):
+    """Consecutive records of a file: `take` records after the first `skip`."""
 
     file: RecordFile
     skip: int
@@ -44,11 +45,12 @@ class TfdsSource:
 
     Args:
       builder: of tensorflow-datasets, with ArrayRecord files.
-      split: as tensorflow-datasets writes it: "train", "train[:90%]", "train+validation", ...
-      key: of the config, for messages.
+      split: in the syntax of tensorflow-datasets: "train", "train[:90%]", "train+validation", ...
+      key: the config key that names the split, for messages.
 
     Raises:
-      ConfigError: no such split, nothing in it, no images with classes, or a missing file.
+      ConfigError: there is no such split, it is empty, it has no images with classes, or a file is
+        missing.
     """
 
     notes: tuple[str, ...] = ()
@@ -65,13 +67,13 @@ class TfdsSource:
         sizes = {name: [s.num_examples, int(s.num_bytes)] for name, s in info.splits.items()}
         what = json.dumps([info.full_name, split, len(self), sizes], sort_keys=True)
         self.fingerprint = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-        self.image_shape = first_shape(self)
+        self.image_shape = first_image_shape(self)
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def _find(self, index: int) -> tuple[RecordFile, int]:
-        """The file of an example, and which record there it is."""
+        """Returns the file of an example, and the number of its record there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
@@ -96,7 +98,7 @@ class TfdsSource:
 
 
 def tfds(config: ml_collections.ConfigDict) -> Splits:
-    """A dataset of tensorflow-datasets: `tfds_name` in `dir`, split as `tfds_*` say.
+    """Opens a dataset of tensorflow-datasets: `tfds_name` in `dir`, split as `tfds_*` say.
 
     `dir` is the data_dir of tensorflow-datasets ("" for its default), or the folder of one version
     of the dataset. Nothing is downloaded.
@@ -104,7 +106,7 @@ def tfds(config: ml_collections.ConfigDict) -> Splits:
     from tensorflow_datasets.core.constants import DATA_DIR
 
     _parse_name(config.tfds_name)
-    builder = load(expand_home(config.dir or DATA_DIR), config.tfds_name)
+    builder = load_builder(expand_home(config.dir or DATA_DIR), config.tfds_name)
     _check_name(builder.info, config.tfds_name)
     _use_array_records(builder)
     validation = config.tfds_validation or _validation(builder.info)
@@ -120,15 +122,15 @@ def tfds(config: ml_collections.ConfigDict) -> Splits:
 
 
 def tfds_splits(directory: pathlib.Path) -> dict[str, Source]:
-    """The splits "train" and "validation" (or else test) of a prepared dataset, if they exist.
+    """Opens the splits "train" and "validation" (or else test) of a prepared dataset.
 
     Args:
       directory: the folder of one version of the dataset, with dataset_info.json.
 
     Raises:
-      ConfigError: as `TfdsSource` does, or no such files.
+      ConfigError: as in `TfdsSource`, or there are no ArrayRecord files.
     """
-    builder = load(directory)
+    builder = load_builder(directory)
     _use_array_records(builder)
     names = {"train": "train", "validation": _validation(builder.info)}
     return {
@@ -143,7 +145,7 @@ def _validation(info: Any) -> str:
 
 
 def _image_and_label(info: Any) -> tuple[str, str]:
-    """The features of the image and of its class."""
+    """Finds the names of the features of the image and of its class."""
     from tensorflow_datasets.core.features import ClassLabel, Image
 
     found = info.features
@@ -160,11 +162,11 @@ def _image_and_label(info: Any) -> tuple[str, str]:
     )
 
 
-def _pieces(info: Any, split: str, key: str) -> list[Piece]:
-    """The files of a split, or the parts of them."""
+def _pieces(info: Any, split: str, key: str) -> list[RecordRange]:
+    """Finds the files of a split and the ranges of their records."""
     try:
         pieces = [
-            Piece(RecordFile(pathlib.Path(i.filename), i.examples_in_shard), i.skip, i.take)
+            RecordRange(RecordFile(pathlib.Path(i.filename), i.examples_in_shard), i.skip, i.take)
             for i in info.splits[split].file_instructions
         ]
     except ValueError as error:
@@ -174,7 +176,7 @@ def _pieces(info: Any, split: str, key: str) -> list[Piece]:
     if reason:
         there = ", ".join(f"{name} ({s.num_examples} examples)" for name, s in info.splits.items())
         raise ConfigError(
-            f"{key}={split!r} is no split of {info.full_name}: {reason.rstrip('.')}; there are "
+            f"{key}={split!r} is not a split of {info.full_name}: {reason.rstrip('.')}; there are "
             f"{there} and slices such as 'train[:90%]'"
         )
     for piece in pieces:
@@ -184,11 +186,15 @@ def _pieces(info: Any, split: str, key: str) -> list[Piece]:
     return pieces
 
 
-def load(folder: pathlib.Path, name: str = "") -> Any:
-    """The builder of a dataset that is prepared, from what its folder says.
+def load_builder(folder: pathlib.Path, name: str = "") -> Any:
+    """Loads the builder of a prepared dataset from the description in its folder.
 
     Args:
-      folder: of a version of the dataset, or else the data_dir to look for `name` in.
+      folder: of one version of the dataset, or the data_dir in which to find `name`.
+      name: of the dataset, as in data.tfds_name.
+
+    Raises:
+      ConfigError: there is no such dataset, or it cannot be read.
     """
     import tensorflow_datasets
 
@@ -201,7 +207,7 @@ def load(folder: pathlib.Path, name: str = "") -> Any:
         return find(name, data_dir=folder)
     except tensorflow_datasets.core.DatasetNotFoundError:
         raise ConfigError(_not_found(folder, name)) from None
-    except Exception as error:  # of damaged files tensorflow-datasets says it in many ways
+    except Exception as error:  # for damaged files tensorflow-datasets raises many kinds of errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
             f"{folder} holds no dataset that can be read: {short_repr(reason)}"
@@ -215,9 +221,9 @@ def _features_files(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 def _check_features(path: pathlib.Path) -> None:
-    """Raises ConfigError where the features are of classes that tensorflow-datasets would import.
+    """Raises ConfigError if a features.json names classes other than tensorflow-datasets' own.
 
-    It imports whatever module a features.json names: data would choose what code runs.
+    tensorflow-datasets would import any module that it names, so data could run code.
     """
     named: list[Any] = []
 
@@ -236,13 +242,13 @@ def _check_features(path: pathlib.Path) -> None:
     for name in named:
         if not (isinstance(name, str) and name.startswith(OWN_CLASSES)):
             raise ConfigError(
-                f"{path} names the class {short_repr(name)}, which is none of tensorflow-datasets; "
-                "it is not imported"
+                f"{path} names the class {short_repr(name)}, which does not belong to "
+                "tensorflow-datasets; it is not imported"
             )
 
 
 def _use_array_records(builder: Any) -> None:
-    """Lets it read the ArrayRecord files, whatever else the folder has."""
+    """Makes a builder read the ArrayRecord files, whatever other files there are."""
     there, folder = formats(builder), os.fspath(builder.data_dir)
     if "array_record" in there:
         return set_format(builder, "array_record")
@@ -258,17 +264,17 @@ def _use_array_records(builder: Any) -> None:
 
 
 def formats(builder: Any) -> set[str]:
-    """Those of the files that a dataset has: "array_record", "tfrecord", ..."""
+    """Returns the formats of the files of a dataset: "array_record", "tfrecord", ..."""
     return {form.value for form in builder.info.available_file_formats()}
 
 
 def set_format(builder: Any, file_format: str) -> None:
-    """Makes its splits those of the files in this format, of those that there are."""
+    """Makes a builder read the files of this format."""
     builder.info.set_file_format(file_format, override=True, override_if_initialized=True)
 
 
 def _parse_name(name: str) -> tuple[str, dict[str, str]]:
-    """Of "a/b:1.0.0" it is "a", {"config": "b", "version": "1.0.0"}."""
+    """Parses "a/b:1.0.0" to "a" and {"config": "b", "version": "1.0.0"}."""
     from tensorflow_datasets.core.naming import parse_builder_name_kwargs
 
     try:
@@ -281,7 +287,7 @@ def _parse_name(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _check_name(info: Any, name: str) -> None:
-    """Raises ConfigError where `name` is not that of the dataset, its config and its version."""
+    """Raises ConfigError if `name` does not match the dataset, its config and its version."""
     dataset, wanted = _parse_name(name)
     config, version = wanted.get("config"), wanted.get("version")
     if (
@@ -293,7 +299,7 @@ def _check_name(info: Any, name: str) -> None:
 
 
 def _not_found(folder: pathlib.Path, name: str) -> str:
-    """What to do where a dataset is not in its folder."""
+    """Returns the message for a dataset that is not in the folder."""
     import tensorflow_datasets
 
     dataset, _ = _parse_name(name)

@@ -1,7 +1,9 @@
 """Adds ArrayRecord files, which can be read at random, to a dataset that is prepared as TFRecord.
 
-`lbsgd prepare --tfrecord FOLDER` does what `tfds convert_format` does, but needs neither TensorFlow
-nor Apache Beam. The checksums of the TFRecord files are not looked at.
+    lbsgd prepare --tfrecord VERSION_FOLDER
+
+does the same as `tfds convert_format`, but needs neither TensorFlow nor Apache Beam. The checksums
+of the TFRecord files are not checked.
 """
 
 import json
@@ -9,16 +11,18 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from lbsgd.data.sources.tfds import formats, load, set_format
+from lbsgd.data.sources.tfds import formats, load_builder, set_format
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import move_into_place, replace_file
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: length, checksum, record, checksum; then the next.
+    """Yields the records of a TFRecord file.
+
+    Each is stored as length (8 bytes), checksum (4), record, checksum (4).
 
     Raises:
-      ConfigError: they do not end where the file does.
+      ConfigError: the file does not end with a record.
     """
     left = path.stat().st_size
     with path.open("rb") as file:
@@ -32,10 +36,13 @@ def records(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def convert_file(path: pathlib.Path, out: pathlib.Path, count: int) -> None:
-    """Copies the `count` records of a TFRecord file; `out` is there only when it is whole.
+    """Copies the records of a TFRecord file to an ArrayRecord file, atomically.
+
+    Args:
+      count: how many records there must be.
 
     Raises:
-      ConfigError: it has more or fewer, or is damaged; or the disk is full.
+      ConfigError: the file has another number of records or is damaged, or the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -55,14 +62,17 @@ def convert_file(path: pathlib.Path, out: pathlib.Path, count: int) -> None:
 
 
 def convert(folder: pathlib.Path) -> None:
-    """Adds ArrayRecord files to the TFRecord files in the folder of a version of a dataset.
+    """Adds ArrayRecord files to the TFRecord files of a dataset.
 
-    Those that are there are left, so that it goes on where it was stopped.
+    Files that exist already are kept, so an interrupted conversion resumes.
+
+    Args:
+      folder: of one version of the dataset.
 
     Raises:
-      ConfigError: no prepared dataset, or a damaged file.
+      ConfigError: it holds no prepared dataset, or a file is damaged.
     """
-    builder = load(folder)
+    builder = load_builder(folder)
     there = formats(builder)
     if "array_record" in there:
         return

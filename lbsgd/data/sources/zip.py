@@ -1,6 +1,7 @@
-"""Zips of images, read where they lie in them.
+"""Zips of images, read without unpacking.
 
-zipfile reads what there is; the bytes of images are read without it, for its files share a lock.
+zipfile reads the listing. The bytes of images are read without it, because all threads would wait
+for its one lock.
 """
 
 import operator
@@ -14,22 +15,22 @@ from typing import NamedTuple
 import numpy as np
 
 from lbsgd.data.images.decode import CorruptError
-from lbsgd.data.sources.listing import Listing, RandomFile, normal
+from lbsgd.data.sources.listing import Listing, RandomFile, normalize_path
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 
 MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 1
-# Lengths of name and of extra fields, after which the data start.
+# A member's own header: the lengths of its name and extra fields, after which its data start.
 HEADER = struct.Struct("<4s22xHH")
 
 
 def read_zip(path: pathlib.Path) -> Listing:
-    """Lists what a zip holds.
+    """Lists the contents of a zip.
 
     Raises:
-      ConfigError: it cannot be read, is damaged, or holds what cannot be read in it.
+      ConfigError: it cannot be read, is damaged, or must be unpacked first.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -43,12 +44,12 @@ def read_zip(path: pathlib.Path) -> Listing:
         raise
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror or error})") from error
-    except Exception as error:  # of damaged headers zipfile lets many kinds through
-        raise ConfigError(f"{path} is no zip, or damaged ({short_repr(error)})") from error
+    except Exception as error:  # for damaged headers zipfile raises many kinds of errors
+        raise ConfigError(f"{path} is not a zip, or it is damaged ({short_repr(error)})") from error
 
 
 def _check_apart(members: list[zipfile.ZipInfo], end: int) -> None:
-    """Raises BadZipFile where members share bytes, of which a small zip could make a huge set."""
+    """Raises BadZipFile if members overlap, by which a small zip could pretend to be huge."""
     starts = [member.header_offset for member in members]
     for member, following in zip(members, [*starts[1:], end]):
         if member.header_offset + HEADER.size + member.compress_size > following:
@@ -56,8 +57,10 @@ def _check_apart(members: list[zipfile.ZipInfo], end: int) -> None:
 
 
 def _list(listing: Listing, member: zipfile.ZipInfo) -> None:
-    """Notes a member."""
-    path = normal(member.filename.replace("\\", "/"))  # as some programs for Windows write it
+    """Adds a member to a listing."""
+    path = normalize_path(
+        member.filename.replace("\\", "/")
+    )  # as some programs for Windows write it
     if not listing.takes(path, member.is_dir()):
         return
     kind = stat.S_IFMT(member.external_attr >> 16)
@@ -72,7 +75,7 @@ def _list(listing: Listing, member: zipfile.ZipInfo) -> None:
 
 
 class _Member(NamedTuple):
-    """What of a member is not in its own header, or need not be."""
+    """What the listing of a zip says of a member."""
 
     compressed: int
     deflated: bool
@@ -80,15 +83,15 @@ class _Member(NamedTuple):
 
 
 class _Images:
-    """The images of a zip, by where their headers start.
+    """The images of a zip, by the offsets of their headers.
 
     Args:
-      members: in the order of that.
+      members: in the order of these offsets.
     """
 
     def __init__(self, file: RandomFile, members: list[zipfile.ZipInfo]) -> None:
         self._file = file
-        # Arrays take a tenth of the memory of a dict.
+        # Arrays need a tenth of the memory of a dict.
         self._starts = np.array([member.header_offset for member in members], np.int64)
         self._sizes = np.array([member.compress_size for member in members], np.int64)
         self._deflated = np.array([bool(member.compress_type) for member in members])
@@ -99,10 +102,10 @@ class _Images:
         return _Member(int(self._sizes[at]), bool(self._deflated[at]), int(self._checksums[at]))
 
     def read(self, start: int, size: int) -> bytes:
-        """The bytes of an image; no more than `size` are ever made of what is compressed.
+        """Reads the bytes of an image; compressed data never expand to more than `size` bytes.
 
         Raises:
-          CorruptError: they are not there, or not what was stored.
+          CorruptError: they cannot be read, or are not what was stored.
         """
         member = self._member(start)
         magic, name, extra = HEADER.unpack(self._file.read(start, HEADER.size))

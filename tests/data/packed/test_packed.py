@@ -15,9 +15,9 @@ from image_files import CLASSES, contents, picture, tree, write
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.images.encode import Encoding
-from lbsgd.data.packed.reader import PackedSource, packed, unpack, verify
+from lbsgd.data.packed.reader import PackedSource, packed, unpack, verify_split
 from lbsgd.data.packed.shard_writer import Limits
-from lbsgd.data.packed.writer import Job, write_split
+from lbsgd.data.packed.writer import SplitJob, write_split
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.data.sources.folder import FolderSource
 from lbsgd.data.views import InceptionCrop
@@ -30,7 +30,7 @@ LIMITS = Limits(examples=7)
 
 def pack_split(source, folder: pathlib.Path, encoding: Encoding | None = None) -> PackedSource:
     progress = CountProgress("test", len(source))
-    write_split(Job(source, folder, "test", encoding or Encoding(), progress, limits=LIMITS))
+    write_split(SplitJob(source, folder, "test", encoding or Encoding(), progress, limits=LIMITS))
     return PackedSource(folder)
 
 
@@ -215,11 +215,11 @@ def test_flipped_bit_is_corrupt_or_does_not_matter(made, copy):
 
 @pytest.mark.parametrize("position", [0, 100, 30_000, -1])
 def test_verify_names_the_damaged_shards(copy, position):
-    assert verify(copy / "train") == []
+    assert verify_split(copy / "train") == []
     for number in (1, 3):
         flip(copy / f"train/shard-{number:05d}.array_record", position)
     for threads in (1, 4):
-        damage = verify(copy / "train", threads)
+        damage = verify_split(copy / "train", threads)
         names = [shard.file for shard in damage]
         assert names == ["shard-00001.array_record", "shard-00003.array_record"]
         assert all("checksum" in shard.reason for shard in damage)
@@ -230,14 +230,14 @@ def test_verify_counts_the_records(copy):
     index = json.loads((copy / "train/index.json").read_text())
     index["shards"][0]["examples"], index["shards"][1]["examples"] = 6, 8
     change_index(copy / "train", shards=index["shards"])
-    reasons = [shard.reason for shard in verify(copy / "train")]
+    reasons = [shard.reason for shard in verify_split(copy / "train")]
     assert "has 7 records, not 6" in reasons[0]
     assert "has 7 records, not 8" in reasons[1]
 
 
 def test_verify_tells_when_each_shard_is_done(made):
     seen = []
-    verify(made / "set/train", 2, seen.append)
+    verify_split(made / "set/train", 2, seen.append)
     assert [shard.examples for shard in seen] == [7, 7, 7, 3]
 
 
@@ -261,7 +261,7 @@ def test_set_with_a_shard_that_is_not_whole_does_not_open(copy, damage, message)
     damage(copy / "train")
     with pytest.raises(ConfigError, match=f"train.{message}.*prepare --verify .* prepare it again"):
         packed(data_config(copy))
-    assert [shard.file for shard in verify(copy / "train")] == ["shard-00002.array_record"]
+    assert [shard.file for shard in verify_split(copy / "train")] == ["shard-00002.array_record"]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_bytes_that_are_no_record_are_corrupt(data):
 def test_unfinished_set_does_not_open(copy):
     (copy / "train/index.json").unlink()
     with pytest.raises(
-        ConfigError, match=r"train is no packed set, or its preparation has not end"
+        ConfigError, match=r"train is not a packed set, or its preparation is not fin"
     ):
         packed(data_config(copy))
 
@@ -343,5 +343,5 @@ def test_no_folder_is_an_error(tmp_path, monkeypatch, place):
 
 
 def test_folder_without_splits_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"train is no packed set.*prepare INPUT .* \(again\)"):
+    with pytest.raises(ConfigError, match=r"train is not a packed set.*prepare INPUT .* \(again\)"):
         packed(data_config(tmp_path))

@@ -17,9 +17,9 @@ from image_files import contents, encoded, picture, tree, truncated, write
 
 from lbsgd.data.images.encode import Encoding
 from lbsgd.data.packed.reader import PackedSource, read_index
-from lbsgd.data.packed.shard_writer import Limits, finished_parts
-from lbsgd.data.packed.writer import Job, write_split
-from lbsgd.data.source import numbered
+from lbsgd.data.packed.shard_writer import Limits, finished_shards
+from lbsgd.data.packed.writer import SplitJob, write_split
+from lbsgd.data.source import numbered_classes
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.data.sources.folder import FolderSource
 from lbsgd.system.errors import ConfigError
@@ -45,11 +45,13 @@ test.pack_split(images, out)
 """
 
 
-def job(images: pathlib.Path, out: pathlib.Path, **options) -> Job:
+def job(images: pathlib.Path, out: pathlib.Path, **options) -> SplitJob:
     """Small shards, encoded anew, what is corrupt left out."""
     source = FolderSource(images)
     chosen = {"encoding": Encoding(max_side=24), "skip": True, "limits": Limits(examples=7)}
-    return Job(source, out, "test", progress=CountProgress("", len(source)), **(chosen | options))
+    return SplitJob(
+        source, out, "test", progress=CountProgress("", len(source)), **(chosen | options)
+    )
 
 
 def pack_split(images: pathlib.Path, out: pathlib.Path, **options):
@@ -60,7 +62,8 @@ def child(*arguments) -> list[str]:
     return [sys.executable, "-c", CHILD, *map(str, arguments)]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{pathlib.Path(__file__).parents[1]}"}
+FOLDERS = (ROOT, *pathlib.Path(__file__).parents[:2])
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, FOLDERS))}
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -111,7 +114,7 @@ def test_killed_again_and_again_it_comes_to_the_same(images, tmp_path, whole):
         assert done.returncode == -signal.SIGKILL
         assert not (out / "index.json").exists()
         kills += 1
-        with pytest.raises(ConfigError, match="its preparation has not ended"):
+        with pytest.raises(ConfigError, match="its preparation is not finished"):
             PackedSource(out)
     assert kills >= 3
     assert files(out) == whole
@@ -141,7 +144,7 @@ def test_killed_from_outside_it_goes_on_without_what_is_finished(tmp_path):
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    parts = finished_parts(out)
+    parts = finished_shards(out)
     assert 4 <= len(parts) < 43
     before = [(out / part.shard.file).stat() for part in parts]
     again = job(images, out)
@@ -166,7 +169,7 @@ def test_whole_split_that_lost_a_shard_is_an_error(images, tmp_path, whole):
 def begun(images: pathlib.Path, out: pathlib.Path) -> None:
     """Two shards are finished, and then comes an end."""
     assert subprocess.run(child(images, out, 5, "after"), env=ENVIRONMENT).returncode
-    assert len(finished_parts(out)) == 2
+    assert len(finished_shards(out)) == 2
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -248,9 +251,11 @@ class SlowStart:
 
 def test_memory_is_bounded(tmp_path):
     """Behind an example that takes long no more than 2 x threads + 1 times 8 are held."""
-    arrays = ArraySource(np.zeros((500, 2, 2, 3), np.uint8), np.zeros(500, int), numbered(1))
+    arrays = ArraySource(
+        np.zeros((500, 2, 2, 3), np.uint8), np.zeros(500, int), numbered_classes(1)
+    )
     source = SlowStart(arrays)
-    write_split(Job(source, tmp_path, "", Encoding(), CountProgress("", 500), threads=3))
+    write_split(SplitJob(source, tmp_path, "", Encoding(), CountProgress("", 500), threads=3))
     assert 1 < source.ahead <= 7 * 8
     assert contents(PackedSource(tmp_path)) == contents(arrays)
 
@@ -274,7 +279,7 @@ def test_after_an_error_it_may_skip(images, tmp_path, whole):
     (images / "cat/3.jpg").write_bytes(tree(9)["cat/3.jpg"])
     with pytest.raises(ConfigError, match=r"cat/8.jpg is corrupt"):
         pack_split(images, tmp_path / "out", skip=False)
-    assert len(finished_parts(tmp_path / "out")) == 1
+    assert len(finished_shards(tmp_path / "out")) == 1
     again = job(images, tmp_path / "out")
     write_split(again)
     assert again.progress.advanced == 27 - 7
@@ -285,17 +290,19 @@ def test_after_an_error_it_may_skip(images, tmp_path, whole):
 def test_nothing_but_corrupt_images_is_an_error(tmp_path):
     torn = {f"{'cd'[i % 2]}/{i}.jpg": truncated() for i in range(9)}
     images = write(tmp_path / "images", torn)
-    with pytest.raises(ConfigError, match="not one of the 9 images can be read"):
+    with pytest.raises(ConfigError, match="none of the 9 images can be read"):
         pack_split(images, tmp_path / "out")
 
 
 def test_shards_are_bounded_in_bytes(tmp_path):
     """Records of 16 + 7 or 8 + 300 bytes: three fit into 1,000; a larger one has its own shard."""
     images = [np.full((10, 10, 3), i, np.uint8) for i in range(12)]
-    source = ArraySource(np.stack(images), np.zeros(12, int), numbered(1))
+    source = ArraySource(np.stack(images), np.zeros(12, int), numbered_classes(1))
     for limit, each in ((1000, 3), (100, 1)):
         out = tmp_path / f"{limit}"
-        done = Job(source, out, "", Encoding(), CountProgress("", 12), limits=Limits(100, limit))
+        done = SplitJob(
+            source, out, "", Encoding(), CountProgress("", 12), limits=Limits(100, limit)
+        )
         index = write_split(done)
         assert [shard.examples for shard in index.shards] == [each] * (12 // each)
         assert contents(PackedSource(out)) == contents(source)
@@ -315,7 +322,9 @@ def test_two_at_once_are_an_error(images, tmp_path):
 
 def test_folder_of_something_else_is_left_alone(images, tmp_path):
     out = write(tmp_path / "out", {"shard-00000.array_record": b"", "thesis.tex": b"text"})
-    with pytest.raises(ConfigError, match=r"holds 'thesis.tex', which is of no packed set"):
+    with pytest.raises(
+        ConfigError, match=r"holds 'thesis.tex', which does not belong to a packed set"
+    ):
         pack_split(images, out)
     assert files(out) == {"shard-00000.array_record": b"", "thesis.tex": b"text"}
 
@@ -332,7 +341,7 @@ def test_full_disk_is_an_error_and_it_goes_on_later(images, tmp_path, whole):
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert "ConfigError: cannot write" in done.stderr
     assert "File too large" in done.stderr
-    assert "the same command goes on from here" in done.stderr
+    assert "the same command resumes from here" in done.stderr
     pack_split(images, out)
     assert files(out) == whole
 
@@ -349,7 +358,7 @@ def test_what_was_written_is_read_back(images, tmp_path, monkeypatch):
     partial = tmp_path / "out/shard-00000.array_record.tmp"
     with pytest.raises(ConfigError, match=r"shard-00000.* cannot be read back .*check the disk"):
         pack_split(images, tmp_path / "out")
-    assert finished_parts(tmp_path / "out") == []
+    assert finished_shards(tmp_path / "out") == []
 
 
 def test_records_are_uncompressed_and_alone_in_their_groups(images, tmp_path, whole):

@@ -56,7 +56,10 @@ WRONG = {
         in_both(below("images", LOOSE) | below("labels", LOOSE)),
         "has the folders images, labels in place of classes, with images in them; sort these into",
     ),
-    "one class": (in_both(ONE), "train has images of a single class, 'cat', of which nothing can"),
+    "one class": (
+        in_both(ONE),
+        "train has images of a single class, 'cat', from which nothing can",
+    ),
     "one class, in parts": (
         in_both(below("cat/a", LOOSE)),
         "train has the folder cat in place of classes, around a; move what is in",
@@ -71,7 +74,7 @@ WRONG = {
     ),
     "another class": (
         below("train", tree()) | below("val", tree(1, ("Cat ", "dog"))),
-        "val has a class 'Cat ', which the training split has not, but 'cat'; rename",
+        "val has a class 'Cat ', which the training split does not have, but 'cat'; rename",
     ),
     "a class in two forms": (
         in_both(tree(1, ("dog", NFC, NFD))),

@@ -157,7 +157,7 @@ def without_a_good_image(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "is no folder; set --config.data.dir=DIR to one of train/ and val/"),
+        (shutil.rmtree, "is not a folder; set --config.data.dir=DIR to one of train/ and val/"),
         (without_train, "has no train/ with a folder of images for each class"),
         (without_classes, "has no train/ with a folder of images for each class"),
         (without_validation, "has no val/, validation/, test/ with a folder of images for each"),
@@ -165,8 +165,8 @@ def without_a_good_image(root):
             with_an_empty_class,
             r"train: the folder of class 'bat' has no images \(what is read ends in .jpg .*; add",
         ),
-        (with_another_class, r"val has a class 'pig', which the training split has not"),
-        (without_a_good_image, r"not one of the first images is good \(train/owl/3.jpg: "),
+        (with_another_class, r"val has a class 'pig', which the training split does not have"),
+        (without_a_good_image, r"none of the first images can be read \(train/owl/3.jpg: "),
     ],
 )
 def test_folder_that_is_wrong_is_an_error(tmp_path, damage, message):
@@ -180,7 +180,7 @@ def test_folder_that_is_wrong_is_an_error(tmp_path, damage, message):
 
 
 def test_no_folder_given_is_an_error():
-    with pytest.raises(ConfigError, match=r"data.dir='' is no folder"):
+    with pytest.raises(ConfigError, match=r"data.dir='' is not a folder"):
         folder(data_config(""))
 
 

@@ -182,7 +182,9 @@ def test_ground_truth_may_be_the_devkit_in_any_form(tmp_path):
     for path in (root, tmp_path / "x.tar", tmp_path / "x.tar.gz", numbers):
         assert read_ground_truth(path) == expected
     (root / "data/meta.mat").unlink()
-    assert "has numbers, of which meta.mat" in refusal(lambda: read_ground_truth(numbers))
+    assert "has numbers, whose meaning is in meta.mat" in refusal(
+        lambda: read_ground_truth(numbers)
+    )
 
 
 MISSING = {
@@ -310,9 +312,12 @@ def linked() -> bytes:
     [
         (b"", "has no synsets of images"),
         (b"a,b\n", "has no synsets of images"),
-        (devkit(b"3\n1\n"), "has no class of ILSVRC2012_val_00000003.JPEG; is it that of these"),
-        (devkit(b"3\n1\n77\n"), "image 3 has the number '77', which is no class of meta.mat"),
-        (devkit(b"3\n1001\n"), "image 2 has the number '1001', which is no class of meta.mat"),
+        (
+            devkit(b"3\n1\n"),
+            "has no class of ILSVRC2012_val_00000003.JPEG; does it belong to these",
+        ),
+        (devkit(b"3\n1\n77\n"), "image 3 has the number '77', which is not a class of meta.mat"),
+        (devkit(b"3\n1001\n"), "image 2 has the number '1001', which is not a class of meta.mat"),
         (devkit(b"3\n" + b"9" * 5000), "image 2 has the number"),
         (devkit(b"3\n-1\n"), "image 2 has the number '-1'"),
         (devkit(b"3\n\xff\n"), "image 2 has the number"),
@@ -325,9 +330,9 @@ def linked() -> bytes:
             devkit(mat=other_mat(synsets={"ILSVRC2012_ID": 1, "WNID": "../x", "num_children": 0})),
             "meta.mat is damaged .*[.][.]/x.* for a synset",
         ),
-        (devkit()[:500], "is no devkit, or damaged|has no .* synsets"),
-        (tar_of({"a/readme.txt": b""}, "w:gz"), "is no devkit of ILSVRC2012"),
-        (linked(), "is no devkit of ILSVRC2012"),
+        (devkit()[:500], "is not a devkit, or it is damaged|has no .* synsets"),
+        (tar_of({"a/readme.txt": b""}, "w:gz"), "is not a devkit of ILSVRC2012"),
+        (linked(), "is not a devkit of ILSVRC2012"),
         (b"ILSVRC2012_val_00000001.JPEG 65\n", "line 1: .* is neither an image"),
         (b"n01440764 tench, Tinca tinca\nn02119789 kit fox\n", "line 2: .* is neither an image"),
         (b"n01440764\nn02119789\n", "has no class of ILSVRC2012_val_00000003.JPEG"),
@@ -335,7 +340,7 @@ def linked() -> bytes:
             b"ILSVRC2012_val_00000001 n01440764\nILSVRC2012_val_00000001 n02119789\n",
             "line 2: another synset for the same image",
         ),
-        (b"3\n1\n", "has numbers, of which meta.mat of the devkit says"),
+        (b"3\n1\n", "has numbers, whose meaning is in meta.mat of the devkit"),
     ],
     ids=itertools.count(),  # of the data, which hold a time
 )
@@ -361,7 +366,7 @@ def test_download_that_has_not_ended_is_refused(downloads, name):
     data = DOWNLOADS[name]
     (downloads / name).write_bytes(data[: data.rindex(b"\xff\xd8") + 100])
     line = refusal(lambda: open_input(downloads, None))
-    assert f"{name} is no tar, or damaged (unexpected end of data)" in line
+    assert f"{name} is not a tar, or it is damaged (unexpected end of data)" in line
 
 
 def test_damaged_class_is_named(downloads):
@@ -370,7 +375,7 @@ def test_damaged_class_is_named(downloads):
     data[at + 124 : at + 130] = b"777777"  # its size, and the checksum no longer fits
     (downloads / "ILSVRC2012_img_train.tar").write_bytes(data)
     line = refusal(lambda: open_input(downloads, None))
-    assert "ILSVRC2012_img_train.tar: n02119789.tar is no tar, or damaged" in line
+    assert "ILSVRC2012_img_train.tar: n02119789.tar is not a tar, or it is damaged" in line
 
 
 def test_image_that_is_cut_off_later_is_corrupt(downloads):

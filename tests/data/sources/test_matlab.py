@@ -75,9 +75,9 @@ def test_file_of_another_byte_order():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "no MATLAB file"),
-        (bytes(1000), "no MATLAB file"),
-        (saved()[:127], "no MATLAB file"),
+        (b"", "not a MATLAB file"),
+        (bytes(1000), "not a MATLAB file"),
+        (saved()[:127], "not a MATLAB file"),
         (saved()[:128], "no table 'synsets'"),
         (saved()[:-100], "cut short"),
         (saved(compressed=True)[:400], "cut short"),

@@ -206,7 +206,7 @@ def test_labels_of_both_splits_are_of_the_same_numbers(tmp_path):
 @pytest.mark.parametrize("label", [0, 3])
 def test_a_single_class_cannot_be_learned(tmp_path, label):
     one = arrays(labels=np.full(6, label))
-    with pytest.raises(ConfigError, match=f"train.npz has the label {label} alone; nothing can be"):
+    with pytest.raises(ConfigError, match=f"train.npz has only the label {label}; nothing can be"):
         build_sources(write(tmp_path, one, one))
     with pytest.raises(ConfigError, match="of a single class, 0; nothing can be learned"):
         build_sources(data_config(source="synthetic", synthetic_classes=1))

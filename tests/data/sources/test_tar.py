@@ -141,10 +141,10 @@ def flat(path):
     ("damage", "message"),
     [
         (pathlib.Path.unlink, r"cannot read .*x.tar \(No such file or directory\)"),
-        (no_tar, "x.tar is no tar, or damaged"),
-        (cut_short, r"x.tar is no tar, or damaged \(unexpected end of data\)"),
-        (with_a_damaged_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
-        (cut_within_a_header, r"x.tar is no tar, or damaged \(a header is damaged\)"),
+        (no_tar, "x.tar is not a tar, or it is damaged"),
+        (cut_short, r"x.tar is not a tar, or it is damaged \(unexpected end of data\)"),
+        (with_a_damaged_header, r"x.tar is not a tar, or it is damaged \(a header is damaged\)"),
+        (cut_within_a_header, r"x.tar is not a tar, or it is damaged \(a header is damaged\)"),
         (with_links, "x.tar: dog/link.jpg is a link, a device or sparse; unpack the archive"),
         (flat, "x.tar has no folder of images for each class"),
     ],
@@ -182,9 +182,15 @@ def test_tar_of_tars_is_a_folder_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: data[:-2000], r"x.tar: dog.tar is no tar, or damaged \(unexpected end"),
-        (lambda data: b"\x1f\x8b" + data[2:], "x.tar: dog.tar is no tar, or damaged"),
-        (lambda data: data[:100] + b"9" * 8 + data[108:], "x.tar: dog.tar is no tar, or damaged"),
+        (
+            lambda data: data[:-2000],
+            r"x.tar: dog.tar is not a tar, or it is damaged \(unexpected end",
+        ),
+        (lambda data: b"\x1f\x8b" + data[2:], "x.tar: dog.tar is not a tar, or it is damaged"),
+        (
+            lambda data: data[:100] + b"9" * 8 + data[108:],
+            "x.tar: dog.tar is not a tar, or it is damaged",
+        ),
     ],
 )
 def test_damaged_tar_in_a_tar_is_named(tmp_path, damage, says):

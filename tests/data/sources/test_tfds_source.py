@@ -313,13 +313,13 @@ WRONG = [
     (
         "data",
         {"train": "trian"},
-        r"data\.tfds_train='trian' is no split of pets/1\.2\.3: Unknown split.* train \(30 "
+        r"data\.tfds_train='trian' is not a split of pets/1\.2\.3: Unknown split.* train \(30 "
         r"examples\), test \(10 examples\)",
     ),
-    ("data", {"train": "train[:50"}, "tfds_train='train.:50' is no split"),
-    ("data", {"validation": "validation"}, "data.tfds_validation='validation' is no split"),
+    ("data", {"train": "train[:50"}, "tfds_train='train.:50' is not a split"),
+    ("data", {"validation": "validation"}, "data.tfds_validation='validation' is not a split"),
     ("data", {"train": "train[:1%]"}, "it has no examples"),
-    ("data", {"train": "train[20:40]"}, "tfds_train='train.20:40.' is no split"),
+    ("data", {"train": "train[20:40]"}, "tfds_train='train.20:40.' is not a split"),
     ("data", {"name": "alone"}, "neither a validation nor a test split; set data.tfds_validation"),
     ("data", {"name": "digits8/full", "validation": "test"}, "label -1, of 4 classes"),
     (

@@ -150,9 +150,9 @@ def overlapping(path):
             lambda path: patched(path, 24, struct.pack("<I", MOST_BYTES + 1)),
             "dog/1.jpg has 1,000,000,001 bytes; leave it out",
         ),
-        (overlapping, "x.zip is no zip, or damaged"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is no zip, or damaged"),
-        (lambda path: path.write_bytes(b"PK\3\4" + bytes(999)), "is no zip, or damaged"),
+        (overlapping, "x.zip is not a zip, or it is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is not a zip, or it is damaged"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(999)), "is not a zip, or it is damaged"),
         (in_zip("bat/notes.txt"), "class 'bat' has no images"),
     ],
 )
