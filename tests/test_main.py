@@ -148,7 +148,7 @@ def test_sigterm_saves_and_the_workdir_alone_resumes(tmp_path):
         resume, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in again.stdout:
-        if f"goes on after update {saved}" in line:
+        if f"resumes after update {saved}" in line:
             break
     else:
         pytest.fail(again.stderr.read())

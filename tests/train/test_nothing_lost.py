@@ -110,7 +110,7 @@ def test_an_evaluation_that_fails_at_the_end_loses_nothing(tmp_path, monkeypatch
     outcome = train.run(config, workdir)
     assert outcome.complete
     assert evaluated(workdir) == [UPDATES]
-    assert "compiled" not in capsys.readouterr().out.partition("goes on after update 6")[2]
+    assert "compiled" not in capsys.readouterr().out.partition("resumes after update 6")[2]
 
 
 def test_an_image_that_was_mended_need_not_be_the_one_it_was(tmp_path, capsys):

@@ -12,6 +12,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hanging import HANG_SECONDS
@@ -359,7 +360,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
         for rows in images:
             _, left = parts.plan.model.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},
-                parts.plan.preprocess(rows),
+                parts.plan.preprocess(jnp.asarray(rows)),
                 train=True,
                 mutable=["batch_stats"],
             )

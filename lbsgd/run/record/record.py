@@ -41,7 +41,7 @@ class Record:
         return self._checkpoints.restore(like)
 
     def begin(self, start: int) -> None:
-        """Opens metrics and summaries of a run that goes on after `start` updates."""
+        """Opens metrics and summaries of a run that resumes after `start` updates."""
         self._metrics = MetricsFile(self._folder.metrics, keep_until=start)
         if any(self._plan.measurements) or self._folder.diagnostics.is_file():
             self._lists = MetricsFile(self._folder.diagnostics, keep_until=start, lists=True)
