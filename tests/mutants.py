@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "a checkpoint is believed only when its checksums are right",
         "checkpoint/manifest.py",
-        "if checksum(name, array) != entry.sha256:",
+        "if array_checksum(name, array) != entry.sha256:",
         "if not entry.sha256:",
         ("tests/checkpoint/test_damaged_files.py", "tests/checkpoint/test_restoring.py"),
     ),
