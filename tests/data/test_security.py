@@ -235,7 +235,7 @@ def test_what_has_no_end_is_corrupt(tmp_path):
     source = FolderSource(tmp_path)
     names = [source.name(i).rpartition("/")[2] for i in range(len(source))]
     for name, says in {
-        "pipe.jpg": "no regular", "zero.jpg": "no regular", "huge.jpg": "2,000,000,000 bytes"
+        "pipe.jpg": "not a regular", "zero.jpg": "not a regular", "huge.jpg": "2,000,000,000 bytes"
     }.items():  # fmt: skip
         with pytest.raises(CorruptError, match=says):
             source[names.index(name)]
