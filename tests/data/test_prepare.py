@@ -389,7 +389,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
         "def wait(self, index):\n"
         "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"
         "folder.FolderSource.__getitem__ = wait\n"
-        "folder.first_shape = lambda source: (20, 30, 3)\n"
+        "folder.first_image_shape = lambda source: (20, 30, 3)\n"
         "runpy.run_module('lbsgd.main', run_name='__main__')\n"
     )
     command = [sys.executable, "-c", waits, "prepare", str(images), str(out), "--workers", "2"]
