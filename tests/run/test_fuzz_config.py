@@ -156,7 +156,7 @@ def memory_limited() -> Iterator[None]:
 
 def use(parts: Run) -> None:
     """What a run does with its parts before the first update, where that is little."""
-    assert parameter_table(parts)
+    assert parameter_table(parts.plan)
     assert explain(parts.plan)
     parts.program.abstract_batch()
     json.dumps([parts.plan.identity(), run_keys(parts.plan.config)], allow_nan=False)

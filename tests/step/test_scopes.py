@@ -90,7 +90,8 @@ def test_the_compiled_step_names_its_phases(metadata_in_keys):
         batch_norm_momentum=0.9,
         total_variance=True,
     )
-    assert phases_of(compiled(step, state, batch(PLACEMENT))) >= PHASES
+    on_devices = jax.device_put(batch(PLACEMENT), PLACEMENT.batch_sharding)
+    assert phases_of(compiled(step, state, on_devices)) >= PHASES
 
 
 def test_the_compiled_evaluation_names_its_phases(metadata_in_keys):
@@ -98,7 +99,8 @@ def test_the_compiled_evaluation_names_its_phases(metadata_in_keys):
     step = functools.partial(eval_step, model=Linear(), preprocess=PREPROCESS, placement=placement)
     rows = batch(placement)
     rows["mask"] = np.ones(rows["label"].shape, bool)
-    program = compiled(step, PARAMS, STATS, rows)
+    on_devices = jax.device_put(rows, placement.batch_sharding)
+    program = compiled(step, PARAMS, STATS, on_devices)
     assert phases_of(program) >= {"forward", "metrics", "all_reduce"}
 
 
