@@ -9,7 +9,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 .PHONY: train test test-all mutants lint oracles picture clean
 
 train: $(VENV)/.installed
-	$(BIN)/python -m lbsgd.main --config $(CONFIG)
+	$(BIN)/lbsgd train --config $(CONFIG)
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
@@ -46,7 +46,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 # The picture in the README, from a run of its own.
 picture: $(VENV)/.installed
 	rm -rf runs/picture
-	$(BIN)/python -m lbsgd.main --config configs/digits.py --workdir runs/picture
+	$(BIN)/lbsgd train --config configs/digits.py --workdir runs/picture
 	cp runs/picture/curves.png docs/digits.png
 
 clean:

@@ -11,7 +11,7 @@
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
 
-DIR has `cifar10` (what lbsgd.data.prepare reads or writes, or train.npz and test.npz of JPEGs:
+DIR has `cifar10` (what `lbsgd prepare` reads or writes, or train.npz and test.npz of JPEGs:
 `jpeg`, the bytes of all, `offsets`, `labels`), `cifar10.zip` or `cifar10.tar` (class folders in
 train/ and val/), and `imagenet` (class folders of JPEGs) or `imagenet.tar` (of JPEGs named
 <class>_<anything>). An archive may lie in a folder `cifar10_...` or `imagenet_...` too; parts

@@ -79,7 +79,7 @@ def encoded(path: pathlib.Path) -> list[Example]:
 
 
 def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Example] | Source]:
-    """The splits of encoded arrays, of a set of lbsgd.data.prepare or of what it makes one of.
+    """The splits of encoded arrays, of a set of `lbsgd prepare` or of what it makes one of.
 
     Raises:
       ConfigError: it is none of them.

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-# How lbsgd.data.prepare makes each form.
+# How `lbsgd prepare` makes each form.
 FORMS = {
     "full": [],
     "jpeg90": ["--quality=90"],
@@ -93,8 +93,8 @@ def write_for_ffcv(python: str, folder: pathlib.Path, form: str, output: pathlib
 
 
 def prepare(*args: str | pathlib.Path) -> None:
-    """Runs lbsgd.data.prepare."""
-    command = [sys.executable, "-m", "lbsgd.data.prepare", *map(str, args)]
+    """Runs `lbsgd prepare`."""
+    command = [sys.executable, "-m", "lbsgd.main", "prepare", *map(str, args)]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 

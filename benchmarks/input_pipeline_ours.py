@@ -42,7 +42,7 @@ def ours(task: Task, source: str) -> Callable[[int], Batches]:
     size = task.batch_size
     crop = {"crop": "inception", "image_size": SHAPE[0], "flip": True}
     run = build_run(task.data, source, size, size, threads=task.workers, **crop)
-    train = run.train_batches()
+    train = run.feed.train_batches()
 
     def batches(number: int) -> Batches:
         start = number * task.examples // size
@@ -123,7 +123,7 @@ def first_batch(folder: str) -> dict[str, float]:
     start = time.perf_counter()
     run = build_run(folder, "packed", 256, 8)
     built = time.perf_counter() - start
-    batch = next(run.train_batches().between(0, 1))
+    batch = next(run.feed.train_batches().between(0, 1))
     assert batch["image"].shape == (1, 32, 8, 8, 8, 3), batch["image"].shape
     return {"open": opened, "built": built, "first_batch": time.perf_counter() - start}
 
@@ -142,7 +142,7 @@ def memory(folder: str) -> dict[str, list[float]]:
     """Resident memory (MiB) after every thousand batches of 64, loaded by one thread a core."""
     run = build_run(folder, "packed", 64, 64)
     batches, mib = [], []
-    for number, _ in enumerate(run.train_batches().between(0, BATCHES), 1):
+    for number, _ in enumerate(run.feed.train_batches().between(0, BATCHES), 1):
         if number % EVERY == 0:
             pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
             batches.append(number)

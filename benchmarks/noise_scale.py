@@ -31,7 +31,7 @@ EVERY_STEPS = 100
 def measure(name, size, batch_size, worker_batch_size, dtype):
     """Seconds of an update and of a measurement in each round."""
     parts, step, state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
-    look = compiled(parts.worker, parts.placement, in_turn=False)
+    look = compiled(parts.plan.worker, parts.plan.placement, in_turn=False)
     seconds = {"update": [], "measurement": []}
     repeats = 1
     for attempt in range(ROUNDS + 2):

@@ -26,7 +26,7 @@ from input_pipeline import describe, spread
 from PIL import Image
 
 from lbsgd.data.images.resize import Box
-from lbsgd.data.views import CentreCrop, InceptionCrop, look
+from lbsgd.data.views import CentreCrop, InceptionCrop, extract_region
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "resampling.json"
 ROUNDS = 7
@@ -58,7 +58,7 @@ def evaluation_views() -> dict[str, View]:
     """Of the centre of each image, by how it is resampled."""
     centre = CentreCrop(SHAPE, SHORT_SIDE)
     return {
-        FAST: lambda index, data, out: look(data, fast_box, out),
+        FAST: lambda index, data, out: extract_region(data, fast_box, out),
         ANTIALIASED: lambda index, data, out: centre(data, np.empty(0), out),
         PILLOW: lambda index, data, out: np.copyto(out, pillow_centre(open_rgb(data))),
     }

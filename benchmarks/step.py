@@ -137,9 +137,9 @@ def our_step(name, size, batch_size, worker_batch_size, dtype, accumulation_step
         }
     )
     parts = build(resolve(config))
-    state = parts.start()
-    batch = next(parts.train_batches().between(0, 1))
-    return parts, parts.compile_train_step(), state, batch
+    state = parts.program.start()
+    batch = next(parts.feed.train_batches().between(0, 1))
+    return parts, parts.program.compile_train_step(), state, batch
 
 
 @dataclasses.dataclass

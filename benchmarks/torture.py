@@ -26,7 +26,7 @@ import time
 import jax
 from command import run_or_table
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
@@ -59,7 +59,7 @@ class Group:
         self.workdir = workdir
         self._begun = self._headers()
         self._said = (workdir / "launcher.log").open("a")
-        command = [sys.executable, "-m", "lbsgd.launch.local", f"--num_processes={PROCESSES}"]
+        command = [sys.executable, "-m", "lbsgd.main", "launch", f"--num_processes={PROCESSES}"]
         command += ["--platform=cpu", f"--max_restarts={max_restarts}", "--"]
         command += ["--config=configs/digits.py", f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in KEYS.items()]
@@ -130,8 +130,8 @@ def config():
 def outcome(workdir: pathlib.Path) -> dict[str, object]:
     """Final state, newest checkpoint, and the metrics without times."""
     parts = build(config())
-    found = Checkpoints(workdir / "checkpoints", 1, parts.identity(), say=print)
-    update, state = found.restore(parts.abstract_state())
+    found = Checkpoints(workdir / "checkpoints", 1, parts.plan.identity(), say=print)
+    update, state = found.restore(parts.program.abstract_state())
     found.close()
     lines = read_metrics(workdir / "metrics.jsonl")
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]

@@ -30,7 +30,7 @@ def command(config: str, flags: Sequence[str], workdir: pathlib.Path | str) -> l
       config: name and argument of a file in configs/, like "digits_growing.py:decay".
       flags: of the command line.
     """
-    start = [sys.executable, "-m", "lbsgd.main", f"--config=configs/{config}", *flags]
+    start = [sys.executable, "-m", "lbsgd.main", "train", f"--config=configs/{config}", *flags]
     return [*start, "--config.log.tensorboard=False", f"--workdir={workdir}"]
 
 

@@ -1,6 +1,6 @@
 """CIFAR-10 with ResNet-20 and -56 of He et al. 2015 (section 4.2), from one worker to thirty-two.
 
-    python -m lbsgd.main --config configs/cifar10.py --config.data.dir=DIR
+    lbsgd train --config configs/cifar10.py --config.data.dir=DIR
 
 Their recipe: minibatch 128, eta 0.1, weight decay 1e-4, 164 epochs (64,000 updates), x0.1 at one
 half and three quarters, padding 4, crop and flip. That is one worker of n=128 here; larger
@@ -14,15 +14,15 @@ mean and deviation for their mean image, the initialisation of Goyal et al. but 
     smoke                 3 updates on random images at width 1/8
 
 DIR is a data_dir of tensorflow-datasets that has cifar10 as ArrayRecord (docs/data.md says how),
-or, with --config.data.source=packed, a set of lbsgd.data.prepare.
+or, with --config.data.source=packed, a set of `lbsgd prepare`.
 
 He et al. report 8.75% error for ResNet-20 and 6.97% for ResNet-56 at batch=128. lbsgd has not run
 these to the end. What 26 minutes of 2 busy CPU cores (200 images/s) were enough for, on a copy of
 CIFAR-10 as JPEGs in class folders (lossy: not to be compared with the above), is 25.31% error (one
 seed) after 6 epochs (docs/results/cifar10.json):
 
-    python -m lbsgd.data.prepare CIFAR-10-JPEGS PACKED
-    python -m lbsgd.main --config configs/cifar10.py:epochs=6 --config.data.source=packed \\
+    lbsgd prepare CIFAR-10-JPEGS PACKED
+    lbsgd train --config configs/cifar10.py:epochs=6 --config.data.source=packed \\
         --config.data.dir=PACKED
 """
 

@@ -1,6 +1,6 @@
 """CIFAR-10 by the schedules of Smith et al. 2018 (section 5.1, Table 1), for a GPU.
 
-    python -m lbsgd.main --config configs/cifar10_growing.py --config.data.dir=DIR
+    lbsgd train --config configs/cifar10_growing.py --config.data.dir=DIR
 
 200 epochs, factor 5 at epochs 60, 120 and 160, workers (ghost batches) of n=128, Nesterov momentum.
 Their network was a Wide ResNet 16-4; here it is ResNet-20, so accuracies are for comparison only.
@@ -18,7 +18,7 @@ end. DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_smoke, sibling
 from lbsgd.system.errors import ConfigError
 
 # First kn, eta, m, largest kn (0: any); no growth where the largest is the first.
@@ -54,4 +54,5 @@ def get_config(arg: str = "row=growing") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     _set_row(config, "growing")
+    reset_unused(config)
     return select(config, arg, ROWS)

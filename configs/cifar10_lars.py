@@ -1,6 +1,6 @@
 """CIFAR-10 with LARS at kn=4096 and ResNet-20, for a GPU (You, Gitman and Ginsburg 2017).
 
-    python -m lbsgd.main --config configs/cifar10_lars.py --config.data.dir=DIR
+    lbsgd train --config configs/cifar10_lars.py --config.data.dir=DIR
 
 configs/cifar10.py with 32 workers of 128: 2,002 updates in 164 epochs where kn=128 takes 64,062.
 The recipe of LARS is that of configs/digits_lars.py; its rate, 15, and warmup of 15 epochs are
@@ -15,7 +15,7 @@ DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"batch=": "batch_size", "epochs=": set_epochs, "smoke": set_smoke}
 
@@ -31,4 +31,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "lars"
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return select(config, arg, ROWS)

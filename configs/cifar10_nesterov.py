@@ -1,6 +1,6 @@
 """CIFAR-10 with Nesterov momentum at kn=4096 and the schedule of Nado et al. 2021, for a GPU.
 
-    python -m lbsgd.main --config configs/cifar10_nesterov.py --config.data.dir=DIR
+    lbsgd train --config configs/cifar10_nesterov.py --config.data.dir=DIR
 
 configs/cifar10_lars.py (ResNet-20) without LARS: warmup from 0, then polynomial decay of power 2 to
 one update past the end. The rate, 1.6, is half of what linear scaling asks for, a guess from
@@ -15,7 +15,7 @@ DIR is as in configs/cifar10.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"batch=": "batch_size", "epochs=": set_epochs, "smoke": set_smoke}
 
@@ -30,4 +30,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
     config.optimizer.nesterov = True
+    reset_unused(config)
     return select(config, arg, ROWS)

@@ -1,6 +1,6 @@
 """Digits in 126 updates: LARS at kn=1024 (You, Gitman and Ginsburg 2017).
 
-    python -m lbsgd.main --config configs/digits_lars.py
+    lbsgd train --config configs/digits_lars.py
 
 configs/digits.py with 32 workers of 32, which is most of the training set. The recipe is that of
 MLPerf's reference: the trust ratio 0.001 on kernels alone, rate and ratio inside the momentum
@@ -16,7 +16,7 @@ it is the schedule that helps here, and not the trust ratio. One worker of 32 ta
 
 import ml_collections
 
-from lbsgd.run.recipes import sibling
+from lbsgd.run.recipes import reset_unused, sibling
 from lbsgd.system.errors import ConfigError
 
 
@@ -35,4 +35,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return config

@@ -1,6 +1,6 @@
 """Digits in 126 updates: Nesterov momentum at kn=1024, with the schedule of Nado et al. 2021.
 
-    python -m lbsgd.main --config configs/digits_nesterov.py
+    lbsgd train --config configs/digits_nesterov.py
 
 configs/digits.py with 32 workers of 32, and nothing of LARS but its schedule: warmup from 0, then
 polynomial decay of power 2 to one update past the end. Nado et al. (arXiv 2102.06356) say that this
@@ -13,7 +13,7 @@ linear scaling of the rate at 18.67% (sd 9.56).
 
 import ml_collections
 
-from lbsgd.run.recipes import sibling
+from lbsgd.run.recipes import reset_unused, sibling
 from lbsgd.system.errors import ConfigError
 
 
@@ -29,4 +29,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.warmup_epochs = 15.0
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
+    reset_unused(config)
     return config

@@ -1,6 +1,6 @@
 """Fashion-MNIST in 176 updates: LARS at kn=1024 (You, Gitman and Ginsburg 2017).
 
-    python -m lbsgd.main --config configs/fashion_mnist_lars.py --config.data.dir=DIR
+    lbsgd train --config configs/fashion_mnist_lars.py --config.data.dir=DIR
 
 configs/fashion_mnist.py with 8 workers of 128, ResNet-8 at a quarter of its width and 3 epochs, so
 that 2 CPU cores can do it in two minutes; much too short for a good error. The recipe of LARS is
@@ -19,7 +19,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 
@@ -39,4 +39,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.momentum_form = "rate_inside"
     config.optimizer.momentum_correction = False
+    reset_unused(config)
     return select(config, arg, ROWS)

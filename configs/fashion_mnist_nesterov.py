@@ -1,6 +1,6 @@
 """Fashion-MNIST in 176 updates: Nesterov momentum, with the schedule of Nado et al. 2021.
 
-    python -m lbsgd.main --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
+    lbsgd train --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
 
 configs/fashion_mnist_lars.py without LARS: warmup from 0, then polynomial decay of power 2 to one
 update past the end. Its rate was chosen by one seed each of 0.4, 0.8 and 1.6.
@@ -17,7 +17,7 @@ DIR is as in configs/fashion_mnist.py.
 
 import ml_collections
 
-from lbsgd.run.recipes import Rows, select, set_epochs, set_smoke, sibling
+from lbsgd.run.recipes import Rows, reset_unused, select, set_epochs, set_smoke, sibling
 
 ROWS: Rows = {"epochs=": set_epochs, "smoke": set_smoke}
 
@@ -34,4 +34,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.warmup_epochs = 0.5
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_past_end_steps = 1
+    reset_unused(config)
     return select(config, arg, ROWS)

@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and -101 by the recipe of Goyal et al. 2017 (arXiv 1706.02677).
 
-    python -m lbsgd.main --config configs/imagenet_goyal.py --config.data.dir=DIR
+    lbsgd train --config configs/imagenet_goyal.py --config.data.dir=DIR
 
 With no argument: the paper's 8k recipe (k=256 workers of n=32, eta=3.2, gradual warmup), Table 1.
 Arguments select other rows, `configs/imagenet_goyal.py:batch=256`, several joined by commas. Top-1
@@ -19,7 +19,7 @@ last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run t
     smoke                      3 updates on random images at width 1/8 and 32 pixels, 64 a batch
 
 DIR is the data_dir of tensorflow-datasets with imagenet2012 as ArrayRecord (docs/data.md says how);
-or class folders in train/ and val/, with --config.data.source=folder; or what lbsgd.data.prepare
+or class folders in train/ and val/, with --config.data.source=folder; or what `lbsgd prepare`
 makes of either, or of ImageNet's downloads, with =packed, which loads fastest. Accumulation is
 automatic: as many steps as the devices' memory asks for.
 

@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and LAMB, after You et al. 2020 (arXiv 1904.00962).
 
-    python -m lbsgd.main --config configs/imagenet_lamb.py --config.data.dir=DIR
+    lbsgd train --config configs/imagenet_lamb.py --config.data.dir=DIR
 
 With no argument batch=32768, k=512 workers of n=64. The authors' own note on reproduction gives
 76.3% top-1 after 3,519 updates (90 epochs) at this size on 128 TPU v3 chips, and says that it
@@ -50,10 +50,8 @@ def get_config(arg: str = "batch=32768") -> ml_collections.ConfigDict:
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_power = 1.0
     config.optimizer.name = "lamb"
-    config.optimizer.nesterov = False
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-6
     config.optimizer.weight_decay = 0.01
-    config.optimizer.weight_decay_form = "decoupled"
     return select(config, arg, ROWS)

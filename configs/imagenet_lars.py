@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and LARS: MLPerf's reference convergence points, and the paper's rows.
 
-    python -m lbsgd.main --config configs/imagenet_lars.py --config.data.dir=DIR
+    lbsgd train --config configs/imagenet_lars.py --config.data.dir=DIR
 
 With no argument batch=32768; `configs/imagenet_lars.py:batch=4096` selects another row. lbsgd has
 not run these to the end. DIR, augmentation and accumulation are as in configs/imagenet_goyal.py.
@@ -123,11 +123,11 @@ def _set_rate(
 ) -> None:
     """The row's own rate for its own batch size."""
     config.batch_size = batch_size
-    config.learning_rate.reference_batch_size = batch_size
     config.learning_rate.reference_learning_rate = rate
-    config.learning_rate.warmup_epochs = float(warmup)
-    if not warmup:
-        config.learning_rate.warmup = "none"
+    if warmup:
+        config.learning_rate.warmup_epochs = float(warmup)
+    else:
+        config.learning_rate.update({"warmup": "none", "warmup_from": "reference"})
 
 
 def _set_point(config: ml_collections.ConfigDict, value: str) -> None:
@@ -184,7 +184,7 @@ def get_config(arg: str = "batch=32768") -> ml_collections.ConfigDict:
     config = imagenet_resnet50()
     config.label_smoothing = 0.1
     config.learning_rate.scaling = "none"
-    # A row's own size is its reference, from which there would be nothing to warm up.
+    # The reference rate is a row's own, from which there would be nothing to warm up.
     config.learning_rate.warmup_from = "zero"
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_power = 2.0

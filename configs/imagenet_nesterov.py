@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and Nesterov momentum, after Nado et al. 2021 (arXiv 2102.06356).
 
-    python -m lbsgd.main --config configs/imagenet_nesterov.py --config.data.dir=DIR
+    lbsgd train --config configs/imagenet_nesterov.py --config.data.dir=DIR
 
 The paper's claim is that with as good a schedule it does as well as LARS: 75.9% top-1 in 2,512
 updates of 32,768 (64 epochs), as the median of 50 seeds. lbsgd has not run it to the end. DIR,
@@ -41,12 +41,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.total_steps = 2512
     config.label_smoothing = 0.15
     config.learning_rate.reference_learning_rate = 7.0
-    config.learning_rate.reference_batch_size = 32768
     config.learning_rate.scaling = "none"
     config.learning_rate.warmup_epochs = 0.0
     config.learning_rate.warmup_steps = 640
     config.learning_rate.warmup_power = 2.5
-    # The reference is this size, from which there would be nothing to warm up.
+    # The reference rate is the full one, from which there would be nothing to warm up.
     config.learning_rate.warmup_from = "zero"
     config.learning_rate.decay = "polynomial"
     config.learning_rate.decay_power = 2.0

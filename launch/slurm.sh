@@ -56,7 +56,7 @@ say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 # save. --wait ends the rest a minute after the first, whatever it ended with.
 srun --kill-on-bad-exit=0 --wait=60 \
     ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-    python -m lbsgd.main "$@"
+    python -m lbsgd.main train "$@"
 code=$?
 
 case $code in

@@ -89,7 +89,7 @@ cd lbsgd
 if $runs; then echo 'runs already' >&2; exit 1; fi
 $MOUNT
 rm -f pid exit_code
-nohup flock lock bash -c '.venv/bin/python -m lbsgd.main \"\$@\" & echo \$! >pid; wait \$!; echo \$? >exit_code' \
+nohup flock lock bash -c '.venv/bin/python -m lbsgd.main train \"\$@\" & echo \$! >pid; wait \$!; echo \$? >exit_code' \
 lbsgd$(quoted "$@") >>run.log 2>&1 </dev/null &
 until [ -s pid ]; do sleep 0.1; done"
 }

@@ -1,125 +1,38 @@
-"""The command line.
+"""The command `lbsgd`: its first word says what to do; flags alone are those of `lbsgd train`.
 
-python -m lbsgd.main --config configs/x.py[:arg] [--config.key=value ...] [--workdir DIR]
+`python -m lbsgd.main` is the same command. Nothing is imported before it is needed, so that help
+and a mistake come at once, and a launcher stays small.
 """
 
-import logging as python_logging
+import contextlib
+import difflib
+import faulthandler
 import os
-import pathlib
-import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from lbsgd.run import config as config_lib
-from lbsgd.system.command_line import complain
+from lbsgd.system.command_line import asks_for_help, complain
 from lbsgd.system.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER,
     ConfigError,
     DivergedError,
 )
-from lbsgd.system.files import expand_home
 from lbsgd.system.limits import num_cores
 from lbsgd.system.preemption import StopSignal
 from lbsgd.system.streams import protect_streams
+from lbsgd.system.text import short_repr
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file: configs/x.py[:arg].")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default runs/ and the name of the config."
-)
-_EXPLAIN = flags.DEFINE_bool("explain", False, "Print how the run is resolved, and train nothing.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-
-def _fail(message: str) -> None:
-    complain(message)
-    raise SystemExit(EXIT_USER)
-
-
-def _check_keys(argv: Sequence[str]) -> None:
-    """Names the nearest known key where absl would print its usage."""
-    for arg in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", arg)
-        if match:
-            config_lib.check_is_key(match.group(1))
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's flags, any mistake in them being one line and exit code 2."""
-    logging.set_verbosity(logging.ERROR)  # absl warns of mistakes that are said here
-    try:
-        _check_keys(argv)
-        rest = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
-        if not flags.FLAGS["config"].present:
-            raise ConfigError("no config; give one with --config configs/digits.py")
-        value = _CONFIG.value
-        if value is None:
-            raise ConfigError(f"{_config_path(argv)}: get_config returns no config")
-        dict(value)  # what went wrong in reading the file surfaces here
-    except ConfigError as error:
-        _fail(str(error))
-    except flags.Error as error:
-        text = str(error)
-        if "Traceback" in text:  # of an error in get_config, which absl packs into its message
-            last = text.strip().splitlines()[-1].removeprefix("lbsgd.system.errors.ConfigError: ")
-            text = f"{_config_path(argv)}: {last}"
-        wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
-        if wrong:
-            kind = config_lib.kind_of(wrong.group(1))
-            text = f"{wrong.group(1)} must be {kind}, not {wrong.group(2)!r}"
-        _fail(text)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and not _frames_in(_config_path(argv), error):
-            raise  # of --help
-        _fail(_explain_load_error(error, argv))
-    return rest
-
-
-def _frames_in(path: pathlib.Path, error: BaseException) -> list[traceback.FrameSummary]:
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f for f in frames if path.name and f.filename.endswith(path.name)]
-
-
-def _explain_load_error(error: BaseException, argv: Sequence[str]) -> str:
-    """One line for whatever came up while the config file was read."""
-    path = _config_path(argv)
-    text = str(error)
-    if not path.is_file():
-        return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
-    if "has no attribute 'get_config'" in text:
-        return f"{path} has no function get_config(arg='')"
-    unknown = re.search(r'Key "(\w+)" does not exist', text)
-    if unknown:
-        near = config_lib.nearest_key(unknown.group(1))
-        return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
-    frames = _frames_in(path, error)
-    where = f", line {frames[-1].lineno}" if frames else ""
-    first = text.strip().splitlines()[0] if text.strip() else ""
-    return f"{path}{where}: {type(error).__name__}: {first}"
-
-
-def _config_path(argv: Sequence[str]) -> pathlib.Path:
-    for arg, following in zip(argv, [*argv[1:], ""]):
-        match = re.fullmatch(r"--?config(?:=(.*))?", arg)
-        if match:
-            value = match.group(1) if match.group(1) is not None else following
-            return pathlib.Path(value.split(":")[0])
-    return pathlib.Path()
-
-
-def _default_workdir(argv: Sequence[str]) -> pathlib.Path:
-    return pathlib.Path("runs") / _config_path(argv).stem
+    from lbsgd.run.flags import TrainFlags
 
 
 def _set_up_libraries() -> None:
@@ -133,20 +46,41 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
     # Else tensorflow brings a folder of Keras, even one called ~ where there is no home.
     os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))
+    _set_up_logging()
+
+
+def _set_up_logging() -> None:
+    import logging as python_logging
+
+    from absl import flags, logging
+
+    flags.FLAGS.mark_as_parsed()  # libraries may ask for flags of their own
+    logging.use_absl_handler()
+    logging.get_absl_handler().python_handler.stream = sys.stderr  # as `protect_streams` made it
     logging.set_verbosity(logging.WARNING)
     # It warns where it cannot keep a cache in the home.
     python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs, and returns the exit code."""
+def train(argv: Sequence[str]) -> int:
+    """Trains, resumes or explains a run, and returns the exit code."""
+    from lbsgd.run import flags
+
+    if asks_for_help(argv):
+        print(flags.help_text())
+        return EXIT_DONE
+    try:
+        parsed = flags.parse(argv)
+    except ConfigError as error:
+        complain(error)
+        return EXIT_USER
     _set_up_libraries()
     with StopSignal() as stop:
         # jax takes its time; mistakes in flags need not wait for it.
         from lbsgd.system.processes import exit_distributed, is_collective_error
 
         try:
-            return _run(stop)
+            return _run(parsed, stop)
         except ConfigError as error:
             complain(error)
             code = EXIT_USER
@@ -162,27 +96,154 @@ def main(argv: Sequence[str]) -> int:
         return code
 
 
-def _run(stop: StopSignal) -> int:
+def _run(parsed: "TrainFlags", stop: StopSignal) -> int:
     from lbsgd import train
-    from lbsgd.launch import startup
-    from lbsgd.run import build, explain
-    from lbsgd.system.processes import is_first
+    from lbsgd.run.config import resolve
 
-    config = config_lib.resolve(_CONFIG.value)
-    startup.start_processes(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, config.runtime
-    )
-    if _EXPLAIN.value:
-        parts = build.build(config)
-        if is_first():
-            print("\n".join([*explain.explain(parts), explain.parameter_table(parts)]))
-        return EXIT_DONE
-    workdir = expand_home(_WORKDIR.value) if _WORKDIR.value else _default_workdir(sys.argv)
-    outcome = train.run(config, workdir, should_stop=lambda done: stop.should_stop())
+    config = resolve(parsed.config)
+    if parsed.explain:
+        return _explain(parsed, config)
+    _start_processes(parsed, config)
+    outcome = train.run(config, parsed.workdir, should_stop=lambda done: stop.should_stop())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
 
 
-if __name__ == "__main__":
+def _start_processes(parsed: "TrainFlags", config: "ConfigDict") -> None:
+    from lbsgd.launch import startup
+
+    startup.start_processes(
+        parsed.coordinator, parsed.num_processes, parsed.process_id, config.runtime
+    )
+
+
+def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
+    """Prints the plan of a run; asks the machine only for what the config leaves open."""
+    from lbsgd.run.build import plan_run
+    from lbsgd.run.explain import explain, parameter_table
+    from lbsgd.system.processes import is_first
+    from lbsgd.workers.topology import Topology
+
+    asks = Topology.planned(config) is None
+    if asks:
+        _start_processes(parsed, config)
+    plan = plan_run(config)
+    if not asks or is_first():
+        print("\n".join([*explain(plan), parameter_table(plan)]))
+    return EXIT_DONE
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Packs images, and returns the exit code."""
+    from lbsgd.data import command
+
+    return command.main(argv)
+
+
+def checkpoint(argv: Sequence[str]) -> int:
+    """Looks at the checkpoints of a run, and returns the exit code."""
+    from lbsgd.checkpoint import command
+
+    return command.main(argv)
+
+
+def diagnose(argv: Sequence[str]) -> int:
+    """Draws what a run measured of itself, and returns the exit code."""
+    from lbsgd.diagnostics import command
+
+    return command.main(argv)
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Starts the processes of a run, and returns the exit code."""
+    own, run = _split_at_dashes(argv)
+    if asks_for_help(run) and not asks_for_help(own):
+        return train(["--help"])
+    from lbsgd.launch import local
+
+    return local.main(argv)
+
+
+def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits words at the first `--`."""
+    cut = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:cut]), list(argv[cut + 1 :])
+
+
+def configs(argv: Sequence[str]) -> int:
+    """Lists the recipes, and returns the exit code."""
+    from lbsgd.config import command
+
+    return command.main(argv)
+
+
+class Command(NamedTuple):
+    """Holds what a first word does.
+
+    Attributes:
+      main: takes the words after it, and returns the exit code.
+      summary: for `lbsgd --help`.
+    """
+
+    main: Callable[[Sequence[str]], int]
+    summary: str
+
+
+COMMANDS = {
+    "train": Command(train, "trains a config, resumes a run from its workdir, or explains it"),
+    "prepare": Command(prepare, "packs images for fast loading, verifies them, converts TFRecord"),
+    "checkpoint": Command(checkpoint, "lists, verifies and shows the checkpoints of a run"),
+    "diagnose": Command(diagnose, "draws what a run measured of itself, such as its noise scale"),
+    "launch": Command(launch, "starts the processes of a run on this machine, again when one dies"),
+    "configs": Command(configs, "lists the recipes with their variants, or prints what one says"),
+}
+
+USAGE = "usage: lbsgd COMMAND ..."
+EXAMPLES = """\
+lbsgd COMMAND --help says more of a command. Flags without a command are those of train.
+
+  lbsgd train --config configs/digits.py --config.batch_size=512 --workdir runs/x
+  lbsgd train --workdir runs/x
+  lbsgd launch --num_processes 2 -- --config configs/digits.py"""
+
+
+def help_text() -> str:
+    """Lists the commands."""
+    lines = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [USAGE, "", "Trains networks with large minibatches.", "", *lines, "", EXAMPLES]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the words say, and returns the exit code."""
+    word, *rest = argv or ["help"]
+    if word == "help" and rest:  # of a command
+        word, rest = rest[0], ["--help"]
+    if asks_for_help([word]):
+        print(help_text())
+        return EXIT_DONE
+    if word.startswith("-"):
+        return train(argv)
+    if word not in COMMANDS:
+        (near,) = difflib.get_close_matches(word[:100], COMMANDS, 1, 0.0)
+        complain(
+            f"there is no command {short_repr(word)}; the nearest is {near!r}; --help lists all"
+        )
+        return EXIT_USER
+    return COMMANDS[word].main(rest)
+
+
+def run() -> None:
+    """Runs the command of this process, and ends it."""
     protect_streams()
-    logging.get_absl_handler().python_handler.stream = sys.stderr  # that was made before
-    app.run(main, flags_parser=_parse_flags)
+    with contextlib.suppress(OSError, ValueError):  # stderr may be no file
+        faulthandler.enable()
+    code = main(sys.argv[1:])
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(code)  # without waiting for threads, as of a preparation that still reads a shard
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -10,13 +10,14 @@ import jax
 import ml_collections
 import numpy as np
 
+from lbsgd.config.keys import flatten
 from lbsgd.diagnostics.live import Diagnostics
 from lbsgd.run.build import Run, build
-from lbsgd.run.compilation import CompiledSteps
-from lbsgd.run.config import flatten
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.explain import explain, parameter_table
-from lbsgd.run.record.log import Log
+from lbsgd.run.plan import Plan
+from lbsgd.run.program import CompiledSteps, Program
+from lbsgd.run.record.monitor import Monitor
 from lbsgd.run.record.process_log import ProcessLog
 from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
@@ -25,7 +26,7 @@ from lbsgd.run.record.speed import Speed
 from lbsgd.run.target import Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import explain_out_of_memory
+from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError, DivergedError
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
@@ -40,19 +41,40 @@ from lbsgd.system.text import pluralize
 _LESS_NETWORK = "take a smaller one, or see what limits memory (a container, ulimit -v)"
 
 
-class Reached(NamedTuple):
-    """Where a run has come to.
+class Session(NamedTuple):
+    """Holds what a run has open while it trains.
 
     Attributes:
-      owed: whether `state` is still to be evaluated.
+      should_stop: asked with the number of updates done.
+    """
+
+    run: Run
+    folder: Workdir
+    record: Record | NoRecord
+    progress: Progress
+    log_file: ProcessLog
+    should_stop: Callable[[int], bool]
+
+
+class Reached(NamedTuple):
+    """Tells where a run has come to.
+
+    Attributes:
+      state: None where nothing was done yet.
+      evaluation_pending: whether `state` is still to be evaluated.
       at_target: whether an evaluation reached `stop_at`.
       speed: None if nothing was trained.
     """
 
-    state: TrainState
-    owed: bool
+    state: TrainState | None
+    evaluation_pending: bool
     at_target: bool
-    speed: Speed | None
+    speed: Speed | None = None
+
+    @property
+    def done(self) -> int:
+        """Returns the number of updates done."""
+        return int(self.state.update) if self.state else 0
 
 
 def run(
@@ -61,7 +83,7 @@ def run(
     *,
     should_stop: Callable[[int], bool] = lambda updates: False,
 ) -> Outcome:
-    """Trains as a resolved config says, from the newest checkpoint in `workdir` if there is one.
+    """Trains as a resolved config says; resumes from the newest checkpoint in `workdir`.
 
     Process 0 alone reads and writes there; each process has a log of its own.
 
@@ -75,144 +97,203 @@ def run(
       ConfigError: something the user can put right.
       DivergedError: the loss or the gradient is not finite.
     """
-    parts = build(config)
-    folder = Workdir(pathlib.Path(workdir))
-    machine = describe_machine()
-    validation = parts.splits.validation.fingerprint
-    alike = {"the validation set": validation, **_of_all_processes(config, machine)}
-    check_processes_agree({**parts.identity(), **alike})
-    with contextlib.ExitStack() as opened:
-
-        def open_(part: Any) -> Any:
-            return opened.enter_context(contextlib.closing(part))
-
-        in_process_0(
-            lambda: open_(folder.claim(parts.identity(), config.to_dict(), machine, validation))
-        )
-        log_file = open_(ProcessLog(folder.log))
-        opened.push(log_file.failure)
-        log_file.line(describe_process())
-        process, processes = jax.process_index(), jax.process_count()
-        progress = open_(open_progress(parts.total_updates, log_file.line, process, processes))
-        differ = different_commits(machine["git_commit"])
-        if differ:
-            progress.line(differ)
-        record = open_(NoRecord() if process else Record(parts, folder, progress.line))
-        state = _restore(parts, record)
-        start = int(state.update) if state else 0
-        in_process_0(lambda: record.begin(start))
-        owed = start in parts.evaluate_after and not from_process_0(
-            np.array(record.holds_evaluation(start))
-        )
-        at_target = _was_at_target(parts, record)
-        if state and (at_target or (start == parts.total_updates and not owed)):
-            progress.line(_complete(parts, folder, start, at_target))
-            return finish(parts, folder, progress, start, True, None)
-        in_process_0(folder.forget_result)
-        parts.corrupt.log_to(folder.corrupt)
-        for line in explain(parts):
-            progress.line(line)
-        if state:
-            progress.line(f"goes on after update {start} from {folder.checkpoints}")
-        else:
-            log_file.line(parameter_table(parts))
-            with explain_out_of_memory("the network", _LESS_NETWORK):
-                state = parts.start()
-        reached = Reached(state, owed, False, None)
+    # What is opened is closed in reverse order, whatever ends the run: the record before the log
+    # that says why, and the lock of the workdir last.
+    with precision(config.dtype), contextlib.ExitStack() as opened:
+        session = _open(build(config), Workdir(pathlib.Path(workdir)), should_stop, opened)
+        start = _resume(session)
+        if _nothing_left(session.run.plan, start):
+            session.progress.line(_complete(session, start))
+            return _finish(session, start, complete=True)
+        start = _begin(session, start)
         try:
-            if not should_stop(start):
-                reached = _train(parts, reached, record, progress, log_file, should_stop)
+            reached = start if should_stop(start.done) else _train(session, start)
         except DivergedError as error:
-            raise DivergedError(f"{error}; {record.newest()}") from error
-        done = int(reached.state.update)
-        record.finish(done, reached.state)
-        progress.line(record.summary())
-        at_end = done == parts.total_updates and not reached.owed
-        return finish(parts, folder, progress, done, at_end or reached.at_target, reached.speed)
+            # Only here is it known which checkpoint is from before the trouble.
+            raise DivergedError(f"{error}; {session.record.newest()}") from error
+        # Before the result, which must not speak of updates that the disk does not have.
+        session.record.finish(reached.done, reached.state)
+        session.progress.line(session.record.summary())
+        return _finish(session, reached, complete=_nothing_left(session.run.plan, reached))
 
 
-def _train(
-    parts: Run,
-    start: Reached,
-    record: Record | NoRecord,
-    progress: Progress,
-    log_file: ProcessLog,
+# --- before training ---------------------------------------------------------------------------
+
+
+def _open(
+    run: Run,
+    folder: Workdir,
     should_stop: Callable[[int], bool],
-) -> Reached:
-    """The updates after `start`, until they are done, are to stop or have reached the target."""
-    (state, owed, at_target, _), begun = start, time.monotonic()
-    target = Target.of(parts.config.stop_at)
-    first = done = int(state.update)
+    opened: contextlib.ExitStack,
+) -> Session:
+    """Claims the workdir, and opens the log, the progress and the record of the run."""
+    plan, machine = run.plan, describe_machine()
+    validation = run.feed.splits.validation.fingerprint
+    alike = {"the validation set": validation, **_of_all_processes(plan.config, machine)}
+    # Before anything is written: two processes with different configs would train one network in
+    # two ways, and no collective would notice.
+    check_processes_agree({**plan.identity(), **alike})
+
+    def open_(part: Any) -> Any:
+        return opened.enter_context(contextlib.closing(part))
+
+    in_process_0(
+        lambda: open_(folder.claim(plan.identity(), plan.config.to_dict(), machine, validation))
+    )
+    # From here on a crash leaves its stacks in the log; before there is no folder for one.
+    log_file = open_(ProcessLog(folder.log))
+    opened.push(log_file.failure)
+    log_file.line(describe_process())
+    process, processes = jax.process_index(), jax.process_count()
+    progress = open_(open_progress(plan.total_updates, log_file.line, process, processes))
+    differ = different_commits(machine["git_commit"])
+    if differ:
+        progress.line(differ)
+    # The state is alike everywhere, so one process writes it, and the disk need not be shared.
+    record = open_(NoRecord() if process else Record(plan, folder, progress.line))
+    return Session(run, folder, record, progress, log_file, should_stop)
+
+
+def _resume(session: Session) -> Reached:
+    """Restores the state of the newest good checkpoint, and reads how far the record is."""
+    plan, record = session.run.plan, session.record
+    state = _restore(session.run.program, record)
+    done = int(state.update) if state else 0
+    # Drops metrics past the checkpoint: their updates are made again.
+    in_process_0(lambda: record.begin(done))
+    # All processes evaluate or none does, and process 0 alone has the metrics.
+    evaluated = bool(from_process_0(np.array(record.holds_evaluation(done))))
+    at_target = _was_at_target(plan, record) if state else False
+    return Reached(state, done in plan.evaluate_after and not evaluated, at_target)
+
+
+def _nothing_left(plan: Plan, reached: Reached) -> bool:
+    """Tells whether a run is complete: trained to its end and evaluated, or at its target."""
+    trained = reached.done == plan.total_updates and not reached.evaluation_pending
+    return bool(reached.state) and (reached.at_target or trained)
+
+
+def _begin(session: Session, start: Reached) -> Reached:
+    """Says what is going to be done, and makes the initial state of a run that is new."""
+    (plan, program, feed), folder = session.run, session.folder
+    # A result of before would be taken for that of the run that now goes on.
+    in_process_0(folder.forget_result)
+    feed.corrupt.log_to(folder.corrupt)
+    for line in explain(plan):
+        session.progress.line(line)
+    if start.state:
+        session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
+        return start
+    in_process_0(lambda: folder.write_parameters(parameter_table(plan)))
+    # Compiled and run on the devices: nobody has to send each of them the parameters.
+    with explain_out_of_memory("the network", _LESS_NETWORK):
+        return start._replace(state=program.start())
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def _train(session: Session, start: Reached) -> Reached:
+    """Makes the updates after `start`, until they are done, are to stop or reach the target."""
+    plan, program, feed = session.run
+    state, pending, at_target = start.state, start.evaluation_pending, start.at_target
+    assert state is not None
+    begun, target = time.monotonic(), Target.of(plan.config.stop_at)
+    first = done = start.done
     with contextlib.ExitStack() as opened:
         # The first batches are loaded while the step is compiled.
-        batches = opened.enter_context(contextlib.closing(parts.feed(done)))
-        steps = opened.enter_context(contextlib.closing(CompiledSteps(parts, done)))
-        if done < parts.total_updates:
-            with _enough_memory_for_step(parts, done):
-                steps(done)
-            if not parts.compiled:  # when accumulation was chosen
-                progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
-        progress.begin(done)
-        alive = log_file.watch(parts.config.runtime)
-        evaluate = Evaluation(parts, alive, should_stop)
-        log = Log(parts, record, progress, alive, done, int(state.skipped))
-        feed = log.fed(batches)
-        diagnostics = Diagnostics(parts, record, progress, log, alive, should_stop)
+        batches = opened.enter_context(contextlib.closing(feed.training(done)))
+        steps = opened.enter_context(contextlib.closing(CompiledSteps(program, done)))
+        # Not within the loop, so that compiling does not count as training.
+        _await_compilation(session, steps, done, begun)
+        session.progress.begin(done)
+        monitor = Monitor(
+            plan,
+            session.record,
+            session.progress,
+            session.log_file.watch(plan.config.runtime),
+            session.should_stop,
+            start=done,
+            skipped=int(state.skipped),
+        )
+        evaluate = Evaluation(program, feed, monitor)
+        diagnostics = Diagnostics(program, feed, monitor)
+        next_batch = monitor.batches(batches)
         while True:
-            last = done == parts.total_updates
-            due = last or record.due(done)
-            if owed or due:
-                with _enough_memory_for_step(parts, done):
-                    log.drain()
+            # The order is that of a loss: what is trained is saved, then evaluated, then measured.
+            last = done == plan.total_updates
+            due = last or monitor.record.due(done)
+            if pending or due:
+                # The metrics up to here are on the disk before the checkpoint of here is.
+                with _enough_memory_for_step(plan, done):
+                    monitor.drain()
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
-                with log.paused():
-                    record.save(done, state, last)
+                with monitor.paused():
+                    monitor.record.save(done, state, last)
+            # A state that was restored is on the disk already, and is not saved once more.
             fresh = state if done > first else None
-            with _kept(record, log, done, fresh, "evaluates it and goes on"):
-                if owed:
-                    with log.paused():
+            with _saved_on_error(monitor, done, fresh, "evaluates it and goes on"):
+                if pending:
+                    with monitor.paused():
                         values = evaluate(done, state)
-                    owed = values is None
+                    # Stopped in the middle: the run that resumes evaluates this state first.
+                    pending = values is None
                     if values:
-                        log.evaluation(done, values)
+                        monitor.evaluation(done, values)
                         at_target = target is not None and target.reached(values)
                 diagnostics.at(done, state)
-            if should_stop(done) or last or at_target:
-                break  # `finish` waits for the last state, and saves one that was not due
-            with _kept(record, log, done, fresh, "goes on from there"):
-                batch = next(feed)
-            with _enough_memory_for_step(parts, done):
+            if monitor.should_stop(done) or last or at_target:
+                break  # `Record.finish` waits for the last state, and saves one that was not due
+            with _saved_on_error(monitor, done, fresh, "goes on from there"):
+                batch = next(next_batch)
+            with (
+                _enough_memory_for_step(plan, done),
+                jax.profiler.StepTraceAnnotation("update", step_num=done),
+            ):
+                # Before the step, which takes the state's memory for the next one.
                 diagnostics.before(done + 1, state, batch)
                 state, metrics = steps(done)(state, batch)
                 done += 1
-                log.update(done, diagnostics.after(done, metrics))
-            owed = done in parts.evaluate_after
-        log.drain()
-    return Reached(state, owed, at_target, log.speed())
+                # Nothing waits for the devices here, but for updates that are several steps old.
+                monitor.update(done, diagnostics.after(done, metrics))
+            pending = done in plan.evaluate_after
+        monitor.drain()
+    return Reached(state, pending, at_target, monitor.speed())
 
 
-def _enough_memory_for_step(parts: Run, update: int) -> contextlib.AbstractContextManager[None]:
+def _await_compilation(session: Session, steps: CompiledSteps, done: int, begun: float) -> None:
+    """Waits for the first compiled step, if an update follows at all."""
+    plan, program, _ = session.run
+    # A run that only has its last state to evaluate compiles no step.
+    if done < plan.total_updates:
+        with _enough_memory_for_step(plan, done):
+            steps(done)
+        if not program.compiled:  # when accumulation was chosen
+            session.progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
+
+
+def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractContextManager[None]:
     """Says what to set where the step of an update takes more memory than there is."""
-    last = parts.total_updates - 1
-    placement = parts.placements[parts.timeline.batch_size(min(update, last))]
+    placement = plan.placement_of(update)
     remedy = "lower worker_batch_size, or the size of images or of the network"
+    # A group of synced batch norm runs in one step: fewer lanes than it has there cannot be.
     if placement.lanes > placement.lanes_in_group:
         remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
-        if parts.config.accumulation_steps:
+        if plan.config.accumulation_steps:
             remedy += ", or to 0 for the fewest that fit"
     return explain_out_of_memory("training", remedy)
 
 
 @contextlib.contextmanager
-def _kept(
-    record: Record | NoRecord, log: Log, done: int, fresh: TrainState | None, then: str
+def _saved_on_error(
+    monitor: Monitor, done: int, fresh: TrainState | None, then: str
 ) -> Iterator[None]:
     """Saves the state, which is whole, before an error within ends the run.
 
     Args:
-      log: of which all updates are to be in the metrics by then.
-      fresh: the state after `done` updates; None if it was there before this run went on.
+      monitor: of which all updates are to be in the metrics by then.
+      fresh: the state after `done` updates; None if it was there before this run resumed.
       then: what the same command does once the cause is gone.
 
     Raises:
@@ -228,13 +309,14 @@ def _kept(
             raise  # there is nothing to save
         saved = f"update {done} is saved: once that is mended, the same command {then}"
         try:
-            log.drain()
+            monitor.drain()
             if fresh is not None:
-                record.finish(done, fresh)
+                monitor.record.finish(done, fresh)
         except DivergedError:
             raise
         except Exception as failure:
             saved = str(failure)
+        # Others saved nothing, and must not claim it.
         if jax.process_index():
             saved = "process 0 says what is saved"
         if isinstance(error, ConfigError):
@@ -243,37 +325,53 @@ def _kept(
         raise
 
 
+# --- after training ----------------------------------------------------------------------------
+
+
+def _finish(session: Session, reached: Reached, *, complete: bool) -> Outcome:
+    return finish(
+        session.run.plan,
+        session.folder,
+        session.progress,
+        reached.done,
+        complete,
+        reached.speed,
+        session.run.feed.corrupt.names,
+    )
+
+
+def _complete(session: Session, reached: Reached) -> str:
+    """Says that nothing is left to do."""
+    plan, done = session.run.plan, reached.done
+    what = f"{pluralize(done, 'update')} {'is' if done == 1 else 'are'} done"
+    text = f"{session.folder.path} is complete: {what}"
+    if not reached.at_target or done == plan.total_updates:
+        return text
+    return (
+        f"{text}, and the target was reached, {Target.of(plan.config.stop_at)}; without stop_at, "
+        f"or with another, it goes on to update {plan.total_updates:,}"
+    )
+
+
 def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes, besides what decides the numbers."""
+    """Collects what must be the same in all processes, besides what decides the numbers."""
+    # Each machine may have its data elsewhere, and cores of its own.
     own = ("data.dir", "data.threads")
     keys = {key: value for key, value in flatten(config) if key not in own}
     return {**keys, "versions": machine["packages"]}
 
 
-def _was_at_target(parts: Run, record: Record | NoRecord) -> bool:
-    """Whether an evaluation before reached the target, as process 0 has it in the metrics."""
-    target = Target.of(parts.config.stop_at)
+def _was_at_target(plan: Plan, record: Record | NoRecord) -> bool:
+    """Tells whether an evaluation before reached the target, as process 0 has it in the metrics."""
+    target = Target.of(plan.config.stop_at)
     found = target is not None and target.first(record.kept) is not None
     return bool(from_process_0(np.array(found)))
 
 
-def _complete(parts: Run, folder: Workdir, done: int, at_target: bool) -> str:
-    """Says that nothing is left to do."""
-    text = (
-        f"{folder.path} is complete: {pluralize(done, 'update')} "
-        f"{'is' if done == 1 else 'are'} done"
-    )
-    if not at_target or done == parts.total_updates:
-        return text
-    return (
-        f"{text}, and the target was reached, {Target.of(parts.config.stop_at)}; without stop_at, "
-        f"or with another, it goes on to update {parts.total_updates:,}"
-    )
-
-
-def _restore(parts: Run, record: Record | NoRecord) -> TrainState | None:
-    """The state that process 0 has found, on all devices; None if there is none."""
-    like = parts.abstract_state()
+def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
+    """Puts the state that process 0 has found on all devices; None if there is none."""
+    like = program.abstract_state()
+    # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
     found: tuple[int, Any] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)

@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict promotion, one compilation cache."""
+"""Eight CPU devices, strict promotion, one compilation cache, shapes checked."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import signal
 import time
 
 import jax
+import jaxtyping
 import psutil
 import pytest
 from hypothesis import settings
@@ -20,6 +21,21 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The rooms that compute with arrays: what their signatures say of types and shapes is checked, in
+# this process; a training has no need of beartype, and is not slowed down by it. Before anything of
+# these is imported.
+CHECKED = (
+    "lbsgd.step",
+    "lbsgd.workers",
+    "lbsgd.optim",
+    "lbsgd.models",
+    "lbsgd.schedule.functions",
+    "lbsgd.diagnostics.workers_gradient",
+    "lbsgd.diagnostics.noise_scale",
+)
+# A whole number will do for a float, as it does for the type checker.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(CHECKED, CHECKER)
 # No example has a time limit: a machine may be busy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

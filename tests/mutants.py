@@ -42,7 +42,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "synced batch norm is the same wherever its workers lie",
-        "run/build.py",
+        "run/plan.py",
         'norm_axis_names=(LANE_AXIS, "member") if',
         "norm_axis_names=(LANE_AXIS,) if",
         ("tests/train/test_placement.py",),
@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "running averages move once an update, by a tenth",
         "step/train_step.py",
-        "m * r + (1.0 - m) * new",
-        "(1.0 - m) * r + m * new",
+        "momentum * r + (1.0 - momentum) * new",
+        "(1.0 - momentum) * r + momentum * new",
         ("tests/step/test_step.py",),
     ),
     Mutant(
@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "a stopped run goes on with the batch after its last",
         "train.py",
-        "contextlib.closing(parts.feed(done))",
-        "contextlib.closing(parts.feed(max(done - 1, 0)))",
+        "contextlib.closing(feed.training(done))",
+        "contextlib.closing(feed.training(max(done - 1, 0)))",
         ("tests/train/test_train.py",),
     ),
     Mutant(
@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "a run that has reached its target is complete",
         "train.py",
-        "at_target = _was_at_target(parts, record)",
+        "at_target = _was_at_target(plan, record) if state else False",
         "at_target = False",
         ("tests/train/test_stop_at.py",),
     ),

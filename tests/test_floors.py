@@ -55,7 +55,7 @@ def turned_round(tmp_path, module, line):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("system.text", "from lbsgd.config.bounds import check"),
+        ("system.text", "from lbsgd.config.values import check_values"),
         ("schedule.timeline", "import lbsgd.workers.placement"),
         ("data.order", "def f():\n    from lbsgd.step.losses import cross_entropy"),
         ("step.losses", "from lbsgd import optim"),
@@ -84,5 +84,5 @@ def test_circle_within_a_folder_is_noticed(tmp_path, module, line, folder):
 def test_imports_are_found(house):
     """Of each form, so that the tests above cannot pass by finding none."""
     assert {"train", "run.explain", "system.processes"} <= house.imports("main")  # in a function
-    assert {"workers.placement", "models.roles", "models"} <= house.imports("run.build")
+    assert {"workers.placement", "models.roles", "models.networks"} <= house.imports("run.plan")
     assert imported_names(ast.parse("import lbsgd.data.order as o")) == {"lbsgd.data.order"}

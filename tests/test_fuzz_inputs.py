@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "data"))
 from hanging import HANG_SECONDS
 from image_files import below, tree, variants, write
 
-from lbsgd.data import prepare
+from lbsgd.data import command, prepare
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed import reader
@@ -169,8 +169,8 @@ def sets(tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("sets")
     train = tree(2) | {f"cat/{name}": data for name, data in variants().items()}
     folder = write(root / "folder", below("train", train) | below("val", tree(1, first=20)))
-    assert prepare.main([str(folder), str(root / "packed")]) == 0
-    assert prepare.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
+    assert command.main([str(folder), str(root / "packed")]) == 0
+    assert command.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     for kind, save in {"npz": np.savez, "compressed": np.savez_compressed}.items():
         (root / kind).mkdir()

@@ -46,7 +46,14 @@ def test_an_editable_installation_warns_of_nothing(project):
         assert wheel.read(path).decode().strip() == str(project)
 
 
-def test_an_installation_has_every_module_and_no_more(project):
+def test_an_installation_has_every_module_the_command_and_no_more(project):
     with build(project, "build_wheel") as wheel:
+        [scripts] = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+        assert wheel.read(scripts).decode().split() == [
+            "[console_scripts]",
+            "lbsgd",
+            "=",
+            "lbsgd.main:run",
+        ]
         installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert installed == {str(path.relative_to(ROOT)) for path in ROOT.glob("lbsgd/**/*.py")}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from monitors import quiet
 
 from lbsgd import train
 from lbsgd.data.source import Example, Splits, numbered_classes
@@ -13,9 +14,7 @@ from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record import speed
-from lbsgd.run.record.log import Log
 from lbsgd.run.record.metrics import read_metrics
-from lbsgd.run.record.record import NoRecord
 from lbsgd.run.record.speed import Speed
 from lbsgd.schedule.timeline import Timeline
 
@@ -105,24 +104,24 @@ def simulate(monkeypatch, load_seconds: np.ndarray, pauses: tuple[int, ...] = ()
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=clock))
     config = SimpleNamespace(log=SimpleNamespace(every_steps=1))
     timeline = Timeline.constant(1000, 10)
-    parts = SimpleNamespace(config=config, timeline=timeline, total_updates=count)
-    log = Log(parts, NoRecord(), out, lambda: None, 0, 0)
+    plan = SimpleNamespace(config=config, timeline=timeline, total_updates=count)
+    monitor = quiet(plan, said=out)
     idle, free, begun, paused = 0.0, 0.0, 0.0, 0.0
-    for i in log.fed(Loaded(clock, load_seconds)):
+    for i in monitor.batches(Loaded(clock, load_seconds)):
         if i == 0:
             begun = free = clock.now
         clock.now += host
         start = max(clock.now, free)
         idle, free = idle + start - free, start + 1.0
         value = OnDevice(clock, free)
-        log.update(i + 1, {"train_loss": value, "skipped": OnDevice(clock, free, 0.0)})
+        monitor.update(i + 1, {"train_loss": value, "skipped": OnDevice(clock, free, 0.0)})
         if i in pauses:
-            log.drain()
-            with log.paused():
+            monitor.drain()
+            with monitor.paused():
                 clock.now += 5.5
             paused, free = paused + 5.5, clock.now
-    log.drain()
-    return log.speed(), out, idle, clock.now - begun - paused
+    monitor.drain()
+    return monitor.speed(), out, idle, clock.now - begun - paused
 
 
 LOADS = {

@@ -1,20 +1,10 @@
-"""Packs images into lbsgd's own form, and verifies what was packed.
-
-    python -m lbsgd.data.prepare INPUT OUTPUT [options]
-    python -m lbsgd.data.prepare --verify OUTPUT
-
-Stopped at any moment, the same command goes on where it was. Exit codes: 0 done, 2 a mistake of the
-user or damage, 130 stopped by Ctrl-C.
-"""
+"""Packs images into lbsgd's own form, and verifies what was packed: `lbsgd prepare`."""
 
 import argparse
 import contextlib
-import os
 import pathlib
 import shlex
-import sys
 import time
-from collections.abc import Sequence
 
 import ml_collections
 
@@ -26,78 +16,10 @@ from lbsgd.data.sources.archive import archive_splits
 from lbsgd.data.sources.arrays import npz, npz_source
 from lbsgd.data.sources.folder import folder_splits
 from lbsgd.data.sources.imagenet import imagenet_splits, is_download
-from lbsgd.system.command_line import Parser, complain
-from lbsgd.system.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
+from lbsgd.system.errors import ConfigError
 from lbsgd.system.limits import num_cores
 from lbsgd.system.progress import CountProgress
-from lbsgd.system.streams import protect_streams
 from lbsgd.system.text import pluralize
-
-KINDS = (
-    "a folder, a tar or a zip of a folder of images for each class (below train/ and val/, or of "
-    "one split), ImageNet's ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar or a folder with "
-    "both and ILSVRC2012_devkit_t12.tar.gz, a folder of tensorflow-datasets with "
-    "dataset_info.json, train.npz and validation.npz, or one .npz"
-)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the arguments.
-
-    Raises:
-      ConfigError: they contain a mistake.
-    """
-    parser = Parser("python -m lbsgd.data.prepare", __doc__)
-    add = parser.add_argument
-    add("input", nargs="?", type=pathlib.Path, help=KINDS)
-    add("output", nargs="?", type=pathlib.Path, help="folder of the packed set")
-    add("--verify", type=pathlib.Path, metavar="OUTPUT", help="recompute the checksums of a set")
-    add(
-        "--split",
-        choices=list(SPLITS),
-        help="of an input without splits (train), or one of several",
-    )
-    add(
-        "--ground-truth",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="of ILSVRC2012_img_val.tar: the devkit, or a list of images and synsets",
-    )
-    add("--max-side", type=int, default=0, metavar="N", help="shrink the longer side to N pixels")
-    add(
-        "--short-side", type=int, default=0, metavar="N", help="shrink the shorter side to N pixels"
-    )
-    add(
-        "--quality",
-        type=int,
-        default=0,
-        metavar="Q",
-        help="of JPEG, when images are encoded anew (90)",
-    )
-    add("--raw", action="store_true", help="store pixels instead of JPEGs")
-    add("--on-corrupt", choices=("error", "skip"), default="error", help="stop, or leave it out")
-    add("--workers", type=int, default=0, metavar="N", help="threads; one a core by default")
-    args = parser.parse_args(argv)
-    _check(args)
-    return args
-
-
-def _check(args: argparse.Namespace) -> None:
-    wrong = ""
-    if args.verify and args.input:
-        wrong = "--verify takes the packed set alone"
-    elif not args.verify and not args.output:
-        wrong = "INPUT and OUTPUT are needed, or --verify OUTPUT; --help says more"
-    elif args.max_side and args.short_side:
-        wrong = "--max-side and --short-side exclude each other"
-    elif args.raw and args.quality:
-        wrong = "--raw and --quality exclude each other"
-    elif min(args.max_side, args.short_side, args.workers) < 0:
-        wrong = "numbers must be positive"
-    elif not 0 <= args.quality <= 100:
-        wrong = f"--quality must be within 1 and 100, not {args.quality}"
-    if wrong:
-        raise ConfigError(wrong)
 
 
 def open_input(
@@ -201,7 +123,7 @@ def _how_to_train(output: pathlib.Path) -> str:
     # Opened here too, so that an error of the packed set is not first seen in training.
     packed(ml_collections.ConfigDict({"dir": str(output), "crop": "inception"}))
     return (
-        "to train with it: python -m lbsgd.main --config CONFIG "
+        "to train with it: lbsgd train --config CONFIG "
         f"--config.data.source=packed --config.data.dir={shlex.quote(str(output))}"
     )
 
@@ -229,29 +151,3 @@ def verify_all(output: pathlib.Path, threads: int) -> None:
         )
     for folder, index in zip(folders, indices):
         print(f"{_describe(folder.name, index)}: whole")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
-    try:
-        args = _parse(argv)
-        if args.verify:
-            verify_all(args.verify, args.workers or num_cores())
-        else:
-            prepare(args)
-    except ConfigError as error:
-        complain(error)
-        return EXIT_USER
-    except KeyboardInterrupt:
-        complain("stopped; run the same command again to resume")
-        return EXIT_INTERRUPTED
-    return EXIT_DONE
-
-
-if __name__ == "__main__":
-    protect_streams()
-    code = main(sys.argv[1:])
-    if code == EXIT_INTERRUPTED:
-        sys.stdout.flush()
-        os._exit(code)  # without waiting for threads that still read a shard back
-    sys.exit(code)

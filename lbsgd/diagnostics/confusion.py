@@ -6,74 +6,76 @@ and distribution.
 
 import contextlib
 import math
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from lbsgd.data.pipeline import TrainBatches
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
-from lbsgd.run.build import Run
+from lbsgd.run.feed import Feed
+from lbsgd.run.plan import Plan
+from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Segment, Timeline
 from lbsgd.step.train_step import TrainState
 from lbsgd.workers.placement import Placement, place
 
 
 def neighbour_cosines(gradients: WorkerGradients) -> np.ndarray:
-    """Of neighbouring workers, `[k - 1]`, float64; NaN where a gradient is 0."""
+    """Computes cosines of neighbouring workers, `[k - 1]`, float64; NaN where a gradient is 0."""
     squares = np.asarray(gradients.squares, np.float64)
     norms = np.sqrt(squares[:-1]) * np.sqrt(squares[1:])
+    # A gradient of 0 has no direction, and its cosine is no number: that is the answer.
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(gradients.neighbours, np.float64) / norms
 
 
 def pair_placement(devices: int, batch_size: int) -> Placement:
-    """Minibatches as workers side by side: neighbours, from the first on, are a pair."""
+    """Places minibatches as workers side by side: neighbours, from the first on, are a pair."""
+    # As many on each device, and an even number in all: no pair is split, and no device idle.
     return place(math.lcm(devices, 2) * batch_size, batch_size, devices=devices)
 
 
-def pair_batches(parts: Run, placement: Placement, done: int) -> TrainBatches:
-    """The minibatches that belong to the state after `done` updates, a few at a time.
+def pair_batches(feed: Feed, placement: Placement, done: int) -> TrainBatches:
+    """Gives the minibatches that belong to the state after `done` updates, a few at a time.
 
     They follow each other in an order of their own, from the number of examples seen on: a function
     of the config and the time, which no placement changes.
     """
-    seen = parts.timeline.examples_seen(done)
-    timeline = Timeline(
-        parts.timeline.examples_per_epoch, (Segment(0, seen, placement.batch_size),)
-    )
-    return parts.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
+    whole = feed.plan.timeline
+    # Where the run is: another time sees other minibatches, the same time the same ones.
+    start = Segment(0, whole.examples_seen(done), placement.batch_size)
+    timeline = Timeline(whole.examples_per_epoch, (start,))
+    return feed.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
 
 
 class Confusion:
     """Cosines of pairs of minibatches, each of them one worker to batch norm."""
 
-    def __init__(
-        self, parts: Run, alive: Callable[[], None], should_stop: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, plan: Plan, feed: Feed, monitor: Monitor) -> None:
         """Compiles nothing yet.
 
         Args:
-          alive: called after each batch.
-          should_stop: asked with the number of updates done, before each batch.
+          monitor: hears of each batch, and may end the measurement before the next.
         """
-        config = parts.config.diagnostics
-        self._parts, self._alive, self._should_stop = parts, alive, should_stop
-        self._pairs = config.confusion.pairs
-        self._placement = pair_placement(parts.placement.devices, config.confusion.batch_size)
-        self._step = compiled(parts.worker, self._placement, in_turn=config.in_turn)
+        config = plan.config.diagnostics
+        self._feed, self._monitor, self._pairs = feed, monitor, config.confusion.pairs
+        self._placement = pair_placement(plan.topology.devices, config.confusion.batch_size)
+        # Each minibatch is a worker of its own to batch norm, whatever is synced in training.
+        self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
-        """The cosine of each pair at the state after `done` updates; None if it is to stop."""
+        """Computes the cosine of each pair after `done` updates; None if it is to stop."""
         cosines: list[float] = []
         in_batch = self._placement.workers // 2
-        source = pair_batches(self._parts, self._placement, done)
+        source = pair_batches(self._feed, self._placement, done)
         steps = math.ceil(self._pairs / in_batch)
         with contextlib.closing(source.between(0, steps)) as batches:
             for batch in batches:
-                if self._should_stop(done):
+                if self._monitor.should_stop(done):
                     return None
                 found = jax.device_get(self._step(state.params, state.batch_stats, batch))
+                # Every other product is of a pair; between them are those of strangers.
                 cosines += neighbour_cosines(found)[::2].tolist()
-                self._alive()
+                self._monitor.alive()
+        # The last batch may hold more pairs than were asked for.
         return cosines[: self._pairs]

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,9 @@ import numpy as np
 from lbsgd.diagnostics import noise_scale
 from lbsgd.diagnostics.confusion import Confusion, neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import compiled
-from lbsgd.run.build import Run
-from lbsgd.run.record.log import Log
-from lbsgd.run.record.progress import Progress
-from lbsgd.run.record.record import NoRecord, Record
+from lbsgd.run.feed import Feed
+from lbsgd.run.program import Program
+from lbsgd.run.record.monitor import Monitor
 from lbsgd.step.layer_statistics import layer_names
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory
@@ -26,94 +25,88 @@ WORKERS, CONFUSION = "worker_cosines", "confusion_cosines"
 
 
 class Diagnostics:
-    """The diagnostics of a run at the times of its plan.
+    """Measures a run at the times of its plan.
 
     The noise scale and the confusion wait until the devices have nothing else to do, and their time
     does not count as training. The norms of layers come with the update itself.
     """
 
-    def __init__(
-        self,
-        parts: Run,
-        record: Record | NoRecord,
-        progress: Progress,
-        log: Log,
-        alive: Callable[[], None],
-        should_stop: Callable[[int], bool],
-    ) -> None:
+    def __init__(self, program: Program, feed: Feed, monitor: Monitor) -> None:
         """Goes on where the record ends, and compiles nothing yet.
 
         Args:
-          alive: called whenever a part of a measurement is done.
-          should_stop: asked with the number of updates done; a confusion that is cut short is
-            measured when the run goes on.
+          monitor: hears of each part of a measurement. A confusion that it cuts short is measured
+            when the run resumes.
         """
-        self._parts, self._record, self._progress, self._log = parts, record, progress, log
-        self._alive = alive
-        self._confusion = Confusion(parts, alive, should_stop)
-        self._layers = layer_names(parts.abstract_state().params)
-        config = parts.config.diagnostics
+        self._plan, self._monitor, self._record = program.plan, monitor, monitor.record
+        self._confusion = Confusion(self._plan, feed, monitor)
+        self._layers = layer_names(self._plan.state_shapes().params)
+        config = self._plan.config.diagnostics
         self._compiled = functools.cache(
-            functools.partial(compiled, parts.worker, in_turn=config.in_turn)
+            functools.partial(compiled, self._plan.worker, in_turn=config.in_turn)
         )
         # Not stored anywhere: a function of the metrics.
-        self._recent = noise_scale.recent(record.kept, config.workers.window)
+        self._recent = noise_scale.recent(self._record.kept, config.workers.window)
 
     def at(self, done: int, state: TrainState) -> None:
-        """The gradient confusion of the state after `done` updates, if it is due."""
-        if done not in self._parts.diagnostics.confusion:
+        """Measures the gradient confusion of the state after `done` updates, if it is due."""
+        if done not in self._plan.measurements.confusion:
             return
+        # A run that was stopped after it does not measure it again; only process 0 has read that.
         if from_process_0(np.array(self._record.holds(done, CONFUSION))):
             return
-        self._log.drain()
-        with self._log.paused(), _enough_memory():
+        # The devices are idle then, so that throughput does not count what is measured here.
+        self._monitor.drain()
+        with self._monitor.paused(), _enough_memory():
             cosines = self._confusion(done, state)
         if cosines is None:
             return
         self._record.write_lists(done, {CONFUSION: cosines})
         values = _least_and_mean("confusion_cosine", cosines)
         self._record.write(done, values)
-        self._progress.line(
-            f"epoch {self._parts.timeline.epoch(done):.2f}  update {done}  gradient confusion: "
+        self._monitor.line(
+            f"epoch {self._plan.timeline.epoch(done):.2f}  update {done}  gradient confusion: "
             f"cosines of {pluralize(len(cosines), 'pair')} of minibatches are "
             f"{values['confusion_cosine_min']:.3f} at least, "
             f"{values['confusion_cosine_mean']:.3f} on average"
         )
 
     def before(self, done: int, state: TrainState, batch: Any) -> None:
-        """The workers' gradients of the update that makes `done`, on its minibatch, if due.
+        """Measures the workers' gradients of the update that makes `done`, if that is due.
 
         Args:
           state: not changed, and not needed once this returns.
         """
-        if done not in self._parts.diagnostics.workers:
+        if done not in self._plan.measurements.workers:
             return
-        self._log.drain()
-        with self._log.paused(), _enough_memory():
-            placement = self._parts.placements[self._parts.timeline.batch_size(done - 1)]
+        self._monitor.drain()
+        with self._monitor.paused(), _enough_memory():
+            placement = self._plan.placement_of(done - 1)
             found = self._compiled(placement)(state.params, state.batch_stats, batch)
             found = jax.device_get(found)
-        self._alive()
+        self._monitor.alive()
         n, kn = placement.worker_batch_size, placement.batch_size
+        # Of thousands of workers: a sum in float32 would lose digits that the estimate subtracts.
         small = float(np.mean(found.squares, dtype=np.float64))
         new = noise_scale.estimate(small, n, float(found.mean_square), kn)
-        epoch = self._parts.timeline.epoch(done)
-        window = self._parts.config.diagnostics.workers.window
+        epoch = self._plan.timeline.epoch(done)
+        window = self._plan.config.diagnostics.workers.window
         self._recent = self._recent.add(epoch, new, window)
         cosines = neighbour_cosines(found).tolist()
         self._record.write_lists(done, {WORKERS: cosines})
         self._record.write(done, _numbers_of(new, self._recent.average, cosines))
         if is_first():  # who alone has the metrics of before
             text = noise_scale.advice(self._recent, window, kn, n)
-            self._progress.line(f"epoch {epoch:.2f}  update {done}  {text}")
+            self._monitor.line(f"epoch {epoch:.2f}  update {done}  {text}")
 
     def after(self, done: int, metrics: dict[str, Any]) -> dict[str, jax.Array]:
-        """The metrics of the update that made `done`, but for the norms of layers.
+        """Takes the norms of layers out of the metrics of the update that made `done`.
 
         At the times of the plan these are waited for and written.
         """
+        # They are computed at every update, for the step is one program, but seldom fetched.
         layers = metrics.pop("layers", None)
-        if layers is not None and done in self._parts.diagnostics.layers:
+        if layers is not None and done in self._plan.measurements.layers:
             found = jax.device_get(layers)
             by_name = {
                 quantity: dict(zip(self._layers, numbers.tolist()))

@@ -1,4 +1,4 @@
-"""The gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1).
+"""Estimates the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1).
 
 A gradient over B examples has E|G_B|^2 = |G|^2 + tr(Sigma) / B, where Sigma is the covariance of
 one example's gradient. Two sizes B tell the two apart, and B_simple = tr(Sigma) / |G|^2 is the
@@ -23,21 +23,24 @@ ERRORS = 2.0
 
 
 class Estimate(NamedTuple):
-    """|G|^2 and tr(Sigma), whose expectations are the true ones; a single |G|^2 may be negative."""
+    """Holds |G|^2 and tr(Sigma), whose expectations are the true ones.
+
+    A single |G|^2 may be negative.
+    """
 
     gradient_square: float
     covariance_trace: float
 
     @property
     def noise_scale(self) -> float:
-        """B_simple, in examples; infinite where the gradient is lost in the noise."""
+        """Computes B_simple, in examples; infinite where the gradient is lost in the noise."""
         if self.gradient_square <= 0:
             return math.inf
         return self.covariance_trace / self.gradient_square
 
 
 def estimate(small_square: float, small: int, large_square: float, large: int) -> Estimate:
-    """The unbiased estimates from two sizes of batch (McCandlish et al., appendix A.1).
+    """Estimates both without bias from two sizes of batch (McCandlish et al., appendix A.1).
 
     Args:
       small_square: |G_s|^2 of `small` examples, e.g. the mean over workers of n.
@@ -50,7 +53,7 @@ def estimate(small_square: float, small: int, large_square: float, large: int) -
 
 
 class Average(NamedTuple):
-    """Of numerator and denominator apart, for a mean of ratios is biased.
+    """Averages numerator and denominator apart, for a mean of ratios is biased.
 
     Attributes:
       mean: of the estimates.
@@ -63,19 +66,19 @@ class Average(NamedTuple):
 
     @property
     def least(self) -> float:
-        """The noise scale where |G|^2 is two standard errors above its average."""
+        """Computes the noise scale where |G|^2 is two standard errors above its average."""
         square = self.mean.gradient_square + ERRORS * self.error
         return Estimate(square, self.mean.covariance_trace).noise_scale
 
     @property
     def most(self) -> float:
-        """The same where it is below; infinite where |G|^2 is not clearly positive."""
+        """Computes the same where it is below; infinite where |G|^2 is not clearly positive."""
         square = self.mean.gradient_square - ERRORS * self.error
         return Estimate(square, self.mean.covariance_trace).noise_scale
 
 
 class Recent(NamedTuple):
-    """The last measurements: a window, for |G|^2 falls by powers of ten in training.
+    """Holds the last measurements: a window, for |G|^2 falls by powers of ten in training.
 
     An exponential average cannot fall faster than its own weights do, however short its memory is:
     values of long ago would win.
@@ -89,14 +92,14 @@ class Recent(NamedTuple):
     estimates: tuple[Estimate, ...] = ()
 
     def add(self, epoch: float, new: Estimate, window: int) -> "Recent":
-        """With one more, and at most `window` in all; one that is not finite is left out."""
+        """Adds one, of at most `window` in all; one that is not finite is left out."""
         if not all(map(math.isfinite, new)):
             return self
         return Recent((*self.epochs, epoch)[-window:], (*self.estimates, new)[-window:])
 
     @property
     def average(self) -> Average:
-        """All NaN where there is no estimate."""
+        """Averages the estimates; all NaN where there is none."""
         if not self.estimates:
             return Average(Estimate(math.nan, math.nan), math.nan)
         squares, traces = zip(*self.estimates)
@@ -106,7 +109,7 @@ class Recent(NamedTuple):
 
 
 def recent(metrics: Iterable[Mapping[str, Any]], window: int) -> Recent:
-    """The last raw estimates in the lines of a metrics.jsonl."""
+    """Reads the last raw estimates from the lines of a metrics.jsonl."""
     result = Recent()
     for line in metrics:
         if line.get(SQUARE) is not None and line.get(TRACE) is not None:
@@ -115,7 +118,7 @@ def recent(metrics: Iterable[Mapping[str, Any]], window: int) -> Recent:
 
 
 def advice(measured: Recent, window: int, batch_size: int, worker_batch_size: int) -> str:
-    """What the noise scale says of the batch size, in a line.
+    """Advises on the batch size by the noise scale, in a line.
 
     At B examples a run takes 1 + B_noise/B times the fewest updates and 1 + B/B_noise times the
     fewest examples that it could (with B_crit ~ B_noise), so twice both at B_noise. There is no
@@ -123,30 +126,30 @@ def advice(measured: Recent, window: int, batch_size: int, worker_batch_size: in
     """
     mean, error = average = measured.average
     noise, name = mean.noise_scale, "gradient noise scale"
-    held = _held(measured, error)
+    evidence = _evidence(measured, error)
     if not mean.covariance_trace > 0:  # all workers alike, or none
-        return f"{name}: no estimate ({held})"
+        return f"{name}: no estimate ({evidence})"
     if len(measured.estimates) < window or not math.isfinite(error):
         number = f"{noise:,.0f}" if math.isfinite(noise) else "no estimate yet"
-        return f"{name}, preliminary: {number} ({held})"
+        return f"{name}, preliminary: {number} ({evidence})"
     if not math.isfinite(average.least):
-        return f"{name} larger than can be told: |G|^2 is lost in its scatter ({held})"
+        return f"{name} larger than can be told: |G|^2 is lost in its scatter ({evidence})"
     if not math.isfinite(average.most):
         suggested = _whole_workers(average.least, worker_batch_size)
         return (
-            f"{name} at least {average.least:,.0f} ({held}): a batch_size of {suggested:,} takes "
-            "at most about twice the fewest examples"
+            f"{name} at least {average.least:,.0f} ({evidence}): a batch_size of {suggested:,} "
+            "takes at most about twice the fewest examples"
         )
     return (
-        f"{name} {noise:,.0f}, within {average.least:,.0f} to {average.most:,.0f} ({held}): a "
+        f"{name} {noise:,.0f}, within {average.least:,.0f} to {average.most:,.0f} ({evidence}): a "
         f"batch_size of {_whole_workers(noise, worker_batch_size):,} takes about twice the fewest "
         f"updates and twice the fewest examples, {batch_size:,} takes "
         f"{1 + noise / batch_size:.3g} and {1 + batch_size / noise:.3g} times"
     )
 
 
-def _held(measured: Recent, error: float) -> str:
-    """What a number is made of."""
+def _evidence(measured: Recent, error: float) -> str:
+    """Says what a number is made of."""
     mean, count = measured.average.mean, len(measured.estimates)
     scatter = f" +- {error:.2g}" if math.isfinite(error) else ""
     text = f"|G|^2 {mean.gradient_square:.4g}{scatter}, tr(Sigma) {mean.covariance_trace:.4g}"
@@ -157,4 +160,5 @@ def _held(measured: Recent, error: float) -> str:
 
 
 def _whole_workers(examples: float, worker_batch_size: int) -> int:
+    """Rounds a batch size to whole workers, one at least."""
     return max(1, round(examples / worker_batch_size)) * worker_batch_size

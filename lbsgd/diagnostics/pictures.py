@@ -1,4 +1,4 @@
-"""Pictures of what a run measured of itself, over its epochs.
+"""Draws what a run measured of itself, over its epochs.
 
 A picture is made from lines of metrics.jsonl and diagnostics.jsonl, and is None where they hold
 nothing for it. Each measurement has a marker, so that a single one is seen.
@@ -27,6 +27,7 @@ LAYER_PANELS = {
 
 
 def _figure(panels: int, width: float = 8.0) -> tuple[Any, Any]:
+    """Makes a figure of panels one above the other, epochs below the last."""
     figure = new_figure(width, 1 + 2.8 * panels)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
@@ -36,23 +37,23 @@ def _figure(panels: int, width: float = 8.0) -> tuple[Any, Any]:
 
 
 def _beside(panel: Any) -> None:
-    """The legend, where it hides no data."""
+    """Draws the legend where it hides no data."""
     panel.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _with(lines: Iterable[Line], key: str, kind: type = object) -> list[Line]:
-    """The lines that hold a `key` of this kind."""
+    """Selects the lines that hold a `key` of this kind."""
     both = (line for line in lines if "epoch" in line and key in line)
     return [line for line in both if isinstance(line[key], kind)]
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    """Null, as a number that was not finite is written, is a gap."""
+    """Converts null, as a number that was not finite is written, to a gap."""
     return [math.nan if value is None else value for value in values]
 
 
 def _plot(panel: Any, epochs: list[float], values: list[float], style: str, **more: Any) -> None:
-    """A line with its label, if any of it is there."""
+    """Draws a line with its label, if any of it is there."""
     if not all(map(math.isnan, values)):
         panel.plot(epochs, values, style, **more)
 
@@ -61,7 +62,7 @@ def _plot(panel: Any, epochs: list[float], values: list[float], style: str, **mo
 
 
 def noise_scale_picture(metrics: Sequence[Line]) -> Any:
-    """The noise scale with the batch size beside it; below, what it is the ratio of."""
+    """Draws the noise scale with the batch size beside it; below, what it is the ratio of."""
     lines = _with(metrics, noise_scale.SQUARE)
     if not lines:
         return None
@@ -79,7 +80,7 @@ def noise_scale_picture(metrics: Sequence[Line]) -> Any:
 
 
 def _draw_scale(panel: Any, lines: Sequence[Line]) -> None:
-    """A number where |G|² is clearly positive; elsewhere what the noise scale is at least."""
+    """Draws the noise scale where |G|² is clearly positive; elsewhere what it is at least."""
     keys = (noise_scale.MEAN_SQUARE, noise_scale.MEAN_TRACE, noise_scale.ERROR)
     squares, traces, errors = (_numbers(line.get(key) for line in lines) for key in keys)
     averages = [
@@ -106,7 +107,7 @@ def _draw_scale(panel: Any, lines: Sequence[Line]) -> None:
 
 
 def _draw_batch_size(panel: Any, metrics: Sequence[Line]) -> None:
-    """A step: a line holds the size of the update that ended there."""
+    """Draws the batch size in steps: a line holds the size of the update that ended there."""
     sized = [line for line in _with(metrics, "batch_size") if line["batch_size"] is not None]
     epochs, sizes = [li["epoch"] for li in sized], [li["batch_size"] for li in sized]
     style = {"color": "tab:gray", "linestyle": "--", "marker": "." if len(sized) == 1 else None}
@@ -114,6 +115,7 @@ def _draw_batch_size(panel: Any, metrics: Sequence[Line]) -> None:
 
 
 def _draw_estimates(panel: Any, lines: Sequence[Line], single: str, mean: str, name: str) -> None:
+    """Draws single estimates, and their average over the window."""
     epochs = [line["epoch"] for line in lines]
     values = _numbers(line.get(single) for line in lines)
     negative = sum(value < 0 for value in values)
@@ -134,7 +136,7 @@ def _draw_estimates(panel: Any, lines: Sequence[Line], single: str, mean: str, n
 
 
 def cosines_picture(lists: Sequence[Line]) -> Any:
-    """Least cosine and distribution over epochs: of pairs of minibatches, of workers."""
+    """Draws least cosine and distribution over epochs: of pairs of minibatches, of workers."""
     kinds = {
         "confusion_cosines": "Gradient confusion: pairs of minibatches",
         "worker_cosines": "Neighbouring workers",
@@ -153,6 +155,7 @@ def cosines_picture(lists: Sequence[Line]) -> Any:
 
 
 def _draw_distribution(panel: Any, epochs: list[float], cosines: list[list[float]]) -> None:
+    """Draws bands of quantiles, the median and the minimum of each measurement's cosines."""
     # Two gradients of 0 have no cosine.
     known = [np.array([c for c in each if not math.isnan(c)] or [math.nan]) for each in cosines]
     for low, high, color in BANDS:
@@ -172,7 +175,7 @@ def _draw_distribution(panel: Any, epochs: list[float], cosines: list[list[float
 
 
 def layers_picture(lists: Sequence[Line]) -> Any:
-    """Norms of gradient, parameters and update of each parameter array, and trust ratios.
+    """Draws norms of gradient, parameters and update of each parameter array, and trust ratios.
 
     The colour is the place of the array in the network; of each panel the arrays that end lowest
     and highest are named.
@@ -196,9 +199,9 @@ def layers_picture(lists: Sequence[Line]) -> Any:
 
 
 def _by_depth(names: Iterable[str]) -> list[str]:
-    """From the input on: numbers in names as numbers, and the stem before all, the classifier last.
+    """Sorts names from the input on: the stem before all, the classifier last.
 
-    Other names come in between.
+    Other names come in between, numbers in them as numbers.
     """
 
     def place(name: str) -> tuple[int, list[tuple[int, str]]]:
@@ -210,7 +213,7 @@ def _by_depth(names: Iterable[str]) -> list[str]:
 
 
 def _scaled(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Without the arrays that have no trust ratio: theirs is always written as 1."""
+    """Leaves out the arrays that have no trust ratio: theirs is always written as 1."""
     return {
         name: numbers
         for name, numbers in values.items()
@@ -221,6 +224,7 @@ def _scaled(values: dict[str, list[float]]) -> dict[str, list[float]]:
 def _draw_layers(
     panel: Any, epochs: list[float], values: dict[str, list[float]], names: list[str]
 ) -> None:
+    """Draws a line for each array, and names those that end lowest and highest."""
     from matplotlib import colormaps
 
     for name, numbers in values.items():
@@ -242,7 +246,7 @@ def _draw_layers(
 
 
 def _draw_colours(figure: Any, axes: Any, names: list[str]) -> None:
-    """The scale of colours, with some of the names."""
+    """Draws the scale of colours, with some of the names."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

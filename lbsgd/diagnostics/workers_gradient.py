@@ -1,4 +1,4 @@
-"""The gradient of each worker, as far as numbers go: squared norms, and products of neighbours.
+"""Measures the gradient of each worker: squared norms, and products of neighbours.
 
 A second form of the step, pure, beside `step.device_gradient`, which never has a single worker's
 gradient. Its numbers are the same for every placement: the small batch of a noise scale is one
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from lbsgd.step.loops import scan
 from lbsgd.step.reduction import over_devices, sum_of_workers
@@ -22,42 +23,46 @@ Gradient = Any
 
 
 class WorkerGradients(NamedTuple):
-    """What there is to know of the workers' gradients g_j of the loss, without weight decay.
+    """Holds what is measured of the workers' gradients g_j of the loss, without weight decay.
 
     Attributes:
-      squares: |g_j|^2, `[k]`.
-      neighbours: <g_(j-1), g_j> of neighbouring workers, `[k - 1]`.
+      squares: |g_j|^2.
+      neighbours: <g_(j-1), g_j> of neighbouring workers.
       mean_square: |G|^2 of their mean G.
     """
 
-    squares: jax.Array
-    neighbours: jax.Array
-    mean_square: jax.Array
+    squares: Float[Array, " k"]
+    neighbours: Float[Array, " k-1"]
+    mean_square: Float[Array, ""]
 
 
 class _Lanes(NamedTuple):
-    """Of the lanes of one device in one accumulation step.
+    """Holds what is measured of the lanes of one device in one accumulation step.
 
     Attributes:
       first, last: the gradients of these lanes.
       total: the sum over those lanes that hold a worker.
-      squares: `[L]`.
-      products: with the lane before, `[L]`; of the first lane not known here.
+      squares: of each lane.
+      products: with the lane before; of the first lane not known here.
     """
 
     first: Gradient
     last: Gradient
     total: Gradient
-    squares: jax.Array
-    products: jax.Array
+    squares: Float[Array, " lanes"]
+    products: Float[Array, " lanes"]
 
 
-def dot(a: Gradient, b: Gradient) -> jax.Array:
-    """The inner product of two trees; not as a matrix product, which may be of lower precision."""
+def dot(a: Gradient, b: Gradient) -> Float[Array, ""]:
+    """Computes the inner product of two trees."""
+    # Not as a matrix product, which may be of lower precision.
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
 
 
-def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array) -> _Lanes:
+def _lanes_at_once(
+    gradient: Callable[[Batch], Gradient], rows: Batch, real: Bool[Array, " lanes"]
+) -> _Lanes:
+    """Measures the lanes side by side, all their gradients held at a time."""
     gradients = jax.vmap(gradient)(rows)
     first, last, but_first, but_last = (
         jax.tree.map(lambda x, part=part: x[part], gradients)
@@ -72,9 +77,9 @@ def _lanes_at_once(gradient: Callable[[Batch], Gradient], rows: Batch, real: jax
 
 
 def _lanes_in_turn(
-    gradient: Callable[[Batch], Gradient], rows: Batch, real: jax.Array, platform: str
+    gradient: Callable[[Batch], Gradient], rows: Batch, real: Bool[Array, " lanes"], platform: str
 ) -> _Lanes:
-    """Holds four gradients at a time, and the activations of one worker."""
+    """Measures lane after lane: four gradients are held at a time, and one worker's activations."""
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     is_first = jnp.arange(real.size, dtype=jnp.int32) == 0
@@ -101,7 +106,7 @@ def device_gradients(
     placement: Placement,
     in_turn: bool,
 ) -> WorkerGradients:
-    """On one device: what all devices together know of the k gradients.
+    """Measures, on one device, what all devices together know of the k gradients.
 
     A device sends the gradient of its last lane to the next one, once in an accumulation step. The
     first device takes what the last one sent in the step before.
@@ -110,7 +115,7 @@ def device_gradients(
       batch: this device's part, `[A, L, n, ...]`.
     """
 
-    def loss(params: Any, rows: Batch) -> jax.Array:
+    def loss(params: Any, rows: Batch) -> Float[Array, ""]:
         # The norms of a network for synced batch norm ask for the axis, even of a group of one.
         alone = jax.tree.map(lambda x: x[None], rows)
         bound = functools.partial(worker, params, batch_stats)
@@ -132,6 +137,7 @@ def device_gradients(
         total = jax.tree.map(jnp.add, total, lanes.total)
         return (sent, total), (lanes.squares, products)
 
+    # Each step's squares and products are stacked, [A, L]; numbers, where gradients would not fit.
     zeros = jax.tree.map(jnp.zeros_like, params)
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
     carry, numbers = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
@@ -151,7 +157,7 @@ def workers_gradient(
     placement: Placement,
     in_turn: bool = False,
 ) -> WorkerGradients:
-    """The workers' gradients at `params`, on all devices alike.
+    """Measures the workers' gradients at `params`, on all devices alike.
 
     Args:
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
@@ -166,6 +172,6 @@ def workers_gradient(
 
 
 def compiled(worker: Callable[..., WorkerResult], placement: Placement, *, in_turn: bool) -> Any:
-    """(params, batch_stats, batch) -> `WorkerGradients`; nothing is donated."""
+    """Compiles (params, batch_stats, batch) -> `WorkerGradients`; nothing is donated."""
     step = functools.partial(workers_gradient, worker=worker, placement=placement, in_turn=in_turn)
     return jax.jit(step, out_shardings=placement.replicated)

@@ -1,11 +1,11 @@
 """Starts the processes of a run on this machine, and starts them again when one of them fails.
 
-    python -m lbsgd.launch.local --num_processes 2 [--devices_per_process 2] \\
+    lbsgd launch --num_processes 2 [--devices_per_process 2] \\
         [--platform auto|cpu|cuda] [--max_restarts 3] [--grace_seconds 60] \\
         -- --config configs/digits.py --workdir runs/x --config.batch_size=512
 
-What follows `--` goes to `python -m lbsgd.main` in every process. They find each other at a free
-port of the loopback address, a new one for every start.
+What follows `--` goes to `lbsgd train` in every process. They find each other at a free port of the
+loopback address, a new one for every start.
 
 Devices. The GPUs of `CUDA_VISIBLE_DEVICES`, or else all of the machine, are split evenly, or into
 `--devices_per_process` each. On a machine without GPUs, with `--platform cpu` and with
@@ -46,7 +46,6 @@ from collections.abc import Callable, Mapping, Sequence
 from lbsgd.launch.process_group import Group, Output, Signals, Verdict
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_USER, ConfigError
-from lbsgd.system.streams import protect_streams
 from lbsgd.system.text import pluralize
 
 
@@ -194,23 +193,30 @@ def _seconds(text: str) -> float:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's flags, and those of the run."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
-    parser = Parser("python -m lbsgd.launch.local", __doc__)
-    parser.add_argument("--num_processes", type=_at_least(1), required=True)
-    parser.add_argument("--devices_per_process", type=_at_least(1))
-    parser.add_argument("--platform", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--max_restarts", type=_at_least(0), default=3)
-    parser.add_argument("--grace_seconds", type=_seconds, default=60.0)
-    flags, arguments = parser.parse_args(argv[:cut]), list(argv[cut + 1 :])
+    parser = Parser("lbsgd launch", __doc__)
+    add = parser.add_argument
+    add("--num_processes", metavar="N", type=_at_least(1), required=True, help="how many to start")
+    add("--devices_per_process", metavar="N", type=_at_least(1), help="by default an equal share")
+    add("--platform", choices=("auto", "cpu", "cuda"), default="auto", help="auto: GPUs if any")
+    add("--max_restarts", metavar="N", type=_at_least(0), default=3, help="of all processes (3)")
+    add(
+        "--grace_seconds",
+        metavar="S",
+        type=_seconds,
+        default=60.0,
+        help="between the end of one process, or a signal, and that of all (60)",
+    )
+    flags, arguments = parser.parse(argv[:cut]), list(argv[cut + 1 :])
     _check_arguments(arguments)
     return flags, arguments
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
     names = [re.sub(r"^--?([^=]*).*", r"\1", argument, flags=re.DOTALL) for argument in arguments]
-    if "config" not in names:
+    if "config" not in names and "workdir" not in names:
         raise ConfigError(
             "no config; the run's own flags follow --, as in "
-            "python -m lbsgd.launch.local --num_processes 2 -- --config configs/digits.py"
+            "lbsgd launch --num_processes 2 -- --config configs/digits.py"
         )
     for name in ("coordinator", "num_processes", "process_id"):
         if name in names:
@@ -231,14 +237,9 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         complain(error)
         return EXIT_USER
-    command = [sys.executable, "-m", "lbsgd.main"]
+    command = [sys.executable, "-m", "lbsgd.main", "train"]
     return launch(command, arguments, environments, flags.max_restarts, flags.grace_seconds)
 
 
 def _wants_cpu(platform: str) -> bool:
     return platform == "cpu" or (platform == "auto" and os.environ.get("JAX_PLATFORMS") == "cpu")
-
-
-if __name__ == "__main__":
-    protect_streams()
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Normalisation: batch norm whose statistics belong to a worker or a few, group norm, and none.
+"""Normalises: batch norm whose statistics belong to a worker or a few, group norm, and none.
 
 Batch norm never updates a running average. In training it leaves the moments of its own batch in
 the collection `batch_stats`; the step averages them over all workers and moves the running
@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 from lbsgd.models.roles import Role, with_role
 
-# Every so-manieth example gives the shift of the sums: at least a sixteenth of the values.
+# Every sixteenth example gives the shift of the sums: at least a sixteenth of the values.
 _SPARSE = 16
 
 
-def moments(x: jax.Array, axis_names: tuple[str, ...] = ()) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of `x` over all its axes but the last, each `[features]`.
+def moments(
+    x: Float[Array, "*batch features"], axis_names: tuple[str, ...] = ()
+) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
+    """Computes mean and biased variance of `x` over all its axes but the last.
 
     One pass over x, and one over a sixteenth of it: the sums are taken of x - s, with s the mean
     of every sixteenth example. No part of x that is 1/f of it has a mean further from the whole
@@ -48,7 +51,7 @@ def moments(x: jax.Array, axis_names: tuple[str, ...] = ()) -> tuple[jax.Array, 
 
 
 def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any) -> Any:
-    """Maps f over pairs of {"mean", "var"} nodes."""
+    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages."""
 
     def is_layer(node: Any) -> bool:
         return set(node) == {"mean", "var"}
@@ -82,7 +85,7 @@ def subtract_distance(stats: Any, running: Any) -> Any:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last.
+    """Normalises by batch (Ioffe and Szegedy 2015), over all axes but the last.
 
     In training (`train=True`) it normalises by the moments of the examples it is given and, where
     `batch_stats` is mutable, leaves them there: after `apply` the collection holds the mean and
@@ -105,12 +108,12 @@ class BatchNorm(nn.Module):
 
     @staticmethod
     def values_of_an_example(shape: Sequence[int]) -> int:
-        """How many values of each example of `[n, ..., features]` share a mean and a variance."""
+        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
         return math.prod(shape[1:-1])
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, `[..., features]`."""
+    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
+        """Normalises `x`, whose last axis is the features."""
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
@@ -132,10 +135,10 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018), of each example on its own, by `flax.linen.GroupNorm`.
+    """Normalises groups of channels of each example on its own (Wu and He 2018).
 
-    The channels are divided into as many groups as can be, up to 32, of two or more: 32 groups of
-    64 channels or 256, 24 of 48, 8 of 16.
+    By `flax.linen.GroupNorm`. The channels are divided into as many groups as can be, up to 32, of
+    two or more: 32 groups of 64 channels or 256, 24 of 48, 8 of 16.
 
     Attributes:
       epsilon: added to the variance.
@@ -151,17 +154,17 @@ class GroupNorm(nn.Module):
 
     @staticmethod
     def groups(features: int) -> int:
-        """How many groups so many channels are divided into."""
+        """Counts the groups that so many channels are divided into."""
         most = max(1, min(32, features // 2))
         return next(groups for groups in range(most, 0, -1) if features % groups == 0)
 
     @staticmethod
     def values_of_an_example(shape: Sequence[int]) -> int:
-        """How many values of each example of `[n, ..., features]` share a mean and a variance."""
+        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
         return math.prod(shape[1:]) // GroupNorm.groups(shape[-1])
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Normalises `x`, `[n, ..., features]`, in training and evaluation alike."""
         norm = nn.GroupNorm(
             self.groups(x.shape[-1]),
@@ -178,16 +181,16 @@ class GroupNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """In the place of a normalisation: its input, with neither scale nor offset."""
+    """Stands in the place of a normalisation: gives its input, with neither scale nor offset."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Gives `x` back."""
         return x
 
 
 def record_values(seen: dict[str, int]) -> Callable[..., Any]:
-    """An interceptor, for `flax.linen.intercept_methods`, of batch norms and group norms.
+    """Makes an interceptor of batch and group norms, for `flax.linen.intercept_methods`.
 
     Args:
       seen: gets, by the layer's path, how many values of an example share a mean and a variance.

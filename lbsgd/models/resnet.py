@@ -1,4 +1,4 @@
-"""Residual networks: ResNet v1.5 for ImageNet, the CIFAR ResNets, and what lies between.
+"""Builds residual networks: ResNet v1.5 for ImageNet, the CIFAR ResNets, and what lies between.
 
 He et al. 2015 (arXiv 1512.03385), with the stride of a bottleneck in its 3x3 convolution and the
 initialisation of Goyal et al. 2017, section 5.1: He normal by fan-out, the last batch norm's scale
@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
 from lbsgd.models.roles import Role, with_role
@@ -22,7 +22,7 @@ from lbsgd.system.text import short_repr
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What tells one residual network from another.
+    """Tells one residual network from another.
 
     Attributes:
       blocks: residual blocks in each stage; each stage after the first halves the resolution.
@@ -54,7 +54,7 @@ _LEAST_DEPTH, _MOST_DEPTH = 8, 9998
 
 
 def named_architecture(name: str) -> Architecture:
-    """The architecture of a name: of `IMAGENET`, or `cifar_resnetD` of depth D = 6n + 2.
+    """Finds the architecture of a name: of `IMAGENET`, or `cifar_resnetD` of depth D = 6n + 2.
 
     The latter is for images of 32x32 (He et al., section 4.2).
 
@@ -81,14 +81,14 @@ def named_architecture(name: str) -> Architecture:
 
 
 def _nearest_depths(depth: int) -> list[int]:
-    """The depth itself where it is one of CIFAR's, or else those below and above it."""
+    """Finds the depth itself where it is one of CIFAR's, or else those below and above it."""
     below = depth - (depth - 2) % _BLOCK_OF_EACH_STAGE
     around = (below, below + _BLOCK_OF_EACH_STAGE * (below != depth))
     return sorted({min(max(d, _LEAST_DEPTH), _MOST_DEPTH) for d in around})
 
 
 class Conv(nn.Module):
-    """A convolution, padded by kernel // 2 on every side (as PyTorch pads).
+    """Convolves, padded by kernel // 2 on every side (as PyTorch pads, not as XLA's "SAME").
 
     Attributes:
       starts_at_zero: its kernel does, and is not He normal.
@@ -106,8 +106,8 @@ class Conv(nn.Module):
     precision: str = "highest"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., h, w, c]` to `[..., h / stride, w / stride, features]`."""
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ features"]:
+        """Convolves `[..., h, w, c]` to `[..., h / stride, w / stride, features]`."""
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         if self.starts_at_zero:
             init = nn.initializers.zeros
@@ -128,7 +128,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips.
+    """Computes a residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips.
 
     With `zero_init_residual` the branch is 0 at the start, by its last scale, or by its last
     kernel where there are no scales (`normalized`).
@@ -145,7 +145,10 @@ class Block(nn.Module):
     normalized: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "*n h w c"], *, train: bool
+    ) -> Float[Array, "*n _ _ features"]:
+        """Computes `[..., h / stride, w / stride, features]`; of a bottleneck 4 x features."""
         out = self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             layers = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
@@ -165,7 +168,10 @@ class Block(nn.Module):
             y = y + self._shortcut(x, out, train)
         return nn.relu(y)
 
-    def _shortcut(self, x: jax.Array, out: int, train: bool) -> jax.Array:
+    def _shortcut(
+        self, x: Float[Array, "*n h w c"], out: int, train: bool
+    ) -> Float[Array, "*n _ _ out"]:
+        """Computes what is added to the branch: x, or x in the branch's shape."""
         if x.shape[-1] == out and self.stride == 1:
             return x
         if self.shortcut == "pad":
@@ -177,7 +183,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for images `[n, h, w, c]`, giving logits `[n, num_classes]`.
+    """Computes logits `[n, num_classes]` of images `[n, h, w, c]` by a residual network.
 
     Attributes:
       architecture: see `Architecture`.
@@ -207,8 +213,10 @@ class ResNet(nn.Module):
     norm_epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits of normalised images."""
+    def __call__(
+        self, images: Float[Array, "*n h w c"], *, train: bool
+    ) -> Float[Array, "*n classes"]:
+        """Computes logits of normalised images."""
         first = max(1, round(self.architecture.width * self.width))
         conv, norm = self._layers()
         x = self._stem(images.astype(self.dtype), first, conv, norm, train)
@@ -238,7 +246,7 @@ class ResNet(nn.Module):
         )(x)
 
     def _layers(self) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
-        """What makes the convolutions and the normalisations, of this network and in its blocks."""
+        """Binds what makes the convolutions and the normalisations, here and in the blocks."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, precision = self.normalization, self.precision
         epsilon, axes = self.norm_epsilon, self.norm_axis_names
@@ -258,12 +266,13 @@ class ResNet(nn.Module):
 
     def _stem(
         self,
-        x: jax.Array,
+        x: Float[Array, "*n h w c"],
         features: int,
         conv: Callable[..., nn.Module],
         norm: Callable[..., nn.Module],
         train: bool,
-    ) -> jax.Array:
+    ) -> Float[Array, "*n _ _ features"]:
+        """Computes what comes before the blocks."""
         imagenet = self.architecture.stem == "imagenet"
         kernel, stride = (7, 2) if imagenet else (3, 1)
         x = conv(features, kernel, stride, name="stem_conv")(x)

@@ -1,4 +1,4 @@
-"""The role of each parameter: what weight decay and trust ratios are decided by.
+"""Gives each parameter its role, by which weight decay and trust ratios are decided.
 
 A layer says the role when it makes the parameter, so nothing has to guess it from a name.
 """
@@ -15,7 +15,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class Role(enum.StrEnum):
-    """What a parameter is in its layer."""
+    """Says what a parameter is in its layer."""
 
     KERNEL = "kernel"
     BIAS = "bias"
@@ -24,26 +24,30 @@ class Role(enum.StrEnum):
 
 
 class WithRole(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
-    """A parameter in the box that carries its role out of `init`."""
+    """Carries a parameter's role out of `init`: a box, by the protocol of `flax.linen.meta`."""
 
     value: Any
     role: Role = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
+        """Takes the parameter out of its box."""
         return self.value
 
     def replace_boxed(self, val: Any) -> "WithRole":
+        """Puts another value in the box."""
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "WithRole":
+        """Keeps the role, whatever axes `nn.vmap` and `nn.scan` add."""
         return self
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> "WithRole":
+        """Keeps the role, whatever axes they remove."""
         return self
 
 
 def with_role(role: Role, init: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """An initialiser that puts what `init` makes in its box: `kernel_init=with_role(...)`."""
+    """Makes an initialiser that puts what `init` makes in its box: `kernel_init=with_role(...)`."""
     return lambda *args: WithRole(init(*args), role)
 
 

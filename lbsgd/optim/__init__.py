@@ -1,1 +1,1 @@
-"""Optimizers as optax transformations, of a network in whose parameters roles are known."""
+"""Optimizes: optax transformations, of a network in whose parameters roles are known."""

@@ -1,4 +1,4 @@
-"""The optimizer of a run, put together from the transforms of this package.
+"""Puts the optimizer of a run together from the transforms of this package.
 
 Every transform is an optax `GradientTransformationExtraArgs`. None counts updates: whoever calls
 `update` says which update it is, `optimizer.update(gradient, state, params, update_index=t)`, so
@@ -25,17 +25,17 @@ LEAST_EPSILON = 1e-30
 
 
 def decayed(roles: Any) -> Any:
-    """Which parameters weight decay applies to: kernels, so neither norm parameters nor biases."""
+    """Tells which parameters decay: kernels, so neither norm parameters nor biases."""
     return jax.tree.map(lambda role: role in DECAYED_ROLES, roles)
 
 
 def scaled(roles: Any) -> Any:
-    """Which parameters have a trust ratio, with LARS and LAMB: kernels."""
+    """Tells which parameters have a trust ratio, with LARS and LAMB: kernels."""
     return jax.tree.map(lambda role: role in SCALED_ROLES, roles)
 
 
 def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
-    """x <- -eta_t x: turns a direction into a change of the parameters."""
+    """Turns a direction into a change of the parameters, x <- -eta_t x."""
 
     def update(
         direction: Any,
@@ -46,13 +46,14 @@ def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformat
         **_: Any,
     ) -> tuple[Any, Any]:
         rate = learning_rate(update_index)
+        # In the array's own type, for strict promotion refuses to mix a float32 rate with bfloat16.
         return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, direction), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def negate() -> optax.GradientTransformationExtraArgs:
-    """x <- -x."""
+    """Negates a direction that holds its learning rate already, x <- -x."""
 
     def update(direction: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: -u, direction), state
@@ -71,7 +72,7 @@ def sgd(
     weight_decay: float = 0.0,
     weight_decay_form: str = "coupled",
 ) -> optax.GradientTransformationExtraArgs:
-    """Minibatch SGD as in Goyal et al. 2017: decay, momentum and rate, in the order chosen.
+    """Makes minibatch SGD as in Goyal et al. 2017: decay, momentum and rate, in the order chosen.
 
     Args:
       learning_rate: schedule of the rate.
@@ -83,6 +84,7 @@ def sgd(
       weight_decay: lambda.
       weight_decay_form: "coupled" (L2, the paper's) or "decoupled".
     """
+    # Coupled decay is part of the gradient that momentum averages, decoupled decay is past it.
     steps: list[optax.GradientTransformation] = []
     if weight_decay and weight_decay_form == "coupled":
         steps.append(coupled_weight_decay(weight_decay, decayed(roles)))
@@ -116,7 +118,7 @@ def lars(
     trust_epsilon: float = 0.0,
     trust_at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
+    """Makes LARS (You, Gitman and Ginsburg 2017): SGD whose kernels have a trust ratio each.
 
     Args:
       momentum_form: "rate_inside", rate and trust ratio in the buffer (the paper, "scaled"), or
@@ -130,6 +132,7 @@ def lars(
       trust_at_zero: the ratio where a norm is 0: "one" or by the "formula", see `layerwise`. The
         other arguments are those of `sgd`.
     """
+    # The paper's formula has decay in the ratio only where it is part of the gradient.
     coupled = weight_decay if weight_decay_form == "coupled" else 0.0
     outside = bool(momentum) and momentum_form == "rate_outside"
     inner: list[optax.GradientTransformation] = [coupled_weight_decay(coupled, decayed(roles))]
@@ -143,6 +146,7 @@ def lars(
         epsilon=trust_epsilon,
         at_zero=trust_at_zero,
     )
+    # What is left is SGD of scaled gradients; momentum that stands before the ratio is done.
     rest = sgd(
         learning_rate,
         roles,
@@ -166,7 +170,7 @@ def lamb(
     weight_decay: float = 0.0,
     norm_clip: tuple[float, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """LAMB (You et al. 2020): Adam's direction and decay, times a trust ratio for each kernel.
+    """Makes LAMB (You et al. 2020): Adam's direction and decay, times each kernel's trust ratio.
 
     The decay is decoupled from the moments, and within the trust ratio. For the arguments see
     `layerwise.scale_by_lamb`.
@@ -198,16 +202,6 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 
 def _check_lamb(keys: Mapping[str, Any]) -> None:
-    wanted = []
-    if keys["nesterov"]:
-        wanted.append("optimizer.nesterov=False")
-    if keys["weight_decay"] and keys["weight_decay_form"] == "coupled":
-        wanted.append("optimizer.weight_decay_form=decoupled")
-    if wanted:
-        raise ConfigError(
-            "optimizer.name='lamb' has no Nesterov momentum, and its decay is decoupled from its "
-            f"moments; set {' and '.join(wanted)}"
-        )
     clip, epsilon = keys["norm_clip"], keys["epsilon"]
     if clip and not (len(clip) == 2 and clip[0] <= clip[1] and clip[1] > 0):
         raise ConfigError(f"optimizer.norm_clip must be () or (least, greatest), not {clip}")
@@ -218,7 +212,7 @@ def _check_lamb(keys: Mapping[str, Any]) -> None:
 def build_optimizer(
     learning_rate: Schedule, roles: Any, *, name: str, **keys: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """`sgd`, `lars` or `lamb`.
+    """Builds `sgd`, `lars` or `lamb`.
 
     Args:
       learning_rate, roles: as in `sgd`.
@@ -227,14 +221,10 @@ def build_optimizer(
 
     Raises:
       KeyError: no such optimizer, or an argument of it is missing.
-      ConfigError: what the optimizer has no use for.
+      ConfigError: a value that the optimizer cannot take.
     """
-    if name != "lars" and keys["trust_at_zero"] != "one":
-        raise ConfigError(
-            f"optimizer.trust_at_zero={keys['trust_at_zero']!r} is of optimizer.name='lars', and "
-            f"without effect on {name!r}; set it to 'one'"
-        )
     if name == "lamb":
         _check_lamb(keys)
+    # A config has the keys of all optimizers, so that one can be exchanged for another by name.
     make, own = _OPTIMIZERS[name]
     return make(learning_rate, roles, **{key: keys[key] for key in own})

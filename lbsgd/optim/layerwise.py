@@ -1,4 +1,4 @@
-"""Layerwise rates: the trust ratio of LARS, in both of its momentum variants, and LAMB.
+"""Scales layers by trust ratios: LARS, in both of its momentum variants, and LAMB.
 
 LARS (You, Gitman and Ginsburg 2017) gives each layer a rate of its own, in proportion to
 
@@ -30,10 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from lbsgd.optim.leaves import Leaf
 
 
 class TrustState(NamedTuple):
-    """What `scale_by_trust_ratio` keeps.
+    """Holds what `scale_by_trust_ratio` keeps.
 
     Attributes:
       trust_ratios: of the last update, like the parameters, a scalar each; 1 where there is none.
@@ -45,9 +49,10 @@ class TrustState(NamedTuple):
 
 
 class LambState(NamedTuple):
-    """What `scale_by_lamb` keeps: the moments m and v, like the parameters, and the ratios.
+    """Holds what `scale_by_lamb` keeps.
 
     Attributes:
+      mean, square: the moments m and v, like the parameters.
       trust_ratios: of the last update, like the parameters, a scalar each; 1 where there is none.
     """
 
@@ -56,32 +61,39 @@ class LambState(NamedTuple):
     trust_ratios: Any
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
+    """Converts to float32 what is of a smaller type."""
     return x.astype(np.promote_types(x.dtype, np.float32))
 
 
-def norm(x: jax.Array) -> jax.Array:
-    """||x|| over the whole array, a scalar, in float32 at least.
+def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
+    """Computes ||x|| over the whole array, in float32 at least.
 
     Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
     """
     wide = _wide(x)
+    # An array without elements has the norm 0, by the initial value.
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1.0)
     return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
 
 
-def _one(x: jax.Array) -> jax.Array:
+def _one(x: Float[Leaf, "..."]) -> Float[Array, ""]:
+    """Makes the ratio of an array that has none, in the type of the others."""
     return jnp.ones((), np.promote_types(x.dtype, np.float32))
 
 
-def _ratio(above: jax.Array, below: jax.Array, *norms: jax.Array) -> jax.Array:
-    """above / below, or 1 where one of the norms is 0."""
+def _ratio(
+    above: Float[Array, ""], below: Float[Array, ""], *norms: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Divides above by below, or gives 1 where one of the norms is 0."""
     usable = jnp.all(jnp.stack(norms) != 0)
+    # Both sides of a selection are computed: none may divide by 0 where JAX looks for NaNs.
     return jnp.where(usable, above / jnp.where(usable, below, 1.0), 1.0)
 
 
-def _scale(ratio: jax.Array, x: jax.Array) -> jax.Array:
+def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
+    """Multiplies an array by its ratio, rounding to its type once."""
     return (ratio * _wide(x)).astype(x.dtype)
 
 
@@ -94,7 +106,7 @@ def scale_by_trust_ratio(
     epsilon: float = 0.0,
     at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
-    """lambda times what `inner` makes of the gradient, lambda of this update's g and w (LARS).
+    """Multiplies what `inner` makes of the gradient by lambda, of this update's g and w (LARS).
 
     With decay alone in `inner`, and momentum after, it makes the scaled variant; with momentum in
     `inner` too, the unscaled one. Without decay, momentum and epsilon the result has the norm
@@ -110,7 +122,9 @@ def scale_by_trust_ratio(
         divide by 0).
     """
 
-    def trust_ratio(g: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
+    def trust_ratio(
+        g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
+    ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
         of_g, of_w = norm(g), norm(w)
@@ -124,6 +138,7 @@ def scale_by_trust_ratio(
     def update(
         gradient: Any, state: TrustState, params: Any, **keywords: Any
     ) -> tuple[Any, TrustState]:
+        # Of the gradient that comes in, not of `inner`'s: decay and momentum are not in ||g||.
         ratios = jax.tree.map(trust_ratio, gradient, params, mask)
         direction, of_inner = inner.update(gradient, state.inner, params, **keywords)
         return jax.tree.map(_scale, ratios, direction), TrustState(ratios, of_inner)
@@ -131,9 +146,18 @@ def scale_by_trust_ratio(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _unbiased(decay: float, updates: jax.Array) -> jax.Array:
-    """1 - decay^updates; by expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself."""
+def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
+    """Computes 1 - decay^updates, by which a moment that started at 0 is too small."""
+    # By expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself.
     return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
+
+
+def _adam_direction(
+    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: float
+) -> Float[Leaf, "*shape"]:
+    """Divides a mean gradient by the root of the mean square, element by element."""
+    # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
+    return mean / (jnp.sqrt(square) + epsilon)
 
 
 def scale_by_lamb(
@@ -145,7 +169,7 @@ def scale_by_lamb(
     weight_decay: float = 0.0,
     norm_clip: tuple[float, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of LAMB (You et al. 2020, Algorithm 2), its learning rate left out.
+    """Makes the direction of LAMB (You et al. 2020, Algorithm 2), its learning rate left out.
 
         m <- b1 m + (1 - b1) g;       v <- b2 v + (1 - b2) g^2
         u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + lambda w
@@ -164,7 +188,9 @@ def scale_by_lamb(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return LambState(zeros, zeros, jax.tree.map(_one, params))
 
-    def trust_ratio(u: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
+    def trust_ratio(
+        u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
+    ) -> Float[Array, ""]:
         if not scaled:
             return _one(w)
         of_u, of_w = norm(u), norm(w)
@@ -172,18 +198,15 @@ def scale_by_lamb(
         return _ratio(phi, of_u, of_u, of_w)
 
     def update(
-        gradient: Any,
-        state: LambState,
-        params: Any,
-        *,
-        update_index: jax.typing.ArrayLike,
-        **_: Any,
+        gradient: Any, state: LambState, params: Any, *, update_index: ArrayLike, **_: Any
     ) -> tuple[Any, LambState]:
+        # From 1, for at 0 updates both corrections would divide by 0.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
         to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
 
-        def direction(m: jax.Array, v: jax.Array, w: jax.Array, scaled: bool) -> jax.Array:
-            r = to_mean.astype(m.dtype) * m / (jnp.sqrt(to_square.astype(v.dtype) * v) + epsilon)
+        def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:
+            r = _adam_direction(to_mean.astype(m.dtype) * m, to_square.astype(v.dtype) * v, epsilon)
+            # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
             return r + weight_decay * w if scaled else r
 
         mean = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mean, gradient)

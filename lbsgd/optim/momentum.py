@@ -1,4 +1,4 @@
-"""Momentum in both forms of Goyal et al. 2017, section 3, with momentum correction.
+"""Adds momentum, in both forms of Goyal et al. 2017, section 3, with momentum correction.
 
     (9)   u <- m u + g;            w <- w - eta u      the rate stays outside the buffer
     (10)  v <- m v + eta g;        w <- w - v          the rate is inside it
@@ -13,29 +13,32 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
+from lbsgd.optim.leaves import Leaf
 from lbsgd.schedule.functions import Schedule
 
 
 class MomentumState(NamedTuple):
-    """The buffer u or v, like the parameters."""
+    """Holds the buffer u or v, like the parameters."""
 
     buffer: Any
 
 
-def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: jax.Array) -> Any:
-    """m at this update; a schedule's in the type of `like`."""
+def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: Leaf) -> Any:
+    """Gives m at this update; a schedule's in the type of `like`."""
     return decay(update_index).astype(like.dtype) if callable(decay) else decay
 
 
 def _init(params: Any) -> MomentumState:
+    """Starts with an empty buffer."""
     return MomentumState(jax.tree.map(jnp.zeros_like, params))
 
 
 def rate_outside_momentum(
     decay: float | Schedule, *, nesterov: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Equation (9) without its learning rate: u <- m u + g, which is also the result.
+    """Makes equation (9) without its learning rate: u <- m u + g, which is also the result.
 
     With Nesterov momentum the result is g + m u (as in torch.optim.SGD).
 
@@ -53,7 +56,7 @@ def rate_outside_momentum(
         update_index: jax.typing.ArrayLike,
         **_: Any,
     ) -> tuple[Any, MomentumState]:
-        def move(g: jax.Array, u: jax.Array) -> jax.Array:
+        def move(g: Float[Leaf, "*shape"], u: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
             return _at(decay, update_index, u) * u + g
 
         buffer = jax.tree.map(move, gradient, state.buffer)
@@ -74,7 +77,7 @@ def rate_inside_momentum(
     nesterov: bool = False,
     correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Equation (10), rate included: v <- m c v + eta g, which is also the result.
+    """Makes equation (10), rate included: v <- m c v + eta g, which is also the result.
 
     With momentum correction c is eta_t / eta_(t-1), the ratio of this update's rate to the
     last one's (1 where the last was 0: the buffer then holds nothing to correct by a ratio);
@@ -95,14 +98,16 @@ def rate_inside_momentum(
         **_: Any,
     ) -> tuple[Any, MomentumState]:
         rate = learning_rate(update_index)
+        # As scalars, before the arrays: one number to multiply each array by, not three.
         m = _at(decay, update_index, rate)
         keep = jnp.full_like(rate, m)
         if correction:
+            # Computed again, not kept: a run that resumes elsewhere has the same.
             last = learning_rate(jnp.maximum(jnp.asarray(update_index) - 1, 0))
             usable = last != 0
             keep = m * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
 
-        def move(g: jax.Array, v: jax.Array) -> jax.Array:
+        def move(g: Float[Leaf, "*shape"], v: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
             return keep.astype(v.dtype) * v + rate.astype(g.dtype) * g
 
         buffer = jax.tree.map(move, gradient, state.buffer)

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from lbsgd.data.source import Source
-from lbsgd.run.config import default_config
+from lbsgd.data.facts import Facts
 from lbsgd.run.target import Target
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -22,16 +21,16 @@ LEAST_STD = 1e-6
 LEAST_VALUES = 3
 
 
-def image_shape_of(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
-    """`(h, w, c)` of what the network sees."""
-    height, width, channels = source.image_shape
+def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
+    """Returns `(h, w, c)` of what the network sees."""
+    height, width, channels = data.image_shape
     if config.data.crop == "inception":
         height = width = config.data.image_size
     return height, width, channels
 
 
 def has_top5(classes: int) -> bool:
-    """Whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
+    """Tells whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
     return classes > 5
 
 
@@ -61,11 +60,6 @@ def check_data(
             f"data.crop_padding={data.crop_padding} can leave nothing of images of "
             f"{image_shape[0]}x{image_shape[1]}; set it to less"
         )
-    if data.crop_antialias and data.crop != "inception":
-        raise ConfigError(
-            f"data.crop_antialias is of data.crop='inception', and without effect on {data.crop!r};"
-            " set it to False"
-        )
     if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
         raise ConfigError(
             f"data.evaluation_short_side={data.evaluation_short_side} is less than "
@@ -88,27 +82,21 @@ def check_data(
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
-    if data.synthetic_on_device and data.source != "synthetic":
-        raise ConfigError(
-            f"data.synthetic_on_device=True, but data.source is {data.source!r}, not 'synthetic'"
-        )
 
 
 def check_normalization(
     config: ml_collections.ConfigDict, values: Mapping[str, int], *, confusion: bool
 ) -> None:
-    """Whether the normalisation is one that trains, and the keys of batch norm are of use.
+    """Checks that the normalisation is one that trains.
 
     Args:
       values: by layer, how many values of an example share a mean and a variance.
       confusion: whether gradient confusion is measured, whose minibatches are workers too.
 
     Raises:
-      ConfigError: a key without effect, or a layer of so few values that nothing below it learns.
+      ConfigError: a layer of so few values that nothing below it learns.
     """
     kind = config.model.normalization
-    if kind != "batch":
-        _check_no_batch_norm(config)
     if not values:
         return
     layer = min(values, key=lambda name: values[name])
@@ -119,16 +107,6 @@ def check_normalization(
         )
     if kind == "batch":
         _check_batch(config, layer, values[layer], confusion)
-
-
-def _check_no_batch_norm(config: ml_collections.ConfigDict) -> None:
-    kind, usual = config.model.normalization, default_config().batch_norm
-    for key, value in config.batch_norm.items():
-        if value != usual[key] and (kind, key) != ("group", "epsilon"):
-            raise ConfigError(
-                f"batch_norm.{key}={value} has no effect with model.normalization={kind!r}; leave "
-                f"it at {usual[key]}"
-            )
 
 
 def _check_batch(

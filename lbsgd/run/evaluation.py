@@ -1,14 +1,15 @@
 """Evaluates a state: loss and error over the validation set, top-5 error where it is one."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from lbsgd.run.build import Run
 from lbsgd.run.checks import has_top5
+from lbsgd.run.feed import Feed
+from lbsgd.run.program import Program
+from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import EvalSums
 from lbsgd.step.train_step import TrainState
@@ -17,19 +18,17 @@ from lbsgd.system.text import pluralize
 
 
 class Evaluation:
-    """Loss and errors over every validation example exactly once.
+    """Computes loss and errors over every validation example exactly once."""
 
-    Attributes:
-      alive: called after each batch.
-      should_stop: asked with the number of updates done, before each batch.
-    """
+    def __init__(self, program: Program, feed: Feed, monitor: Monitor) -> None:
+        """Compiles nothing yet.
 
-    def __init__(
-        self, parts: Run, alive: Callable[[], None], should_stop: Callable[[int], bool]
-    ) -> None:
-        self._alive, self._should_stop = alive, should_stop
-        self._parts, self._batches = parts, parts.eval_batches()
-        self._step, self._moments = parts.eval_step(), parts.moments_step()
+        Args:
+          monitor: hears of each batch, and may end the evaluation before the next.
+        """
+        self._plan, self._feed, self._monitor = program.plan, feed, monitor
+        self._batches = feed.eval_batches()
+        self._step, self._moments = program.eval_step(), program.moments_step()
 
     def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
         """Evaluates the state after `done` updates; None if the run is to stop meanwhile.
@@ -46,41 +45,41 @@ class Evaluation:
         loss, wrong, wrong_top5, examples = totals.tolist()
         self._check_count(int(examples))
         values = {"val_loss": loss / examples, "val_error": 100.0 * wrong / examples}
-        if has_top5(len(self._parts.splits.train.classes)):
+        if has_top5(self._plan.data.classes):
             values["val_error_top5"] = 100.0 * wrong_top5 / examples
         return values
 
     def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
-        """`EvalSums` of all batches; None if the run is to stop meanwhile."""
+        """Adds up the `EvalSums` of all batches; None if the run is to stop meanwhile."""
         stats = self._statistics(done, state)
         totals = np.zeros(len(EvalSums._fields))
         with contextlib.closing(iter(self._batches)) as batches:
             for batch in batches:
-                if self._should_stop(done):
+                if self._monitor.should_stop(done):
                     return None
                 totals += jax.device_get(self._step(state.params, stats, batch))
-                self._alive()
+                self._monitor.alive()
         return totals
 
     def _check_count(self, examples: int) -> None:
-        """Only corrupt examples may be left out."""
-        count, corrupt = len(self._parts.splits.validation), self._parts.corrupt
+        """Checks that only corrupt examples were left out."""
+        count, corrupt = self._plan.data.validation_examples, self._feed.corrupt
         most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
         if not count - most <= examples <= count:
             raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
     def _statistics(self, done: int, state: TrainState) -> Any:
-        """The running averages, or for precise batch norm the mean over a part of the set.
+        """Returns the running averages, or for precise batch norm the mean over a part of the set.
 
         That part and its augmentation are a function of the update index.
         """
-        batches = self._parts.precise_batches
+        batches = self._plan.precise_batches
         if not batches:
             return state.batch_stats
-        placement = self._parts.placement
-        source = self._parts.other_batches(
+        placement = self._plan.placement
+        source = self._feed.other_batches(
             "precise_batch_norm",
-            Timeline.constant(len(self._parts.splits.train), placement.batch_size),
+            Timeline.constant(self._plan.data.examples, placement.batch_size),
             {placement.batch_size: placement},
         )
         total: Any = None

@@ -1,20 +1,27 @@
 """Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
 
+import functools
 import pathlib
 import runpy
 from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from lbsgd.run.config import default_config, flatten
+from lbsgd.config import unused
+from lbsgd.config.keys import flatten
+from lbsgd.run.config import KEYS, default_config
 from lbsgd.system.errors import ConfigError
 
 Change = Callable[[ml_collections.ConfigDict, str], None]
 Rows = Mapping[str, str | Change]
 
+# For a recipe that began as another and chose other options: the decays of a step decay, say, are
+# nothing to a polynomial one.
+reset_unused = functools.partial(unused.reset_unused, keys=KEYS)
+
 
 def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
-    """The config of another recipe in the same folder, to be changed by the one that asks.
+    """Reads the config of another recipe in the same folder, to change it.
 
     Args:
       file: `__file__` of the one that asks.
@@ -27,7 +34,7 @@ def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
 
 
 def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collections.ConfigDict:
-    """The config, changed by the parts of `arg` that commas separate, one after the other.
+    """Changes a config by the parts of `arg` that commas separate, one after the other.
 
     Args:
       rows: what a part may be: "name=" with the key that its value is for, or with what to do with
@@ -54,7 +61,7 @@ def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collec
 
 
 def imagenet_resnet50() -> ml_collections.ConfigDict:
-    """The data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
+    """Sets data, network and precision of ImageNet recipes; lengths and rates are the recipe's.
 
     Augmentation is that of Goyal et al. 2017, random area and aspect, and flip.
     """
@@ -74,15 +81,16 @@ def imagenet_resnet50() -> ml_collections.ConfigDict:
 
 
 def set_epochs(config: ml_collections.ConfigDict, value: str) -> None:
-    """Another length in epochs, its decays moved in proportion; the warmup stays."""
+    """Sets another length in epochs, and moves the decays in proportion; the warmup stays."""
     factor = float(value) / config.total_epochs
     config.total_epochs = float(value)
-    decays = config.learning_rate.decay_epochs
-    config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
+    if config.learning_rate.decay == "steps":
+        decays = config.learning_rate.decay_epochs
+        config.learning_rate.decay_epochs = tuple(round(epoch * factor, 6) for epoch in decays)
 
 
 def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
-    """Three updates on a few small random images, for a test on a CPU.
+    """Cuts a run down to three updates on a few small random images, for a test on a CPU.
 
     Where the batch is to grow, it does so after the second.
     """
@@ -105,3 +113,4 @@ def set_smoke(config: ml_collections.ConfigDict, _: str = "") -> None:
     config.data.synthetic_examples = 256
     config.data.synthetic_validation_examples = 40
     config.log.every_steps = 1
+    reset_unused(config)

@@ -13,7 +13,7 @@ WHOLE = 100
 
 
 class Metric(NamedTuple):
-    """A metric of evaluations, which are to come down to a target, or up to it.
+    """Describes a metric of evaluations, which is to fall to a target, or to rise to it.
 
     Attributes:
       logged: the metric in metrics.jsonl that it follows from.
@@ -34,7 +34,7 @@ METRICS = {
 
 
 def check(stop_at: tuple[Any, ...]) -> None:
-    """Whether `stop_at` is () or a target.
+    """Checks that `stop_at` is () or a target.
 
     Raises:
       ConfigError: it is neither.
@@ -62,7 +62,7 @@ def check(stop_at: tuple[Any, ...]) -> None:
 
 
 class Target(NamedTuple):
-    """A metric and the number that it is to reach; equal to it is there.
+    """Holds a metric and the number that it is to reach; equal to it is there.
 
     Attributes:
       metric: of `METRICS`.
@@ -73,17 +73,17 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, stop_at: tuple[Any, ...]) -> "Target | None":
-        """The target of a checked `stop_at`; None for ()."""
+        """Takes the target from a checked `stop_at`; None for ()."""
         return cls(*stop_at) if stop_at else None
 
     @property
     def logged(self) -> str:
-        """The metric in metrics.jsonl that it is read from."""
+        """Names the metric in metrics.jsonl that it is read from."""
         return METRICS[self.metric].logged
 
     @property
     def most(self) -> float:
-        """What `logged` may be at most, in the float nearest to the number as it is written."""
+        """Returns what `logged` may be at most, in the float nearest to the number as written."""
         if METRICS[self.metric].rises:
             return float(WHOLE - exact(self.value))
         return float(self.value)
@@ -93,21 +93,21 @@ class Target(NamedTuple):
         return f"{self.metric} of at {bound} {self.value:g}"
 
     def reached(self, evaluation: Mapping[str, float | None]) -> bool:
-        """Whether an evaluation is as good as the target; one that is not finite is not."""
+        """Tells whether an evaluation is as good as the target; one that is not finite is not."""
         found = evaluation.get(self.logged)
         return found is not None and found <= self.most
 
     def first(self, lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """The first line of the metrics that reaches the target; None if none does."""
+        """Finds the first line of the metrics that reaches the target; None if none does."""
         return next((line for line in lines if self.reached(line)), None)
 
     def best(self, lines: Iterable[Mapping[str, Any]]) -> float | None:
-        """The metric where it came nearest to the target; None if there was no evaluation."""
+        """Finds the metric where it came nearest to the target; None if there was no evaluation."""
         found = [line[self.logged] for line in lines if line.get(self.logged) is not None]
         return self._own(min(found)) if found else None
 
     def own_of(self, line: Mapping[str, Any]) -> float:
-        """The metric itself, of a line that holds what it follows from."""
+        """Computes the metric from a line that holds what it follows from."""
         return self._own(line[self.logged])
 
     def _own(self, logged: float) -> float:

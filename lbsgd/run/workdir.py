@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-import jax
-
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import replace_file
 from lbsgd.system.text import differences
@@ -25,7 +23,7 @@ LOCK_SECONDS = 360.0
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths of what a run leaves behind.
+    """Names the files of a run, and makes sure that its folder is its own.
 
     Attributes:
       path: the folder.
@@ -35,46 +33,85 @@ class Workdir:
 
     @property
     def config(self) -> pathlib.Path:
+        """Whose folder it is: the config of the run, and the fingerprints of its data."""
         return self.path / "config.json"
 
     @property
     def machine(self) -> pathlib.Path:
+        """Versions and hardware of each machine that the run was on."""
         return self.path / "machine.json"
 
     @property
     def metrics(self) -> pathlib.Path:
+        """Metrics of updates and evaluations, a line each."""
         return self.path / "metrics.jsonl"
 
     @property
     def diagnostics(self) -> pathlib.Path:
+        """Diagnostics that are lists, a line each."""
         return self.path / "diagnostics.jsonl"
 
     @property
     def result(self) -> pathlib.Path:
+        """What came of the run, once it has ended."""
         return self.path / "result.json"
 
     @property
     def corrupt(self) -> pathlib.Path:
-        """Of this process: names of the examples that it could not read."""
-        process = jax.process_index()
+        """Names of the examples that this process could not read."""
+        process = _process_index()
         return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
     def log(self) -> pathlib.Path:
-        """Of this process."""
-        return self.path / "logs" / f"{jax.process_index()}.log"
+        """The log of this process."""
+        return self.path / "logs" / f"{_process_index()}.log"
+
+    @property
+    def parameters(self) -> pathlib.Path:
+        """The table of parameters: shapes, roles, what decays."""
+        return self.path / "parameters.txt"
 
     @property
     def curves(self) -> pathlib.Path:
+        """The picture of errors and learning rate."""
         return self.path / "curves.png"
 
     @property
     def checkpoints(self) -> pathlib.Path:
+        """The folder of checkpoints, each called by its update index."""
         return self.path / "checkpoints"
 
     @property
     def tensorboard(self) -> pathlib.Path:
+        """The folder of TensorBoard summaries."""
         return self.path / "tensorboard"
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads all keys of the resolved config that a run here was last started with.
+
+        Raises:
+          ConfigError: there was no run here, or its config cannot be read.
+        """
+        try:
+            config = json.loads(self.config.read_text())["config"]
+            if not isinstance(config, dict):
+                raise TypeError
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"workdir {self.path} holds no run to resume; begin one there with --config, or "
+                "give the workdir of a run"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{self.config} cannot be read ({error.strerror or error}); give the config again "
+                "with --config"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self.config} is not a run's config; give the config again with --config"
+            ) from error
+        return config
 
     def forget_result(self) -> None:
         """Removes what came of the run when it ended before, for now it goes on.
@@ -88,6 +125,20 @@ class Workdir:
             raise ConfigError(
                 f"{self.result} cannot be removed ({error.strerror or error}); remove it, for the "
                 "run goes on"
+            ) from error
+
+    def write_parameters(self, table: str) -> None:
+        """Writes the table of parameters.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
+        try:
+            replace_file(self.parameters, table + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.parameters} cannot be written ({error.strerror or error}); make room "
+                "there, or choose another --workdir"
             ) from error
 
     def claim(
@@ -172,7 +223,7 @@ class Workdir:
         lock.flush()
 
     def _holds_updates(self) -> bool:
-        """Whether a run got anywhere: one that did not leaves the folder to the next."""
+        """Tells whether a run got anywhere: one that did not leaves the folder to the next."""
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
@@ -209,8 +260,18 @@ class Workdir:
         return str(validation_there)
 
 
+def _process_index() -> int:
+    # What else this room knows is read before jax is, which takes its time.
+    import jax
+
+    return jax.process_index()
+
+
 def _try_lock(file: IO[str]) -> bool:
-    """Whether nobody else has it; where the file system knows no locks, nobody has."""
+    """Takes a lock, unless somebody else has it; tells whether it did.
+
+    On a file system without locks nobody has.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -221,4 +282,4 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _silent(text: str) -> None:
-    """For what was said already."""
+    """Says nothing, for it was said already."""

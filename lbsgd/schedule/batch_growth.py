@@ -1,4 +1,4 @@
-"""Batch sizes that change during training: what a config says of them, and Smith's equivalence.
+"""Grows the batch during training: what a config says of it, and Smith's equivalence.
 
 Smith et al. 2018: the noise of SGD has the scale g = eta N / (B (1 - m)), so decaying the rate by
 a factor or growing the batch by it does the same to the noise, and growing takes fewer updates.
@@ -17,7 +17,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class Phase(NamedTuple):
-    """From an epoch on: the batch size, and the rate as a multiple of the first one."""
+    """Holds from an epoch on: the batch size, and the rate as a multiple of the first one."""
 
     epoch: Fraction
     batch_size: int
@@ -32,7 +32,7 @@ def growing_twin(
     worker_batch_size: int = 1,
     largest: int = 0,
 ) -> list[Phase]:
-    """The twin of a step decay that grows the batch instead (Smith et al. 2018, section 3).
+    """Makes the twin of a step decay that grows the batch instead (Smith et al. 2018, section 3).
 
     At each decay the batch is divided by the factor, as far as `largest` and whole workers allow;
     the rate makes up for the rest, so that rate / batch size is at any epoch that of the decay.
@@ -56,7 +56,7 @@ def growing_twin(
 
 
 def phases_of(config: ml_collections.ConfigDict) -> list[Phase]:
-    """The phases where `batch_growth.in_place_of_decay` is on.
+    """Lists the phases where `batch_growth.in_place_of_decay` is on.
 
     Raises:
       ConfigError: there is no step decay to take the place of.
@@ -81,28 +81,21 @@ def phases_of(config: ml_collections.ConfigDict) -> list[Phase]:
 
 
 def _check_keys(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError where a key of `batch_growth` would be without effect, or undo another."""
+    """Raises ConfigError where a key of `batch_growth` contradicts another."""
     growth, rate = config.batch_growth, config.learning_rate
     times = growth.at_epochs or growth.at_steps
-    compensates = growth.compensate != "none"
     # What is wrong, and what to do about it.
     problems = {
         "sizes and in_place_of_decay both say how the batch grows; leave one out": (
             growth.in_place_of_decay and (growth.sizes or times)
         ),
         "in_place_of_decay keeps rate / batch size already, which compensate would undo; set that "
-        "to 'none'": growth.in_place_of_decay and compensates,
-        "largest is of in_place_of_decay; turn that on, or set largest to 0": (
-            growth.largest and not growth.in_place_of_decay
-        ),
+        "to 'none'": growth.in_place_of_decay and growth.compensate != "none",
         "at_epochs and at_steps say the same thing; leave one out": (
             growth.at_epochs and growth.at_steps
         ),
         f"there are {len(growth.sizes)} sizes and {len(times)} times for them; give each a time in "
         "at_epochs (or at_steps)": len(growth.sizes) != len(times),
-        "compensate has no change of size to make up for; give sizes, or set it to 'none'": (
-            compensates and not growth.sizes
-        ),
         "compensate='momentum' is for momentum, which optimizer.name='lamb' has not": (
             growth.compensate == "momentum" and config.optimizer.name == "lamb"
         ),
@@ -119,7 +112,7 @@ def _check_keys(config: ml_collections.ConfigDict) -> None:
 
 
 def build_timeline(config: ml_collections.ConfigDict, examples_per_epoch: int) -> Timeline:
-    """The timeline of the batch sizes that the config asks for.
+    """Builds the timeline of the batch sizes that the config asks for.
 
     Raises:
       ConfigError: times and sizes do not fit together, or a size would last no update.
@@ -152,20 +145,20 @@ def build_timeline(config: ml_collections.ConfigDict, examples_per_epoch: int) -
 
 
 def by_size(timeline: Timeline, values: Mapping[int, float]) -> Schedule:
-    """update -> the value for its batch size; past those there are values for, the last one."""
+    """Makes update index -> the value for its batch size; past those with a value, the last one."""
     reached = [segment for segment in timeline.segments if segment.batch_size in values]
     levels = [values[segment.batch_size] for segment in reached]
     return piecewise([segment.first_update for segment in reached[1:]], levels)
 
 
 def momentum_schedule(timeline: Timeline, momenta: Mapping[int, float]) -> float | Schedule:
-    """The momentum of each update; a number where it is always the same."""
+    """Makes the momentum of each update; a number where it is always the same."""
     different = set(momenta.values())
     return by_size(timeline, momenta) if len(different) > 1 else different.pop()
 
 
 def momentum_of_size(config: ml_collections.ConfigDict, batch_size: int) -> float:
-    """The momentum at a batch size B: with compensation 1 - m is in proportion to 1 / B.
+    """Computes the momentum at a batch size B: compensated, 1 - m is in proportion to 1 / B.
 
     So that eta N / (B (1 - m)) stays what it was for the first size, B0 (Smith et al. 2018,
     section 4; Mikami et al. 2018, batch-size control).

@@ -1,4 +1,4 @@
-"""The learning rate: the only place where the batch size becomes a learning rate.
+"""Makes learning rate schedules; only here does a batch size become a learning rate.
 
 Schedules are optax's: functions of the update index t (from 0) that give the rate of that update.
 They are built from parts, `gradual_warmup(decay(...))`, each a pure function of t.
@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+# Of one update index a scalar, of an array of them an array of the same shape.
+Schedule = Callable[[jax.typing.ArrayLike], Float[Array, "..."]]
 
 
 def scale_learning_rate(
     reference_learning_rate: float, reference_batch_size: int, batch_size: int, rule: str
 ) -> float:
-    """The full rate for `batch_size` (Goyal et al. 2017, section 2.1 and Table 2a).
+    """Scales the learning rate to `batch_size` (Goyal et al. 2017, section 2.1 and Table 2a).
 
     Args:
       rule: "linear" (rate in proportion to the batch size), "sqrt" or "none".
@@ -29,43 +31,52 @@ def scale_learning_rate(
     return reference_learning_rate * factor
 
 
-def _float(update: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.asarray(update).astype(jnp.result_type(float))
+def _float(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+    """Converts update indices to the type that rates are computed in."""
+    return jnp.asarray(update_index).astype(jnp.result_type(float))
 
 
-def _fraction(time: jax.Array, start: float, end: float) -> jax.Array:
+def _fraction(time: Float[Array, "*times"], start: float, end: float) -> Float[Array, "*times"]:
+    """Computes which part of the time from start to end is over, from 0 to 1."""
+    # A decay of no length is over at once; divided by its length it would be no number.
     return jnp.clip((time - start) / max(end - start, 1), 0.0, 1.0)
 
 
 def constant(rate: float) -> Schedule:
-    """The same rate throughout."""
-    return lambda update: jnp.full_like(_float(update), rate)
+    """Keeps the same rate throughout."""
+    return lambda update_index: jnp.full_like(_float(update_index), rate)
 
 
 def piecewise(boundaries: Sequence[int], levels: Sequence[float]) -> Schedule:
-    """levels[number of boundaries at or before update t]; boundaries do not decrease."""
+    """Takes levels[number of boundaries at or before update t]; boundaries do not decrease."""
 
-    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
         at = jnp.asarray(boundaries, jnp.result_type(float))
-        passed = jnp.searchsorted(at, _float(update), side="right")
+        passed = jnp.searchsorted(at, _float(update_index), side="right")
         return jnp.asarray(levels, jnp.result_type(float))[passed]
 
     return schedule
 
 
 def step_decay(rate: float, boundaries: Sequence[int], factor: float) -> Schedule:
-    """rate * factor^(number of boundaries at or before update t); boundaries increase."""
+    """Decays in steps: rate * factor^(number of boundaries at or before update t).
+
+    Args:
+      boundaries: update indices that increase.
+    """
     return piecewise(boundaries, [rate * factor**n for n in range(len(boundaries) + 1)])
 
 
 def cosine_decay(rate: float, start: float, end: float, clock: Schedule = _float) -> Schedule:
-    """Half a cosine from `rate` at time `start` to 0 at time `end` (Loshchilov and Hutter 2017).
+    """Decays by half a cosine from `rate` at time `start` to 0 at `end`.
+
+    Loshchilov and Hutter 2017, without restarts.
 
     Args:
-      clock: update -> time; the update itself unless the batch size changes.
+      clock: update index -> time; the index itself unless the batch size changes.
     """
-    return lambda update: (
-        rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(clock(update), start, end)))
+    return lambda update_index: (
+        rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(clock(update_index), start, end)))
     )
 
 
@@ -77,22 +88,22 @@ def polynomial_decay(
     end_rate: float = 0.0,
     clock: Schedule = _float,
 ) -> Schedule:
-    """end_rate + (rate - end_rate) * (1 - (t - start) / (end - start))^power.
+    """Decays by a power: end_rate + (rate - end_rate) * (1 - (t - start) / (end - start))^power.
 
     Args:
-      clock: update -> time t; the update itself unless the batch size changes.
+      clock: update index -> time t; the index itself unless the batch size changes.
     """
 
-    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        left = 1.0 - _fraction(clock(update), start, end)
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+        left = 1.0 - _fraction(clock(update_index), start, end)
         return end_rate + (rate - end_rate) * left**power
 
     return schedule
 
 
 def product(first: Schedule, second: Schedule) -> Schedule:
-    """One schedule times the other."""
-    return lambda update: first(update) * second(update)
+    """Multiplies one schedule by another."""
+    return lambda update_index: first(update_index) * second(update_index)
 
 
 def gradual_warmup(
@@ -103,24 +114,29 @@ def gradual_warmup(
     power: float = 1.0,
     clock: Schedule = _float,
 ) -> Schedule:
-    """Goyal et al., section 2.2: a constant increment per update from the reference rate.
+    """Warms up by a constant increment per update, from the reference rate or another.
 
-    Time t < W has start_rate + (full_rate - start_rate) * (t / W)^power; from W on it is `after`.
-    Powers other than 1 are of Nado et al. 2021.
+    Goyal et al., section 2.2. Time t < W has start_rate + (full_rate - start_rate) * (t / W)^power;
+    from W on it is `after`. Powers other than 1 are of Nado et al. 2021.
 
     Args:
       length: W.
-      clock: update -> time t; the update itself unless the batch size changes.
+      clock: update index -> time t; the index itself unless the batch size changes.
     """
 
-    def schedule(update: jax.typing.ArrayLike) -> jax.Array:
-        time = clock(update)
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+        time = clock(update_index)
         ramp = start_rate + (full_rate - start_rate) * _fraction(time, 0, length) ** power
-        return jnp.where(time < length, ramp, after(update))
+        return jnp.where(time < length, ramp, after(update_index))
 
     return schedule
 
 
 def constant_warmup(after: Schedule, start_rate: float, updates: int) -> Schedule:
-    """Goyal et al., section 2.2: the reference rate for W updates, then at once `after`."""
-    return lambda update: jnp.where(_float(update) < updates, start_rate, after(update))
+    """Warms up at the reference rate for W updates, then goes to `after` at once.
+
+    Goyal et al., section 2.2.
+    """
+    return lambda update_index: jnp.where(
+        _float(update_index) < updates, start_rate, after(update_index)
+    )

@@ -1,4 +1,4 @@
-"""From a config to the learning rate of its run."""
+"""Builds the learning rate schedule of a run from its config."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float
 
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule import functions as rates
@@ -19,8 +20,8 @@ MOST_RATE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
-    """The learning rate of a run: the schedule and the numbers it was made from.
+class LearningRate:
+    """Holds the learning rate of a run: the schedule and the numbers it was made from.
 
     Attributes:
       schedule: update index -> rate.
@@ -47,7 +48,7 @@ def _check_decay(full: float, factor: float, times: int) -> None:
 
 
 def _warmup_rate(c: ml_collections.ConfigDict) -> float:
-    """Where warmup starts."""
+    """Finds the learning rate at which warmup starts."""
     if c.warmup_from == "reference":
         return float(c.reference_learning_rate)
     if c.warmup == "constant":
@@ -58,25 +59,10 @@ def _warmup_rate(c: ml_collections.ConfigDict) -> float:
     return 0.0
 
 
-def _decay_begins(c: ml_collections.ConfigDict, warmup: int) -> int:
-    """The update from which a decay is counted that goes on all the time.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    if c.decay_from == "warmup":
-        return warmup
-    if c.decay not in ("cosine", "polynomial"):
-        raise ConfigError(
-            "learning_rate.decay_from='start' is of learning_rate.decay='cosine' and 'polynomial', "
-            f"and without effect on {c.decay!r}; set it to 'warmup'"
-        )
-    return 0
-
-
 def _polynomial_decay(
     c: ml_collections.ConfigDict, full: float, timeline: Timeline, begin: int, total: int
 ) -> rates.Schedule:
+    """Makes the polynomial decay that the config asks for."""
     if c.decay_end_rate > full:
         raise ConfigError(
             f"learning_rate.decay_end_rate={c.decay_end_rate:g} is above the full rate, {full:g}; "
@@ -86,11 +72,16 @@ def _polynomial_decay(
     return rates.polynomial_decay(full, start, end, c.decay_power, c.decay_end_rate, clock)
 
 
-def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Rate:
-    """The learning rate of Goyal et al. 2017, section 2, as the config selects it.
+def build_learning_rate(
+    config: ml_collections.ConfigDict, timeline: Timeline, total: int
+) -> LearningRate:
+    """Builds the learning rate of Goyal et al. 2017, section 2, as the config selects it.
+
+    Args:
+      total: updates of the whole training.
 
     Raises:
-      ConfigError: warmup longer than training, of no length, or at no rate; decay that is none.
+      ConfigError: warmup longer than training, of no length, or at no rate; a decay that cannot be.
     """
     c = config.learning_rate
     reference = c.reference_learning_rate
@@ -112,7 +103,7 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
             f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
-    begin = _decay_begins(c, warmup)
+    begin = warmup if c.decay_from == "warmup" else 0
     if c.decay == "steps":
         schedule, decays = _step_decay(config, timeline, full, warmup)
     elif c.decay == "cosine":
@@ -128,13 +119,13 @@ def build_rate(config: ml_collections.ConfigDict, timeline: Timeline, total: int
         schedule = rates.constant_warmup(schedule, warmup_rate, warmup)
     if config.batch_growth.compensate == "rate":
         schedule = rates.product(schedule, _in_proportion(config, timeline, full))
-    return Rate(schedule, full, warmup, decays, warmup_rate)
+    return LearningRate(schedule, full, warmup, decays, warmup_rate)
 
 
 def _step_decay(
     config: ml_collections.ConfigDict, timeline: Timeline, full: float, warmup: int
 ) -> tuple[rates.Schedule, tuple[int, ...]]:
-    """The decay in steps, or what growing the batch leaves of it, and the updates where it is."""
+    """Makes the decay in steps, or what growing the batch leaves of it, and lists its updates."""
     c = config.learning_rate
     boundaries = [timeline.update_at_epoch(epoch) for epoch in c.decay_epochs]
     if 0 in boundaries:
@@ -158,20 +149,22 @@ def _step_decay(
 
 
 def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rates.Schedule]:
-    """Two updates as times, and update -> time; time is examples seen / first batch size.
+    """Converts two update indices to times, and makes update index -> time.
 
-    So a rate that rises or falls with time does so alike for each example, whatever the batch size
-    is. With
-    one size time is the update index, exactly.
+    Time is examples seen / first batch size, so a rate that rises or falls with time does so alike
+    for each example, whatever the batch size is. With one size it is the update index, exactly.
     """
+    # In units of updates, not of examples: float32 counts these exactly up to 16 million only.
     first = timeline.segments[0].batch_size
     starts = [s.first_update for s in timeline.segments]
     times = [s.first_example / first for s in timeline.segments]
     lengths = [s.batch_size / first for s in timeline.segments]
 
-    def clock(update: jax.typing.ArrayLike) -> jax.Array:
-        at = [rates.piecewise(starts[1:], levels)(update) for levels in (starts, times, lengths)]
-        return at[1] + (jnp.asarray(update).astype(at[0].dtype) - at[0]) * at[2]
+    def clock(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+        at = [
+            rates.piecewise(starts[1:], levels)(update_index) for levels in (starts, times, lengths)
+        ]
+        return at[1] + (jnp.asarray(update_index).astype(at[0].dtype) - at[0]) * at[2]
 
     time_of = [timeline.examples_seen(update) / first for update in (start, end)]
     return time_of[0], time_of[1], clock
@@ -180,7 +173,7 @@ def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rate
 def _in_proportion(
     config: ml_collections.ConfigDict, timeline: Timeline, full: float
 ) -> rates.Schedule:
-    """What the scaling rule multiplies the rate by as the batch size changes."""
+    """Makes what the scaling rule multiplies the rate by as the batch size changes."""
     c = config.learning_rate
 
     def factor(size: int) -> float:
@@ -197,7 +190,7 @@ def _in_proportion(
 def sgd_noise_scale(
     rate: rates.Schedule, momenta: Mapping[int, float], timeline: Timeline
 ) -> rates.Schedule:
-    """eta N / (B (1 - m)), the scale of the noise of SGD for B << N (Smith et al. 2018).
+    """Computes eta N / (B (1 - m)), the scale of the noise of SGD for B << N (Smith et al. 2018).
 
     Args:
       momenta: m by batch size B.

@@ -1,4 +1,4 @@
-"""When a run is to be looked at, and whether it can be."""
+"""Plans when a run is measured, and checks that it can be."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
 
 
-class Plan(NamedTuple):
-    """Numbers of updates done; an empty set is a diagnostic that is off.
+class Measurements(NamedTuple):
+    """Says after which updates what is measured; an empty set is a diagnostic that is off.
 
     Attributes:
       workers: updates on whose minibatch the workers' gradients are compared, just before; only
@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     layers: frozenset[int] = frozenset()
 
     def describe(self, config: ml_collections.ConfigDict) -> list[str]:
-        """A line if anything is on; none otherwise.
+        """Describes them in a line if anything is on; in none otherwise.
 
         Args:
           config: the config's `diagnostics`.
@@ -45,30 +45,36 @@ class Plan(NamedTuple):
         return [f"diagnostics: {', '.join(parts)}"] if parts else []
 
 
-def plan(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> Plan:
-    """The plan of a run of `total` updates.
+def plan_measurements(
+    config: ml_collections.ConfigDict, timeline: Timeline, total: int
+) -> Measurements:
+    """Plans the measurements of a run of `total` updates.
 
     Raises:
       ConfigError: a diagnostic that is on cannot be had of this run.
     """
-    made = Plan(
-        *(times.every(config, f"diagnostics.{name}", timeline, total) for name in Plan._fields)
+    planned = Measurements(
+        *(
+            times.every(config, f"diagnostics.{name}", timeline, total)
+            for name in Measurements._fields
+        )
     )
-    if made.workers:
+    if planned.workers:
         _check_workers(config, timeline, total)
         n = config.worker_batch_size
-        several = {done for done in made.workers if timeline.batch_size(done - 1) > n}
-        made = made._replace(workers=frozenset(several))
+        several = {done for done in planned.workers if timeline.batch_size(done - 1) > n}
+        planned = planned._replace(workers=frozenset(several))
     batch_size = config.diagnostics.confusion.batch_size
-    if made.confusion and batch_size > timeline.examples_per_epoch:
+    if planned.confusion and batch_size > timeline.examples_per_epoch:
         raise ConfigError(
             f"diagnostics.confusion.batch_size={batch_size} is more than the "
             f"{timeline.examples_per_epoch:,} training examples; lower it"
         )
-    return made
+    return planned
 
 
 def _check_workers(config: ml_collections.ConfigDict, timeline: Timeline, total: int) -> None:
+    """Raises ConfigError where no single workers' gradients can be compared."""
     group, n = config.batch_norm.synced_workers, config.worker_batch_size
     if group > 1:
         raise ConfigError(

@@ -1,10 +1,11 @@
-"""Times in a config, given in epochs, steps (updates) or examples, as updates."""
+"""Converts times in a config, given in epochs, steps (updates) or examples, to updates."""
 
 import itertools
 from fractions import Fraction
 
 import ml_collections
 
+from lbsgd.config.times import given
 from lbsgd.schedule.timeline import Timeline, exact
 from lbsgd.system.errors import ConfigError
 
@@ -14,21 +15,8 @@ MOST_UPDATES = 10**8
 MOST_TIMES = 100_000
 
 
-def given(config: ml_collections.ConfigDict, name: str) -> tuple[str, float]:
-    """The unit and the number of the time called `name`; ("", 0) if none is given.
-
-    Raises:
-      ConfigError: it is given twice.
-    """
-    units = ("epochs", "steps", "examples")
-    times = {unit: config[f"{name}_{unit}"] for unit in units if config[f"{name}_{unit}"]}
-    if len(times) > 1:
-        keys = " and ".join(f"{name}_{unit}={value}" for unit, value in times.items())
-        raise ConfigError(f"{keys} say the same thing; set all but one to 0")
-    return next(iter(times.items()), ("", 0))
-
-
 def _update_at(timeline: Timeline, unit: str, number: float | Fraction) -> int:
+    """Finds the update index nearest to a time."""
     if unit == "epochs":
         return timeline.update_at_epoch(number)
     if unit == "examples":
@@ -50,7 +38,7 @@ def less_than_an_update(timeline: Timeline, unit: str, number: float | Fraction)
 def duration(
     config: ml_collections.ConfigDict, name: str, timeline: Timeline, group: str = ""
 ) -> int:
-    """The update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
+    """Finds the update at the time `{name}_epochs`, `_steps` or `_examples`; 0 if none is given.
 
     Args:
       group: of the keys, for messages: "learning_rate." or "".
@@ -69,7 +57,7 @@ def duration(
 
 
 def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
-    """The updates of the whole training.
+    """Counts the updates of the whole training.
 
     Raises:
       ConfigError: its length is not given, or twice; is less than one update, or more than
@@ -92,15 +80,10 @@ def total(config: ml_collections.ConfigDict, timeline: Timeline) -> int:
 
 
 def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Timeline) -> Fraction:
-    """The time of the first of several, in the unit of their interval; 0 if none is given."""
+    """Reads the time of the first of several, in the unit of their interval; 0 if none is given."""
     if "offset_epochs" not in group:
         return Fraction(0)
     own, number = given(group, "offset")
-    if own and not unit:
-        raise ConfigError(
-            f"{name}.offset_{own}={number} is where the first of several is; set {name}.every_"
-            f"{own}, or the offset to 0"
-        )
     if own and own != unit:
         raise ConfigError(
             f"{name}.offset_{own}={number}, but {name}.every_{unit}; give both in the same unit"
@@ -116,19 +99,19 @@ def _offset(group: ml_collections.ConfigDict, name: str, unit: str, timeline: Ti
 def every(
     config: ml_collections.ConfigDict, group: str, timeline: Timeline, total: int
 ) -> frozenset[int]:
-    """The updates up to `total` after which the group's `every_epochs` (...) comes round.
+    """Lists the updates up to `total` after which the group's `every_epochs` (...) comes round.
 
     With an `offset_epochs` (...) the first of them is there, else after one interval.
 
     Raises:
-      ConfigError: two of them are given, or one shorter than an update; an offset without an
-        interval, or in another unit.
+      ConfigError: two of them are given, or one shorter than an update; an offset in another
+        unit.
     """
     unit, interval = given(config[group], "every")
     updates: set[int] = set()
-    first = _offset(config[group], group, unit, timeline)
     if not unit:
         return frozenset()
+    first = _offset(config[group], group, unit, timeline)
     if not _update_at(timeline, unit, exact(interval)):
         raise ConfigError(
             f"{group}.every_{unit}={interval}: {less_than_an_update(timeline, unit, interval)}; "

@@ -1,1 +1,1 @@
-"""What: one synchronous update, as pure functions."""
+"""Answers what: one synchronous update, as pure functions."""

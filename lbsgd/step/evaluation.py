@@ -1,4 +1,4 @@
-"""Evaluates: sums over validation examples, and the moments of precise batch norm."""
+"""Evaluates a state: sums over validation examples, and the moments of precise batch norm."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
 
 from lbsgd.models.normalization import subtract_distance
 from lbsgd.step.losses import cross_entropy, wrong_at
@@ -16,12 +17,19 @@ from lbsgd.workers.placement import DEVICE_AXES, Placement
 
 
 class EvalSums(NamedTuple):
-    """Sums over examples: loss, wrong at top-1 and top-5, and how many there were."""
+    """Sums over examples, of which evaluation makes its means.
 
-    loss: jax.Array
-    wrong: jax.Array
-    wrong_top5: jax.Array
-    examples: jax.Array
+    Attributes:
+      loss: cross-entropy, nats.
+      wrong: examples whose label is not the largest logit's (top-1).
+      wrong_top5: those whose label is not among the five largest.
+      examples: how many there were.
+    """
+
+    loss: Float[Array, ""]
+    wrong: Int[Array, ""]
+    wrong_top5: Int[Array, ""]
+    examples: Int[Array, ""]
 
 
 def moments_step(
@@ -33,10 +41,18 @@ def moments_step(
     placement: Placement,
     total_variance: bool,
 ) -> Any:
-    """The batch-norm moments of one minibatch with fixed parameters, averaged over its workers.
+    """Computes the batch-norm moments of a minibatch with fixed parameters, averaged over workers.
 
     Averaged over several minibatches they are the statistics of "precise" batch norm (Goyal et
     al., section 5.1, on evaluating early; Wu and Johnson 2021).
+
+    Args:
+      batch: the kn examples by slot, `[A, D * L, n, ...]`.
+      worker: as in `train_step`.
+      total_variance: average mean(var) + var(mean) instead of mean(var).
+
+    Returns:
+      a tree like `batch_stats`.
     """
     if total_variance:
         worker = with_distance(worker)
@@ -48,7 +64,10 @@ def moments_step(
             return mean_over_lanes(bound, rows, step, placement).batch_stats
 
         steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-        stats = lax.pmean(sum_over_steps(moments, (steps, batch), placement.platform), DEVICE_AXES)
+        stats = sum_over_steps(moments, (steps, batch), placement.platform)
+        with jax.named_scope("all_reduce"):
+            stats = lax.pmean(stats, DEVICE_AXES)
+        # After the mean over all workers: what is subtracted is the square of that mean.
         return subtract_distance(stats, batch_stats) if total_variance else stats
 
     return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
@@ -60,23 +79,30 @@ def eval_step(
     batch: Batch,
     *,
     model: Any,
-    preprocess: Callable[[jax.Array], jax.Array],
+    preprocess: Callable[[UInt8[Array, "n h w c"]], Float[Array, "n h w c"]],
     placement: Placement,
 ) -> EvalSums:
-    """Sums over the examples of a batch whose `mask` is set.
+    """Evaluates the examples of a batch whose `mask` is set, summed over all devices.
 
     Args:
       batch: image `[1, D * L, e, ...]`, label and mask `[1, D * L, e]`.
+      preprocess: uint8 images -> input of the network.
     """
 
     def on_device(params: Any, batch_stats: Any, batch: Batch) -> EvalSums:
+        # Evaluated as one batch: running averages make an example's output its own.
         images, labels, mask = (
             batch[key].reshape((-1, *batch[key].shape[3:])) for key in ("image", "label", "mask")
         )
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, preprocess(images), train=False)
-        loss = jnp.where(mask, cross_entropy(logits, labels), 0)
-        wrong, wrong_top5 = (mask & wrong_at(k, logits, labels) for k in (1, 5))
-        return lax.psum(EvalSums(*map(jnp.sum, (loss, wrong, wrong_top5, mask))), DEVICE_AXES)
+        with jax.named_scope("forward"):
+            logits = model.apply(variables, preprocess(images), train=False)
+        with jax.named_scope("metrics"):
+            # Selected, not multiplied by 0: what a padded row gives may not be finite.
+            loss = jnp.where(mask, cross_entropy(logits, labels), 0)
+            wrong, wrong_top5 = (mask & wrong_at(k, logits, labels) for k in (1, 5))
+            sums = EvalSums(*map(jnp.sum, (loss, wrong, wrong_top5, mask)))
+        with jax.named_scope("all_reduce"):
+            return lax.psum(sums, DEVICE_AXES)
 
     return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)

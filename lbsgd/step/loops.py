@@ -1,4 +1,4 @@
-"""Loops over accumulation steps and lanes: `lax.scan`, whose convolutions a CPU runs fast too.
+"""Loops over accumulation steps and lanes by `lax.scan`, whose convolutions a CPU runs fast too.
 
 XLA's compiler for CPUs brings convolutions into the one form that its fast kernels take, images
 `[n, h, w, c]` and filters `[h, w, in, out]`, by transposing what they are given; but only those
@@ -14,12 +14,13 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core
+from jaxtyping import Array, Float
 
 
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, platform: str
 ) -> tuple[Any, Any]:
-    """`lax.scan`, but without a loop around a single step, and not slow on a CPU.
+    """Runs `lax.scan`, but without a loop around a single step, and not slow on a CPU.
 
     Args:
       f: (carry, step) -> (carry, output of the step).
@@ -29,6 +30,7 @@ def scan(
     Returns:
       the last carry, and the outputs `[A, ...]`.
     """
+    # A loop of one step would keep XLA from fusing across its borders, and its carry alive.
     if jax.tree.leaves(steps)[0].shape[0] > 1:
         return lax.scan(canonical_convolutions(f) if platform == "cpu" else f, carry, steps)
     carry, output = f(carry, jax.tree.map(lambda x: x[0], steps))
@@ -36,7 +38,7 @@ def scan(
 
 
 def canonical_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The function f, each convolution of which has images `[n, ..., c]`, filters `[..., in, out]`.
+    """Wraps f so that each convolution has images `[n, ..., c]` and filters `[..., in, out]`.
 
     Those in nested loops, conditions and rematerialised parts too. Convolutions in groups stay as
     they are. The function that is returned must not be differentiated: its gradient would have
@@ -52,7 +54,7 @@ def canonical_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
-    """The outputs of a traced function, equation by equation."""
+    """Evaluates a traced function, equation by equation."""
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]))
 
@@ -62,7 +64,9 @@ def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         if _is_plain_convolution(equation):
             images, filters = map(read, equation.invars)
-            outputs = [_convolve(images, filters, equation.params)]
+            # What is bound anew would lose the phase of the step that it belongs to.
+            with jax.named_scope(str(equation.source_info.name_stack)):
+                outputs = [_convolve(images, filters, equation.params)]
         else:
             # As a program of one equation, JAX itself knows how to run it.
             names = list(dict.fromkeys(v for v in equation.invars if isinstance(v, core.Var)))
@@ -79,7 +83,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
 
 
 def _canonical_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of an equation, the functions among them with canonical convolutions."""
+    """Transforms the parameters of an equation: the functions among them, whatever it is."""
 
     def canonical(value: Any) -> Any:
         if isinstance(value, core.ClosedJaxpr):
@@ -90,12 +94,14 @@ def _canonical_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
             return tuple(map(canonical, value))
         return value
 
+    # What has none stays as it is, for tracing all functions anew would take seconds.
     if not any(map(_has_convolution, core.jaxprs_in_params(params))):
         return dict(params)
     return {key: canonical(value) for key, value in params.items()}
 
 
 def _canonical(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """Traces a traced function anew, with canonical convolutions."""
     inputs = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in closed.in_avals
     ]
@@ -103,6 +109,7 @@ def _canonical(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:
+    """Tells whether a traced function has a convolution to transform, at any depth."""
     return any(
         _is_plain_convolution(equation)
         or any(map(_has_convolution, core.jaxprs_in_params(equation.params)))
@@ -111,13 +118,16 @@ def _has_convolution(jaxpr: core.Jaxpr) -> bool:
 
 
 def _is_plain_convolution(equation: core.JaxprEqn) -> bool:
+    """Tells whether an equation is a convolution that is not in groups."""
     if equation.primitive is not lax.conv_general_dilated_p:
         return False
     return equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
 
 
-def _convolve(images: jax.Array, filters: jax.Array, params: Mapping[str, Any]) -> jax.Array:
-    """`lax.conv_general_dilated` of these parameters, by one whose dimensions are in order."""
+def _convolve(
+    images: Float[Array, "..."], filters: Float[Array, "..."], params: Mapping[str, Any]
+) -> Float[Array, "..."]:
+    """Convolves as `lax.conv_general_dilated` of these parameters, its dimensions put in order."""
     given = params["dimension_numbers"]
     n = images.ndim
     in_order = lax.ConvDimensionNumbers(

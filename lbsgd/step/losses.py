@@ -1,29 +1,34 @@
-"""Cross-entropy, and whether a prediction is wrong, of each example."""
+"""Computes cross-entropy, and whether a prediction is wrong, of each example."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of each example with (1 - s) * one-hot + s / classes (Szegedy et al. 2016).
+def cross_entropy(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], label_smoothing: float = 0.0
+) -> Float[Array, " n"]:
+    """Computes the cross-entropy of each example, in nats.
 
-    Args:
-      logits: `[n, classes]`; labels: integers `[n]`.
-
-    Returns:
-      nats, `[n]`.
+    The target is (1 - s) * one-hot + s / classes, with s the label smoothing (Szegedy et al. 2016,
+    section 7).
     """
     log_p = jax.nn.log_softmax(logits)
     of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    # A mean over classes, not a one-hot product: 0 * -inf of an impossible class would be NaN.
     return -(1.0 - label_smoothing) * of_label - label_smoothing * jnp.mean(log_p, axis=-1)
 
 
-def wrong_at(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether the label is not among the k largest logits, bool `[n]`.
+def wrong_at(
+    k: int, logits: Float[Array, "n classes"], labels: Int[Array, " n"]
+) -> Bool[Array, " n"]:
+    """Tells of each example whether its label is not among the k largest logits (top-k error).
 
     Among equal logits the lower class comes first. Logits that are not numbers are wrong.
     """
+    # Counting what comes before the label needs no sort, and breaks ties alike on every backend.
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
     before = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
+    # No comparison with NaN is true, so that a network that has diverged would be right always.
     return (jnp.sum(before, axis=-1) >= k) | jnp.any(jnp.isnan(logits), axis=-1)

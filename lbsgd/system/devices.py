@@ -15,10 +15,15 @@ from lbsgd.system.limits import memory_limit
 IN_FLIGHT = 4
 
 
-def set_precision(dtype: str) -> None:
-    """Enables 64-bit types if the config asks for float64; call it before making arrays."""
-    if dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Has JAX compute with 64-bit types where a config's `dtype` is "float64", and only there.
+
+    It holds for this thread and ends with the context, so that runs which share a process compute
+    what they would alone.
+    """
+    with jax.enable_x64(dtype == "float64"):
+        yield
 
 
 def count_devices(asked: int) -> int:

@@ -1,4 +1,4 @@
-"""Errors that end a run early, and the exit codes of the command line."""
+"""What ends a run early, and the exit codes of the command line."""
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -9,16 +9,16 @@ EXIT_INTERRUPTED = 130
 
 
 class ConfigError(ValueError):
-    """A mistake that the user can correct: one line that says what is wrong and what to do.
+    """Something the user can put right: one line that says what is wrong and what to do.
 
-    `lbsgd.main` prints the line without a traceback and exits with `EXIT_USER`.
+    `lbsgd` prints the line without a traceback and ends with `EXIT_USER`.
     """
 
 
 class DivergedError(RuntimeError):
-    """The loss or the gradient is not finite; `lbsgd.main` exits with `EXIT_DIVERGED`."""
+    """Loss or gradient are not finite; `lbsgd train` ends with `EXIT_DIVERGED`."""
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
+    """Takes the first line of what an error of a library says."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,1 +1,1 @@
-"""Where: how k workers lie on devices, lanes and accumulation steps, and how they exchange."""
+"""Answers where: how k workers lie on devices, lanes and steps, and how they exchange."""

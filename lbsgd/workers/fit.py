@@ -1,4 +1,4 @@
-"""Automatic accumulation: the fewest steps whose compiled memory fits the device.
+"""Chooses gradient accumulation: the fewest steps whose compiled memory fits the device.
 
 The memory of the compiled step is nearly affine in the lanes, and its fixed part at least the state
 and a gradient. So one compilation, with the fewest lanes, bounds it for any number of them, and the
@@ -26,8 +26,9 @@ TOO_MANY = 2**62
 
 
 def memory_of(compiled: Any, batch_bytes: int) -> int:
-    """Bytes that the compiled step needs on one device, besides its minibatch of `batch_bytes`."""
+    """Counts the bytes of a compiled step on one device, besides its minibatch of `batch_bytes`."""
     analysis = compiled.memory_analysis()
+    # Of the state, which is donated, the output takes the argument's place: counted once.
     return int(
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -38,7 +39,7 @@ def memory_of(compiled: Any, batch_bytes: int) -> int:
 
 
 def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[Placement]:
-    """Placements with 1, 2, ... accumulation steps, each number of lanes once.
+    """Yields placements with 1, 2, ... accumulation steps, each number of lanes once.
 
     Args:
       place: makes the placement with so many steps, or raises ConfigError.
@@ -56,7 +57,7 @@ def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[P
 
 
 def _quotients(number: int) -> Iterator[int]:
-    """ceil(number / 1), ceil(number / 2), ... down to 1, each once: at most 2 sqrt(number)."""
+    """Yields ceil(number / 1), ceil(number / 2), ..., 1, each once: at most 2 sqrt(number)."""
     quotient = number
     while quotient > 1:
         yield quotient
@@ -65,7 +66,7 @@ def _quotients(number: int) -> Iterator[int]:
 
 
 class StepMemory:
-    """The bytes that the step of a run needs besides its minibatch, by the number of lanes.
+    """Knows the bytes that a run's step needs besides its minibatch, by the number of lanes.
 
     What was measured is remembered in a file, if there is one. All processes know what process 0
     has read there, and so compile the same.
@@ -96,7 +97,7 @@ class StepMemory:
         }
 
     def measured(self, placement: Placement) -> int:
-        """Compiles the step, unless that was done before."""
+        """Measures the bytes by compiling the step, unless that was done before."""
         name = _name(placement)
         if name not in self._known:
             self._known[name] = self._measure(placement)
@@ -104,7 +105,7 @@ class StepMemory:
         return self._known[name]
 
     def bound(self, placement: Placement) -> int:
-        """A bound for more lanes than were measured, where memory is affine in them, or convex."""
+        """Bounds the bytes of more lanes than were measured, if affine in lanes or convex."""
         if _name(placement) in self._known:
             return self._known[_name(placement)]
         lanes = placement.lanes
@@ -119,6 +120,7 @@ class StepMemory:
         return bound
 
     def _remember(self) -> None:
+        """Writes to the cache what was measured; one process does."""
         if self._cache is None or jax.process_index():
             return
         with contextlib.suppress(OSError):  # a cache is no reason to stop
@@ -139,7 +141,7 @@ def choose(
     batches_bytes: Callable[[Placement], int],
     limit: int,
 ) -> Placement:
-    """The placement with the fewest accumulation steps whose memory is known to be within `limit`.
+    """Chooses the fewest accumulation steps whose memory is known to be within `limit`.
 
     It costs one compilation besides that of the placement which is chosen, unless memory grows
     faster than the lanes; none where the fewest lanes are chosen, or all was measured before.
@@ -166,23 +168,45 @@ def choose(
             chosen = placement
             break
     steps = chosen.accumulation_steps if chosen is not fewest or needed <= limit else 0
+    # Compilers on several hosts may differ by a byte, and all must run the same program.
     if jax.process_count() > 1:
         steps = int(multihost_utils.broadcast_one_to_all(steps))
     if not steps:
-        size = _shown(needed) if needed < TOO_MANY else "more than could be compiled"
+        size = shown_bytes(needed) if needed < TOO_MANY else "more than could be compiled"
         raise ConfigError(
             f"the fewest workers that a device can take at once, {fewest.lanes}, need {size}, it "
-            f"has {_shown(limit)}; lower worker_batch_size, the size of images or of the network, "
-            "or set device_memory_gib if it has more"
+            f"has {shown_bytes(limit)}; lower worker_batch_size, the size of images or of the "
+            "network, or set device_memory_gib if it has more"
         )
     return place(steps)
 
 
-def _shown(size: int) -> str:
+def first_that_fits(
+    place: Callable[[int], Placement],
+    workers_per_device: int,
+    needed: Callable[[Placement], int],
+    limit: int,
+) -> Placement:
+    """Finds the placement with the fewest accumulation steps that needs no more than `limit` bytes.
+
+    Args:
+      place, workers_per_device: as in `choose`.
+      needed: bytes of a placement.
+
+    Returns:
+      that, or the placement with the fewest lanes if none fits.
+    """
+    options = list(candidates(place, workers_per_device))
+    return next((p for p in options if needed(p) <= limit), options[-1])
+
+
+def shown_bytes(size: int) -> str:
+    """Writes a number of bytes in GiB or MiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 def _read(cache: pathlib.Path | None) -> dict[str, Any]:
+    """Reads earlier measurements by key; none from a file that is missing or damaged."""
     try:
         known = json.loads(cache.read_text()) if cache else {}
     except (OSError, ValueError, RecursionError):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 
 IDENTITY = {"seed": 0, "model": {"name": "r", "width": 0.25}, "data": "a1b2"}
 

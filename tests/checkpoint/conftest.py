@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 
 # Their assertions say as much as those of tests.
 pytest.register_assert_rewrite("checkpoint_folder", "two_checkpoints")

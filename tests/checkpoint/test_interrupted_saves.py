@@ -23,7 +23,8 @@ COMMON = """
     import json, os, pathlib, resource, shutil, signal, subprocess, sys
     import jax.numpy as jnp
     import numpy as np
-    from lbsgd.checkpoint import Checkpoints, saving, store
+    from lbsgd.checkpoint import saving, store
+    from lbsgd.checkpoint.saving import Checkpoints
 
     def state(update):
         values = np.random.default_rng(update).standard_normal((3, 1000), np.float32)
@@ -40,7 +41,7 @@ FULL = """
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", root], check=True)
     fill = root / "fill"
 
-    def leave(room):
+    def exit_distributed(room):
         if mode == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         elif mode == "pages":
@@ -68,7 +69,7 @@ FULL = """
         before.close()
         now = Checkpoints(folder, 1, {}, say=said.append)
         now.restore(state(0))
-        leave(room)
+        exit_distributed(room)
         now.save(2, state(2))
         now.close()
         left = sorted(os.listdir(folder))

@@ -17,8 +17,9 @@ from checkpoint_folder import (
     state,
 )
 
-from lbsgd.checkpoint import Checkpoints, store
-from lbsgd.checkpoint.__main__ import main
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.command import main
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.system.errors import ConfigError
 
 ODD = [

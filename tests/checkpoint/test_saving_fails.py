@@ -5,7 +5,8 @@ import logging
 import pytest
 from checkpoint_folder import IDENTITY, Opened, flip, on_disk, restored, state
 
-from lbsgd.checkpoint import Checkpoints, store
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.system.errors import ConfigError
 
 GONE = "could not be written (FOLDER is not there any more)"

@@ -12,7 +12,8 @@ import pytest
 from checkpoint_folder import Opened, on_disk, restored, state
 from hanging import HANG_SECONDS
 
-from lbsgd.checkpoint import Costs, store
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.saving import Costs
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -73,7 +74,7 @@ def test_costs_are_a_line():
 ENDS = """
     import pathlib, sys
     import numpy as np
-    from lbsgd.checkpoint import Checkpoints
+    from lbsgd.checkpoint.saving import Checkpoints
     checkpoints = Checkpoints(pathlib.Path({folder!r}), 2, {{}}, say=print)
     state = {{"x": np.ones(2_000_000, np.float32)}}
     for update in (1, 2):
@@ -118,7 +119,7 @@ GROUP = """
     import jax, numpy as np
     from jax.experimental import multihost_utils
     from jax.sharding import NamedSharding, PartitionSpec
-    from lbsgd.checkpoint import Checkpoints
+    from lbsgd.checkpoint.saving import Checkpoints
 
     port, process, folder = sys.argv[1:]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

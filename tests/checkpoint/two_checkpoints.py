@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 
 IDENTITY = {"seed": 0}
 

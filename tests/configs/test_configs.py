@@ -8,7 +8,7 @@ import pytest
 
 from lbsgd import train
 from lbsgd.run.config import resolve
-from lbsgd.schedule.learning_rate import build_rate
+from lbsgd.schedule.learning_rate import build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_a_row_has_the_papers_numbers(arg):
     config = resolve(GOYAL(arg))
     batch_size, full, warmup = ROWS[arg]
     timeline = Timeline.constant(1_281_167, config.batch_size)
-    rate = build_rate(config, timeline, timeline.update_at_epoch(90.0))
+    rate = build_learning_rate(config, timeline, timeline.update_at_epoch(90.0))
     assert config.batch_size == batch_size
     assert config.worker_batch_size == 32
     assert rate.full == pytest.approx(full, rel=1e-12)
@@ -92,7 +92,7 @@ def test_cifar10_minibatches_are_workers_of_128(batch_size):
     get_config = runpy.run_path(str(ROOT / "configs" / "cifar10.py"))["get_config"]
     config = resolve(get_config(f"batch={batch_size}"))
     timeline = Timeline.constant(50_000, batch_size)
-    rate = build_rate(config, timeline, timeline.update_at_epoch(config.total_epochs))
+    rate = build_learning_rate(config, timeline, timeline.update_at_epoch(config.total_epochs))
     assert rate.full == pytest.approx(0.1 * batch_size / 128, rel=1e-12)
     if batch_size == 128:
         assert timeline.update_at_epoch(config.total_epochs) == pytest.approx(64_000, rel=0.001)

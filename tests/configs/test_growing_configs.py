@@ -7,7 +7,7 @@ import pytest
 
 from lbsgd.run.config import default_config, resolve
 from lbsgd.schedule.batch_growth import build_timeline, momentum_of_size
-from lbsgd.schedule.learning_rate import build_rate
+from lbsgd.schedule.learning_rate import build_learning_rate
 from lbsgd.system.errors import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -63,7 +63,9 @@ def test_the_noise_is_that_of_the_twin(name, arg, count):
         assert config.batch_growth.sizes == ()
         return
     timeline = build_timeline(config, count)
-    schedule = build_rate(config, timeline, timeline.update_at_epoch(config.total_epochs)).schedule
+    schedule = build_learning_rate(
+        config, timeline, timeline.update_at_epoch(config.total_epochs)
+    ).schedule
     c = config.learning_rate
     full = c.reference_learning_rate
     if c.scaling == "linear":

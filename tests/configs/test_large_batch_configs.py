@@ -10,7 +10,7 @@ import pytest
 
 from lbsgd.run.config import resolve
 from lbsgd.run.target import Target
-from lbsgd.schedule.learning_rate import Rate, build_rate
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.schedule.times import every
 from lbsgd.system.errors import ConfigError
@@ -26,12 +26,12 @@ N = 1_281_167
 RTOL = 10 * np.finfo(np.float64).eps
 
 
-def built(config) -> tuple[Rate, int]:
+def built(config) -> tuple[LearningRate, int]:
     """The rate, and the number of updates; the minibatch must be whole workers."""
     timeline = Timeline.constant(N, config.batch_size)
     assert count_workers(config.batch_size, config.worker_batch_size) > 0
     total = config.total_steps or timeline.update_at_epoch(config.total_epochs)
-    return build_rate(config, timeline, total), total
+    return build_learning_rate(config, timeline, total), total
 
 
 def polynomial(
@@ -44,7 +44,7 @@ def polynomial(
     return end + (peak - end) * (1 - (t - begin) / (total - begin + past)) ** power
 
 
-def assert_rates(rate: Rate, total: int, **keys) -> None:
+def assert_rates(rate: LearningRate, total: int, **keys) -> None:
     warmup = keys["warmup"]
     times = {0, 1, warmup // 2, max(warmup - 1, 0), warmup, warmup + 1, total // 2, total - 1}
     for t in times:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from lbsgd.data.prepare import main
+from lbsgd.data.command import main
 from lbsgd.run.config import default_config
 
 

@@ -16,7 +16,7 @@ import pytest
 from image_files import below, tree, write
 from test_fuzz_inputs import DEEP, refusal
 
-from lbsgd.data import prepare
+from lbsgd.data import command
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed import reader
 from lbsgd.data.sources.arrays import read_npz
@@ -30,7 +30,7 @@ def sets(tmp_path_factory) -> pathlib.Path:
     """A folder of images, and a packed set of their pixels."""
     root = tmp_path_factory.mktemp("sets")
     folder = write(root / "folder", below("train", tree(2)) | below("val", tree(1, first=20)))
-    assert prepare.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
+    assert command.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
     return root
 
 
@@ -82,15 +82,15 @@ def test_a_file_of_json_that_is_none_is_refused(sets, tmp_path, text):
     made = json.loads((folder / "train" / reader.INDEX).read_bytes())["made"]
     (folder / "train" / reader.INDEX).write_bytes(text)
     assert "index.json is damaged" in refusal(lambda: build_sources(data("packed", folder)))
-    assert prepare.main(["--verify", str(folder)]) == 2
+    assert command.main(["--verify", str(folder)]) == 2
     again = [str(sets / "folder"), str(folder), "--raw", "--short-side", "16"]
-    assert prepare.main(again) == 2
+    assert command.main(again) == 2
     (folder / "train" / reader.INDEX).unlink()
     (folder / "train" / "preparing.json").write_bytes(text)
-    assert prepare.main(again) == 2
+    assert command.main(again) == 2
     (folder / "train" / "preparing.json").write_text(json.dumps(made))
     (folder / "train" / "shard-00000.json").write_bytes(text)
-    assert prepare.main(again) == 2
+    assert command.main(again) == 2
 
 
 def record(height: int, width: int, channels: int, kind: int, data: bytes, label: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""`python -m lbsgd.data.prepare`: every kind of input, every option, every mistake."""
+"""`lbsgd prepare`: every kind of input, every option, every mistake."""
 
 import json
 import os
@@ -27,10 +27,10 @@ from image_files import (
 )
 from preparing import data_config, files, run
 
+from lbsgd.data.command import main
 from lbsgd.data.images.decode import decode, image_size
 from lbsgd.data.images.resize import Box
-from lbsgd.data.packed.reader import PackedSource, packed
-from lbsgd.data.prepare import main
+from lbsgd.data.packed.reader import SPLITS, PackedSource, packed
 from lbsgd.data.sources.folder import FolderSource, folder
 from lbsgd.run.config import default_config
 
@@ -329,13 +329,26 @@ def test_set_does_not_go_into_its_own_images(images, capsys):
     assert files(images) == before
 
 
+def test_the_splits_that_can_be_asked_for_are_those_of_a_packed_set(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"--split {{{','.join(SPLITS)}}}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "INPUT and OUTPUT are needed, or --verify OUTPUT"),
-        (["images"], "INPUT and OUTPUT are needed, or --verify OUTPUT"),
+        ([], "INPUT and OUTPUT are needed, or one of --verify and --tfrecord"),
+        (["images"], "INPUT and OUTPUT are needed, or one of --verify and --tfrecord"),
         (["images", "out", "more"], "unrecognized arguments: more"),
         (["images", "out", "--verify", "out"], "--verify takes the packed set alone"),
+        (
+            ["images", "out", "--tfrecord", "out"],
+            "--tfrecord takes the folder of the dataset alone",
+        ),
+        (["--verify", "out", "--tfrecord", "out"], "--verify and --tfrecord exclude each other"),
+        (["--tfrecord", "nowhere"], "nowhere"),
+        (["--tfrecord", "images"], "images"),
         (["images", "out", "--side", "3"], "unrecognized arguments: --side 3"),
         (["images", "out", "--max-side", "3", "--short-side", "3"], "exclude each other"),
         (["images", "out", "--raw", "--quality", "3"], "--raw and --quality exclude each other"),
@@ -377,9 +390,9 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
         "    return read(self, index) if self._root.endswith('train') else time.sleep(1000)\n"
         "folder.FolderSource.__getitem__ = wait\n"
         "folder.first_image_shape = lambda source: (20, 30, 3)\n"
-        "runpy.run_module('lbsgd.data.prepare', run_name='__main__')\n"
+        "runpy.run_module('lbsgd.main', run_name='__main__')\n"
     )
-    command = [sys.executable, "-c", waits, str(images), str(out), "--workers", "2"]
+    command = [sys.executable, "-c", waits, "prepare", str(images), str(out), "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (out / "validation/preparing.json").exists():
         assert process.poll() is None

@@ -16,7 +16,7 @@ from image_files import below, contents, encoded, picture, tree, write
 from test_fuzz_inputs import fuzz, refusal
 from tfds_datasets import data_config
 
-from lbsgd.data import prepare
+from lbsgd.data import command, prepare
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed import reader
@@ -93,8 +93,9 @@ def test_nothing_unpickles_evaluates_extracts_or_calls_a_shell():
     assert len(files) > 40
     found = {str(path.relative_to(ROOT)): dangers(path.read_text()) for path in files}
     # A config is a program that the user runs; `recipes.sibling` runs the one beside it.
-    [of_recipes] = found.pop("lbsgd/run/recipes.py")
-    assert of_recipes.endswith(": runpy")
+    for path in ("lbsgd/run/flags.py", "lbsgd/run/recipes.py"):
+        [runs] = found.pop(path)
+        assert runs.endswith(": runpy")
     assert not {path: what for path, what in found.items() if what}
 
 
@@ -130,7 +131,7 @@ def test_members_of_a_tar_that_lead_out_of_it_write_nothing_there(tmp_path, name
     inner.mkdir(parents=True)
     path = pack(inner / "x.tar", member(name))
     before = all_files(tmp_path)
-    assert prepare.main([str(path), str(inner / "out"), "--split", "train"]) == 0
+    assert command.main([str(path), str(inner / "out"), "--split", "train"]) == 0
     new = all_files(tmp_path) - before
     assert new
     assert all(file.parent == inner / "out" / "train" for file in new)
@@ -182,7 +183,7 @@ def test_a_member_of_a_size_that_cannot_be_is_refused(tmp_path, number):
     path = pack(tmp_path / "x.tar")
     with_size(path, number)
     code = (
-        "import sys, pathlib; from lbsgd.data.prepare import main; "
+        "import sys, pathlib; from lbsgd.data.command import main; "
         "sys.exit(main([sys.argv[1], sys.argv[2]]))"
     )
     done = subprocess.run(
@@ -313,7 +314,7 @@ def umask(request):
 
 def test_a_packed_set_has_the_permissions_of_its_user(tmp_path, umask):
     images = write(tmp_path / "images", below("train", tree(2)) | below("val", tree(1)))
-    assert prepare.main([str(images), str(tmp_path / "out")]) == 0
+    assert command.main([str(images), str(tmp_path / "out")]) == 0
     check_modes(tmp_path / "out", umask)
 
 
@@ -349,7 +350,7 @@ def test_a_packed_set_is_read_within_its_folder(tmp_path):
     """Where the index of one set names a shard of another."""
     images = write(tmp_path / "images", below("train", tree(2)) | below("val", tree(1)))
     for name in ("a", "b"):
-        assert prepare.main([str(images), str(tmp_path / name)]) == 0
+        assert command.main([str(images), str(tmp_path / name)]) == 0
     path = tmp_path / "a/train" / reader.INDEX
     values = json.loads(path.read_bytes())
     for start in ("../../b/train/", f"{tmp_path}/b/train/"):

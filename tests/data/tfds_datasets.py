@@ -8,6 +8,7 @@ writes them: `data` (ArrayRecord) and `tfrecord`, each a data_dir.
 import io
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -158,9 +159,8 @@ def shards(folder: pathlib.Path, split: str = "train") -> list[pathlib.Path]:
 
 def command_in(error: Exception) -> list[str]:
     """The command at the end of a message, as a shell takes it."""
-    words = shlex.split(str(error).partition(": python ")[2])
-    assert words
-    return [sys.executable, *words]
+    program, *words = shlex.split(re.search(": ((?:lbsgd|python) .*)", str(error))[1])
+    return [sys.executable, *(["-m", "lbsgd.main"] if program == "lbsgd" else []), *words]
 
 
 if __name__ == "__main__":

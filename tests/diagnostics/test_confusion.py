@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from monitors import quiet
 from worker_loop import small_run, written_out
 
 from lbsgd.data.pipeline import load_job
@@ -24,7 +25,8 @@ def confusion_run(devices: int, **keys: object) -> Run:
 
 
 def measure(parts: Run, state, should_stop=lambda done: False) -> list[float] | None:
-    return Confusion(parts, lambda: None, should_stop)(DONE, state)
+    monitor = quiet(parts.plan, should_stop=should_stop)
+    return Confusion(parts.plan, parts.feed, monitor)(DONE, state)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,12 @@ def oracle():
     """The minibatches as they follow each other in the order, and each one's gradient."""
     jax.config.update("jax_enable_x64", True)
     parts = confusion_run(1)
-    batches = pair_batches(parts, pair_placement(1, SIZE), DONE)
-    first = parts.timeline.examples_seen(DONE)
+    batches = pair_batches(parts.feed, pair_placement(1, SIZE), DONE)
+    first = parts.plan.timeline.examples_seen(DONE)
     epochs, examples = batches.order(first + np.arange(2 * PAIRS * SIZE).reshape(-1, SIZE))
-    gradients = written_out(parts, parts.start(), load_job(batches.loader.job(epochs, examples)))
+    gradients = written_out(
+        parts, parts.program.start(), load_job(batches.loader.job(epochs, examples))
+    )
     norms = np.linalg.norm(gradients, axis=1)
     yield np.sum(gradients[::2] * gradients[1::2], axis=1) / (norms[::2] * norms[1::2])
     jax.config.update("jax_enable_x64", False)
@@ -56,19 +60,19 @@ def oracle():
 )
 def test_it_is_that_of_a_loop_over_the_same_minibatches(oracle, devices, keys):
     parts = confusion_run(devices, **keys)
-    np.testing.assert_allclose(measure(parts, parts.start()), oracle, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(measure(parts, parts.program.start()), oracle, rtol=1e-9, atol=1e-9)
 
 
 def test_minibatches_of_pairs_are_in_an_order_of_their_own(x64):
     """Each example once an epoch, others at another time, and not those of training."""
     parts = confusion_run(1)
-    batches = pair_batches(parts, pair_placement(1, SIZE), 0)
+    batches = pair_batches(parts.feed, pair_placement(1, SIZE), 0)
     stream = np.concatenate([batches.examples(i)[1].ravel() for i in range(1437 // (2 * SIZE))])
     assert len(set(stream.tolist())) == len(stream)
-    training = parts.train_batches().order(np.arange(len(stream)))[1]
+    training = parts.feed.train_batches().order(np.arange(len(stream)))[1]
     # Two permutations agree in one place on average.
     assert np.sum(stream == training) < 10
-    later = pair_batches(parts, pair_placement(1, SIZE), 1).examples(0)[1].ravel()
+    later = pair_batches(parts.feed, pair_placement(1, SIZE), 1).examples(0)[1].ravel()
     np.testing.assert_array_equal(later, stream[16 : 16 + 2 * SIZE])  # 16 examples seen
 
 
@@ -87,8 +91,9 @@ def opposed_worker(params, batch_stats, batch) -> WorkerResult:
 
 
 def with_worker(worker, devices: int = 2):
-    parts = dataclasses.replace(confusion_run(devices), worker=worker)
-    return parts, parts.start().replace(params={"w": jnp.ones(3)}, batch_stats={})
+    parts = confusion_run(devices)
+    parts = parts._replace(plan=dataclasses.replace(parts.plan, worker=worker))
+    return parts, parts.program.start().replace(params={"w": jnp.ones(3)}, batch_stats={})
 
 
 def test_where_all_examples_agree_there_is_no_confusion(x64):
@@ -99,8 +104,8 @@ def test_where_all_examples_agree_there_is_no_confusion(x64):
 def test_opposite_tasks_are_opposite(x64, devices):
     """The cosine is 1 or -1, by the labels of the pair."""
     parts, state = with_worker(opposed_worker, devices)
-    batches = pair_batches(parts, pair_placement(1, SIZE), DONE)
-    first = parts.timeline.examples_seen(DONE)
+    batches = pair_batches(parts.feed, pair_placement(1, SIZE), DONE)
+    first = parts.plan.timeline.examples_seen(DONE)
     epochs, examples = batches.order(first + np.arange(2 * PAIRS * SIZE).reshape(-1, SIZE))
     labels = load_job(batches.loader.job(epochs, examples))["label"]
     side = np.sign(np.mean(labels % 2, axis=1) - 0.5 + 1e-3)

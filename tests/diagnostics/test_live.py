@@ -16,8 +16,8 @@ import pytest
 from hanging import HANG_SECONDS
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
-from lbsgd.diagnostics.__main__ import main
+from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.diagnostics.command import main
 from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.run.build import build
@@ -62,8 +62,8 @@ def config_with(**diagnostics: object):
 
 def state_after(workdir: pathlib.Path, update: int = UPDATES):
     parts = build(config_with())
-    checkpoints = Checkpoints(workdir / "checkpoints", 3, parts.identity(), say=pytest.fail)
-    newest, state = checkpoints.restore(parts.abstract_state())
+    checkpoints = Checkpoints(workdir / "checkpoints", 3, parts.plan.identity(), say=pytest.fail)
+    newest, state = checkpoints.restore(parts.program.abstract_state())
     checkpoints.close()
     assert newest == update
     return state
@@ -142,9 +142,9 @@ def test_the_mean_gradient_is_that_of_the_update(looked_at):
 def test_a_measurement_is_of_the_minibatch_and_the_parameters_of_its_update(looked_at):
     """The line of update 2, from its minibatch and what update 1 left."""
     parts = build(config_with(**ON))
-    first, second = parts.train_batches().between(0, 2)
-    state, _ = parts.compile_train_step()(parts.start(), first)
-    look = compiled(parts.worker, parts.placement, in_turn=False)
+    first, second = parts.feed.train_batches().between(0, 2)
+    state, _ = parts.program.compile_train_step()(parts.program.start(), first)
+    look = compiled(parts.plan.worker, parts.plan.placement, in_turn=False)
     found = jax.device_get(look(state.params, state.batch_stats, second))
     small, large = float(found.squares.astype(np.float64).mean()), float(found.mean_square)
     (line,) = (m for m in metrics_of(looked_at) if m["step"] == 2 and "gradient_square" in m)
@@ -334,7 +334,7 @@ def test_from_the_command_line(tmp_path):
     noise = re.findall(r"update \d+  gradient noise scale.*\(\|G\|\^2 ", done.stdout)
     assert len(noise) == 6
     assert sum("preliminary" in line for line in noise) == 4
-    drawn = [sys.executable, "-m", "lbsgd.diagnostics", str(tmp_path)]
+    drawn = [sys.executable, "-m", "lbsgd.main", "diagnose", str(tmp_path)]
     assert subprocess.run(drawn, cwd=ROOT, capture_output=True).returncode == 0
     assert (tmp_path / "cosines.png").exists()
 
@@ -343,7 +343,7 @@ def test_from_the_command_line(tmp_path):
 def test_several_processes_measure_as_one(tmp_path):
     """Both, after a stop too, as one process with as many devices."""
     assert start(tmp_path / "one", "lbsgd.main").returncode == 0
-    launcher = ["lbsgd.launch.local", "--num_processes=2", "--devices_per_process=1"]
+    launcher = ["lbsgd.main", "launch", "--num_processes=2", "--devices_per_process=1"]
     launcher += ["--platform=cpu", "--max_restarts=0", "--"]
     done = start(tmp_path / "two", *launcher)
     assert done.returncode == 0, done.stderr

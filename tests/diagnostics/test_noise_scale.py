@@ -77,7 +77,7 @@ def test_a_quadratic_has_the_noise_scale_that_it_has(x64):
     for rows in x[:, placement.worker_of_slot()]:
         batch = jax.device_put({"x": rows}, placement.batch_sharding)
         found = jax.device_get(step(params, {}, batch))
-        lines.append(line(estimate(np.mean(found.squares), N, found.mean_square, kn)))
+        lines.append(line(estimate(np.mean(found.squares), N, float(found.mean_square), kn)))
     mean = recent(lines, MEASUREMENTS).average.mean
     assert mean.covariance_trace == pytest.approx(trace, rel=4 * errors[0])
     assert mean.gradient_square == pytest.approx(square, rel=4 * errors[1])

@@ -40,8 +40,12 @@ def oracle():
     @functools.cache
     def result(workers: int) -> WorkerGradients:
         parts = small_run(workers, 1, 1)
-        rows = load_job(parts.train_batches().job(3))  # on one device the slots are the workers
-        return summed_up(written_out(parts, parts.start(), {k: x[0] for k, x in rows.items()}))
+        rows = load_job(
+            parts.feed.train_batches().job(3)
+        )  # on one device the slots are the workers
+        return summed_up(
+            written_out(parts, parts.program.start(), {k: x[0] for k, x in rows.items()})
+        )
 
     yield result
     jax.config.update("jax_enable_x64", False)
@@ -60,9 +64,9 @@ def oracle():
 )
 def test_of_a_network_they_are_those_of_a_loop(oracle, workers, devices, steps, in_turn):
     parts = small_run(workers, devices, steps)
-    batch = next(parts.train_batches().between(3, 4))
-    state = parts.start()
-    step = compiled(parts.worker, parts.placement, in_turn=in_turn)
+    batch = next(parts.feed.train_batches().between(3, 4))
+    state = parts.program.start()
+    step = compiled(parts.plan.worker, parts.plan.placement, in_turn=in_turn)
     found = jax.device_get(step(state.params, state.batch_stats, batch))
     assert_same(found, oracle(workers), 1e-9)
 

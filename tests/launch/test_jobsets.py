@@ -78,7 +78,12 @@ def test_manifest_gives_time_and_memory(path):
     pod = job_of(manifest)["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= 120
     container = container_of(manifest)
-    assert container["command"] == ["python", "-m", "lbsgd.main"]  # a shell would get the SIGTERM
+    assert container["command"] == [
+        "python",
+        "-m",
+        "lbsgd.main",
+        "train",
+    ]  # a shell would get the SIGTERM
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"

@@ -16,7 +16,10 @@ from lbsgd.system.errors import ConfigError
 
 
 def test_launcher_needs_no_jax():
-    code = "import sys, lbsgd.launch.local; print({'jax', 'numpy', 'absl'} & sys.modules.keys())"
+    code = (
+        "import sys; from lbsgd.main import main; main(['launch', '--num_processes=2']); "
+        "print({'jax', 'numpy', 'absl'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
@@ -147,7 +150,7 @@ def test_flags_become_the_start(monkeypatch):
     limits = ["--max_restarts=0", "--grace_seconds=1.5"]
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3"}
     assert started(monkeypatch, [*own, *limits, "--", *run]) == (
-        [sys.executable, "-m", "lbsgd.main"],
+        [sys.executable, "-m", "lbsgd.main", "train"],
         run,
         [cpu, cpu],
         0,
@@ -191,7 +194,7 @@ QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 
 
 def start_run(workdir: pathlib.Path, own: list[str], run: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lbsgd.launch.local", "--platform=cpu", *own, "--"]
+    command = [sys.executable, "-m", "lbsgd.main", "launch", "--platform=cpu", *own, "--"]
     return subprocess.Popen(
         [*command, *DIGITS, f"--workdir={workdir}", *run],
         cwd=ROOT,
@@ -239,7 +242,7 @@ def test_run_goes_on_after_one_of_its_processes_was_killed(tmp_path, victim):
 @pytest.mark.long
 def test_a_platform_that_is_not_there_is_a_line_of_each_process(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nosuch")
-    command = [sys.executable, "-m", "lbsgd.launch.local", "--num_processes=2", "--", *DIGITS]
+    command = [sys.executable, "-m", "lbsgd.main", "launch", "--num_processes=2", "--", *DIGITS]
     pipe = subprocess.PIPE
     code, out, err = finish(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe))
     assert (code, out) == (2, ""), err

@@ -84,7 +84,7 @@ def test_slurm_passes_arguments_on(slurm):
     assert slurm("exit 0", *ARGUMENTS).wait() == 0
     given = words(slurm.folder / "srun")
     start = given.index("python")
-    assert given[start:] == ["python", "-m", "lbsgd.main", *ARGUMENTS]
+    assert given[start:] == ["python", "-m", "lbsgd.main", "train", *ARGUMENTS]
     assert not (slurm.folder / "wrong").exists()
 
 

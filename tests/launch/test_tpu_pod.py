@@ -85,7 +85,7 @@ def test_tpu_quoting_survives_the_workers_shell(tpu):
     for worker in (0, 1):
         given = tpu.folder / f"worker-{worker}" / "lbsgd" / "given"
         wait_for(given.exists)
-        assert words(given) == ["-m", "lbsgd.main", *ARGUMENTS]
+        assert words(given) == ["-m", "lbsgd.main", "train", *ARGUMENTS]
     assert not list(tpu.folder.rglob("wrong"))
 
 

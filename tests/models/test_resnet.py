@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.models import build_model
+from lbsgd.models.networks import build_model
 from lbsgd.models.normalization import BatchNorm
 from lbsgd.models.resnet import IMAGENET, Block, Conv, named_architecture
 from lbsgd.models.roles import split_roles

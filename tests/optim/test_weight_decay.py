@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lbsgd.models import build_model
+from lbsgd.models.networks import build_model
 from lbsgd.models.resnet import IMAGENET, named_architecture
 from lbsgd.models.roles import Role, split_roles, with_role
 from lbsgd.optim.chain import decayed, sgd

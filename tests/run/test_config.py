@@ -6,11 +6,13 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from partial_config import config_with
 
-from lbsgd.run.config import default_config, flatten, resolve, run_keys
-from lbsgd.run.values import CHOICES, FRACTIONS, POSITIVE
+from lbsgd.run.config import KEYS, default_config, flatten, resolve, run_keys
 from lbsgd.system.errors import ConfigError
 
 DEFAULTS = dict(flatten(default_config()))
+CHOICES = {name: key.choices for name, key in KEYS.items() if key.choices}
+POSITIVE = [name for name, key in KEYS.items() if key.positive]
+FRACTIONS = [name for name, key in KEYS.items() if key.fraction]
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 # One of another type for each type.
 WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5}
@@ -20,6 +22,7 @@ GOOD = {
     "data.crop_aspect": (1.0, 2.0),
     "data.color_jitter": (0.4, 0.4, 0.4),
     "allreduce.grid": (4, 2),
+    "data.image_shape": (224, 224, 3),
     "stop_at": ("val_error", 24.1),
 }
 # Written out: what may differ when a run goes on somewhere else.
@@ -34,6 +37,10 @@ MACHINE = {
     "data.threads",
     "data.on_corrupt",
     "data.max_corrupt",
+    "data.examples",
+    "data.validation_examples",
+    "data.classes",
+    "data.image_shape",
     "evaluation.batch_size",
     "checkpoint.every_epochs",
     "checkpoint.every_steps",

@@ -3,22 +3,11 @@
 import re
 
 import pytest
+from monitors import Lines, quiet
 
 from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.evaluation import Evaluation
-from lbsgd.run.record.log import Log
-from lbsgd.run.record.record import NoRecord
-
-
-class Said:
-    """Progress that keeps its lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +26,11 @@ def test_there_is_a_top5_error_of_more_than_5_classes(classes, outputs, top5):
     config.model.update({"name": "cifar_resnet8", "width": 0.25, "num_classes": outputs})
     config.data.update({"source": "synthetic", "synthetic_classes": classes, "image_size": 8})
     config.data.update({"synthetic_examples": 20, "synthetic_validation_examples": 20})
-    parts = build(resolve(config))
-    values = Evaluation(parts, lambda: None, lambda done: False)(0, parts.start())
+    run, said = build(resolve(config)), Lines()
+    monitor = quiet(run.plan, said=said)
+    values = Evaluation(run.program, run.feed, monitor)(0, run.program.start())
     assert values.keys() == {"val_loss", "val_error"} | ({"val_error_top5"} if top5 else set())
-    said = Said()
-    Log(parts, NoRecord(), said, lambda: None, 0, 0).evaluation(1, values)
-    (line,) = said.lines
+    monitor.evaluation(1, values)
+    (line,) = said
     end = r"  top-5 \d+\.\d\d%" if top5 else ""
     assert re.fullmatch(rf"epoch 0\.40  update 1  validation loss \S+  error \d+\.\d\d%{end}", line)

@@ -26,9 +26,8 @@ from lbsgd.data.pipeline import load_job
 from lbsgd.data.sources.catalogue import SOURCES
 from lbsgd.models.resnet import IMAGENET
 from lbsgd.run.build import Run, build
-from lbsgd.run.config import default_config, flatten, resolve, run_keys
+from lbsgd.run.config import KEYS, default_config, flatten, resolve, run_keys
 from lbsgd.run.explain import explain, parameter_table
-from lbsgd.run.values import CHOICES
 from lbsgd.system.errors import ConfigError
 from lbsgd.workers import fit
 
@@ -62,7 +61,7 @@ TEXTS += [
     *IMAGENET,
     "cifar_resnet8",
     "cifar_resnet20",
-    *(choice for choices in CHOICES.values() for choice in choices),
+    *(choice for key in KEYS.values() for choice in key.choices),
 ]
 TUPLES = [(), (1,), (0.5,), (0.1, 0.9), (0.9, 0.1), (1, 2, 3), (0.0, 0.0, 1.0), (1e-6, 1e-6)]
 TUPLES += [(1e-3, 1e3), (math.nan,), (math.inf, 0.0), (None,), ("a",), ((1,),), (1e300,)]
@@ -82,8 +81,8 @@ ANYTHING = st.one_of(*OF_TYPE.values(), st.sampled_from(OTHERS))
 def values(key: str) -> st.SearchStrategy[Any]:
     """Mostly of the key's own type, and known words where it takes those."""
     own = OF_TYPE[type(DEFAULTS[key])]
-    if key in CHOICES:
-        own = st.sampled_from(CHOICES[key]) | own
+    if KEYS[key].choices:
+        own = st.sampled_from(KEYS[key].choices) | own
     return st.one_of(own, own, own, ANYTHING)
 
 
@@ -158,21 +157,21 @@ def memory_limited() -> Iterator[None]:
 def use(parts: Run) -> None:
     """What a run does with its parts before the first update, where that is little."""
     assert parameter_table(parts)
-    assert explain(parts)
-    parts.abstract_batch()
-    json.dumps([parts.identity(), run_keys(parts.config)], allow_nan=False)
-    for update in (0, parts.rate.warmup_updates, parts.total_updates):
-        rate = float(parts.rate.schedule(update))
+    assert explain(parts.plan)
+    parts.program.abstract_batch()
+    json.dumps([parts.plan.identity(), run_keys(parts.plan.config)], allow_nan=False)
+    for update in (0, parts.plan.learning_rate.warmup_updates, parts.plan.total_updates):
+        rate = float(parts.plan.learning_rate.schedule(update))
         assert math.isfinite(rate)
         assert rate >= 0
-    image = math.prod(parts.image_shape)
-    if image * parts.config.batch_size > 10**6:
+    image = math.prod(parts.plan.image_shape)
+    if image * parts.plan.config.batch_size > 10**6:
         return
-    for update in (0, parts.total_updates - 1):
-        arrays = load_job(parts.train_batches().job(update))
+    for update in (0, parts.plan.total_updates - 1):
+        arrays = load_job(parts.feed.train_batches().job(update))
         assert all(np.isfinite(array).all() for array in arrays.values())
-    if image * min(parts.eval_batches().batch_size, len(parts.splits.validation)) < 10**6:
-        load_job(next(iter(parts.eval_batches().jobs())))
+    if image * min(parts.feed.eval_batches().batch_size, len(parts.feed.splits.validation)) < 10**6:
+        load_job(next(iter(parts.feed.eval_batches().jobs())))
 
 
 def complaint(config: ml_collections.ConfigDict) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 
 from lbsgd.run.config import default_config
 from lbsgd.schedule import functions as rates
-from lbsgd.schedule.learning_rate import Rate, build_rate
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.errors import ConfigError
 
@@ -25,16 +25,16 @@ def updates(epochs: float, batch_size: int) -> int:
     return round(epochs * N / batch_size)
 
 
-def rate_of(batch_size: int, total: int | None = None, **keys: object) -> Rate:
+def rate_of(batch_size: int, total: int | None = None, **keys: object) -> LearningRate:
     """The rate of 90 epochs of ImageNet with these `learning_rate` keys."""
     config = default_config()
     config.batch_size = batch_size
     config.learning_rate.update(keys)
     total = updates(EPOCHS, batch_size) if total is None else total
-    return build_rate(config, Timeline.constant(N, batch_size), total)
+    return build_learning_rate(config, Timeline.constant(N, batch_size), total)
 
 
-def assert_rates(rate: Rate, expected: dict[int, float]) -> None:
+def assert_rates(rate: LearningRate, expected: dict[int, float]) -> None:
     for update, value in expected.items():
         np.testing.assert_allclose(
             float(rate.schedule(update)), value, rtol=RTOL, err_msg=f"update {update}"
@@ -75,7 +75,7 @@ def row(request) -> Row:
     return request.param
 
 
-def rate_of_row(row: Row) -> Rate:
+def rate_of_row(row: Row) -> LearningRate:
     return rate_of(
         row.batch_size,
         reference_learning_rate=row.reference,
@@ -246,12 +246,6 @@ def test_a_decay_from_the_start_past_the_end_to_a_rate(x64):
     length = {"warmup_epochs": 0.0, "warmup_steps": 100}
     rate = rate_of(8 * K, total=1000, decay_from="start", **length, **keys)
     assert_rates(rate, {t: 0.2 + 3.0 * (1 - t / 1250) ** 2 for t in (100, 500, 999, 1250)})
-
-
-@pytest.mark.parametrize("decay", ["steps", "none"])
-def test_where_a_decay_begins_is_named_where_it_has_no_effect(decay):
-    with pytest.raises(ConfigError, match=rf"decay_from='start' .* without effect on '{decay}'"):
-        rate_of(8 * K, decay=decay, decay_from="start")
 
 
 def test_polynomial_decay_to_a_rate_above_zero(x64):

@@ -62,8 +62,8 @@ def test_a_batch_that_grows_is_looked_at_from_where_it_has_several_workers(x64):
 def test_a_run_says_what_it_will_measure(x64):
     keys = {"diagnostics.workers.every_steps": 5, "diagnostics.layers.every_steps": 20}
     parts = small_run(8, 1, 1, **keys, **{"diagnostics.confusion.every_examples": 112})
-    assert parts.diagnostics == ({5, 10, 15, 20}, {7, 14}, {20})
-    (line,) = (line for line in explain(parts) if line.startswith("diagnostics"))
+    assert parts.plan.measurements == ({5, 10, 15, 20}, {7, 14}, {20})
+    (line,) = (line for line in explain(parts.plan) if line.startswith("diagnostics"))
     assert line == (
         "diagnostics: gradient noise scale at 4 updates, gradient confusion of 100 pairs of "
         "minibatches of 128 after 2 updates, norms of each parameter array at 1 update"

@@ -176,6 +176,7 @@ OFFSETS = {
     "longer than the interval": ({"every_epochs": 1.0, "offset_epochs": 4.0}, {40, 50, 60}),
     "past the end": ({"every_epochs": 1.0, "offset_epochs": 6.1}, set()),
     "none": ({"every_epochs": 2.0}, {20, 40, 60}),
+    "of no interval": ({"offset_epochs": 2.0}, set()),
     "added up as written": ({"every_epochs": 1.1, "offset_epochs": 2.2}, {22, 33, 44, 55}),
 }
 
@@ -190,11 +191,6 @@ def test_the_first_of_several_is_at_the_offset(name):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (
-            {"offset_epochs": 2.0},
-            "evaluation.offset_epochs=2.0 is where the first of several is; set evaluation."
-            "every_epochs, or the offset to 0",
-        ),
         (
             {"every_steps": 4, "offset_epochs": 2.0},
             "evaluation.offset_epochs=2.0, but evaluation.every_steps; give both in the same unit",

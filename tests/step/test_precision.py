@@ -59,15 +59,15 @@ def products(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 def programs(run: Run) -> dict[str, tuple[core.Jaxpr, int]]:
     """All that a run computes on devices, and the fewest products that are in it."""
-    state, batch = run.abstract_state(), run.abstract_batch()
+    state, batch = run.program.abstract_state(), run.program.abstract_batch()
     read = (state.params, state.batch_stats)
-    batches = run.eval_batches()
+    batches = run.feed.eval_batches()
     rows = jax.eval_shape(lambda: next(iter(batches)))
-    looks = workers_gradient.compiled(run.worker, run.placement, in_turn=True)
+    looks = workers_gradient.compiled(run.plan.worker, run.plan.placement, in_turn=True)
     traced = {
-        "train": (run.train_step().trace(state, batch), 3 * LAYERS - 1),
-        "moments": (run.moments_step().trace(*read, batch), LAYERS - 1),
-        "evaluation": (run.eval_step().trace(*read, rows), LAYERS),
+        "train": (run.plan.trace(), 3 * LAYERS - 1),
+        "moments": (jax.jit(run.plan.moments_step()).trace(*read, batch), LAYERS - 1),
+        "evaluation": (jax.jit(run.plan.eval_step()).trace(*read, rows), LAYERS),
         "workers": (looks.trace(*read, batch), 3 * LAYERS - 1),
     }
     return {name: (program.jaxpr.jaxpr, least) for name, (program, least) in traced.items()}
@@ -109,6 +109,8 @@ def test_optimizers_have_no_products_of_their_own(optimizer):
     counts = []
     for name in ("sgd", optimizer):
         run = run_of("float32", None, name)
-        program = run.train_step().trace(run.abstract_state(), run.abstract_batch())
+        program = run.program.train_step().trace(
+            run.program.abstract_state(), run.program.abstract_batch()
+        )
         counts.append(len(list(products(program.jaxpr.jaxpr))))
     assert counts[0] == counts[1] >= 3 * LAYERS - 1

@@ -92,7 +92,7 @@ def start():
             return random.uniform(0.5, 1.5, leaf.shape)
         return random.normal(size=leaf.shape) * 0.1
 
-    state = jax.eval_shape(run_on(1).initial_state)
+    state = jax.eval_shape(run_on(1).plan.initial_state)
     return state.replace(
         update=np.int32(0),
         skipped=np.int32(0),
@@ -160,7 +160,7 @@ def loop_over_workers(worker, params, batch):
 @pytest.fixture(scope="module")
 def written_out(start) -> list[WrittenOut]:
     """After each update. Running averages do not enter the training, so both kinds share it."""
-    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).model)
+    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).plan.model)
     worker = jax.jit(jax.value_and_grad(loss, has_aux=True))
     structure = jax.tree.structure(start.params)
     params = leaves(start.params)
@@ -206,14 +206,14 @@ def trained(request, start):
     """(kind of running variance, states and metrics after each update) on 1 and 8 devices."""
     devices, kind = request.param
     run = run_on(devices, kind)
-    step = run.compile_train_step()
-    state = jax.device_put(start, run.placement.replicated)
+    step = run.program.compile_train_step()
+    state = jax.device_put(start, run.plan.placement.replicated)
     history = []
     for update in range(UPDATES):
         # One accumulation step; workers stand in order in the slots.
         batch = {key: x[None] for key, x in minibatch(update).items()}
-        assert batch["label"].shape == (1, devices * run.placement.lanes, N)
-        state, metrics = step(state, jax.device_put(batch, run.placement.batch_sharding))
+        assert batch["label"].shape == (1, devices * run.plan.placement.lanes, N)
+        state, metrics = step(state, jax.device_put(batch, run.plan.placement.batch_sharding))
         history.append(jax.device_get((state, metrics)))
     return kind, history
 
@@ -270,7 +270,7 @@ def hurt(run, what: str):
     """The run with a worker whose loss, or whose gradient alone, is not finite."""
 
     def worker(params, *others):
-        result = run.worker(params, *others)
+        result = run.plan.worker(params, *others)
         square = jnp.sum(params["classifier"]["bias"] ** 2)
         # The derivative of a square root at 0 times 0 is not a number.
         wrong = jnp.log(-square) if what == "loss" else jnp.sqrt(0.0 * square)
@@ -284,8 +284,8 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, wh
     run = run_on(2)
     step = hurt(run, what).compile_train_step()
     batch = {k: x[None] for k, x in minibatch(0).items()}
-    batch = jax.device_put(batch, run.placement.batch_sharding)
-    state = jax.device_put(start, run.placement.replicated)
+    batch = jax.device_put(batch, run.plan.placement.batch_sharding)
+    state = jax.device_put(start, run.plan.placement.replicated)
     for skipped in (1, 2):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["train_loss"]) == (what == "gradient")
@@ -295,7 +295,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, wh
     assert (found.update, found.skipped) == (2, 2)
     for name in ("params", "batch_stats", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(start, name))
-    state, metrics = run.compile_train_step()(state, batch)  # and on it goes
+    state, metrics = run.program.compile_train_step()(state, batch)  # and on it goes
     assert (state.update, metrics["skipped"]) == (3, 2)
     assert (
         leaves(state.params)["classifier/bias"].tolist()
@@ -354,19 +354,21 @@ def test_infinite_logits_are_ordered():
 def test_eval_step_sums_over_the_examples_that_count(start, devices):
     """Against one example after the other, skipping those that are masked."""
     run = run_on(devices)
-    slots, each = devices * run.placement.lanes, 5
+    slots, each = devices * run.plan.placement.lanes, 5
     random = np.random.default_rng(5)
     batch = {
         "image": random.integers(0, 256, (1, slots, each, SIZE, SIZE, 3), dtype=np.uint8),
         "label": random.integers(0, CLASSES, (1, slots, each), np.int32),
         "mask": random.random((1, slots, each)) < 0.6,
     }
-    on_devices = jax.device_put(batch, run.placement.batch_sharding)
-    found = run.eval_step()(start.params, start.batch_stats, on_devices)
+    on_devices = jax.device_put(batch, run.plan.placement.batch_sharding)
+    found = run.program.eval_step()(start.params, start.batch_stats, on_devices)
 
     variables = {"params": start.params, "batch_stats": start.batch_stats}
     images = standardise(batch["image"].reshape(-1, SIZE, SIZE, 3))
-    logits = np.asarray(jax.jit(functools.partial(run.model.apply, train=False))(variables, images))
+    logits = np.asarray(
+        jax.jit(functools.partial(run.plan.model.apply, train=False))(variables, images)
+    )
     labels, mask = batch["label"].ravel(), batch["mask"].ravel()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     counted = np.flatnonzero(mask)
@@ -389,8 +391,10 @@ def test_eval_step_leaves_out_what_is_masked_whatever_it_holds(start):
         "label": np.zeros(shape, np.int32),
     }
     nan = jax.tree.map(lambda x: np.full_like(x, np.nan), start.params)
-    step = run.eval_step()
+    step = run.program.eval_step()
     for mask, expected in ((False, (0, 0, 0, 0)), (True, (np.nan, 16, 16, 16))):
         masked = {**batch, "mask": np.full(shape, mask)}
-        sums = step(nan, start.batch_stats, jax.device_put(masked, run.placement.batch_sharding))
+        sums = step(
+            nan, start.batch_stats, jax.device_put(masked, run.plan.placement.batch_sharding)
+        )
         np.testing.assert_array_equal([float(x) for x in sums], expected)

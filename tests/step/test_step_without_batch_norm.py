@@ -58,7 +58,7 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
     """Losses and parameters of each update: one network, all examples at once, SGD in full."""
 
     def loss(params, images, labels):
-        logits = run.model.apply({"params": params}, (images / 255 - 0.5) / 0.5, train=True)
+        logits = run.plan.model.apply({"params": params}, (images / 255 - 0.5) / 0.5, train=True)
         log_p = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=1, keepdims=True))
         return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
 
@@ -73,7 +73,7 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
         return value, jax.tree.map(lambda w, v: w - RATE * v, params, buffers), buffers
 
     buffers, history = jax.tree.map(np.zeros_like, params), []
-    for batch in run.train_batches().between(0, UPDATES):
+    for batch in run.feed.train_batches().between(0, UPDATES):
         # Slots past the last worker are idle.
         images = np.asarray(batch["image"], np.float64).reshape(-1, 8, 8, 1)[:6]
         labels = np.asarray(batch["label"]).reshape(-1)[:6]
@@ -86,12 +86,12 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
 def test_training_is_that_of_all_examples_at_once(x64, normalization):
     """On two devices of one lane, in two steps with an idle slot, against one device, by hand."""
     run = run_on(2, 2, normalization)
-    assert run.placement.slots > run.placement.workers
-    step, state = run.compile_train_step(), run.start()
+    assert run.plan.placement.slots > run.plan.placement.workers
+    step, state = run.program.compile_train_step(), run.program.start()
     assert jax.tree.leaves(state.batch_stats) == []
     start = jax.device_get(state.params)
     expected = by_hand(run, start)
-    for batch, (loss, params) in zip(run.train_batches().between(0, UPDATES), expected):
+    for batch, (loss, params) in zip(run.feed.train_batches().between(0, UPDATES), expected):
         state, metrics = step(state, batch)
         assert float(metrics["train_loss"]) == pytest.approx(loss, rel=1e-9)
         jax.tree.map(
@@ -127,7 +127,7 @@ def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, n
         "log.every_steps": 1,
         "log.tensorboard": False,
     }
-    config = run_on(4, 1, normalization, **keys).config
+    config = run_on(4, 1, normalization, **keys).plan.config
     (tmp_path / "config.py").write_text(
         "from lbsgd.run.config import default_config\n"
         "def get_config(arg=''):\n"

@@ -1,24 +1,29 @@
-"""Every command of argparse: a mistake is one line and exit code 2, help is the docstring."""
-
-import importlib
+"""The parser of commands: a mistake is one line, help is the docstring within 100 columns."""
 
 import pytest
 
-COMMANDS = [
-    "checkpoint.__main__",
-    "data.prepare",
-    "data.sources.tfrecord",
-    "diagnostics.__main__",
-    "launch.local",
-]
+from lbsgd.checkpoint import command as checkpoint
+from lbsgd.config import command as configs
+from lbsgd.data import command as prepare
+from lbsgd.diagnostics import command as diagnose
+from lbsgd.launch import local as launch
+from lbsgd.system.command_line import Parser, asks_for_help
+
+COMMANDS = {
+    "prepare": prepare,
+    "checkpoint": checkpoint,
+    "diagnose": diagnose,
+    "launch": launch,
+    "configs": configs,
+}
 
 
 @pytest.fixture(params=COMMANDS)
 def command(request):
-    return importlib.import_module(f"lbsgd.{request.param}")
+    return COMMANDS[request.param]
 
 
-@pytest.mark.parametrize("argv", [[], ["--none"], ["too", "many", "of", "them\nall"]])
+@pytest.mark.parametrize("argv", [["--none"], ["too", "many", "of", "them\nall"]])
 def test_a_mistake_is_one_line(command, capsys, argv):
     assert command.main(argv) == 2
     out, err = capsys.readouterr()
@@ -28,12 +33,39 @@ def test_a_mistake_is_one_line(command, capsys, argv):
     assert err.count("\n") == 1
 
 
-def test_help_is_the_docstring(command, capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("columns", [60, 300])
+def test_help_is_the_docstring(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as stop:
-        command.main(["--help"])
+        COMMANDS[name].main(["--help"])
     assert not stop.value.code
     out, err = capsys.readouterr()
-    assert command.__doc__.strip() in out
-    name = command.__name__.removesuffix(".__main__")
-    assert out.startswith(f"usage: python -m {name} ")
+    assert COMMANDS[name].__doc__.strip() in out
+    assert out.startswith(f"usage: lbsgd {name} ")
+    assert max(map(len, out.splitlines())) <= 100
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "asks"),
+    [
+        (["help"], True),
+        (["-h"], True),
+        (["a", "--help", "b"], True),
+        ([], False),
+        (["help", "a"], False),
+        (["a", "help"], False),
+        (["--helpful"], False),
+    ],
+)
+def test_what_asks_for_help(argv, asks):
+    assert asks_for_help(argv) == asks
+
+
+def test_help_counts_whatever_else_is_wrong(capsys):
+    parser = Parser("lbsgd x", "About x.")
+    parser.add_argument("number", type=int)
+    with pytest.raises(SystemExit):
+        parser.parse(["no number", "--none", "--help"])
+    assert "About x." in capsys.readouterr().out

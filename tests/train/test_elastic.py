@@ -15,7 +15,7 @@ import pytest
 from hanging import HANG_SECONDS
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
@@ -57,8 +57,8 @@ def config_at(devices: int = 0, steps: int = 1):
 
 def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
     parts = build(config_at(1))
-    checkpoints = Checkpoints(workdir / "checkpoints", 9, parts.identity(), say=pytest.fail)
-    update, state = checkpoints.restore(parts.abstract_state())
+    checkpoints = Checkpoints(workdir / "checkpoints", 9, parts.plan.identity(), say=pytest.fail)
+    update, state = checkpoints.restore(parts.program.abstract_state())
     checkpoints.close()
     assert update == UPDATES
     return jax.tree.leaves(state)
@@ -118,7 +118,8 @@ def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, d
     command = [
         sys.executable,
         "-m",
-        "lbsgd.launch.local",
+        "lbsgd.main",
+        "launch",
         f"--num_processes={processes}",
         f"--devices_per_process={devices}",
         "--platform=cpu",
@@ -166,7 +167,7 @@ from lbsgd.data.pipeline import load_job
 folder, port, processes, process = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = resolve(runpy.run_path(str(folder / "chain.py"))["get_config"]())
 startup.start_processes(f"127.0.0.1:{port}", processes, process, config.runtime)
-batches = build(config).train_batches()
+batches = build(config).feed.train_batches()
 arrays = {}
 for update in (0, 7, 23):
     place = batches.placement(update)
@@ -195,7 +196,7 @@ def test_processes_load_the_examples_of_one_bitwise(x64, tmp_path, processes):
     ]
     assert [process.wait(timeout=HANG_SECONDS) for process in group] == [0] * processes
     parts = [np.load(tmp_path / f"{i}.npz") for i in range(processes)]
-    whole = build(config_at(8)).train_batches()
+    whole = build(config_at(8)).feed.train_batches()
     for update, count in ((0, 8), (7, 8), (23, 16)):
         slots = [part[f"{update} slots"] for part in parts]
         assert sorted(np.concatenate(slots)) == list(range(count))

@@ -37,7 +37,7 @@ def test_a_run_needs_no_home(home, tmp_path):
     done = without_home(tmp_path, home, "lbsgd.main", DIGITS, *small, *length, "--workdir=run")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "curves.png").stat().st_size > 0
-    done = without_home(tmp_path, home, "lbsgd.checkpoint", "verify", "run")
+    done = without_home(tmp_path, home, "lbsgd.main", "checkpoint", "verify", "run")
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from lbsgd import train
 from lbsgd.checkpoint import store
-from lbsgd.run import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.evaluation import Evaluation
+from lbsgd.run.program import Program
 from lbsgd.run.record.metrics import evaluations, read_metrics
 from lbsgd.run.record.record import Record
 from lbsgd.system.errors import ConfigError, DivergedError
@@ -197,7 +197,7 @@ def run_out(*_: object) -> jax.Array:
 def test_an_evaluation_without_memory_loses_nothing(tmp_path, monkeypatch):
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(build.Run, "eval_step", lambda run: run_out)
+        patched.setattr(Program, "eval_step", lambda run: run_out)
         says = r"evaluation needs more memory than there is.*; set evaluation.batch_size to less "
         says += r"than 8; update 6 is saved: once that is mended"
         with pytest.raises(ConfigError, match=says):
@@ -213,7 +213,7 @@ def test_an_evaluation_without_memory_loses_nothing(tmp_path, monkeypatch):
 def test_a_step_without_memory_is_a_line(tmp_path, monkeypatch, keys, says):
     folder = images(tmp_path / "images")
     for compiled in (lambda *_: run_out, run_out):  # when it runs, or when it is compiled
-        monkeypatch.setattr(build.Run, "compile_train_step", compiled)
+        monkeypatch.setattr(Program, "compile_train_step", compiled)
         with pytest.raises(
             ConfigError, match=rf"training needs more memory than there is.*; {says}"
         ):

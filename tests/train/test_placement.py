@@ -46,10 +46,10 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
 
 def train(run: Run) -> dict[str, np.ndarray]:
     """Metrics of every update and the final state, by name."""
-    step = run.compile_train_step()
-    state = run.start()
+    step = run.program.compile_train_step()
+    state = run.program.start()
     metrics = []
-    for batch in run.train_batches().between(0, UPDATES):
+    for batch in run.feed.train_batches().between(0, UPDATES):
         state, values = step(state, batch)
         metrics.append(jax.device_get(values))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((metrics, state)))
@@ -129,13 +129,15 @@ def all_reduces(compiled) -> list[tuple[str, int]]:
 )
 def test_each_gradient_byte_is_reduced_once_and_outside_the_accumulation(steps):
     run = small_run(24, 2, steps, dtype="float32")
-    assert run.placement.accumulation_steps == steps
-    state = jax.eval_shape(run.initial_state)
+    assert run.plan.placement.accumulation_steps == steps
+    state = jax.eval_shape(run.plan.initial_state)
     loss_and_error = 2 * 4
     expected = loss_and_error + sum(
         4 * leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))
     )
-    lowered = run.train_step().lower(run.abstract_state(), run.abstract_batch())
+    lowered = run.program.train_step().lower(
+        run.program.abstract_state(), run.program.abstract_batch()
+    )
     reduces = all_reduces(lowered.compile())
     assert sum(size for _, size in reduces) == expected
     assert {computation for computation, _ in reduces} == {"ENTRY"}
@@ -147,17 +149,17 @@ def test_each_gradient_byte_is_reduced_once_and_outside_the_accumulation(steps):
 @pytest.mark.long
 def test_idle_slots_change_nothing(x64):
     run = small_run(8, 5, 1, **{"total_steps": 1})
-    assert run.placement.slots == 10
-    step = run.compile_train_step()
-    state = run.start()
-    local = load_job(run.train_batches().job(0))
+    assert run.plan.placement.slots == 10
+    step = run.program.compile_train_step()
+    state = run.program.start()
+    local = load_job(run.feed.train_batches().job(0))
     copies = local["label"].copy()
     # Other labels in the two idle slots must change nothing at all.
     copies[0, 8:] = (copies[0, 8:] + 1) % 10
     results = []
     for labels in (local["label"], copies):
         batch = {"image": local["image"], "label": labels}
-        batch = jax.device_put(batch, run.placement.batch_sharding)
+        batch = jax.device_put(batch, run.plan.placement.batch_sharding)
         fresh = jax.tree.map(jnp.copy, state)
         results.append(jax.device_get(step(fresh, batch)))
     jax.tree.map(np.testing.assert_array_equal, *results)

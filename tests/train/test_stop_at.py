@@ -160,7 +160,7 @@ def test_a_target_that_is_not_reached_is_said_at_the_end(whole, tmp_path, capsys
 def launch(tmp_path: pathlib.Path, workdir: pathlib.Path, target: tuple[str, float]):
     """The run in two processes."""
     (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, "-m", "lbsgd.launch.local", "--num_processes=2", "--platform=cpu"]
+    command = [sys.executable, "-m", "lbsgd.main", "launch", "--num_processes=2", "--platform=cpu"]
     command += ["--max_restarts=0", "--", f"--config={tmp_path / 'config.py'}"]
     command += [f"--config.stop_at={target!r}", f"--workdir={workdir}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 from hanging import HANG_SECONDS
+from monitors import quiet
 
 from lbsgd import train
-from lbsgd.checkpoint import Checkpoints
+from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.pipeline import load_job
 from lbsgd.run import workdir
 from lbsgd.run.build import build
@@ -55,8 +56,8 @@ def tiny_config(**keys: object):
 
 def final_state(config, workdir) -> dict[str, np.ndarray]:
     parts = build(config)
-    checkpoints = Checkpoints(workdir / "checkpoints", 1, parts.identity(), say=pytest.fail)
-    update, state = checkpoints.restore(parts.abstract_state())
+    checkpoints = Checkpoints(workdir / "checkpoints", 1, parts.plan.identity(), say=pytest.fail)
+    update, state = checkpoints.restore(parts.program.abstract_state())
     checkpoints.close()
     assert update == UPDATES
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -254,9 +255,9 @@ def diverging(**keys: object):
 def first_bad_update(config) -> tuple[int, float]:
     """The first update whose loss or gradient is not finite, and its learning rate."""
     parts = build(config)
-    step = parts.compile_train_step()
-    state = parts.start()
-    for batch in parts.train_batches().between(0, UPDATES):
+    step = parts.program.compile_train_step()
+    state = parts.program.start()
+    for batch in parts.feed.train_batches().between(0, UPDATES):
         state, values = step(state, batch)
         if not np.isfinite(values["train_loss"]) or not np.isfinite(values["gradient_norm"]):
             return int(state.update) - 1, float(values["learning_rate"])
@@ -279,9 +280,9 @@ def test_a_run_that_diverges_says_when_and_keeps_what_was_finite(tmp_path):
     assert [line["step"] for line in lines] == list(range(1, bad + 2))
     assert [line["step"] for line in lines if line["skipped"]] == [bad + 1]
     checkpoints = Checkpoints(
-        tmp_path / "checkpoints", 1, build(config).identity(), say=pytest.fail
+        tmp_path / "checkpoints", 1, build(config).plan.identity(), say=pytest.fail
     )
-    update, state = checkpoints.restore(build(config).abstract_state())
+    update, state = checkpoints.restore(build(config).program.abstract_state())
     checkpoints.close()
     assert update == bad
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
@@ -347,16 +348,18 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     """Against statistics computed worker by worker, outside the step."""
     config = tiny_config(**{"batch_norm.precise_examples": 100})
     parts = build(config)
-    state = parts.start()
-    found = Evaluation(parts, lambda: None, lambda done: False)._statistics(3, state)
-    batches = parts.other_batches("precise_batch_norm", parts.timeline, parts.placements)
+    state = parts.program.start()
+    found = Evaluation(parts.program, parts.feed, quiet(parts.plan))._statistics(3, state)
+    batches = parts.feed.other_batches(
+        "precise_batch_norm", parts.plan.timeline, parts.plan.placements
+    )
     each = []
     for update in (3, 4):  # ceil(100 / 64) minibatches
         images = load_job(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)
         for rows in images:
-            _, left = parts.model.apply(
+            _, left = parts.plan.model.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},
-                parts.preprocess(rows),
+                parts.plan.preprocess(rows),
                 train=True,
                 mutable=["batch_stats"],
             )

@@ -70,7 +70,7 @@ def start(run):
             return random.uniform(0.5, 1.5, leaf.shape)
         return random.normal(size=leaf.shape) * 0.1
 
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(run.plan.initial_state)
     return state.replace(
         update=np.int32(0),
         skipped=np.int32(0),
@@ -85,11 +85,11 @@ def start(run):
 @pytest.fixture(scope="module")
 def in_jax(run, start):
     """Metrics of each update and the last state, on two devices in two accumulation steps."""
-    assert (run.placement.devices, run.placement.accumulation_steps) == (2, 2)
-    step = run.compile_train_step()
-    state = jax.device_put(start, run.placement.replicated)
+    assert (run.plan.placement.devices, run.plan.placement.accumulation_steps) == (2, 2)
+    step = run.program.compile_train_step()
+    state = jax.device_put(start, run.plan.placement.replicated)
     metrics = []
-    for batch in run.train_batches().between(0, UPDATES):
+    for batch in run.feed.train_batches().between(0, UPDATES):
         state, values = step(state, batch)
         metrics.append(jax.device_get(values))
     return metrics, jax.device_get(state)
@@ -157,7 +157,7 @@ def in_torch(run, start):
         momentum=MOMENTUM,
         nesterov=True,
     )
-    batches, metrics = run.train_batches(), []
+    batches, metrics = run.feed.train_batches(), []
     for update in range(UPDATES):
         rate = REFERENCE + (FULL - REFERENCE) * min(update / WARMUP, 1)
         for group in optimizer.param_groups:
@@ -169,7 +169,7 @@ def in_torch(run, start):
         optimizer.step()
         of_update = {"train_loss": loss, "train_error": 100 * wrong / (WORKERS * N)}
         of_update |= {"learning_rate": rate, "gradient_norm": float(norm), "skipped": 0}
-        noise = rate * len(run.splits.train) / (WORKERS * N * (1 - MOMENTUM))
+        noise = rate * len(run.feed.splits.train) / (WORKERS * N * (1 - MOMENTUM))
         of_update |= {"batch_size": WORKERS * N, "sgd_noise_scale": noise}
         metrics.append(of_update)
     return metrics, {path: from_torch(x) for path, x in params.items()}, buffers

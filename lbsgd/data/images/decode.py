@@ -1,7 +1,7 @@
 """Decoding of image files to pixels, with no more work than the crop needs.
 
 Only the rows of a JPEG down to the last one of the crop are decoded. The rows above the crop are
-skipped too if a restart marker follows each row of blocks, as in the files of `lbsgd.data.prepare`.
+skipped too if a restart marker follows each row of blocks, as in the files of `lbsgd prepare`.
 A `Box` that is at least 2, 4 or 8 times larger than the result is decoded at half, a quarter or an
 eighth of its size; a `Window` never is. Pixels are those of libjpeg-turbo's accurate inverse DCT
 and its smooth ("fancy") interpolation of colour, the same as Pillow's. Files that the fast path

@@ -1,4 +1,4 @@
-"""Encoding of images by `lbsgd.data.prepare`: the file unchanged, a smaller JPEG, or pixels."""
+"""Encoding of images by `lbsgd prepare`: the file unchanged, a smaller JPEG, or pixels."""
 
 import dataclasses
 import io

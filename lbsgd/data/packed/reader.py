@@ -1,6 +1,6 @@
 """Packed data sets, lbsgd's own format: for each split a folder of ArrayRecord shards and an index.
 
-`lbsgd.data.prepare` writes them. The index lists the shards, their contents and checksums, so a set
+`lbsgd prepare` writes them. The index lists the shards, their contents and checksums, so a set
 of any size opens without reading the shards. Reading an example is one read of one shard.
 """
 
@@ -126,7 +126,7 @@ def read_index(folder: pathlib.Path) -> Index:
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder} is not a packed set, or its preparation is not finished; run "
-            f"python -m lbsgd.data.prepare INPUT {folder.parent} (again)"
+            f"lbsgd prepare INPUT {folder.parent} (again)"
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror})") from error
@@ -236,7 +236,7 @@ class PackedSource:
             if wrong:
                 raise ConfigError(
                     f"{folder / shard.file} {wrong}; "
-                    f"`python -m lbsgd.data.prepare --verify {folder.parent}` names all damage; "
+                    f"`lbsgd prepare --verify {folder.parent}` names all damage; "
                     f"then remove {folder} and prepare it again"
                 )
         self._shards = [RecordFile(folder / shard.file, shard.examples) for shard in index.shards]
@@ -274,12 +274,10 @@ class PackedSource:
 
 
 def packed(config: ml_collections.ConfigDict) -> Splits:
-    """Opens what `python -m lbsgd.data.prepare` wrote: `train/` and `validation/` in data.dir."""
+    """Opens what `lbsgd prepare` wrote: `train/` and `validation/` in data.dir."""
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
-        raise ConfigError(
-            f"data.dir={config.dir!r} is not a folder; make it by python -m lbsgd.data.prepare"
-        )
+        raise ConfigError(f"data.dir={config.dir!r} is not a folder; make it by lbsgd prepare")
     if (root / INDEX).exists():
         raise ConfigError(
             f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "

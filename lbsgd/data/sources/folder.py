@@ -13,7 +13,7 @@ import numpy as np
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed.reader import is_packed
-from lbsgd.data.source import Example, Splits, first_image_shape, list_names, printable
+from lbsgd.data.source import Example, Splits, first_image_shape, list_names
 from lbsgd.data.sources.files import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -24,6 +24,7 @@ from lbsgd.data.sources.files import (
 )
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
+from lbsgd.system.text import printable
 
 # Largest size of an image file; 100 million pixels take less.
 MOST_BYTES = 10**9

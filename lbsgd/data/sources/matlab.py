@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ LETTERS = {16: "utf-8", 17: "utf-16", 18: "utf-32"}
 TABLE, TEXT = 2, 4
 
 
-def read_table(data: bytes, name: str, fields: tuple[str, ...], most: int) -> list[tuple]:
+def read_table(data: bytes, name: str, fields: tuple[str, ...], most: int) -> list[tuple[Any, ...]]:
     """Reads the rows of a table (an array of structs), with some of its fields.
 
     Args:
@@ -88,7 +89,7 @@ def _take(elements: Iterator[tuple[int, bytes]], count: int) -> list[tuple[int, 
 
 def _rows(
     rest: Iterator[tuple[int, bytes]], count: int, fields: tuple[str, ...], order: str
-) -> list[tuple]:
+) -> list[tuple[Any, ...]]:
     (_, length), (_, names) = _take(rest, 2)
     width = int.from_bytes(length, "little" if order == "<" else "big")
     if not 0 < width <= len(names):

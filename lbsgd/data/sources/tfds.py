@@ -255,7 +255,7 @@ def _use_array_records(builder: Any) -> None:
     if "tfrecord" in there:
         raise ConfigError(
             f"{folder} has TFRecord files, which have no random access; to add ArrayRecord files: "
-            f"python -m lbsgd.data.sources.tfrecord {shlex.quote(folder)}"
+            f"lbsgd prepare --tfrecord {shlex.quote(folder)}"
         )
     raise ConfigError(
         f"{folder} has {' and '.join(sorted(there))} files; prepare the dataset in another "

@@ -1,22 +1,17 @@
 """Adds ArrayRecord files, which can be read at random, to a dataset that is prepared as TFRecord.
 
-    python -m lbsgd.data.sources.tfrecord VERSION_FOLDER
-
-does the same as `tfds convert_format`, but needs neither TensorFlow nor Apache Beam. The checksums
-of the TFRecord files are not checked.
+`lbsgd prepare --tfrecord FOLDER` does the same as `tfds convert_format`, but needs neither
+TensorFlow nor Apache Beam. The checksums of the TFRecord files are not checked.
 """
 
 import json
 import os
 import pathlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from lbsgd.data.sources.tfds import formats, load_builder, set_format
-from lbsgd.system.command_line import Parser, complain
-from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
+from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import move_into_place, replace_file
-from lbsgd.system.streams import protect_streams
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
@@ -96,20 +91,3 @@ def _note_format(path: pathlib.Path) -> None:
     info = json.loads(path.read_text())
     info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
     replace_file(path, json.dumps(info, indent=2))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
-    parser = Parser("python -m lbsgd.data.sources.tfrecord", __doc__)
-    parser.add_argument("folder", type=pathlib.Path, help="of one version, with dataset_info.json")
-    try:
-        convert(parser.parse_args(argv).folder)
-    except (ConfigError, OSError) as error:
-        complain(error)
-        return EXIT_USER
-    return EXIT_DONE
-
-
-if __name__ == "__main__":
-    protect_streams()
-    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ TICKS, MORE_TICKS = (1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 class Schedule(NamedTuple):
-    """What held from each epoch on up to the next.
+    """Holds the rate and the batch size from each epoch up to the next.
 
     Attributes:
       epochs: one more than there are of the others, for the end.
@@ -42,7 +42,7 @@ def draw(metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule
 
 
 def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> Any:
-    """Errors against epochs, learning rate below, and the batch size where it changes."""
+    """Plots errors against epochs, learning rate below, and the batch size where it changes."""
     figure = new_figure(7, 5)
     strips = ("learning_rate", "batch_size")[: 2 if len(set(schedule.batch_size)) > 1 else 1]
     ratios = (3, *(1 for _ in strips))
@@ -65,7 +65,7 @@ def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> Any
 def _draw_errors(
     panel: Any, training: list[tuple[float, float]], validation: list[tuple[float, float]]
 ) -> None:
-    """Both errors, on an axis on which small ones at the end can be read."""
+    """Plots both errors, on an axis on which small ones at the end can be read."""
     for points, name, color in (
         (training, "training", "tab:blue"),
         (validation, "validation", "tab:red"),
@@ -84,7 +84,7 @@ def _draw_errors(
 
 
 def _scale(panel: Any, values: list[float]) -> None:
-    """A logarithmic axis; with errors of 0 it is linear below the least that is not."""
+    """Scales the axis logarithmically; with errors of 0 it is linear below the least other."""
     positive = [value for value in values if value > 0]
     if not positive:
         panel.set_ylim(0, 1)
@@ -105,7 +105,7 @@ def _scale(panel: Any, values: list[float]) -> None:
 
 
 def _training_means(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Pairs of an epoch and the training error averaged up to there, from the one before.
+    """Averages the training error from each epoch to the next: pairs of an epoch and a mean.
 
     Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
     the run is cut into `STRETCHES` of the same length.

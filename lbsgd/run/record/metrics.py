@@ -13,7 +13,7 @@ from lbsgd.system.files import replace_file
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line with `step` (updates done), `epoch` and named values.
+    """Writes metrics.jsonl: one object a line with `step` (updates done), `epoch` and values.
 
     What a full disk refuses waits in memory, to be written with the next line. diagnostics.jsonl is
     a file of this kind too; its values may be lists, or numbers by name.
@@ -59,6 +59,7 @@ class MetricsFile:
         return ""
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _write(self) -> None:
@@ -76,7 +77,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no file, without a last line cut short.
+    """Reads the lines of a metrics.jsonl, without a last line cut short; none if there is no file.
 
     Args:
       lists: whether values may be lists, or numbers by name, as in diagnostics.jsonl.
@@ -93,7 +94,7 @@ def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]
 
 
 def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines of a metrics.jsonl that can be read; and "", or what is wrong with the others."""
+    """Reads the lines of a metrics.jsonl that can be read; and "", or what is wrong with others."""
     try:
         lines, damaged = _read(path, lists=False)
     except ConfigError as error:
@@ -105,7 +106,7 @@ def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _read(path: pathlib.Path, lists: bool) -> tuple[list[dict[str, Any]], list[int]]:
-    """The lines, and the numbers of those that are damaged."""
+    """Reads the lines, and the numbers of those that are damaged."""
     if not path.is_file():
         return [], []
     try:
@@ -122,7 +123,7 @@ def _read(path: pathlib.Path, lists: bool) -> tuple[list[dict[str, Any]], list[i
 
 
 def _checked(line: Any, lists: bool) -> dict[str, Any]:
-    """A line as `MetricsFile` writes it, or ValueError."""
+    """Checks a line to be as `MetricsFile` writes it; raises ValueError where it is not."""
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         raise ValueError("no step")
     for value in line.values():
@@ -135,5 +136,5 @@ def _checked(line: Any, lists: bool) -> dict[str, Any]:
 
 
 def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lines that hold an evaluation."""
+    """Selects the lines that hold an evaluation."""
     return (line for line in metrics if line.get("val_error") is not None)

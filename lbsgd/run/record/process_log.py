@@ -18,7 +18,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class ProcessLog:
-    """The log of one process: lines with their time, and the stacks of all threads when it stalls.
+    """Logs one process: lines with their time, and the stacks of all threads when it stalls.
 
     What the C++ of JAX ends (SIGABRT, SIGSEGV) leaves its stacks here too.
     """
@@ -82,6 +82,7 @@ class ProcessLog:
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._file, exit=self._end)
 
     def close(self) -> None:
+        """Ends the watch, and closes the file."""
         self._closed.set()
         if self._stall_seconds:
             faulthandler.cancel_dump_traceback_later()

@@ -18,13 +18,17 @@ Values = Mapping[str, float]
 class Progress(Protocol):
     """Shows how far a run is."""
 
-    def begin(self, step: int) -> None: ...
+    def begin(self, step: int) -> None:
+        """Begins, where `step` updates were done before."""
 
-    def show(self, step: int, epoch: float, values: Values) -> None: ...
+    def show(self, step: int, epoch: float, values: Values) -> None:
+        """Shows the metrics of an update."""
 
-    def line(self, text: str) -> None: ...
+    def line(self, text: str) -> None:
+        """Prints a line."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
 
 
 def _short(values: Values) -> str:
@@ -44,7 +48,7 @@ def _duration(seconds: float) -> str:
 
 
 class PlainProgress:
-    """Lines, at most one every `seconds`."""
+    """Prints lines, at most one every `seconds`."""
 
     def __init__(
         self, total: int, seconds: float = 10.0, write: Callable[[str], None] | None = None
@@ -77,7 +81,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """A bar on a terminal."""
+    """Draws a bar on a terminal."""
 
     def __init__(self, total: int) -> None:
         metrics = rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1)
@@ -117,7 +121,7 @@ class LoggedProgress:
             self._parts.append(shown)
 
     def begin(self, step: int) -> None:
-        """Training goes on after `step` updates."""
+        """Begins, where `step` updates were done before."""
         for part in self._parts:
             part.begin(step)
 
@@ -137,7 +141,7 @@ class LoggedProgress:
 def open_progress(
     total: int, log: Callable[[str], None], process: int = 0, processes: int = 1
 ) -> LoggedProgress:
-    """A bar on a terminal, lines elsewhere; but for process 0 only what goes to the log.
+    """Opens a bar on a terminal, lines elsewhere; other processes than 0 write to their log alone.
 
     Of several processes none draws a bar: what starts them may give each a terminal to fill.
 

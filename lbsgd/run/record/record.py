@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lbsgd.checkpoint import Checkpoints
-from lbsgd.run.build import Run
+from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, evaluations, read_metrics
 from lbsgd.run.record.summaries import NoSummaries, Summaries, open_summaries
 from lbsgd.run.workdir import Workdir
@@ -18,18 +18,18 @@ Values = dict[str, float]
 
 
 class Record:
-    """The record of a run in its workdir.
+    """Keeps the record of a run in its workdir.
 
     The metrics up to an update are on the disk before its checkpoint is, and a run that goes on
     from a checkpoint drops the later ones; so each update stands in the metrics once.
     """
 
-    def __init__(self, parts: Run, folder: Workdir, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, folder: Workdir, say: Callable[[str], None]) -> None:
         """Opens the checkpoints; `begin` opens the rest."""
-        config = parts.config.checkpoint
-        self._parts, self._folder, self._say = parts, folder, say
+        config = plan.config.checkpoint
+        self._plan, self._folder, self._say = plan, folder, say
         self._checkpoints = Checkpoints(
-            folder.checkpoints, config.keep, parts.identity(), on_error=config.on_error, say=say
+            folder.checkpoints, config.keep, plan.identity(), on_error=config.on_error, say=say
         )
         self._metrics: MetricsFile | None = None
         self._lists: MetricsFile | None = None
@@ -37,49 +37,49 @@ class Record:
         self._saved_at = time.monotonic()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """Update and state of the newest good checkpoint (`Checkpoints.restore`)."""
+        """Restores update index and state of the newest good checkpoint (`Checkpoints.restore`)."""
         return self._checkpoints.restore(like)
 
     def begin(self, start: int) -> None:
         """Opens metrics and summaries of a run that goes on after `start` updates."""
         self._metrics = MetricsFile(self._folder.metrics, keep_until=start)
-        if any(self._parts.diagnostics) or self._folder.diagnostics.is_file():
+        if any(self._plan.measurements) or self._folder.diagnostics.is_file():
             self._lists = MetricsFile(self._folder.diagnostics, keep_until=start, lists=True)
-        if self._parts.config.log.tensorboard:
+        if self._plan.config.log.tensorboard:
             self._summaries = open_summaries(self._folder.tensorboard, self._say)
         self._saved_at = time.monotonic()
 
     def holds_evaluation(self, update: int) -> bool:
-        """Whether the state after `update` updates was evaluated."""
+        """Tells whether the state after `update` updates was evaluated."""
         lines = evaluations(read_metrics(self._folder.metrics))
         return any(line["step"] == update for line in lines)
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """The lines of the metrics that were there before, and still count."""
+        """Returns the lines of the metrics that were there before, and still count."""
         return self._metrics.kept if self._metrics else []
 
     def holds(self, update: int, name: str) -> bool:
-        """Whether the diagnostic `name` of `update` was written before, and still counts."""
+        """Tells whether the diagnostic `name` of `update` was written before, and still counts."""
         kept = self._lists.kept if self._lists else []
         return any(line["step"] == update and name in line for line in kept)
 
     def write_lists(self, done: int, values: Mapping[str, Any]) -> None:
-        """Diagnostics after `done` updates: lists, or numbers by name."""
+        """Writes diagnostics after `done` updates: lists, or numbers by name."""
         assert self._lists
-        self._lists.write(done, self._parts.timeline.epoch(done), values)
+        self._lists.write(done, self._plan.timeline.epoch(done), values)
 
     def write(self, done: int, values: Values) -> None:
-        """Metrics after `done` updates."""
+        """Writes the metrics after `done` updates."""
         assert self._metrics
-        self._metrics.write(done, self._parts.timeline.epoch(done), values)
+        self._metrics.write(done, self._plan.timeline.epoch(done), values)
         self._summaries.write_scalars(done, values)
 
     def due(self, done: int) -> bool:
-        """Whether the state after `done` updates is to be saved."""
-        minutes = self._parts.config.checkpoint.every_minutes
+        """Tells whether the state after `done` updates is to be saved."""
+        minutes = self._plan.config.checkpoint.every_minutes
         late = minutes and time.monotonic() - self._saved_at > 60 * minutes
-        return done in self._parts.save_after or bool(late)
+        return done in self._plan.save_after or bool(late)
 
     def save(self, done: int, state: Any, last: bool) -> None:
         """Starts to save; the state may be changed when this returns.
@@ -97,7 +97,7 @@ class Record:
             self._checkpoints.save(done, state, last=last)
         elif last:
             return
-        elif self._parts.config.checkpoint.on_error == "stop":
+        elif self._plan.config.checkpoint.on_error == "stop":
             raise ConfigError(f"{problem}, so there is no checkpoint of update {done}")
         else:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
@@ -124,7 +124,7 @@ class Record:
         self._checkpoints.check(wait=True)
 
     def newest(self) -> str:
-        """Which checkpoint is the newest good one, once all are on the disk."""
+        """Says which checkpoint is the newest good one, once all are on the disk."""
         self._checkpoints.wait()
         newest = self._checkpoints.newest
         if newest is None:
@@ -132,7 +132,7 @@ class Record:
         return f"the newest good checkpoint is {self._folder.checkpoints / str(newest)}"
 
     def summary(self) -> str:
-        """What the checkpoints cost."""
+        """Says what the checkpoints cost."""
         return self._checkpoints.summary()
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class Record:
 
 
 class NoRecord:
-    """That of the processes that keep none."""
+    """Stands in for a record in the processes that keep none."""
 
     kept: tuple[()] = ()
 

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.run.build import Run
+from lbsgd.run.plan import Plan
 from lbsgd.run.record import curves
 from lbsgd.run.record.metrics import evaluations, read_whole_lines
 from lbsgd.run.record.progress import Progress
@@ -30,7 +30,7 @@ DRAWN = 4000
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Tells how a run ended.
 
     Attributes:
       updates: done in all.
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class FinalError(NamedTuple):
-    """The median validation error over the final 5 epochs (Goyal et al., section 5.1).
+    """Holds the median validation error over the final 5 epochs (Goyal et al., section 5.1).
 
     Attributes:
       error: in percent.
@@ -58,7 +58,7 @@ class FinalError(NamedTuple):
 
 
 def final_error(metrics: list[dict[str, Any]], timeline: Timeline) -> FinalError | None:
-    """The median over the evaluations in the epoch of the last one, and in the 4 before it.
+    """Takes the median over the evaluations in the epoch of the last one, and in the 4 before it.
 
     An evaluation at the end of an epoch belongs to that epoch (`Timeline.epoch_of`): with one at
     the end of each these are the final five, with one every fourth epoch the final two.
@@ -75,12 +75,13 @@ def final_error(metrics: list[dict[str, Any]], timeline: Timeline) -> FinalError
 
 
 def finish(
-    parts: Run,
+    plan: Plan,
     folder: Workdir,
     progress: Progress,
     done: int,
     complete: bool,
     speed: Speed | None,
+    corrupt: Collection[str],
 ) -> Outcome:
     """Sums the run up, and draws its curves.
 
@@ -88,31 +89,32 @@ def finish(
       done: updates.
       complete: whether nothing is left to do.
       speed: None if nothing was trained.
+      corrupt: the names of examples that could not be read.
     """
     if jax.process_index():
         progress.line(f"{'done' if complete else 'stopped'} after update {done}")
         return Outcome(done, complete, None)
     lines, damage = read_whole_lines(folder.metrics)
-    final = final_error(lines, parts.timeline)
-    undrawn = curves.draw(lines, folder.curves, _title(parts), _schedule(parts, done))
-    unwritten = _write(parts, folder, done, complete, lines)
+    final = final_error(lines, plan.timeline)
+    undrawn = curves.draw(lines, folder.curves, _title(plan), _schedule(plan, done))
+    unwritten = _write(plan, folder, done, complete, lines)
     for problem in filter(None, (damage, undrawn, unwritten)):
         progress.line(problem)
     progress.line("")
     if not complete:
         progress.line(
-            f"stopped after update {done} of {parts.total_updates}; the same command goes on"
+            f"stopped after update {done} of {plan.total_updates}; the same command goes on"
         )
     if final:
         progress.line(say_error(final, list(evaluations(lines))))
-    target = Target.of(parts.config.stop_at)
+    target = Target.of(plan.config.stop_at)
     if target:
         progress.line(say_target(target, lines))
     if speed:
-        epochs = pluralize(parts.timeline.epoch(done), "epoch", form=".4g")
+        epochs = pluralize(plan.timeline.epoch(done), "epoch", form=".4g")
         progress.line(f"{pluralize(done, 'update')}, {epochs}, {speed}")
-    if parts.corrupt.names:
-        progress.line(f"corrupt examples: {len(parts.corrupt.names)}, named in {folder.corrupt}")
+    if corrupt:
+        progress.line(f"corrupt examples: {len(corrupt)}, named in {folder.corrupt}")
     for name, path in (
         ("checkpoint", folder.checkpoints / str(done)),
         ("metrics", folder.metrics),
@@ -124,7 +126,7 @@ def finish(
 
 
 def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
-    """The final error, of how many evaluations it is, and what the last of all found."""
+    """Says the final error, of how many evaluations it is, and what the last of all found."""
     top5 = evaluated[-1].get("val_error_top5")
     last = [f"top-5 {top5:.2f}%"] if top5 is not None else []
     of = f"the only evaluation in the final {FINAL_EPOCHS} epochs"
@@ -142,7 +144,7 @@ def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
 
 
 def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
-    """After how many updates and epochs the target was reached, or how near it came."""
+    """Says after how many updates and epochs the target was reached, or how near it came."""
     line = target.first(lines)
     if line is None:
         best = target.best(lines)
@@ -154,13 +156,13 @@ def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _write(
-    parts: Run, folder: Workdir, done: int, complete: bool, lines: list[dict[str, Any]]
+    plan: Plan, folder: Workdir, done: int, complete: bool, lines: list[dict[str, Any]]
 ) -> str:
     """Writes result.json: "", or why that cannot be."""
-    final, target = final_error(lines, parts.timeline), Target.of(parts.config.stop_at)
+    final, target = final_error(lines, plan.timeline), Target.of(plan.config.stop_at)
     found = {
         "updates": done,
-        "epochs": parts.timeline.epoch(done),
+        "epochs": plan.timeline.epoch(done),
         "complete": complete,
         "final_error": final.error if final else None,
         "final_error_evaluations": final.evaluations if final else 0,
@@ -183,27 +185,27 @@ def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, An
     }
 
 
-def _title(parts: Run) -> str:
+def _title(plan: Plan) -> str:
     sizes = " to ".join(
         f"{placement.batch_size} = {pluralize(placement.workers, 'worker', form='d')}"
-        for placement in _first_and_last(parts)
+        for placement in _first_and_last(plan)
     )
-    return f"{parts.config.model.name} on {parts.config.data.source}, minibatch {sizes}"
+    return f"{plan.config.model.name} on {plan.config.data.source}, minibatch {sizes}"
 
 
-def _first_and_last(parts: Run) -> list[Placement]:
-    """The placements of the first and the last update, once if they are one."""
-    last = parts.placements[parts.timeline.batch_size(parts.total_updates - 1)]
-    return [parts.placement] if last == parts.placement else [parts.placement, last]
+def _first_and_last(plan: Plan) -> list[Placement]:
+    """Returns the placements of the first and the last update, once if they are one."""
+    last = plan.placements[plan.timeline.batch_size(plan.total_updates - 1)]
+    return [plan.placement] if last == plan.placement else [plan.placement, last]
 
 
-def _schedule(parts: Run, done: int) -> curves.Schedule:
-    """What the schedules were in the updates that are done."""
-    rate, timeline = parts.rate, parts.timeline
+def _schedule(plan: Plan, done: int) -> curves.Schedule:
+    """Samples the schedules over the updates that are done."""
+    rate, timeline = plan.learning_rate, plan.timeline
     jumps = [rate.warmup_updates, *rate.decay_updates, *(s.first_update for s in timeline.segments)]
     evenly = range(0, done, max(1, done // DRAWN))
     updates = sorted({*evenly, *(t for t in jumps if t < done)})
-    rates = jax.vmap(parts.schedules["learning_rate"])(jnp.asarray(updates, jnp.int32))
+    rates = jax.vmap(plan.schedules["learning_rate"])(jnp.asarray(updates, jnp.int32))
     return curves.Schedule(
         [timeline.epoch(t) for t in [*updates, done]],
         np.asarray(rates).tolist(),

@@ -8,7 +8,7 @@ INPUT_BOUND = 0.1
 
 
 class Speed(NamedTuple):
-    """How fast training went.
+    """Tells the throughput of training.
 
     Attributes:
       delivered: images/s.
@@ -22,7 +22,7 @@ class Speed(NamedTuple):
 
     @classmethod
     def over(cls, images: int, seconds: float, idle: float) -> "Speed":
-        """Of so many images in so many seconds, of which the devices stood still for some."""
+        """Computes it for images in seconds, `idle` of which the devices stood still."""
         seconds = max(seconds, 1e-9)
         return cls(images / seconds, images / max(seconds - idle, 1e-9), idle / seconds)
 
@@ -37,17 +37,20 @@ class Speed(NamedTuple):
 
 
 class Stopwatch:
-    """Time spent training: it stands still while evaluating, compiling or saving."""
+    """Measures time spent training: it stands still while evaluating, compiling or saving."""
 
     def __init__(self) -> None:
         self._before, self._since = 0.0, time.monotonic()
 
     @property
     def seconds(self) -> float:
+        """The seconds measured so far."""
         return self._before + time.monotonic() - self._since
 
     def stop(self) -> None:
+        """Stops the clock."""
         self._before = self.seconds
 
     def start(self) -> None:
+        """Starts the clock again."""
         self._since = time.monotonic()

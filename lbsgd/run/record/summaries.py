@@ -11,15 +11,17 @@ from lbsgd.system.figures import quiet_matplotlib
 
 
 class Summaries(Protocol):
-    """Where scalars go to be looked at."""
+    """Takes scalars that people look at."""
 
-    def write_scalars(self, step: int, scalars: Values) -> None: ...
+    def write_scalars(self, step: int, scalars: Values) -> None:
+        """Writes scalars after `step` updates, by name."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Brings them to the disk."""
 
 
 class NoSummaries:
-    """Where tensorflow is missing."""
+    """Takes scalars nowhere, where tensorflow is missing."""
 
     def write_scalars(self, step: int, scalars: Values) -> None:
         pass
@@ -50,7 +52,7 @@ class DispensableSummaries:
 
 
 def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summaries:
-    """clu's TensorBoard writer, or a writer of nothing and a line that says why."""
+    """Clu's TensorBoard writer, or a writer of nothing and a line that says why."""
     missing = [m for m in ("tensorflow", "tensorboard") if importlib.util.find_spec(m) is None]
     if missing:
         say(

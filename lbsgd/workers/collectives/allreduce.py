@@ -1,4 +1,4 @@
-"""All-reduces by name: the mean of a tree over devices, and what to take where."""
+"""Makes all-reduces by name: the mean of a tree over devices."""
 
 import functools
 import math
@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 from lbsgd.workers.collectives import cost
 from lbsgd.workers.collectives.buckets import in_buckets
-from lbsgd.workers.collectives.exchange import Inner, Wire, binary_blocks, direct, ring
+from lbsgd.workers.collectives.exchange import Inner, Packed, Wire, binary_blocks, direct, ring
 from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
 from lbsgd.workers.collectives.scaling import float16_scale
 from lbsgd.workers.collectives.topology import block_sizes, columns, host_grid, rows, square_grid
@@ -34,12 +35,12 @@ def allreduce(
     algorithm: str = "psum",
     dtype: str | None = None,
     bucket_bytes: int = BUCKET_BYTES,
-    grid: Grid | None = None,
+    grid: tuple[int, ...] | None = None,
 ) -> Any:
-    """The MEAN of `tree` over the devices of a mesh axis, like `lax.pmean`; in `jax.shard_map`.
+    """Computes the MEAN of `tree` over the devices of a mesh axis, within `jax.shard_map`.
 
-    The sum is of p arrays and is divided by p once, by the rank that has it. All devices end with
-    the same bits.
+    Like `lax.pmean`, but by an algorithm of choice. The sum is of p arrays and is divided by p
+    once, by the rank that has it. All devices end with the same bits.
 
     Args:
       tree: arrays of floating point.
@@ -53,9 +54,10 @@ def allreduce(
 
     Raises:
       ConfigError: the algorithm does not exist, or not for this number of devices.
+      TypeError: there are integers in the tree.
     """
     ranks = lax.axis_size(axis)
-    grid = resolve_grid(algorithm, ranks, grid)
+    resolved = resolve_grid(algorithm, ranks, grid)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(
             f"unknown all-reduce dtype {short_repr(dtype)}; known: {', '.join(DTYPES)}"
@@ -67,11 +69,13 @@ def allreduce(
     leaves, structure = jax.tree.flatten(tree)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         raise TypeError("the mean of integers is none; convert them first")
+    # By type, for a bucket is one array. Of sixteen bits the sums are float32: adding thousands of
+    # ranks in bfloat16 would lose what is below 1/256 of the sum.
     for kind in dict.fromkeys(leaf.dtype for leaf in leaves):
         wire = Wire(axis, dtype or (kind.name if kind.itemsize == 2 else None))
-        reduce = functools.partial(_reduce_bucket, wire=wire, algorithm=algorithm, grid=grid)
+        reduce = functools.partial(_reduce_bucket, wire=wire, algorithm=algorithm, grid=resolved)
         which = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
-        multiple = segments(algorithm, grid)
+        multiple = segments(algorithm, resolved)
         capacity = max(1, bucket_bytes // (kind.itemsize * multiple)) * multiple
         reduced = in_buckets(reduce, [leaves[i] for i in which], capacity, multiple)
         for i, leaf in zip(which, reduced):
@@ -79,10 +83,12 @@ def allreduce(
     return jax.tree.unflatten(structure, leaves)
 
 
-def _reduce_bucket(bucket: jax.Array, *, wire: Wire, algorithm: str, grid: Grid) -> jax.Array:
-    """The mean of a bucket `[n]`, in its type."""
+def _reduce_bucket(
+    bucket: Float[Array, " n"], *, wire: Wire, algorithm: str, grid: Grid
+) -> Float[Array, " n"]:
+    """Computes the mean of a bucket over the ranks, in its type."""
 
-    def reduced(x: jax.Array, last: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def reduced(x: Float[Array, " n"], last: Callable[[jax.Array], jax.Array]) -> jax.Array:
         packed = _exchange(x, wire, algorithm, grid, lambda total: wire.pack(last(total)))
         return wire.unpack(packed)
 
@@ -97,7 +103,10 @@ def _reduce_bucket(bucket: jax.Array, *, wire: Wire, algorithm: str, grid: Grid)
     return (reduced(wide * scale, lambda total: total) / ranks * inverse).astype(bucket.dtype)
 
 
-def _exchange(x: jax.Array, wire: Wire, algorithm: str, grid: Grid, inner: Inner) -> jax.Array:
+def _exchange(
+    x: Float[Array, " n"], wire: Wire, algorithm: str, grid: Grid, inner: Inner
+) -> Packed:
+    """Exchanges sums by an algorithm: reduce-scatter, `inner` on each segment, all-gather."""
     everyone = rows((math.prod(grid), 1))
     if algorithm == "psum":
         return direct(x, wire, everyone, inner)
@@ -111,15 +120,17 @@ def _exchange(x: jax.Array, wire: Wire, algorithm: str, grid: Grid, inner: Inner
 
 
 def segments(algorithm: str, grid: Grid) -> int:
-    """How many segments of one length an array is cut into."""
+    """Counts the segments of one length that an array is cut into."""
     if algorithm == "hierarchical":
         return grid[0] * block_sizes(grid[1])[0]
     ranks = math.prod(grid)
     return block_sizes(ranks)[0] if algorithm == "binary_blocks" else ranks
 
 
-def resolve_grid(algorithm: str, ranks: int, grid: Grid | None = None) -> Grid:
-    """(X, Y): ranks in a row, and rows; of "hierarchical", devices of a host, and hosts.
+def resolve_grid(algorithm: str, ranks: int, grid: tuple[int, ...] | None = None) -> Grid:
+    """Resolves the grid (X, Y): ranks in a row, and rows; or devices of a host, and hosts.
+
+    The latter are those of "hierarchical".
 
     Args:
       grid: None or (0, 0) for as square as possible, or for the hosts that the processes are (the
@@ -160,12 +171,12 @@ def gradient_mean(
     algorithm: str,
     dtype: str,
     bucket_mib: float,
-    grid: Grid,
+    grid: tuple[int, ...],
 ) -> Callable[[Any], Any] | None:
-    """`allreduce` as the config's group `allreduce` has it; None for the plain `lax.pmean`.
+    """Binds `allreduce` as the config's group `allreduce` has it; None for the plain `lax.pmean`.
 
     Args:
-      params: shapes and types of the gradients.
+      params: shapes and types of the gradients, as arrays or `jax.ShapeDtypeStruct`s.
       axis: the mesh axes of the devices.
       ranks: how many these are.
 

@@ -1,4 +1,4 @@
-"""Arrays of any shapes as buckets: flat arrays of about one size."""
+"""Joins arrays of any shapes into buckets, flat arrays of about one size, and takes them apart."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 class Piece(NamedTuple):
-    """Elements `start` to `stop` of the flat array `leaf`."""
+    """Takes elements `start` to `stop` of the flat array `leaf`."""
 
     leaf: int
     start: int
@@ -17,7 +18,7 @@ class Piece(NamedTuple):
 
 
 def fill(sizes: Sequence[int], capacity: int) -> list[list[Piece]]:
-    """Buckets of `capacity` elements, the last of what is left; each of one or more pieces.
+    """Fills buckets of `capacity` elements, the last with what is left, with one or more pieces.
 
     Args:
       sizes: elements of each array; those of none are in no bucket.
@@ -38,9 +39,12 @@ def fill(sizes: Sequence[int], capacity: int) -> list[list[Piece]]:
 
 
 def in_buckets(
-    f: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array], capacity: int, multiple: int
-) -> list[jax.Array]:
-    """`f`, which maps arrays `[n]` element by element, of the leaves (of one type) as buckets.
+    f: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    leaves: Sequence[Float[Array, "..."]],
+    capacity: int,
+    multiple: int,
+) -> list[Float[Array, "..."]]:
+    """Applies `f`, which maps arrays `[n]` element by element, to leaves of one type as buckets.
 
     A bucket is made of the leaves it holds alone, so that it does not wait for others.
 
@@ -49,6 +53,7 @@ def in_buckets(
       multiple: what n must be a multiple of; zeros are added for it.
     """
     flat = [leaf.reshape(-1) for leaf in leaves]
+    # Not one long array that is cut: its end would wait for its start, and nothing could overlap.
     parts: list[list[jax.Array]] = [[] for _ in leaves]
     for bucket in fill([x.size for x in flat], capacity):
         joined = jnp.concatenate([flat[p.leaf][p.start : p.stop] for p in bucket])

@@ -1,4 +1,6 @@
-"""What an all-reduce of n bytes over p ranks costs: rounds, bytes, roundings, and seconds.
+"""Computes what an all-reduce costs: rounds, bytes, roundings, and seconds.
+
+Of n bytes, over p ranks.
 
 The alpha-beta-gamma model: a message of n bytes takes alpha + n beta seconds, adding it gamma n; a
 rank sends and receives one message at a time, both at once (Hockney 1994; Thakur et al. 2005).
@@ -17,7 +19,7 @@ Grid = tuple[int, int]
 
 
 class Link(NamedTuple):
-    """What a message costs.
+    """Says what a message costs.
 
     Attributes:
       alpha: seconds each.
@@ -31,7 +33,7 @@ class Link(NamedTuple):
 
 
 def steps(algorithm: str, ranks: int, grid: Grid | None = None) -> int:
-    """Rounds of messages, one after another.
+    """Counts the rounds of messages, one after another.
 
     Of "binary_blocks" all rounds count, in and between blocks. No chain of messages that wait for
     each other is longer than 2 log2 of the largest block: the smaller ones are done sooner.
@@ -47,7 +49,7 @@ def steps(algorithm: str, ranks: int, grid: Grid | None = None) -> int:
 
 
 def load(algorithm: str, ranks: int, grid: Grid | None = None) -> Fraction:
-    """The most bytes that a rank sends, in units of n."""
+    """Computes the most bytes that a rank sends, in units of n."""
     x, y = _grid(algorithm, ranks, grid)
     if algorithm in ("ring", "torus_2d"):
         return Fraction(2 * (ranks - 1), ranks)
@@ -55,7 +57,7 @@ def load(algorithm: str, ranks: int, grid: Grid | None = None) -> Fraction:
 
 
 def block_loads(ranks: int) -> dict[int, Fraction]:
-    """Bytes that a rank of each of the binary blocks sends, in units of n, by the block's size."""
+    """Computes the bytes that a rank of each binary block sends, in units of n, by block size."""
     blocks = block_sizes(ranks)
     return {
         q: Fraction(2 * (q - 1), q) + Fraction((q != blocks[0]) + (q != blocks[-1]), q)
@@ -64,10 +66,10 @@ def block_loads(ranks: int) -> dict[int, Fraction]:
 
 
 def roundings(algorithm: str, ranks: int, grid: Grid | None = None) -> int:
-    """How often at most a rank's gradient is rounded, in partial sums too, when sent in 16 bits.
+    """Counts how often at most a rank's gradient is rounded when it is sent in 16 bits.
 
-    One of them is of the mean. Each adds an error of at most half a unit in the last place. Here
-    "psum" counts: it sends each gradient once.
+    In partial sums too; one of them is of the mean. Each adds an error of
+    at most half a unit in the last place. Here "psum" counts: it sends each gradient once.
     """
     if ranks == 1:
         return 0
@@ -90,7 +92,7 @@ def seconds(
     grid: Grid | None = None,
     between: Link | None = None,
 ) -> float:
-    """Time of one all-reduce.
+    """Computes the seconds of one all-reduce.
 
     Args:
       size: n, bytes.
@@ -105,7 +107,7 @@ def seconds(
 
 
 def lower_bounds(ranks: int, size: float, link: Link) -> Link:
-    """Seconds that no all-reduce can do without, for each of the link's three costs."""
+    """Bounds the seconds of any all-reduce from below, for each of the link's three costs."""
     share = (ranks - 1) / ranks
     return Link(
         math.ceil(math.log2(ranks)) * link.alpha,
@@ -115,7 +117,7 @@ def lower_bounds(ranks: int, size: float, link: Link) -> Link:
 
 
 def bus_bandwidth(operation: str, ranks: int, size: float, time: float) -> float:
-    """Bytes/s as NCCL's tests count them, to be compared with a link's whatever p is.
+    """Computes bytes/s as NCCL's tests count them, to compare with a link's whatever p is.
 
     Args:
       operation: "allreduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce" or
@@ -136,7 +138,7 @@ def bus_bandwidth(operation: str, ranks: int, size: float, time: float) -> float
 
 
 def _grid(algorithm: str, ranks: int, grid: Grid | None) -> Grid:
-    """Ranks in a ring, times ranks in a ring (of the torus) or in binary blocks."""
+    """Splits ranks into those in a ring, times those in a ring (of the torus) or binary blocks."""
     if algorithm == "ring":
         return ranks, 1
     if algorithm in ("halving_doubling", "binary_blocks"):
@@ -147,12 +149,15 @@ def _grid(algorithm: str, ranks: int, grid: Grid | None) -> Grid:
 
 
 def _ring_seconds(ranks: int, size: float, link: Link) -> float:
+    """Computes the seconds of p - 1 messages there, which are added, and as many back."""
     share = size * (ranks - 1) / ranks
     return 2 * (ranks - 1) * link.alpha + 2 * share * link.beta + share * link.gamma
 
 
 def _blocks_seconds(ranks: int, size: float, link: Link) -> float:
-    """Each block waits for the next smaller one's sums, and then for the next larger one's means.
+    """Computes the seconds of binary blocks, of which each waits for its neighbours.
+
+    For the next smaller one's sums, and then for the next larger one's means.
 
     A rank passes sums or means on between blocks only when it is done with its own block's
     reduce-scatter, and before its own block's all-gather.

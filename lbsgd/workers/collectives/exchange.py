@@ -1,4 +1,4 @@
-"""The exchanges that all-reduces are made of, for arrays `[n]` within `jax.shard_map`.
+"""Exchanges arrays `[n]` between ranks, within `jax.shard_map`: what all-reduces are made of.
 
 Each takes the ranks of a line apart, n elements to one segment a rank (reduce-scatter), gives the
 segment's sum to `inner`, and puts together what that returns (all-gather). So an all-reduce over a
@@ -11,20 +11,23 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
 
 from lbsgd.workers.collectives.topology import Lines, block_sizes
 
-Inner = Callable[[jax.Array], jax.Array]
+# Sums as they cross: of the sums' own type, or integers of 16 bits.
+Packed = Shaped[Array, " _"]
+# Sums of a segment -> packed, of the same shape.
+Inner = Callable[[Float[Array, " segment"]], Packed]
 Moves = Iterable[tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Wire:
-    """The link between ranks, and the numbers that cross it.
+    """Moves numbers over the links between ranks.
 
     Attributes:
       axis: name or names of the mesh axes whose devices are the ranks, in row-major order.
@@ -34,8 +37,8 @@ class Wire:
     axis: Any
     dtype: Any = None
 
-    def pack(self, x: jax.Array) -> jax.Array:
-        """What crosses for the sums x.
+    def pack(self, x: Float[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+        """Converts the sums x to what crosses.
 
         As integers, for XLA may compute in float32 what is written in 16 bits: it would send
         float32 on some backends, and leave a rank's own copy unrounded.
@@ -44,35 +47,35 @@ class Wire:
             return x
         return lax.bitcast_convert_type(x.astype(self.dtype), jnp.uint16)
 
-    def unpack(self, x: jax.Array) -> jax.Array:
-        """The sums that crossed as x."""
+    def unpack(self, x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Converts what crossed back to sums."""
         if self.dtype is None:
             return x
         return lax.bitcast_convert_type(x, self.dtype).astype(jnp.float32)
 
-    def move(self, packed: jax.Array, lines: Lines, moves: Moves) -> jax.Array:
-        """What each rank is sent when positions send to positions in all lines; else zeros."""
+    def move(
+        self, packed: Shaped[Array, "*shape"], lines: Lines, moves: Moves
+    ) -> Shaped[Array, "*shape"]:
+        """Sends from positions to positions in all lines; who is sent nothing gets zeros."""
         moves = list(moves)
         pairs = [(line[a], line[b]) for line in lines for a, b in moves]
         return lax.ppermute(packed, self.axis, pairs)
 
-    def position(self, lines: Lines) -> jax.Array:
-        """This rank's position in its line."""
+    def position(self, lines: Lines) -> Int[Array, ""]:
+        """Finds this rank's position in its line."""
+        # A table of all ranks, for a rank knows nothing but its number when the program runs.
         table = np.zeros(sum(map(len, lines)), np.int32)
         for line in lines:
             table[list(line)] = np.arange(len(line))
         return jnp.asarray(table)[lax.axis_index(self.axis)]
 
 
-def ring(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
-    """Around each line (bucket algorithm): p - 1 steps of n / p there, and as many back.
+def ring(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shaped[Array, " n"]:
+    """Exchanges around each line (bucket algorithm): p - 1 steps of n / p there, and as many back.
 
     Args:
-      x: `[n]`, n a multiple of p, the ranks of a line.
+      x: n a multiple of p, the ranks of a line.
       inner: sums of a segment `[n / p]` -> packed, of the same shape.
-
-    Returns:
-      packed, `[n]`.
     """
     count = len(lines[0])
     if count == 1:
@@ -80,12 +83,13 @@ def ring(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
     here, segments = wire.position(lines), x.reshape(count, -1)
     onwards = [(i, (i + 1) % count) for i in range(count)]
 
-    def segment(distance: int) -> jax.Array:
+    def segment(distance: int) -> Float[Array, " segment"]:
         return lax.dynamic_index_in_dim(segments, (here - distance) % count, keepdims=False)
 
     total = segment(1)
     for distance in range(2, count + 1):
         total = segment(distance) + wire.unpack(wire.move(wire.pack(total), lines, onwards))
+    # What comes of it is passed on packed, as it is: rounding again would cost other bits.
     piece = inner(total)
     whole = jnp.zeros((count, piece.size), piece.dtype)
     whole = lax.dynamic_update_index_in_dim(whole, piece, here, 0)
@@ -95,15 +99,14 @@ def ring(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
     return whole.reshape(-1)
 
 
-def direct(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
-    """By the backend's own reduce-scatter and all-gather; of 16 bits by its all-to-all and a sum.
+def direct(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shaped[Array, " n"]:
+    """Exchanges by the backend's own reduce-scatter and all-gather.
+
+    Of 16 bits by its all-to-all and a sum, for its reduce-scatter would add in 16 bits.
 
     Args:
-      x: `[n]`, n a multiple of p, the ranks of a line.
+      x: n a multiple of p, the ranks of a line.
       inner: sums of a segment `[n / p]` -> packed, of the same shape.
-
-    Returns:
-      packed, `[n]`.
     """
     count, groups = len(lines[0]), [list(line) for line in lines]
     if count == 1:
@@ -118,8 +121,10 @@ def direct(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
     return lax.all_gather(inner(total), wire.axis, axis_index_groups=groups, tiled=True)
 
 
-def binary_blocks(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.Array:
-    """Recursive halving and doubling within blocks of 2^j ranks, and between these.
+def binary_blocks(
+    x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner
+) -> Shaped[Array, " n"]:
+    """Exchanges by recursive halving and doubling within blocks of 2^j ranks, and between these.
 
     A line is cut into blocks by the binary digits of its length, largest first. Each block halves
     its segments with partners at distance 1, 2, 4, ... (Goyal et al. 2017, section 4.2; Thakur et
@@ -127,13 +132,11 @@ def binary_blocks(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.A
     on; the means come back on the same way. With one block this is halving and doubling.
 
     Args:
-      x: `[n]`, n a multiple of the largest block.
+      x: n a multiple of the largest block.
       inner: sums of a segment `[n / largest block]` -> packed, of the same shape.
-
-    Returns:
-      packed, `[n]`.
     """
     here, sizes = wire.position(lines), block_sizes(len(lines[0]))
+    # The sums of all levels are kept, since a smaller block joins at the level of its own size.
     totals = [x]
     for level in range(sizes[0].bit_length() - 1):
         totals.append(_halve(totals[-1], wire, lines, level, here))
@@ -153,50 +156,59 @@ def binary_blocks(x: jax.Array, wire: Wire, lines: Lines, inner: Inner) -> jax.A
 
 
 def _first(lines: Lines, block: int) -> int:
-    """The first position of the block: after the larger ones."""
+    """Finds the first position of the block: after the larger ones."""
     return len(lines[0]) & -(2 * block)
 
 
 def _end(lines: Lines, block: int) -> int:
+    """Finds the position past the last of the block."""
     return len(lines[0]) & -block
 
 
 def _partners(lines: Lines, level: int) -> Moves:
-    """Pairs at distance 2^level within blocks that are larger than it."""
+    """Pairs positions at distance 2^level within blocks that are larger than it."""
     return [(i, i ^ 1 << level) for i in range(_end(lines, 2 << level))]
 
 
-def _halve(x: jax.Array, wire: Wire, lines: Lines, level: int, here: jax.Array) -> jax.Array:
-    """The half of the sums that stays here, with the partner's; the other is sent to it."""
+def _halve(
+    x: Float[Array, " n"], wire: Wire, lines: Lines, level: int, here: Int[Array, ""]
+) -> Float[Array, " half"]:
+    """Adds the partner's to the half of the sums that stays here; the other is sent to it."""
     halves, upper = x.reshape(2, -1), here >> level & 1
     kept = lax.dynamic_index_in_dim(halves, upper, keepdims=False)
     given = lax.dynamic_index_in_dim(halves, 1 - upper, keepdims=False)
     return kept + wire.unpack(wire.move(wire.pack(given), lines, _partners(lines, level)))
 
 
-def _double(packed: jax.Array, wire: Wire, lines: Lines, level: int, here: jax.Array) -> jax.Array:
-    """`packed` and the partner's, in their order."""
+def _double(
+    packed: Shaped[Array, " n"], wire: Wire, lines: Lines, level: int, here: Int[Array, ""]
+) -> Shaped[Array, " double"]:
+    """Joins `packed` and the partner's, in their order."""
     both = jnp.stack([packed, wire.move(packed, lines, _partners(lines, level))])
     return jnp.where((here >> level & 1) == 1, both[::-1], both).reshape(-1)
 
 
-def _to_larger(total: jax.Array, wire: Wire, lines: Lines, small: int, large: int) -> jax.Array:
-    """The smaller block's sums, where they are added: `[n / small]` there, `[n / large]` here."""
+def _to_larger(
+    total: Float[Array, " there"], wire: Wire, lines: Lines, small: int, large: int
+) -> Float[Array, " here"]:
+    """Sends the smaller block's sums to where they are added: `[n / small]` to `[n / large]`."""
     parts = wire.pack(total).reshape(large // small, -1)
     ways = _between(lines, small, large)
     sent = [wire.unpack(wire.move(part, lines, moves)) for part, moves in zip(parts, ways)]
     return functools.reduce(jnp.add, sent)  # all but one are zeros
 
 
-def _to_smaller(packed: jax.Array, wire: Wire, lines: Lines, small: int, large: int) -> jax.Array:
-    """The means of the larger block for the smaller: `[n / large]` there, `[n / small]` here."""
+def _to_smaller(
+    packed: Shaped[Array, " there"], wire: Wire, lines: Lines, small: int, large: int
+) -> Shaped[Array, " here"]:
+    """Sends the means of the larger block to the smaller: `[n / large]` to `[n / small]`."""
     ways = _between(lines, small, large)
     parts = [wire.move(packed, lines, [(b, a) for a, b in moves]) for moves in ways]
     return jnp.concatenate(parts)
 
 
 def _between(lines: Lines, small: int, large: int) -> list[Moves]:
-    """For each part of a smaller block's segment: from whom to whom in the larger block.
+    """Pairs, for each part of a smaller block's segment, who sends it with who adds it.
 
     Halving leaves rank r of a block with the segment whose number is r with its bits reversed.
     """

@@ -1,4 +1,4 @@
-"""The all-reduces there are, and what they can send."""
+"""Names the all-reduces there are, and what they can send."""
 
 ALGORITHMS = (
     "psum",

@@ -1,4 +1,4 @@
-"""How p ranks are arranged for an all-reduce: blocks, grids and hosts."""
+"""Arranges p ranks for an all-reduce: in blocks, grids and hosts."""
 
 import itertools
 import math
@@ -12,18 +12,18 @@ Lines = tuple[tuple[int, ...], ...]
 
 
 def block_sizes(ranks: int) -> tuple[int, ...]:
-    """The powers of two that sum to `ranks`, largest first: 44 -> (32, 8, 4)."""
+    """Splits `ranks` into powers of two, largest first: 44 -> (32, 8, 4)."""
     return tuple(1 << bit for bit in reversed(range(ranks.bit_length())) if ranks >> bit & 1)
 
 
 def square_grid(ranks: int) -> tuple[int, int]:
-    """(X, Y) with XY = `ranks` and X >= Y as near to each other as can be: 8 -> (4, 2)."""
+    """Finds (X, Y) with XY = `ranks`, X >= Y as near to each other as can be: 8 -> (4, 2)."""
     y = max(y for y in range(1, math.isqrt(ranks) + 1) if ranks % y == 0)
     return ranks // y, y
 
 
 def host_grid(devices: Iterable[Any]) -> tuple[int, int]:
-    """(devices of one process, processes) of devices in the order of their ranks.
+    """Counts (devices of one process, processes) of devices in the order of their ranks.
 
     Raises:
       ConfigError: processes differ in their number of devices, or these are not neighbours.
@@ -38,11 +38,11 @@ def host_grid(devices: Iterable[Any]) -> tuple[int, int]:
 
 
 def rows(grid: tuple[int, int]) -> Lines:
-    """The Y rows of X ranks: rank = row * X + column."""
+    """Lists the Y rows of X ranks: rank = row * X + column."""
     x, y = grid
     return tuple(tuple(range(row * x, (row + 1) * x)) for row in range(y))
 
 
 def columns(grid: tuple[int, int]) -> Lines:
-    """The X columns of Y ranks."""
+    """Lists the X columns of Y ranks."""
     return tuple(zip(*rows(grid)))

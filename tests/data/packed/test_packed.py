@@ -337,7 +337,7 @@ def test_splits_of_other_classes_are_an_error(copy):
 def test_no_folder_is_an_error(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=rf"data.dir='{place}' is not a folder; make it by python -m"
+        ConfigError, match=rf"data.dir='{place}' is not a folder; make it by lbsgd prepare"
     ):
         packed(data_config(place))
 

@@ -7,7 +7,7 @@ import pytest
 from image_files import below, encoded, picture, tree, truncated, write
 from test_pixels import lab
 
-from lbsgd.data import prepare
+from lbsgd.data import command
 from lbsgd.data.source import Splits
 from lbsgd.data.sources.catalogue import build_sources
 from lbsgd.run.config import default_config
@@ -76,7 +76,7 @@ def test_images_of_another_kind_are_told(tmp_path):
     for split, channels in (("train", 3), ("validation", 1)):
         pixels = np.zeros((6, 8, 8, channels), np.uint8)
         np.savez(tmp_path / f"{split}.npz", images=pixels, labels=np.arange(6) % 2)
-        assert prepare.main([str(tmp_path / f"{split}.npz"), str(tmp_path / "set"), "--split",
+        assert command.main([str(tmp_path / f"{split}.npz"), str(tmp_path / "set"), "--split",
                              split]) == 0  # fmt: skip
     message = "training images have 3 channels, those for validation 1"
     for crop in ("none", "inception"):
@@ -87,7 +87,7 @@ def test_images_of_another_kind_are_told(tmp_path):
 def test_a_packed_set_says_which_classes_it_has_no_examples_of(tmp_path):
     files = below("train", tree()) | below("val", tree(1, ("dog",)))
     write(tmp_path / "in", files)
-    assert prepare.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert command.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     splits = build(tmp_path / "out", "inception", source="packed")
     assert splits.train.notes == ()
     assert splits.validation.notes == ("no examples of 2 of the 3 classes: cat, owl",)

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from image_files import below, encoded, picture, tree, write
 
-from lbsgd.data import prepare
+from lbsgd.data import command
 from lbsgd.data.sources.catalogue import build_sources
 from lbsgd.data.sources.files import EXTENSIONS, kind_left_out
 from lbsgd.data.sources.folder import FolderSource, folder
@@ -124,7 +124,7 @@ def test_a_split_alone_is_a_place_to_look_around(tmp_path):
 )
 def test_prepare_refuses_them_too(tmp_path, monkeypatch, capsys, files, message):
     monkeypatch.chdir(write(tmp_path, below("in", files)))
-    assert prepare.main(["in", "out"]) == 2
+    assert command.main(["in", "out"]) == 2
     assert message in capsys.readouterr().err
     assert not pathlib.Path("out").exists()
 
@@ -185,7 +185,7 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path, capsys):
     assert set(note.removeprefix("left out: ").split(";")[0].split(", ")) == kinds
     assert note.endswith("; what is read ends in " + " ".join(EXTENSIONS))
     assert len(train) == 12
-    assert prepare.main([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
+    assert command.main([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
     assert f"train: {note}" in capsys.readouterr().out.splitlines()
 
 

@@ -10,7 +10,7 @@ import pytest
 from image_files import CLASSES, below, contents, encoded, picture, tree, write
 from test_fuzz_inputs import refusal
 
-from lbsgd.data.sources.catalogue import SOURCES, build_sources
+from lbsgd.data.sources.catalogue import build_sources
 from lbsgd.data.sources.folder import FolderSource
 from lbsgd.data.sources.held_out import is_held_out
 from lbsgd.run.build import build
@@ -133,7 +133,7 @@ def test_seed_of_the_run_is_that_of_what_is_held_out(images):
     config.data.update({"image_size": 16, "crop": "inception"})
     config.learning_rate.warmup = "none"
     run = build(resolve(config))
-    assert named(run.splits.validation) == by_hand(sorted(IMAGES), seed=3)
+    assert named(run.feed.splits.validation) == by_hand(sorted(IMAGES), seed=3)
     assert run_keys(config)["data.validation_fraction"] == FRACTION
 
 
@@ -153,10 +153,10 @@ def test_fraction_and_validation_arrays_exclude_each_other(tmp_path):
     assert "validation.npz is there" in refusal(lambda: build_sources(data_config(tmp_path, "npz")))
 
 
-@pytest.mark.parametrize("source", sorted(SOURCES.keys() - {"folder", "npz"}))
-def test_fraction_of_other_sources_is_an_error(tmp_path, source):
-    line = refusal(lambda: build_sources(data_config(tmp_path, source)))
-    assert f"data.validation_fraction is of data.source folder and npz, not {source}" in line
+@pytest.mark.parametrize("source", ["digits", "synthetic"])
+def test_fraction_is_nothing_to_sources_that_have_a_validation_set(tmp_path, source):
+    held, whole = (build_sources(data_config(tmp_path, source, f)) for f in (FRACTION, 0.0))
+    assert [s.fingerprint for s in held] == [s.fingerprint for s in whole]
 
 
 @pytest.mark.parametrize(

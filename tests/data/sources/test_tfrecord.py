@@ -68,7 +68,7 @@ def test_full_disk_is_reported(tfrecord):
     """As far as a limit on the size of files is like one."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        f"from lbsgd.data.sources.tfrecord import main; sys.exit(main([{str(tfrecord)!r}]))"
+        f"from lbsgd.data.command import main; sys.exit(main(['--tfrecord', {str(tfrecord)!r}]))"
     )
     done = run("-c", code, check=False)
     assert done.returncode == 2

@@ -125,7 +125,7 @@ def test_the_schedule_is_drawn_as_it_was(monkeypatch, name, drawn):
         {"model": {"name": "cifar_resnet8"}, "learning_rate": {"reference_batch_size": 32}}
     )
     config.update_from_flattened_dict(keys)
-    figure = curves.curves([], "x", result._schedule(build(resolve(config)), done))
+    figure = curves.curves([], "x", result._schedule(build(resolve(config)).plan, done))
     (line,) = panels(figure)["learning rate"]
     assert line.get_drawstyle() == "steps-post"
     updates = [round(epoch * 1437 / 128) for epoch, _ in points(line)]

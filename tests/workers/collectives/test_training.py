@@ -40,8 +40,8 @@ def small_run(devices, compute="float64", **keys):
 
 def train(run):
     """The losses of all updates, and the final state, by name; and the compiled step's text."""
-    step, state, losses = run.compile_train_step(), run.start(), []
-    for batch in run.train_batches().between(0, UPDATES):
+    step, state, losses = run.program.compile_train_step(), run.program.start(), []
+    for batch in run.feed.train_batches().between(0, UPDATES):
         state, metrics = step(state, batch)
         losses.append(jax.device_get(metrics))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((losses, state)))
@@ -80,10 +80,10 @@ def test_training_is_that_of_psum(x64, devices, keys):
 def test_the_gradient_is_sent_once_and_nothing_else(dtype):
     """By ring on two devices in two buckets; loss, error and statistics by one all-reduce."""
     run = small_run(2, "float32", algorithm="ring", dtype=dtype, bucket_mib=0.0125)
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(run.plan.initial_state)
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     assert 1 < 4 * sum(sizes) / (0.0125 * 2**20) <= 2
-    text = run.compile_train_step().as_text()
+    text = run.program.compile_train_step().as_text()
     found = messages(text)
     assert len(found) == 2 * 2
     padded = sum(sizes) + sum(sizes) % 2
@@ -134,7 +134,9 @@ def test_the_least_bucket_that_is_named_is_taken():
         small_run(2, "float32", algorithm="ring", bucket_mib=1e-7)
     least = float(re.search(r"set it to (\S+) or more", str(error.value)).group(1))
     assert math.isfinite(least)
-    assert small_run(2, "float32", algorithm="ring", bucket_mib=least).gradient_mean is not None
+    assert (
+        small_run(2, "float32", algorithm="ring", bucket_mib=least).plan.gradient_mean is not None
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,28 @@
 """Draws what a run measured of itself as PNG files in its workdir; changes nothing else.
 
-python -m lbsgd.diagnostics WORKDIR
+    lbsgd diagnose WORKDIR
 
 Exit code 0: at least one picture; 2: there is nothing to draw, or no run.
 """
 
 import logging
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from lbsgd.diagnostics import pictures
-from lbsgd.run.record.metrics import read_metrics
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
 from lbsgd.system.files import expand_home
-from lbsgd.system.streams import protect_streams
 
 
 def main(argv: Sequence[str]) -> int:
     """Draws, and returns the exit code."""
-    parser = Parser("python -m lbsgd.diagnostics", __doc__)
+    parser = Parser("lbsgd diagnose", __doc__)
     parser.add_argument("workdir", help="of a run")
     # It warns where it cannot keep a cache in the home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        for path in draw(Workdir(expand_home(parser.parse_args(argv).workdir))):
+        for path in draw(Workdir(expand_home(parser.parse(argv).workdir))):
             print(path)
     except ConfigError as error:
         complain(error)
@@ -42,6 +38,10 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
     """
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the workdir of a run")
+    # matplotlib takes its time; mistakes in the arguments need not wait for it.
+    from lbsgd.diagnostics import pictures
+    from lbsgd.run.record.metrics import read_metrics
+
     metrics = read_metrics(folder.metrics)
     lists = read_metrics(folder.diagnostics, lists=True)
     figures = {
@@ -61,8 +61,3 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
     return list(there)
-
-
-if __name__ == "__main__":
-    protect_streams()
-    raise SystemExit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
-"""The command with config files and flags at random: a run, or one line and exit code 2.
+"""`lbsgd train` with config files and flags at random: a run, or one line and exit code 2.
 
-The check of the values themselves is in test_fuzz_config.py, in process and by the thousand.
+The check of the values themselves is in test_fuzz_config.py, in process and by the thousand;
+that of the words of all commands is in tests/test_commands.py.
 """
 
 import concurrent.futures
@@ -15,9 +16,9 @@ import pytest
 from hanging import HANG_SECONDS
 from test_fuzz_config import DEFAULTS, FLOATS, INTEGERS, TEXTS, TUPLES, misspelt
 
-from lbsgd.run.values import CHOICES
+from lbsgd.run.config import KEYS
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # Config files that are none, and what their line must say.
 HEAD = "import sys\nimport ml_collections\nfrom lbsgd.run.config import default_config\n"
@@ -30,7 +31,7 @@ def returns(*lines: str) -> str:
 
 
 FILES = {
-    "nothing": ("", "no function get_config"),
+    "nothing": ("", "there is no function get_config"),
     "a list": ("def get_config(arg=''):\n    return []\n", "must return a ConfigDict, not \\[\\]"),
     "a dict": ("def get_config(arg=''):\n    return {}\n", "must return a ConfigDict, not {}"),
     "no function": ("get_config = 3\n", "not callable"),
@@ -38,7 +39,10 @@ FILES = {
     "ends with text": ("import sys\nsys.exit('a\\nb')\n", "line 2: SystemExit: a"),
     "recursion": ("def get_config(arg=''):\n    return get_config(arg)\n", "RecursionError"),
     "memory": ("def get_config(arg=''):\n    return bytearray(10**18)\n", "MemoryError"),
-    "a long error": (returns("raise ValueError('a\\nb\\n' * 99)"), "a long error.py: b$"),
+    "a long error": (
+        returns("raise ValueError('a\\nb\\n' * 99)"),
+        "a long error.py, line 6: ValueError: a$",
+    ),
     "nul": ("x = '\0'\n", "null bytes"),
     "parentheses": ("x = " + "(" * 500 + "\n", "SyntaxError"),
     "holds itself": (returns("config.unlock()", "config.data.more = config"), "holds itself"),
@@ -54,14 +58,21 @@ FILES = {
         ),
         "RequiredValueError|cannot be read",
     ),
+    "required in a group": (
+        returns(
+            "config.unlock()",
+            "config.data.dir = ml_collections.config_dict.required_placeholder(str)",
+        ),
+        "RequiredValueError|cannot be read",
+    ),
     "a number as key": (returns("config.unlock()", "config[3] = 3"), "TypeError"),
 }
 
 
 def command(*args: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `lbsgd.main` that trains nothing."""
+    """Exit code, stdout and stderr of `lbsgd train` that trains nothing."""
     done = subprocess.run(
-        [sys.executable, "-m", "lbsgd.main", *args, "--explain"],
+        [sys.executable, "-m", "lbsgd.main", "train", *args, "--explain"],
         cwd=ROOT,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
         capture_output=True,
@@ -98,7 +109,7 @@ def argument(random: random.Random) -> str:
     key = random.choice(sorted(DEFAULTS))
     pool = {bool: ["", "False"], int: INTEGERS[:-1], float: FLOATS, str: TEXTS, tuple: TUPLES[:-2]}
     kind = random.choice([type(DEFAULTS[key])] * 4 + list(pool))
-    value = random.choice([*CHOICES.get(key, ())] or pool[kind])
+    value = random.choice([*KEYS[key].choices] or pool[kind])
     if random.random() < 0.1:
         key = misspelt(key, random.randrange(99), "x")
     return f"--config.{key}={value}".replace("\0", "").replace("\ud800", "\udc80")

@@ -1,4 +1,4 @@
-"""`python -m lbsgd.checkpoint`: what people see of checkpoints, and the exit codes."""
+"""`lbsgd checkpoint`: what people see of checkpoints, and the exit codes."""
 
 import os
 import pathlib
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hanging import HANG_SECONDS
 
-from lbsgd.checkpoint import Checkpoints, __main__, manifest
+from lbsgd.checkpoint import command, manifest
+from lbsgd.checkpoint.saving import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 IDENTITY = {"seed": 0, "model": {"name": "resnet\x1b[31m"}}
@@ -35,7 +36,7 @@ def cli(capsys):
     """Runs a command: (exit code, lines of stdout, stderr)."""
 
     def run(*args):
-        code = __main__.main([str(arg) for arg in args])
+        code = command.main([str(arg) for arg in args])
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
 
@@ -135,8 +136,8 @@ def test_show_of_a_damaged_one(workdir, cli):
 def test_nothing_is_changed(workdir, cli):
     harm(workdir, 9)
     before = snapshot(workdir)
-    for command in ("list", "verify", "show"):
-        cli(command, workdir)
+    for what in ("list", "verify", "show"):
+        cli(what, workdir)
     assert snapshot(workdir) == before
 
 
@@ -190,7 +191,7 @@ def test_it_runs_where_the_accelerator_is_another_s(workdir):
     """As a process, though JAX is told to use what is not there."""
     env = {**os.environ, "JAX_PLATFORMS": "cuda"}
     done = subprocess.run(
-        [sys.executable, "-m", "lbsgd.checkpoint", "verify", str(workdir)],
+        [sys.executable, "-m", "lbsgd.main", "checkpoint", "verify", str(workdir)],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -211,7 +212,8 @@ def test_it_runs_where_the_accelerator_is_another_s(workdir):
     ],
 )
 def test_nobody_needs_to_read_it(workdir, line):
-    text = f"{sys.executable} -m lbsgd.checkpoint {line.format(workdir)}; exit ${{PIPESTATUS[0]}}"
+    start = f"{sys.executable} -m lbsgd.main checkpoint {line.format(workdir)}"
+    text = f"{start}; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that each line finds nobody
     done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,7 @@
-"""The metrics of updates on their way from the devices to files and terminal, and the speed."""
+"""What a loop reports to and asks: metrics, lines, throughput, stalls, and whether to stop.
+
+The metrics of an update come off the devices while later ones are computed.
+"""
 
 import collections
 import math
@@ -7,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lbsgd.run.build import Run
+from lbsgd.run.plan import Plan
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.speed import INPUT_BOUND, Speed, Stopwatch
@@ -19,34 +22,41 @@ RATE_WINDOW = 20
 
 
 class Mark(NamedTuple):
-    """Where a run was: updates done, seconds of training, of them without data."""
+    """Marks where a run was: updates done, seconds of training, of them without data."""
 
     done: int
     seconds: float
     idle: float
 
 
-class Log:
-    """Takes in the metrics of updates as they come off the devices, and passes them on."""
+class Monitor:
+    """Passes on what a loop reports, and tells it when to stop.
+
+    Attributes:
+      record: what the run leaves on the disk.
+      alive: is called whenever something came off the devices.
+      should_stop: tells, given the updates done, whether the run is to save and end.
+    """
 
     def __init__(
         self,
-        parts: Run,
+        plan: Plan,
         record: Record | NoRecord,
         progress: Progress,
         alive: Callable[[], None],
+        should_stop: Callable[[int], bool],
+        *,
         start: int,
         skipped: int,
     ) -> None:
-        """The log of a run that goes on.
+        """Monitors a run from an update on.
 
         Args:
-          alive: called after each update that came off the devices.
           start: updates done before.
           skipped: of them, how many were not finite.
         """
-        self._parts, self._record, self._progress = parts, record, progress
-        self._alive, self._skipped = alive, skipped
+        self.record, self.alive, self.should_stop = record, alive, should_stop
+        self._plan, self._progress, self._skipped = plan, progress, skipped
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._watch = Stopwatch()
         # To measure the speed over the newest few.
@@ -54,17 +64,17 @@ class Log:
         self._start, self._fetched = start, start
         self._idle, self._told = 0.0, False
 
-    def fed(self, batches: Any) -> Iterator[Any]:
-        """The batches; measures how long the devices stand still until they come.
+    def batches(self, feed: Any) -> Iterator[Any]:
+        """Iterates over the batches of a feed, and measures how long the devices wait for them.
 
         Time counts from the first batch on.
         """
         while True:
-            if not batches.ready and self._waiting:
+            if not feed.ready and self._waiting:
                 # The devices have work until here; what is waited from now on they wait too.
                 jax.block_until_ready(self._waiting[-1][1])
             before = self._watch.seconds
-            batch = next(batches, None)
+            batch = next(feed, None)
             if batch is None:
                 return
             self._idle += self._watch.seconds - before
@@ -72,8 +82,12 @@ class Log:
                 self._watch, self._idle = Stopwatch(), 0.0
             yield batch
 
+    def line(self, text: str) -> None:
+        """Says something."""
+        self._progress.line(text)
+
     def speed(self) -> Speed:
-        """Over all updates so far."""
+        """Returns the throughput over all updates so far."""
         return self._speed_since(Mark(self._start, 0.0, 0.0))
 
     def update(self, done: int, values: dict[str, jax.Array]) -> None:
@@ -89,20 +103,20 @@ class Log:
 
     def evaluation(self, done: int, values: dict[str, float]) -> None:
         """Writes the result of an evaluation after `done` updates."""
-        self._record.write(done, values)
+        self.record.write(done, values)
         top5 = values.get("val_error_top5")
         self._progress.line(
-            f"epoch {self._parts.timeline.epoch(done):.2f}  update {done}  "
+            f"epoch {self._plan.timeline.epoch(done):.2f}  update {done}  "
             f"validation loss {values['val_loss']:.4f}  error {values['val_error']:.2f}%"
             + (f"  top-5 {top5:.2f}%" if top5 is not None else "")
         )
 
     def paused(self) -> "_Paused":
-        """Time in this context does not count as training."""
+        """Stops the clock of training within this context."""
         return _Paused(self._watch)
 
     def _speed_since(self, mark: Mark) -> Speed:
-        seen = self._parts.timeline.examples_seen
+        seen = self._plan.timeline.examples_seen
         images = seen(self._fetched) - seen(mark.done)
         return Speed.over(images, self._watch.seconds - mark.seconds, self._idle - mark.idle)
 
@@ -110,26 +124,26 @@ class Log:
         done, arrays = self._waiting.popleft()
         values = {key: float(value) for key, value in jax.device_get(arrays).items()}
         self._fetched = done
-        self._alive()
+        self.alive()
         if values["skipped"] > self._skipped:
-            self._record.write(done, values)
+            self.record.write(done, values)
             self._skip(done, values)
             return
-        if done % self._parts.config.log.every_steps and done != self._parts.total_updates:
+        if done % self._plan.config.log.every_steps and done != self._plan.total_updates:
             return
         speed = self._speed_since(self._marks[0])
         values["images_per_second"] = speed.delivered
         values["data_wait_percent"] = 100.0 * speed.waited
         self._marks.append(Mark(done, self._watch.seconds, self._idle))
-        self._record.write(done, values)
+        self.record.write(done, values)
         if speed.waited > INPUT_BOUND and len(self._marks) == RATE_WINDOW and not self._told:
             self._told = True
             self._progress.line(str(speed))
-        self._progress.show(done, self._parts.timeline.epoch(done), values)
+        self._progress.show(done, self._plan.timeline.epoch(done), values)
 
     def _skip(self, done: int, values: dict[str, float]) -> None:
-        """An update was not finite: the run ends, or goes on without it."""
-        config = self._parts.config
+        """Handles an update that was not finite: the run ends, or goes on without it."""
+        config = self._plan.config
         self._skipped = int(values["skipped"])
         what = "the loss" if not math.isfinite(values["train_loss"]) else "the gradient"
         text = (

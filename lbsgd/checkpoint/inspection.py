@@ -1,37 +1,32 @@
-"""Looks at the checkpoints of a run; changes nothing.
+"""What `lbsgd checkpoint` shows of checkpoints; changes nothing."""
 
-python -m lbsgd.checkpoint list|verify|show WORKDIR [UPDATE]
-
-Exit code 0: all is well; 1: `verify` or `show` found damage; 2: asked for something that is not.
-"""
-
-import argparse
 import json
 import pathlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
-from lbsgd.system.command_line import Parser, complain
-from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
+from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from lbsgd.system.files import expand_home
-from lbsgd.system.streams import protect_streams
 from lbsgd.system.text import one_line, pluralize
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs one command, and returns the exit code."""
-    try:
-        args = _parse(argv)
-        folder, update = _locate(expand_home(args.workdir).absolute(), args.update)
-        updates = _updates(folder, update)
-    except ConfigError as error:
-        complain(error)
-        return EXIT_USER
+def inspect(command: str, workdir: str, update: int | None) -> int:
+    """Does what a command says, and returns the exit code.
+
+    Args:
+      command: "list", "verify" or "show".
+      workdir: of a run, its folder of checkpoints, or one of them.
+      update: that one only.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    folder, update = _locate(expand_home(workdir).absolute(), update)
+    updates = _updates(folder, update)
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
     store.quiet_orbax()
@@ -40,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         "verify": verify,
         "show": show,
     }
-    return commands[args.command](folder, updates)
+    return commands[command](folder, updates)
 
 
 def list_(folder: pathlib.Path, updates: list[int]) -> int:
@@ -107,16 +102,6 @@ def _content(manifest: Manifest) -> str:
     )
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m lbsgd.checkpoint", __doc__)
-    parser.add_argument("command", choices=["list", "verify", "show"])
-    parser.add_argument("workdir", help="of a run, its folder of checkpoints, or one of them")
-    parser.add_argument(
-        "update", type=int, nargs="?", help="that one only; show: by default the newest"
-    )
-    return parser.parse_args(argv)
-
-
 def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int | None]:
     """The folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
     if (path / "checkpoints").is_dir():
@@ -145,8 +130,3 @@ def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
         known = ", ".join(map(str, sorted(there)))
         raise ConfigError(f"there is no checkpoint {update} in {folder}, only {known}")
     return [update]
-
-
-if __name__ == "__main__":
-    protect_streams()
-    raise SystemExit(main(sys.argv[1:]))

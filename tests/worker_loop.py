@@ -36,7 +36,7 @@ def written_out(parts: Run, state, rows) -> np.ndarray:
     """Each worker's gradient by `jax.grad`, one after the other, `[k, P]`."""
 
     def loss(params, row):
-        return parts.worker(params, state.batch_stats, row).loss
+        return parts.plan.worker(params, state.batch_stats, row).loss
 
     def flat(tree) -> np.ndarray:
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(tree))])

@@ -1,0 +1,42 @@
+"""Describes keys for people, a paragraph each."""
+
+import textwrap
+
+from lbsgd.config.keys import Key, Keys, On, Wanted
+
+COLUMNS = 100
+
+
+def paragraphs(keys: Keys) -> list[str]:
+    """Writes `key=default  meaning [unit; choices; what it is of]`, wrapped at `COLUMNS`."""
+    lines: list[str] = []
+    for name, key in keys.items():
+        default = f"{name}={key.default}".replace(" ", "\0")  # so that no line ends within it
+        paragraph = f"{default}  {key.meaning}{_limits(key)}"
+        wrapped = textwrap.wrap(
+            paragraph,
+            COLUMNS,
+            initial_indent="  ",
+            subsequent_indent=" " * 6,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [line.replace("\0", " ") for line in wrapped]
+    return lines
+
+
+def _limits(key: Key) -> str:
+    """Says what is known of the values, in brackets behind a space; "" if that is nothing."""
+    parts = [key.unit, _one_of(key.choices), *map(_of, key.used_with, key.used_with.values())]
+    if key.used_if:
+        parts.append(f"of {key.used_if.words.partition(', which')[0]}")
+    text = "; ".join(filter(None, parts))
+    return f" [{text}]" if text else ""
+
+
+def _one_of(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if words else ""
+
+
+def _of(key: str, wanted: Wanted) -> str:
+    return f"of {key}" if isinstance(wanted, On) else f"of {key}={' or '.join(map(str, wanted))}"

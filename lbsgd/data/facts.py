@@ -1,0 +1,110 @@
+"""What a plan has to know of the data: how many examples, how many classes, of what shape."""
+
+import dataclasses
+
+import ml_collections
+
+from lbsgd.data.source import Splits
+from lbsgd.system.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a training and a validation set.
+
+    Attributes:
+      examples: of the training set.
+      validation_examples: of the validation set.
+      classes: how many labels there are.
+      image_shape: `(h, w, c)` of the images as they are stored; where they differ, of the first.
+      fingerprint: of the training set; "" where nobody has opened it.
+      notes: what a person should know of the data, a line each.
+    """
+
+    examples: int
+    validation_examples: int
+    classes: int
+    image_shape: tuple[int, ...]
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+
+
+# Of tensorflow-datasets, as its catalogue has them; () where images differ in shape.
+TFDS: dict[str, Facts] = {
+    "imagenet2012": Facts(1_281_167, 50_000, 1000, ()),
+    "imagenet_resized/64x64": Facts(1_281_167, 50_000, 1000, (64, 64, 3)),
+    "imagenet_resized/32x32": Facts(1_281_167, 50_000, 1000, (32, 32, 3)),
+    "imagenette/full-size-v2": Facts(9_469, 3_925, 10, ()),
+    "imagenette/320px-v2": Facts(9_469, 3_925, 10, ()),
+    "imagenette/160px-v2": Facts(9_469, 3_925, 10, ()),
+    "cifar10": Facts(50_000, 10_000, 10, (32, 32, 3)),
+    "cifar100": Facts(50_000, 10_000, 100, (32, 32, 3)),
+    "mnist": Facts(60_000, 10_000, 10, (28, 28, 1)),
+    "fashion_mnist": Facts(60_000, 10_000, 10, (28, 28, 1)),
+    "kmnist": Facts(60_000, 10_000, 10, (28, 28, 1)),
+    "svhn_cropped": Facts(73_257, 26_032, 10, (32, 32, 3)),
+    "food101": Facts(75_750, 25_250, 101, ()),
+    "oxford_iiit_pet": Facts(3_680, 3_669, 37, ()),
+}
+DIGITS = Facts(1_437, 360, 10, (8, 8, 1))
+
+
+def facts_of(splits: Splits) -> Facts:
+    """Gathers the facts of sets that are open."""
+    train, validation = splits
+    return Facts(
+        len(train),
+        len(validation),
+        len(train.classes),
+        train.image_shape,
+        train.fingerprint,
+        (
+            *(f"training: {note}" for note in train.notes),
+            *(f"validation: {note}" for note in validation.notes),
+        ),
+    )
+
+
+def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
+    """The facts that follow from the config's `data` alone, without opening a file.
+
+    The keys data.examples, data.validation_examples, data.classes and data.image_shape say what is
+    not known; where they are set they count for more than what is.
+
+    Returns:
+      None if something is not known.
+    """
+    known = _known(data)
+    found = {
+        "examples": data.examples or (known and known.examples),
+        "validation_examples": data.validation_examples or (known and known.validation_examples),
+        "classes": data.classes or (known and known.classes),
+        "image_shape": tuple(data.image_shape) or (known and known.image_shape),
+    }
+    if data.crop == "inception":  # whatever the shape of the files is, the network sees a crop
+        found["image_shape"] = found["image_shape"] or (data.image_size, data.image_size, 3)
+    return Facts(**found) if all(found.values()) else None  # type: ignore[arg-type]
+
+
+def _known(data: ml_collections.ConfigDict) -> Facts | None:
+    if data.source == "digits":
+        return DIGITS
+    if data.source == "synthetic":
+        shape = (data.image_size, data.image_size, 3)
+        sizes = (data.synthetic_examples, data.synthetic_validation_examples)
+        return Facts(*sizes, data.synthetic_classes, shape)
+    if data.source == "tfds" and data.tfds_train == "train" and not data.tfds_validation:
+        return TFDS.get(data.tfds_name.partition(":")[0])
+    return None
+
+
+def check_given(data: ml_collections.ConfigDict, facts: Facts) -> None:
+    """Holds what the config says of the data against what they are.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    for key in ("examples", "validation_examples", "classes", "image_shape"):
+        said, is_ = data[key], getattr(facts, key)
+        if said and said != is_:
+            raise ConfigError(f"data.{key}={said}, but the data have {is_}; leave it out")

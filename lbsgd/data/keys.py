@@ -1,0 +1,216 @@
+"""Keys of the data: where the examples come from, and what is seen of them."""
+
+from typing import Any
+
+from lbsgd.config.keys import Condition, Key, Keys, must, pair_within, whole
+
+_OF_TFDS = {"data.source": ("tfds",)}
+_OF_SYNTHETIC = {"data.source": ("synthetic",)}
+# Images whose files, or records, can be damaged.
+_OF_FILES = {"data.source": ("packed", "folder", "tfds")}
+# Evaluation crops too; what training makes of images it does not to those made on the devices.
+_OF_LOADED = {"data.synthetic_on_device": (False,)}
+_OF_INCEPTION = {"data.crop": ("inception",)}
+_OF_INCEPTION_CROPS = {**_OF_INCEPTION, **_OF_LOADED}
+_RESIZED = Condition(
+    "data.crop='inception', or of data.source='synthetic'",
+    lambda values: values["data.crop"] == "inception" or values["data.source"] == "synthetic",
+)
+# 100 million pixels, as `decode.MAX_PIXELS` has it.
+_MOST_SIDE = 10**4
+
+
+def usual_short_side(image_size: int) -> int:
+    """The short side, in pixels, of which evaluation takes the centre `image_size`: 256 for 224."""
+    return round(image_size * 256 / 224)
+
+
+def _is_shape(shape: tuple[Any, ...]) -> bool:
+    return not shape or (len(shape) == 3 and whole(shape) and min(shape) > 0)
+
+
+_SOURCE: Keys = {
+    "data.source": Key(
+        "digits", "Where examples come from: packed, folder, tfds, npz, digits or synthetic."
+    ),
+    "data.dir": Key(
+        "",
+        "The folder in which the data lie.",
+        machine=True,
+        used_with={"data.source": ("packed", "folder", "tfds", "npz")},
+    ),
+    "data.validation_fraction": Key(
+        0.0,
+        "Where there is no validation set: the part of the images that is held out, by a hash of "
+        "the seed and each one's name.",
+        fraction=True,
+        used_with={"data.source": ("folder", "npz")},
+    ),
+    "data.tfds_name": Key(
+        "imagenet2012", "The dataset of tensorflow-datasets.", used_with=_OF_TFDS
+    ),
+    "data.tfds_train": Key("train", "Its split to train on.", used_with=_OF_TFDS),
+    "data.tfds_validation": Key(
+        "",
+        "Its split to evaluate on; by default validation where there is one, else test.",
+        used_with=_OF_TFDS,
+    ),
+    "data.synthetic_classes": Key(
+        1000, "How many classes.", positive=True, most=10**6, used_with=_OF_SYNTHETIC
+    ),
+    "data.synthetic_examples": Key(
+        1_281_167,
+        "How many images to train on.",
+        unit="examples",
+        positive=True,
+        used_with=_OF_SYNTHETIC,
+    ),
+    "data.synthetic_validation_examples": Key(
+        50_000,
+        "How many images to evaluate on.",
+        unit="examples",
+        positive=True,
+        used_with=_OF_SYNTHETIC,
+    ),
+    "data.synthetic_on_device": Key(
+        False,
+        "Trains on one batch that is made on the devices and never loaded.",
+        used_with=_OF_SYNTHETIC,
+    ),
+    "data.on_corrupt": Key(
+        "error",
+        "What happens to a corrupt image: error stops the run; skip names it in the workdir, and "
+        "the next one takes its place.",
+        choices=("error", "skip"),
+        machine=True,
+        used_with=_OF_FILES,
+    ),
+    "data.max_corrupt": Key(
+        10,
+        "The run stops past so many different images that were skipped.",
+        unit="examples",
+        machine=True,
+        used_with={"data.on_corrupt": ("skip",)},
+    ),
+    "data.threads": Key(0, "Threads that load batches; 0 for one a core.", most=1000, machine=True),
+}
+
+# What --explain takes for the data where they are not there.
+_PLANNING: Keys = {
+    "data.examples": Key(
+        0,
+        "For planning without the data: how many there are to train on; 0 for as many as the data "
+        "have.",
+        unit="examples",
+        machine=True,
+    ),
+    "data.validation_examples": Key(
+        0,
+        "For planning without the data: how many there are to evaluate on; 0 for as many as the "
+        "data have.",
+        unit="examples",
+        machine=True,
+    ),
+    "data.classes": Key(
+        0,
+        "For planning without the data: how many classes; 0 for those of the data.",
+        most=10**7,
+        machine=True,
+    ),
+    "data.image_shape": Key(
+        (),
+        "For planning without the data: (height, width, channels) of its images; () for those of "
+        "the data.",
+        unit="pixels",
+        most=_MOST_SIDE,
+        check=must("be (height, width, channels)", _is_shape),
+        machine=True,
+    ),
+}
+
+_VIEW: Keys = {
+    "data.crop": Key(
+        "none",
+        "What is seen of an image. none: it as it is, all of one shape. padded: zeros around it, "
+        "and a random part of its size. inception: a random part, resized; in evaluation the "
+        "centre.",
+        choices=("none", "padded", "inception"),
+    ),
+    "data.crop_padding": Key(
+        4,
+        "Zeros on each side.",
+        unit="pixels",
+        most=_MOST_SIDE,
+        used_with={"data.crop": ("padded",), **_OF_LOADED},
+    ),
+    "data.crop_area": Key(
+        (0.08, 1.0),
+        "The least and the greatest part of the image's area.",
+        check=pair_within(1e-6, 1.0),
+        used_with=_OF_INCEPTION_CROPS,
+    ),
+    "data.crop_aspect": Key(
+        (3 / 4, 4 / 3),
+        "The least and the greatest width / height.",
+        check=pair_within(1e-3, 1e3),
+        used_with=_OF_INCEPTION_CROPS,
+    ),
+    "data.crop_antialias": Key(
+        False,
+        "Resamples with a filter as wide as the crop shrinks, as Pillow and torchvision have it; "
+        "without it is faster (docs/data.md). Evaluation always has it.",
+        used_with=_OF_INCEPTION_CROPS,
+    ),
+    "data.image_size": Key(
+        224,
+        "The side of the images after the crop, or of synthetic ones.",
+        unit="pixels",
+        positive=True,
+        most=_MOST_SIDE,
+        used_if=_RESIZED,
+    ),
+    "data.evaluation_short_side": Key(
+        0,
+        "Evaluation resizes the short side to this, and takes the centre; 0 for 256/224 of "
+        "image_size, as is usual.",
+        unit="pixels",
+        most=2 * _MOST_SIDE,
+        used_with=_OF_INCEPTION,
+        follows=lambda values: usual_short_side(values["data.image_size"]),
+    ),
+    "data.mean": Key(
+        (0.5,), "What is subtracted from pixels / 255, one number a channel.", negative=True
+    ),
+    "data.std": Key((0.5,), "What they are then divided by, one number a channel."),
+}
+
+_AUGMENTATION: Keys = {
+    "data.flip": Key(False, "Flips images left to right, half of the time.", used_with=_OF_LOADED),
+    "data.color_jitter": Key(
+        (0.0, 0.0, 0.0),
+        "Of brightness, contrast and saturation: factors within 1 - j and 1 + j.",
+        check=must(
+            "be three numbers from 0 to 1 (brightness, contrast, saturation)",
+            lambda jitter: len(jitter) == 3 and max(jitter) <= 1,
+        ),
+        used_with=_OF_LOADED,
+    ),
+    "data.lighting": Key(
+        0.0,
+        "The standard deviation of PCA lighting; 0.1 in Krizhevsky et al. 2012.",
+        used_with=_OF_LOADED,
+    ),
+    "data.mixup": Key(
+        0.0,
+        "alpha of Beta(alpha, alpha), the weights of mixup; 0 for none. With cutmix, an example "
+        "takes either.",
+    ),
+    "data.cutmix": Key(0.0, "alpha of CutMix; 0 for none."),
+    "data.erasing": Key(
+        0.0,
+        "The probability of random erasing.",
+        check=must("be a probability", lambda erasing: erasing <= 1),
+    ),
+}
+
+KEYS: Keys = {**_SOURCE, **_PLANNING, **_VIEW, **_AUGMENTATION}

@@ -1,0 +1,90 @@
+"""Keys of the network, its batch norm, and the precision it is computed in."""
+
+from lbsgd.config.keys import Key, Keys, Values
+from lbsgd.system.errors import ConfigError
+
+_OF_BATCH_NORM = {"model.normalization": ("batch",)}
+
+_MODEL: Keys = {
+    "model.name": Key(
+        "resnet50",
+        "The network: resnet18, 34, 50, 101 or 152, or cifar_resnetD of any depth D = 6n + 2.",
+    ),
+    "model.num_classes": Key(
+        0, "Outputs of the classifier; 0 for as many as the data have classes.", most=10**7
+    ),
+    "model.width": Key(1.0, "Multiplier of all channel counts.", positive=True, most=1000),
+    "model.skip_connections": Key(
+        True, "Whether the blocks are residual; without skips they are plain."
+    ),
+    "model.zero_init_residual": Key(
+        True,
+        "The last scale of each residual block starts at 0; in a network without scales, the last "
+        "kernel.",
+    ),
+    "model.normalization": Key(
+        "batch",
+        "Batch norm; group norm (Wu and He 2018), of up to 32 groups of two or more channels; or "
+        "none, where convolutions have biases.",
+        choices=("batch", "group", "none"),
+    ),
+}
+
+_BATCH_NORM: Keys = {
+    "batch_norm.momentum": Key(
+        0.9, "m in: running <- m running + (1 - m) new.", fraction=True, used_with=_OF_BATCH_NORM
+    ),
+    "batch_norm.epsilon": Key(
+        1e-5,
+        "What is added to the variance.",
+        positive=True,
+        used_with={"model.normalization": ("batch", "group")},
+    ),
+    "batch_norm.synced_workers": Key(
+        1,
+        "How many workers share their statistics; 1 for none, as in the paper.",
+        unit="workers",
+        positive=True,
+        used_with=_OF_BATCH_NORM,
+    ),
+    "batch_norm.running_variance": Key(
+        "within",
+        "What the running variance follows: within, the mean of the workers' biased variances; "
+        "total, plus the variance of their means.",
+        choices=("within", "total"),
+        used_with=_OF_BATCH_NORM,
+    ),
+    "batch_norm.precise_examples": Key(
+        0,
+        "Before each evaluation the statistics are computed anew over so many training examples, "
+        "rounded up to whole minibatches; 0 uses the running averages.",
+        unit="examples",
+        used_with=_OF_BATCH_NORM,
+    ),
+}
+
+_PRECISION: Keys = {
+    "dtype": Key(
+        "float32",
+        "The type of activations. float64 makes parameters float64 too, to study exactness.",
+        choices=("float32", "bfloat16", "float64"),
+    ),
+    "matmul_precision": Key(
+        "highest",
+        "The precision of products of float32, as JAX names it: highest is float32 in full on "
+        "every device; high and default are TF32 on a GPU, and three bfloat16 passes or one on a "
+        "TPU; on a CPU they are as highest. With bfloat16 only the classifier has such products.",
+        choices=("highest", "high", "default"),
+    ),
+}
+
+KEYS: Keys = {**_MODEL, **_BATCH_NORM, **_PRECISION}
+
+
+def check_precision(values: Values) -> None:
+    """Raises ConfigError where a precision is asked for of products that there are none of."""
+    if values["matmul_precision"] != "highest" and values["dtype"] == "float64":
+        raise ConfigError(
+            f"matmul_precision={values['matmul_precision']!r} is of products of float32, and dtype="
+            "'float64' has none; leave it at 'highest'"
+        )

@@ -1,0 +1,39 @@
+"""Explains a run's optimizer."""
+
+from typing import Any
+
+import jax
+import ml_collections
+
+from lbsgd.optim.chain import decayed
+from lbsgd.system.text import pluralize
+
+
+def explain_optimizer(c: ml_collections.ConfigDict, roles: Any) -> str:
+    """Says which optimizer it is, and what decays.
+
+    Args:
+      c: the config's `optimizer`.
+      roles: of the parameters.
+    """
+    flags = jax.tree.leaves(decayed(roles))
+    decay = f"{c.weight_decay:g} on {sum(flags)} of {pluralize(len(flags), 'parameter array')}"
+    if c.name == "lamb":
+        clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
+        return (
+            f"optimizer: LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; weight "
+            f"decay {decay}; trust ratio{clip} on as many"
+        )
+    kind = "Nesterov momentum" if c.nesterov else "momentum"
+    lars = c.name == "lars"
+    held = "rate and trust ratio" if lars else "rate"
+    form = f"equation (9), {held} outside the buffer"
+    if c.momentum_form == "rate_inside":
+        corrected = "with" if c.momentum_correction else "without"
+        form = f"equation (10), {held} inside the buffer, {corrected} momentum correction"
+    trust = f"; trust ratio {c.trust_coefficient:g} on kernels" if lars else ""
+    trust += ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
+    return (
+        f"optimizer: {c.name.upper()}, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} "
+        f"weight decay {decay}{trust}"
+    )

@@ -1,0 +1,66 @@
+"""Keys of the optimizer."""
+
+from collections.abc import Mapping
+
+from lbsgd.config.keys import ON, Key, Keys, Wanted
+
+_OF_SGD = {"optimizer.name": ("sgd", "lars")}
+_OF_DECAY: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.weight_decay": ON}
+_OF_LARS = {"optimizer.name": ("lars",)}
+_OF_LAMB = {"optimizer.name": ("lamb",)}
+_OF_MOMENTUM: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.momentum": ON}
+
+KEYS: Keys = {
+    "optimizer.name": Key("sgd", "The optimizer.", choices=("sgd", "lars", "lamb")),
+    "optimizer.momentum": Key(0.9, "m; 0 for none.", fraction=True, used_with=_OF_SGD),
+    "optimizer.nesterov": Key(True, "Nesterov's momentum.", used_with=_OF_MOMENTUM),
+    "optimizer.momentum_form": Key(
+        "rate_outside",
+        "Where the rate is: outside the buffer, equation (9) of Goyal et al., or inside, equation "
+        "(10). With lars the trust ratio is where the rate is: rate_inside is the paper's "
+        '("scaled") variant.',
+        choices=("rate_outside", "rate_inside"),
+        used_with=_OF_MOMENTUM,
+    ),
+    "optimizer.momentum_correction": Key(
+        True,
+        "Momentum is corrected where the rate changes; the papers of LARS have none.",
+        used_with={"optimizer.momentum_form": ("rate_inside",)},
+    ),
+    "optimizer.weight_decay": Key(1e-4, "lambda, of kernels; 0 for none."),
+    "optimizer.weight_decay_form": Key(
+        "coupled",
+        "Coupled (L2), or decoupled and scaled by the learning rate. That of lamb is always "
+        "decoupled from its moments.",
+        choices=("coupled", "decoupled"),
+        used_with=_OF_DECAY,
+    ),
+    "optimizer.trust_coefficient": Key(
+        0.001, "eta, the coefficient of the trust ratio.", positive=True, used_with=_OF_LARS
+    ),
+    "optimizer.trust_epsilon": Key(
+        0.0, "What is added to the norms below the trust ratio.", used_with=_OF_LARS
+    ),
+    "optimizer.trust_at_zero": Key(
+        "one",
+        "The trust ratio where a norm is 0: one (MLPerf's reference), or by the paper's formula: "
+        "eta / weight_decay of a gradient of 0, and 0 of weights of 0.",
+        choices=("one", "formula"),
+        used_with=_OF_LARS,
+    ),
+    "optimizer.beta1": Key(
+        0.9, "The decay of the first moments.", fraction=True, used_with=_OF_LAMB
+    ),
+    "optimizer.beta2": Key(
+        0.999, "The decay of the second moments.", fraction=True, used_with=_OF_LAMB
+    ),
+    "optimizer.epsilon": Key(
+        1e-6, "What is added to the root of the second moments.", used_with=_OF_LAMB
+    ),
+    "optimizer.norm_clip": Key(
+        (),
+        "phi, which clips the norm of the weights in the trust ratio: () for none, or the least "
+        "and the greatest norm.",
+        used_with=_OF_LAMB,
+    ),
+}

@@ -1,0 +1,150 @@
+"""Finds how many accumulation steps a run needs: by compiling, or from its traced step."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lbsgd.data.pipeline import AHEAD
+from lbsgd.run.plan import Plan
+from lbsgd.run.program import Program
+from lbsgd.step import memory
+from lbsgd.system.devices import IN_FLIGHT, is_out_of_memory
+from lbsgd.system.machine import cache_folder, describe_machine
+from lbsgd.system.processes import is_first
+from lbsgd.system.text import pluralize
+from lbsgd.workers import fit
+from lbsgd.workers.placement import Placement
+
+# Of training that a device holds: its own, those of the updates that wait, those loaded ahead.
+MINIBATCHES = 1 + IN_FLIGHT + AHEAD
+
+
+def measure_accumulation(plan: Plan) -> Program:
+    """Compiles a run's steps as its memory asks for, where accumulation_steps=0 leaves it open.
+
+    Raises:
+      ConfigError: not even one worker at a time fits.
+    """
+    if plan.config.accumulation_steps:
+        return Program(plan)
+    measure = _Compilation(plan)
+    state = plan.state_shapes()
+    step_memory = fit.StepMemory(
+        measure,
+        memory.bytes_of(state) + memory.bytes_of(state.params),  # and the gradient
+        _cache_file(),
+        _cache_key(plan),
+    )
+
+    def choose(size: int, workers: int) -> Placement:
+        each = math.ceil(workers / plan.topology.devices)
+        return fit.choose(
+            functools.partial(plan.place, size),
+            each,
+            step_memory,
+            lambda placement: MINIBATCHES * batch_bytes(plan, placement),
+            plan.topology.device_memory,
+        )
+
+    chosen = {size: choose(size, p.workers) for size, p in plan.placements.items()}
+    kept = {p: step for p, step in measure.compiled.items() if p in chosen.values()}
+    return Program(dataclasses.replace(plan, placements=chosen), kept)
+
+
+class _Compilation:
+    """Measures the memory of a step by compiling it, and keeps what it has compiled."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.program, self.compiled = Program(plan), dict[Placement, Any]()
+
+    def __call__(self, placement: Placement) -> int:
+        if is_first():
+            workers = pluralize(placement.lanes, "worker")
+            print(f"lbsgd: compiles {workers} a device, for memory", file=sys.stderr, flush=True)
+        try:
+            step = self.compiled[placement] = self.program.compile_train_step(placement)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return fit.TOO_MANY
+        return fit.memory_of(step, batch_bytes(self.program.plan, placement))
+
+
+def batch_bytes(plan: Plan, placement: Placement) -> int:
+    """Bytes of a minibatch on one device."""
+    return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
+
+
+def _cache_file() -> Any:
+    cache = cache_folder()
+    return cache / "step_memory.json" if cache else None
+
+
+def _cache_key(plan: Plan) -> str:
+    exchange = plan.config.allreduce.to_dict()  # its buckets take memory too
+    identity = [plan.identity(), exchange, plan.topology.devices, describe_machine()]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def estimate_accumulation(plan: Plan) -> Plan:
+    """Estimates a run's accumulation steps from its traced step, where the config asks for that.
+
+    It compiles nothing, and needs neither the devices nor the data. XLA may need more or less: a
+    run measures when it starts (`measure_accumulation`).
+    """
+    if plan.config.accumulation_steps:
+        return plan
+    needed, limit = estimated_memory(plan), plan.topology.device_memory
+    chosen = {
+        size: fit.first_that_fits(
+            functools.partial(plan.place, size),
+            math.ceil(p.workers / plan.topology.devices),
+            needed,
+            limit,
+        )
+        for size, p in plan.placements.items()
+    }
+    largest = max(map(needed, chosen.values()))
+    line = f"estimated from the traced step: {fit.shown_bytes(largest)} of the "
+    line += f"{fit.shown_bytes(limit)} of a device; a run measures it when it starts"
+    if largest > limit:
+        line += ". That is more than there is: lower worker_batch_size, or the size of the images"
+    return dataclasses.replace(plan, placements=chosen, estimated=line)
+
+
+def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
+    """Traces the update with the fewest lanes.
+
+    Returns:
+      placement -> bytes that its update and the minibatches it waits for need on one device, about.
+    """
+    fewest = _fewest_lanes(plan)
+    state = plan.state_shapes()
+    gradient = memory.bytes_of(state.params)
+    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(state.params)}
+    peak = memory.peak(plan.trace(fewest).jaxpr, shapes)
+    fixed = memory.bytes_of(state) + max(peak.fixed, gradient)
+
+    def needed(placement: Placement) -> int:
+        activations = math.ceil(peak.others * placement.lanes / fewest.lanes)
+        batches = MINIBATCHES * batch_bytes(plan, placement)
+        total = gradient if placement.accumulation_steps > 1 else 0
+        return fixed + activations + total + batches
+
+    return needed
+
+
+def _fewest_lanes(plan: Plan) -> Placement:
+    """The placement of the first batch size with as many accumulation steps as there can be."""
+    placement = plan.placement
+    each = math.ceil(placement.workers / plan.topology.devices)
+    place = functools.partial(plan.place, placement.batch_size)
+    *_, fewest = fit.candidates(place, each)
+    return fewest

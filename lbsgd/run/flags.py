@@ -1,0 +1,264 @@
+"""The flags of `lbsgd train`: a config file, or the workdir of a run; and keys of the config."""
+
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from lbsgd.config.keys import flatten
+from lbsgd.run import config as config_lib
+from lbsgd.run.workdir import Workdir
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import expand_home
+from lbsgd.system.text import short_repr
+
+PROGRAM = "lbsgd train"
+NO_CONFIG = (
+    "no config; give one with --config configs/digits.py, or the workdir of a run with --workdir "
+    "to resume it"
+)
+
+
+class TrainFlags(NamedTuple):
+    """Holds what a command line of `lbsgd train` says.
+
+    Attributes:
+      config: of the file, or of the run in the workdir, with `--config.key=value` on top of it;
+        to be resolved.
+      workdir: of the run; by default runs/ and the name of the config file.
+      explain: whether to print how the run is resolved, and train nothing.
+      coordinator: host:port of process 0; None where JAX finds out, as also the next two.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    explain: bool
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+class _Flag(NamedTuple):
+    name: str
+    kind: str
+    value: str
+    help: str
+
+
+_FLAGS = (
+    _Flag("workdir", "string", "DIR", "folder of the run; by default runs/ and the config's name"),
+    _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
+    _Flag("coordinator", "string", "HOST:PORT", "address of process 0, the same for all processes"),
+    _Flag("num_processes", "integer", "N", "how many processes there are"),
+    _Flag("process_id", "integer", "I", "which of them this is, from 0 on"),
+)
+_CONFIG_HELP = (
+    ("--config FILE[:VARIANT]", "the config file; `lbsgd configs` lists recipes and variants"),
+    ("--config.KEY=VALUE", "sets a key of the config"),
+)
+_ABOUT = """\
+usage: lbsgd train --config FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir DIR] [FLAG ...]
+       lbsgd train --workdir DIR [--config.KEY=VALUE ...] [FLAG ...]
+
+Trains a run, from the newest checkpoint in its workdir if there is one: the same command resumes
+it, and so does --workdir alone, with the config that the run was last started with.
+"""
+
+
+def help_text() -> str:
+    """Describes the flags, and the config keys by room."""
+    rows = [*_CONFIG_HELP, *((f"--{f.name} {f.value}".rstrip(), f.help) for f in _FLAGS)]
+    lines = [f"  {flag:<26}{text}" for flag, text in rows]
+    return "\n".join(
+        [
+            _ABOUT,
+            "flags:",
+            *lines,
+            "",
+            "config keys, each set as --config.KEY=VALUE:",
+            "",
+            *config_lib.describe_keys(),
+        ]
+    )
+
+
+def parse(argv: Sequence[str]) -> TrainFlags:
+    """Reads a command line, and the config that it names.
+
+    Args:
+      argv: without the program's name.
+
+    Raises:
+      ConfigError: a mistake in the flags, in the config file, or in what the workdir holds.
+    """
+    logging.set_verbosity(logging.ERROR)  # absl warns of mistakes that are said here
+    _check_keys(argv)
+    try:
+        file, workdir = _parse_own(argv)
+        config = stored_config(_at(workdir)) if file is None else read_config(file)
+        values = _parse_all(_without_config(argv), config)
+    except flags.Error as error:
+        raise ConfigError(_explain_flag(error)) from error
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Of keys that are set on what a file has made something else of.
+        raise ConfigError(_explain_file(error, _split(file or "")[0])) from error
+    own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:]}
+    folder = _at(workdir) if workdir else pathlib.Path("runs") / _split(file or "")[0].stem
+    return TrainFlags(values.config, folder, **own)
+
+
+def _check_keys(argv: Sequence[str]) -> None:
+    """Names the nearest known key where absl would print its usage."""
+    for arg in argv:
+        match = _OF_KEY.match(arg)
+        if match:
+            config_lib.check_is_key(match.group(1))
+
+
+_OF_KEY = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def _define(values: flags.FlagValues) -> flags.FlagValues:
+    define: dict[str, Any] = {
+        "string": flags.DEFINE_string,
+        "boolean": flags.DEFINE_boolean,
+        "integer": flags.DEFINE_integer,
+    }
+    for flag in _FLAGS:
+        default = False if flag.kind == "boolean" else None
+        define[flag.kind](flag.name, default, flag.help, flag_values=values)
+    return values
+
+
+def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
+    """Reads the config file and the workdir that are given; None for one that is not.
+
+    Raises:
+      ConfigError: neither is.
+      flags.Error: another mistake.
+    """
+    values = _define(flags.FlagValues())  # type: ignore[no-untyped-call]
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    values.set_gnu_getopt()  # for a value may stand apart from its key
+    values([PROGRAM, *(arg for arg in argv if not _OF_KEY.match(arg))])
+    if values.config is None and not values.workdir:
+        raise ConfigError(NO_CONFIG)
+    return values.config, values.workdir
+
+
+def _without_config(argv: Sequence[str]) -> list[str]:
+    """Leaves out the config file, for which the config that it holds stands in."""
+    words, rest = iter(argv), []
+    for word in words:
+        if re.fullmatch("--?config", word):
+            next(words, None)
+        elif not re.match("--?config=", word):
+            rest.append(word)
+    return rest
+
+
+def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
+    """Parses the flags, and sets their keys on a config."""
+    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]  # type: ignore[no-untyped-call]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+    rest = values(words)
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
+    return values
+
+
+def read_config(file: str) -> ml_collections.ConfigDict:
+    """Reads the config that a file returns, named as path[:variant].
+
+    Raises:
+      ConfigError: it returns none, in one line for whatever came up.
+    """
+    path, variant = _split(file)
+    try:
+        # Not imported: nothing is left behind, so that one file in a process knows of no other.
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigError("there is no function get_config(arg='') in it")
+        config = get_config(*variant)
+        if config is None:
+            raise ConfigError("get_config returns no config")
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ConfigError(f"get_config must return a ConfigDict, not {short_repr(config)}")
+        config.lock()  # what cannot be read of it surfaces here
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(_explain_file(error, path)) from error
+    return config
+
+
+def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads the config that the run in a folder was last started with.
+
+    Raises:
+      ConfigError: there is none, or it is not one of this version.
+    """
+    workdir, config = Workdir(folder), config_lib.default_config()
+    known, found = dict(flatten(config)), workdir.read_config()
+    try:
+        for key, value in flatten(ml_collections.ConfigDict(found)):
+            if key not in known:
+                config_lib.check_is_key(key)
+            # JSON has lists where a config has tuples.
+            _set(config, key, tuple(value) if isinstance(value, list) else value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{workdir.config}: {error}; give the config again with --config"
+        ) from error
+    return config
+
+
+def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key} must be {config_lib.kind_of(key)}, not {short_repr(value)}"
+        ) from error
+
+
+def _at(workdir: str | None) -> pathlib.Path:
+    return expand_home(workdir or "")
+
+
+def _split(file: str) -> tuple[pathlib.Path, list[str]]:
+    """Splits the path of a config file from its variant, if one is given."""
+    path, *variant = file.split(":", 1)
+    return pathlib.Path(path), variant
+
+
+def _explain_flag(error: flags.Error) -> str:
+    """Explains a mistake that absl found, in one line."""
+    text = str(error)
+    wrong = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", text)
+    if wrong:
+        kind = config_lib.kind_of(wrong.group(1))
+        return f"{wrong.group(1)} must be {kind}, not {wrong.group(2)!r}"
+    return text
+
+
+def _explain_file(error: BaseException, path: pathlib.Path) -> str:
+    """Explains in one line whatever came up while the config file was read."""
+    text = str(error)
+    if not path.is_file():
+        return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
+    unknown = re.search(r'Key "(\w+)" does not exist', text)
+    if unknown:
+        near = config_lib.nearest_key(unknown.group(1))
+        return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.filename == str(path)]
+    where = f", line {inside[-1].lineno}" if inside else ""
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    return f"{path}{where}: {type(error).__name__}: {first}"

@@ -1,0 +1,99 @@
+"""Keys of a run as a whole: its seed and end, evaluations, checkpoints, log, and processes."""
+
+from lbsgd.config.keys import ON, Key, Keys, any_time, times
+from lbsgd.run import target
+
+_RUN: Keys = {
+    # JAX looks at 32 bits of it.
+    "seed": Key(0, "Of initialisation, order and augmentation.", most=2**32 - 1),
+    "stop_at": Key(
+        (),
+        "The first evaluation that reaches this ends the run: () for none, or a metric "
+        f"({', '.join(target.METRICS)}) and a number, like ('val_error', 24.1).",
+        check=lambda _, value: target.check(value),
+        own_check=True,
+        machine=True,
+    ),
+}
+
+_EVALUATION: Keys = {
+    **times("evaluation.every", "How often the run is evaluated, besides at its end."),
+    **times(
+        "evaluation.offset",
+        "When the first evaluation is, where that is not after one interval.",
+        used_if=any_time("evaluation.every"),
+    ),
+    "evaluation.batch_size": Key(
+        0,
+        "Examples evaluated at once; 0 for as many as an accumulation step trains.",
+        unit="examples",
+        most=10**9,
+        machine=True,
+    ),
+}
+
+_CHECKPOINT: Keys = {
+    **times(
+        "checkpoint.every", "How often a checkpoint is saved, besides at the end.", machine=True
+    ),
+    "checkpoint.every_minutes": Key(
+        10.0, "And by the clock; 0 for never.", unit="minutes", machine=True
+    ),
+    "checkpoint.keep": Key(
+        3,
+        "How many are kept; the newest that verifies is never removed.",
+        positive=True,
+        machine=True,
+    ),
+    "checkpoint.on_error": Key(
+        "continue",
+        "When a checkpoint cannot be written, training goes on, or it stops.",
+        choices=("continue", "stop"),
+        machine=True,
+    ),
+}
+
+_LOG: Keys = {
+    "log.every_steps": Key(
+        100, "How often metrics are written.", unit="updates", positive=True, machine=True
+    ),
+    "log.tensorboard": Key(
+        True, "Writes TensorBoard summaries too, where tensorflow is installed.", machine=True
+    ),
+}
+
+_RUNTIME: Keys = {
+    "runtime.heartbeat_seconds": Key(
+        60,
+        "Of several processes, one that has not been heard of for so long ends all.",
+        unit="seconds",
+        positive=True,
+        most=10**6,
+        machine=True,
+    ),
+    "runtime.start_seconds": Key(
+        300,
+        "How long the processes wait for each other at the start.",
+        unit="seconds",
+        positive=True,
+        most=10**6,
+        machine=True,
+    ),
+    "runtime.stall_minutes": Key(
+        10.0,
+        "After so long without an update, the stacks of all threads are written to the log of the "
+        "process; 0 for never.",
+        unit="minutes",
+        most=10**6,
+        machine=True,
+    ),
+    "runtime.on_stall": Key(
+        "report",
+        "Whether a stall is only reported, or also ends the process (exit code 1).",
+        choices=("report", "end"),
+        machine=True,
+        used_with={"runtime.stall_minutes": ON},
+    ),
+}
+
+KEYS: Keys = {**_RUN, **_EVALUATION, **_CHECKPOINT, **_LOG, **_RUNTIME}

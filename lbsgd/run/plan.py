@@ -1,0 +1,314 @@
+"""The plan of a run: every number that follows from its config, what the data hold, and a machine.
+
+A plan opens no file and asks no device. So it can be made on a laptop for a pod that is not there
+and data that lie elsewhere: it is what `--explain` prints, and what programs are made of.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lbsgd.data.facts import Facts
+from lbsgd.data.mixing import Mixing
+from lbsgd.models.networks import build_model, init_variables, outline
+from lbsgd.models.roles import split_roles
+from lbsgd.optim.chain import build_optimizer
+from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
+from lbsgd.run.config import explain_unused, in_effect, run_keys
+from lbsgd.schedule import batch_growth, times
+from lbsgd.schedule.functions import Schedule
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
+from lbsgd.schedule.measurements import Measurements, plan_measurements
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.step.evaluation import eval_step, moments_step
+from lbsgd.step.layer_statistics import layer_statistics
+from lbsgd.step.pixels import normalize
+from lbsgd.step.train_step import TrainState, train_step
+from lbsgd.step.worker import worker_loss
+from lbsgd.system.devices import precision
+from lbsgd.workers.collectives.allreduce import gradient_mean
+from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement, place
+from lbsgd.workers.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run computes, and where its workers lie.
+
+    Attributes:
+      data: what is known of the data.
+      topology: the machine that the run is planned for.
+      placements: where the workers are, by batch size.
+      total_updates: T; updates are 0..T-1.
+      model: the network in training, with the mapped axes of synced batch norm.
+      roles: of the parameters, like them.
+      schedules: what varies with the update index, by the name it has among the metrics.
+      initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
+      evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
+      image_shape: `(h, w, c)` of what the network sees.
+      preprocess: uint8 images -> input of the network.
+      worker: `step.worker.worker_loss`, bound.
+      gradient_mean: the all-reduce, bound; None for `lax.pmean`.
+      measurements: when diagnostics are due.
+      unused: a line that names the keys without effect, if there are any; `config` is without them.
+      estimated: how the number of accumulation steps was estimated, a line; "" where it was not.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    data: Facts
+    topology: Topology
+    timeline: Timeline
+    placements: Mapping[int, Placement]
+    total_updates: int
+    model: Any
+    roles: Any
+    learning_rate: LearningRate
+    schedules: Mapping[str, Schedule]
+    optimizer: optax.GradientTransformationExtraArgs
+    initial_state: Callable[[], TrainState]
+    evaluate_after: frozenset[int]
+    save_after: frozenset[int]
+    image_shape: tuple[int, int, int]
+    preprocess: Callable[[jax.Array], jax.Array]
+    worker: Callable[..., Any]
+    gradient_mean: Callable[[Any], Any] | None
+    measurements: Measurements
+    unused: tuple[str, ...] = ()
+    estimated: str = ""
+
+    @property
+    def placement(self) -> Placement:
+        """Where the workers of the first update are; evaluations too use its devices."""
+        return self.placements[self.config.batch_size]
+
+    def placement_of(self, update: int) -> Placement:
+        """Where the workers of an update are; past the last, where they were then."""
+        return self.placements[self.timeline.batch_size(min(update, self.total_updates - 1))]
+
+    def place(self, batch_size: int, accumulation_steps: int) -> Placement:
+        """Places the workers of a batch size in so many accumulation steps.
+
+        Raises:
+          ConfigError: they cannot be.
+        """
+        return _place(self.config, self.topology, batch_size, accumulation_steps)
+
+    @property
+    def precise_batches(self) -> int:
+        """Minibatches that precise batch norm takes its statistics over; 0 for none."""
+        return math.ceil(self.config.batch_norm.precise_examples / self.config.batch_size)
+
+    @property
+    def mixing(self) -> Mixing:
+        """What is mixed and erased on the devices."""
+        data = self.config.data
+        return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
+
+    def state_shapes(self) -> TrainState:
+        """Shapes and types of the state, as `jax.ShapeDtypeStruct`s."""
+        with precision(self.config.dtype):
+            shapes: TrainState = jax.eval_shape(self.initial_state)
+        return shapes
+
+    def batch_shapes(self, placement: Placement) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a training batch, each `[A, D * L, n, ...]`."""
+        p = placement
+        slots = (p.accumulation_steps, p.devices * p.lanes, p.worker_batch_size)
+        row: dict[str, Any] = {
+            "image": np.zeros(self.image_shape, np.uint8),
+            "label": np.zeros((), np.int32),
+        }
+        none = np.zeros(1, np.int64)
+        row |= {key: drawn[0] for key, drawn in self.mixing.draw(none, none).items()}
+        return {key: jax.ShapeDtypeStruct(slots + x.shape, x.dtype) for key, x in row.items()}
+
+    def train_step(self, placement: Placement) -> Callable[..., Any]:
+        """Binds the update of a placement, pure: (state, batch) -> (state, metrics)."""
+        return functools.partial(
+            train_step,
+            worker=self.worker,
+            optimizer=self.optimizer,
+            schedules=self.schedules,
+            placement=placement,
+            batch_norm_momentum=self.config.batch_norm.momentum,
+            total_variance=self.config.batch_norm.running_variance == "total",
+            gradient_mean=self.gradient_mean,
+            statistics=layer_statistics if self.measurements.layers else None,
+        )
+
+    def moments_step(self) -> Callable[..., Any]:
+        """Binds (params, batch_stats, batch) -> batch-norm moments of that minibatch."""
+        return functools.partial(
+            moments_step,
+            worker=self.worker,
+            placement=self.placement,
+            total_variance=self.config.batch_norm.running_variance == "total",
+        )
+
+    def eval_step(self) -> Callable[..., Any]:
+        """Binds (params, batch_stats, batch) -> `EvalSums`."""
+        return functools.partial(
+            eval_step, model=self.model, preprocess=self.preprocess, placement=self.placement
+        )
+
+    def trace(self, placement: Placement | None = None) -> Any:
+        """Traces the update for devices that need not be here.
+
+        Returns:
+          `jax.stages.Traced`, to be lowered for any platform.
+        """
+        placement = placement or self.placement
+        replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
+        by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)
+        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=replicated)
+        with precision(self.config.dtype):
+            return step.trace(
+                sharded(self.state_shapes(), replicated),
+                sharded(self.batch_shapes(placement), by_slot),
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Collects what decides the parameters of the run; a workdir belongs to one of these."""
+        return {**run_keys(self.config), "the training set": self.data.fingerprint}
+
+
+def sharded(shapes: Any, sharding: NamedSharding) -> Any:
+    """The shapes of a tree, on devices."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+
+
+def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
+    """Plans the run of a resolved config.
+
+    With accumulation_steps=0 all workers of a device lie side by side: `lbsgd.run.fitting` finds
+    how many steps they need.
+
+    Raises:
+      ConfigError: its parts do not fit together, or not with the data or the machine.
+    """
+    with precision(config.dtype):
+        plan = _make_plan(in_effect(config), data, topology)
+    return dataclasses.replace(plan, unused=tuple(explain_unused(config)))
+
+
+def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
+    image_shape = image_shape_of(config, data)
+    check_data(config, image_shape, data.classes)
+    timeline = batch_growth.build_timeline(config, data.examples)
+    total = times.total(config, timeline)
+
+    model = _build_network(config, config.model.num_classes or data.classes)
+    init = functools.partial(init_variables, model, image_shape, config.seed)
+    params, roles, values = outline(init)
+    check_size(params)
+    measurements = plan_measurements(config, timeline, total)
+    check_normalization(config, values, confusion=bool(measurements.confusion))
+    learning_rate = build_learning_rate(config, timeline, total)
+    sizes = timeline.sizes_between(0, total)
+    momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
+    optimizer = build_optimizer(
+        learning_rate.schedule,
+        roles,
+        **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
+    )
+    steps = config.accumulation_steps or 1
+    exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
+    preprocess, worker = _build_worker(config, model)
+    return Plan(
+        config=config,
+        data=data,
+        topology=topology,
+        timeline=timeline,
+        placements={size: _place(config, topology, size, steps) for size in sizes},
+        total_updates=total,
+        model=model,
+        roles=roles,
+        learning_rate=learning_rate,
+        schedules=_schedules(config, learning_rate, timeline, momenta),
+        optimizer=optimizer,
+        initial_state=functools.partial(_initial_state, init, optimizer),
+        evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
+        save_after=times.every(config, "checkpoint", timeline, total) | {total},
+        image_shape=image_shape,
+        preprocess=preprocess,
+        worker=worker,
+        gradient_mean=gradient_mean(params, DEVICE_AXES, topology.devices, **exchange),
+        measurements=measurements,
+    )
+
+
+def _place(
+    config: ml_collections.ConfigDict, topology: Topology, batch_size: int, steps: int
+) -> Placement:
+    return place(
+        batch_size,
+        config.worker_batch_size,
+        devices=topology.devices,
+        accumulation_steps=steps,
+        group_size=config.batch_norm.synced_workers,
+        platform=topology.platform,
+    )
+
+
+def _schedules(
+    config: ml_collections.ConfigDict,
+    rate: LearningRate,
+    timeline: Timeline,
+    momenta: Mapping[int, float],
+) -> dict[str, Schedule]:
+    sizes = {size: float(size) for size in momenta}
+    found = {"learning_rate": rate.schedule, "batch_size": batch_growth.by_size(timeline, sizes)}
+    momentum = batch_growth.momentum_schedule(timeline, momenta)
+    if callable(momentum):
+        found["momentum"] = momentum
+    if config.optimizer.name != "lamb":  # which has no momentum in this sense
+        found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
+    return found
+
+
+def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+    return build_model(
+        config.model.name,
+        num_classes=num_classes,
+        width=config.model.width,
+        skip_connections=config.model.skip_connections,
+        zero_init_residual=config.model.zero_init_residual,
+        normalization=config.model.normalization,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
+        precision=config.matmul_precision,
+        norm_axis_names=(LANE_AXIS, "member") if config.batch_norm.synced_workers > 1 else (),
+        norm_epsilon=config.batch_norm.epsilon,
+    )
+
+
+def _build_worker(
+    config: ml_collections.ConfigDict, model: Any
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., Any]]:
+    """Binds `step.pixels.normalize` and `step.worker.worker_loss`."""
+    preprocess = functools.partial(
+        normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
+    )
+    return preprocess, functools.partial(
+        worker_loss, model=model, preprocess=preprocess, label_smoothing=config.label_smoothing
+    )
+
+
+def _initial_state(
+    init: Callable[[], Any], optimizer: optax.GradientTransformationExtraArgs
+) -> TrainState:
+    variables = init()
+    params, _ = split_roles(variables["params"])
+    update, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    # Without batch norm there are no statistics.
+    stats = variables.get("batch_stats", {})
+    return TrainState(update, params, stats, optimizer.init(params), skipped)

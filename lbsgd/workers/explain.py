@@ -1,0 +1,30 @@
+"""Explains how devices exchange gradients."""
+
+import ml_collections
+
+from lbsgd.system.text import pluralize
+from lbsgd.workers.collectives import cost
+from lbsgd.workers.collectives.allreduce import resolve_grid
+from lbsgd.workers.topology import Topology
+
+
+def explain_allreduce(c: ml_collections.ConfigDict, topology: Topology) -> str:
+    """Says which all-reduce averages the gradients, and what it costs.
+
+    Args:
+      c: the config's `allreduce`.
+    """
+    devices = topology.devices
+    text = f"all-reduce: {c.algorithm} over {pluralize(devices, 'device', form='d')}"
+    text += f", buckets of {c.bucket_mib:g} MiB"
+    if c.dtype != "own":
+        scaled = " times a power of two" if c.dtype == "float16" else ""
+        text += f", sent in {c.dtype}{scaled} and summed in float32"
+    if c.algorithm == "psum" or devices == 1:
+        return text
+    grid = resolve_grid(c.algorithm, devices, topology.grid(c))
+    if c.algorithm in ("torus_2d", "hierarchical"):
+        text += ", {}x{}".format(*grid)
+    steps = cost.steps(c.algorithm, devices, grid)
+    load = float(cost.load(c.algorithm, devices, grid))
+    return f"{text}; {pluralize(steps, 'step')}, a device sends {load:.4g} times the gradient"

@@ -1,0 +1,77 @@
+"""Keys of the workers: how large they are, where they are placed, and how they exchange."""
+
+from lbsgd.config.keys import Condition, Key, Keys, must, whole
+from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
+
+_PLACEMENT: Keys = {
+    "batch_size": Key(
+        256,
+        "kn, the examples of one update, over all workers.",
+        unit="examples",
+        positive=True,
+        most=10**9,
+    ),
+    "worker_batch_size": Key(
+        32,
+        "n, the examples of one worker: its batch-norm statistics are over these.",
+        unit="examples",
+        positive=True,
+        most=10**9,
+    ),
+    "devices": Key(0, "How many devices; 0 for all there are.", machine=True),
+    "accumulation_steps": Key(
+        1,
+        "Gradient accumulation: the steps in which a device goes through its workers; 0 for the "
+        "fewest that fit in its memory.",
+        machine=True,
+    ),
+    "device_memory_gib": Key(
+        0.0,
+        "The memory of a device; 0 asks the device (of a CPU, half of the machine's memory).",
+        unit="GiB",
+        machine=True,
+        used_with={"accumulation_steps": (0,)},
+    ),
+}
+
+_ALLREDUCE: Keys = {
+    "allreduce.algorithm": Key(
+        "psum",
+        "The all-reduce: XLA's own psum, or one of docs/collectives.md.",
+        choices=ALGORITHMS,
+        machine=True,
+    ),
+    "allreduce.dtype": Key(
+        "own",
+        "What gradients are sent in: their own type, or 16 bits, of which the sums are float32.",
+        choices=("own", *DTYPES),
+    ),
+    "allreduce.bucket_mib": Key(
+        32.0,
+        "Gradients that are reduced together.",
+        unit="MiB",
+        positive=True,
+        most=10**6,
+        machine=True,
+        used_if=Condition(
+            "an allreduce.algorithm other than 'psum', or of allreduce.dtype",
+            lambda values: (
+                values["allreduce.algorithm"] != "psum" or values["allreduce.dtype"] != "own"
+            ),
+        ),
+    ),
+    "allreduce.grid": Key(
+        (0, 0),
+        "Of torus_2d, (devices in a row, rows); of hierarchical, (devices of a host, hosts). "
+        "(0, 0) for as square as possible, and for the hosts that there are.",
+        most=10**6,
+        check=must(
+            "be two whole numbers, or (0, 0)",
+            lambda grid: len(grid) == 2 and whole(grid) and (min(grid) >= 1 or not any(grid)),
+        ),
+        machine=True,
+        used_with={"allreduce.algorithm": ("torus_2d", "hierarchical")},
+    ),
+}
+
+KEYS: Keys = {**_PLACEMENT, **_ALLREDUCE}

@@ -1,0 +1,77 @@
+"""The machine that a run is planned for: how many devices, in how many processes, how large."""
+
+import dataclasses
+
+import jax
+import ml_collections
+
+from lbsgd.system.devices import count_devices, device_memory
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.processes import json_from_process_0
+from lbsgd.workers.collectives.topology import host_grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """What a plan knows of the machine.
+
+    Attributes:
+      devices: D.
+      processes: over which the devices are spread, as many in each.
+      platform: what the devices are: "cpu", "gpu" or "tpu".
+      device_memory: bytes of one device; 0 where nobody asks.
+      hosts: (devices of a process, processes), as the hierarchical all-reduce takes them.
+    """
+
+    devices: int
+    processes: int = 1
+    platform: str = "gpu"
+    device_memory: int = 0
+    hosts: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def here(cls, config: ml_collections.ConfigDict) -> "Topology":
+        """Asks JAX for the devices of this machine that a config names.
+
+        Raises:
+          ConfigError: there are fewer; their memory is needed and they do not tell; processes hold
+            different numbers of devices and the all-reduce wants to know their hosts.
+        """
+        devices, memory, hosts = count_devices(config.devices), 0, (0, 0)
+        if not config.accumulation_steps:
+            # Else two processes might choose differently.
+            memory = json_from_process_0(device_memory(config))
+        if config.allreduce.algorithm == "hierarchical" and tuple(config.allreduce.grid) == (0, 0):
+            hosts = host_grid(jax.devices()[:devices])
+        return cls(devices, jax.process_count(), jax.default_backend(), memory, hosts)
+
+    @classmethod
+    def planned(cls, config: ml_collections.ConfigDict, processes: int = 1) -> "Topology | None":
+        """Takes the machine from the config alone, without asking for a device.
+
+        Returns:
+          None if the config leaves open what only the machine can tell: `devices`, or with
+          accumulation_steps=0 `device_memory_gib`.
+
+        Raises:
+          ConfigError: the devices cannot be spread evenly over the processes.
+        """
+        if not config.devices or not (config.accumulation_steps or config.device_memory_gib):
+            return None
+        if config.devices % processes:
+            raise ConfigError(
+                f"devices={config.devices} cannot be spread evenly over {processes} processes"
+            )
+        memory = int(config.device_memory_gib * 2**30)
+        hosts = (config.devices // processes, processes)
+        return cls(config.devices, processes, "gpu", memory, hosts)
+
+    def grid(self, allreduce: ml_collections.ConfigDict) -> tuple[int, int]:
+        """The grid of an all-reduce: the config's `allreduce.grid`, or that of the hosts.
+
+        Returns:
+          (0, 0) where the algorithm finds its own.
+        """
+        x, y = allreduce.grid
+        open_ = allreduce.algorithm == "hierarchical" and (x, y) == (0, 0)
+        return self.hosts if open_ else (x, y)

@@ -1,0 +1,159 @@
+"""Plans: what is known of a run without its data and its machine."""
+
+import builtins
+import pathlib
+import re
+import runpy
+
+import jax
+import pytest
+
+from lbsgd.data.facts import TFDS, Facts, check_given, facts_of, given_facts
+from lbsgd.data.sources.catalogue import build_sources
+from lbsgd.run.build import build, plan_run
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.explain import explain
+from lbsgd.run.plan import make_plan
+from lbsgd.system import devices
+from lbsgd.system.errors import ConfigError
+from lbsgd.workers.topology import Topology
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+IMAGENET = sorted(path.name for path in CONFIGS.glob("imagenet_*.py"))
+POD = Topology(devices=256, processes=32, platform="tpu", device_memory=16 * 2**30)
+
+
+def config_of(file: str, arg: str = "", **keys: object):
+    config = runpy.run_path(str(CONFIGS / file))["get_config"](arg)
+    config.update_from_flattened_dict(keys)
+    return resolve(config)
+
+
+def small(**keys: object):
+    config = default_config()
+    config.update({"batch_size": 512, "worker_batch_size": 2, "total_steps": 3, "devices": 256})
+    config.model.update({"name": "cifar_resnet8", "width": 0.25})
+    config.learning_rate.warmup = "none"
+    config.update_from_flattened_dict(keys)
+    return resolve(config)
+
+
+@pytest.fixture
+def no_devices(monkeypatch):
+    """JAX with devices that nobody may ask for."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a plan asked for the devices of this machine")
+
+    for name in ("devices", "device_count", "local_devices", "process_count", "process_index"):
+        monkeypatch.setattr(jax, name, refuse)
+    monkeypatch.setattr(jax, "default_backend", refuse)
+    monkeypatch.setattr(devices, "memory_limit", refuse)
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    """A disk that nobody may read, but for Python's own modules."""
+    opened = builtins.open
+
+    def refuse(file, *args, **kwargs):
+        if "site-packages" not in str(file) and not str(file).endswith((".py", ".pyc")):
+            pytest.fail(f"a plan opened {file}")
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+
+
+def test_a_plan_opens_no_file_and_asks_no_device(no_devices, no_files):
+    config = small(**{"batch_norm.synced_workers": 2, "batch_growth.sizes": (1024,)} | GROWTH)
+    plan = plan_run(config)
+    assert (plan.topology.devices, plan.placement.lanes) == (256, 1)
+    assert plan.placements[1024].lanes == 2
+    assert "256 devices" in "\n".join(explain(plan))
+
+
+GROWTH = {"batch_growth.at_steps": (2,)}
+
+
+def test_a_step_for_256_devices_is_traced_and_lowered_without_them():
+    """For TPUs on a CPU; its all-reduce is over all 256."""
+    plan = make_plan(small(), given_facts(small().data), POD)
+    text = plan.trace().lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.all_reduce" in text
+    assert "mhlo.num_partitions = 256" in text
+
+
+@pytest.mark.parametrize("kind", ["digits", "synthetic"])
+def test_known_facts_are_those_of_the_data(kind):
+    data = small(**{"data.source": kind, "data.synthetic_examples": 12}).data
+    opened, known = facts_of(build_sources(data)), given_facts(data)
+    sizes = ("examples", "validation_examples", "classes", "image_shape")
+    assert [getattr(opened, key) for key in sizes] == [getattr(known, key) for key in sizes]
+
+
+def test_imagenet_is_known_by_name():
+    """Russakovsky et al. 2015: 1,281,167 images of 1,000 classes, 50,000 to validate on."""
+    found = given_facts(config_of("imagenet_goyal.py").data)
+    assert found == Facts(1_281_167, 50_000, 1000, (224, 224, 3))
+    assert TFDS["cifar10"] == Facts(50_000, 10_000, 10, (32, 32, 3))
+
+
+def test_keys_say_what_is_not_known():
+    keys = {"data.source": "folder", "data.dir": "nowhere", "data.classes": 7}
+    with pytest.raises(ConfigError, match="nowhere"):
+        plan_run(small(**keys))
+    keys |= {"data.examples": 999, "data.validation_examples": 11, "data.image_shape": (32, 32, 3)}
+    plan = plan_run(small(**keys))
+    assert plan.data == Facts(999, 11, 7, (32, 32, 3))
+    assert plan.timeline.examples_per_epoch == 999
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("examples", 1), ("validation_examples", 361), ("classes", 9), ("image_shape", (8, 8, 3))],
+)
+def test_keys_that_are_not_true_of_the_data_are_a_line(key, value):
+    config = small(**{f"data.{key}": value, "devices": 1})
+    with pytest.raises(ConfigError, match=rf"^data\.{key}={re.escape(str(value))}, but the data"):
+        build(config)
+    check_given(small().data, facts_of(build_sources(small().data)))
+
+
+def test_what_the_config_leaves_open_the_machine_tells():
+    """8 CPU devices here; memory is asked for only where it decides something."""
+    assert Topology.planned(small(devices=0)) is None
+    assert Topology.planned(small(accumulation_steps=0)) is None
+    assert Topology.here(small(devices=0)).devices == 8
+    with pytest.raises(ConfigError, match="devices=256, but there are only 8"):
+        Topology.here(small())
+
+
+def test_hosts_of_a_planned_hierarchy():
+    allreduce = {"allreduce.algorithm": "hierarchical"}
+    plan = make_plan(small(**allreduce), given_facts(small().data), POD_OF_HOSTS)
+    assert any("hierarchical over 256 devices" in line and "8x32" in line for line in explain(plan))
+    with pytest.raises(ConfigError, match="spread evenly over 3 processes"):
+        Topology.planned(small(), processes=3)
+
+
+POD_OF_HOSTS = Topology.planned(small(), processes=32)
+
+
+@pytest.mark.parametrize("number", [8, pytest.param(256, marks=pytest.mark.long), 1024])
+@pytest.mark.parametrize(
+    "file",
+    [
+        name if name == "imagenet_goyal.py" else pytest.param(name, marks=pytest.mark.long)
+        for name in IMAGENET
+    ],
+)
+def test_every_imagenet_config_is_explained_for_any_pod(file, number, no_devices, no_files):
+    """Its batch is spread over the devices, as many steps as 80 GiB ask for; no data, no device."""
+    keys = {"devices": number, "device_memory_gib": 80.0, "accumulation_steps": 0}
+    plan = plan_run(config_of(file, **keys))
+    placement = plan.placement
+    assert placement.devices == number
+    assert placement.batch_size == placement.workers * placement.worker_batch_size
+    (line,) = (line for line in explain(plan) if line.startswith("accumulation:"))
+    assert re.search(r"step.*, estimated from the traced step: .* GiB of the 80\.00 GiB", line)
