@@ -137,7 +137,7 @@ class Runs:
         done = subprocess.run(
             command, cwd=trainings.ROOT, env=environment, capture_output=True, text=True
         )
-        if done.returncode or (of and f"goes on after update {SAVED_AT}" not in done.stdout):
+        if done.returncode or (of and f"resumes after update {SAVED_AT}" not in done.stdout):
             print(f"{name}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}", flush=True)
             return []
         if run.on == "gpu":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from jax.profiler import StepTraceAnnotation, TraceAnnotation
 
 from lbsgd.config.keys import flatten
 from lbsgd.diagnostics.live import Diagnostics
@@ -176,7 +177,7 @@ def _nothing_left(plan: Plan, reached: Reached) -> bool:
 def _begin(session: Session, start: Reached) -> Reached:
     """Says what is going to be done, and makes the initial state of a run that is new."""
     (plan, program, feed), folder = session.run, session.folder
-    # A result of before would be taken for that of the run that now goes on.
+    # A result of before would be taken for that of the run that now resumes.
     in_process_0(folder.forget_result)
     feed.corrupt.log_to(folder.corrupt)
     for line in explain(plan):
@@ -229,13 +230,13 @@ def _train(session: Session, start: Reached) -> Reached:
                     monitor.drain()
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
-                with monitor.paused():
+                with monitor.paused(), TraceAnnotation("save"):
                     monitor.record.save(done, state, last)
             # A state that was restored is on the disk already, and is not saved once more.
             fresh = state if done > first else None
-            with _saved_on_error(monitor, done, fresh, "evaluates it and goes on"):
+            with _saved_on_error(monitor, done, fresh, "evaluates it and resumes"):
                 if pending:
-                    with monitor.paused():
+                    with monitor.paused(), TraceAnnotation("evaluate"):
                         values = evaluate(done, state)
                     # Stopped in the middle: the run that resumes evaluates this state first.
                     pending = values is None
@@ -245,11 +246,12 @@ def _train(session: Session, start: Reached) -> Reached:
                 diagnostics.at(done, state)
             if monitor.should_stop(done) or last or at_target:
                 break  # `Record.finish` waits for the last state, and saves one that was not due
-            with _saved_on_error(monitor, done, fresh, "goes on from there"):
-                batch = next(next_batch)
+            with _saved_on_error(monitor, done, fresh, "resumes from there"):
+                with TraceAnnotation("wait for batch"):
+                    batch = next(next_batch)
             with (
                 _enough_memory_for_step(plan, done),
-                jax.profiler.StepTraceAnnotation("update", step_num=done),
+                StepTraceAnnotation("update", step_num=done),
             ):
                 # Before the step, which takes the state's memory for the next one.
                 diagnostics.before(done + 1, state, batch)

@@ -140,7 +140,7 @@ def test_sigterm_saves_and_the_workdir_alone_resumes(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75
-    assert "the same command goes on" in out
+    assert "the same command resumes it" in out
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == read_metrics(metrics)[-1]["step"]
     resume = [sys.executable, "-m", "lbsgd.main", "train", f"--workdir={tmp_path}"]
@@ -148,7 +148,7 @@ def test_sigterm_saves_and_the_workdir_alone_resumes(tmp_path):
         resume, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in again.stdout:
-        if f"goes on after update {saved}" in line:
+        if f"resumes after update {saved}" in line:
             break
     else:
         pytest.fail(again.stderr.read())

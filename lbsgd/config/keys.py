@@ -74,7 +74,7 @@ class Key:
       most: its numbers are no larger.
       check: raises ConfigError where a value is wrong in another way; takes the key and the value.
       own_check: `check` is all there is to check.
-      machine: it says where and how a run is computed, not what: it may differ when a run goes on.
+      machine: it says where and how a run is computed, not what: it may differ when a run resumes.
       used_with: the values that other keys must have for this one to be used, all of them.
       used_if: what must hold besides.
       follows: what its default stands for, where that follows from other values.

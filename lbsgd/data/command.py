@@ -4,7 +4,7 @@
     lbsgd prepare --verify OUTPUT
     lbsgd prepare --tfrecord FOLDER
 
-Stopped at any moment, the same command goes on where it was. Exit codes: 0 done, 2 a mistake of the
+Stopped at any moment, the same command resumes where it was. Exit codes: 0 done, 2 a mistake of the
 user or damage, 130 stopped by Ctrl-C.
 
 --tfrecord adds ArrayRecord files, which can be read at random, to a dataset of tensorflow-datasets
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         complain(error)
         return EXIT_USER
     except KeyboardInterrupt:
-        complain("stopped; run the same command again to resume")
+        complain("stopped; the same command resumes from here")
         return EXIT_INTERRUPTED
     return EXIT_DONE
 

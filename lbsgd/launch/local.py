@@ -19,7 +19,7 @@ the launcher ends with them. Where processes end differently, the first of 2, 3,
 them ended with counts: the others died of it. Everything else is a failure: a process killed by a
 signal n (128 + n), any other code, or one that is still running `--grace_seconds` after another
 ended with 0 or 75. The launcher names the process, kills the others, whose collectives are dead,
-and starts all of them again, which goes on from the last checkpoint. After `--max_restarts`
+and starts all of them again, which resumes from the last checkpoint. After `--max_restarts`
 restarts it ends with the code of the process that failed.
 
 Signals. SIGTERM is passed on to all processes, which save a checkpoint and end with 75; what still

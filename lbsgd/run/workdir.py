@@ -114,7 +114,7 @@ class Workdir:
         return config
 
     def forget_result(self) -> None:
-        """Removes what came of the run when it ended before, for now it goes on.
+        """Removes what came of the run when it ended before, for now it resumes.
 
         Raises:
           ConfigError: it cannot be removed.
@@ -124,7 +124,7 @@ class Workdir:
         except OSError as error:
             raise ConfigError(
                 f"{self.result} cannot be removed ({error.strerror or error}); remove it, for the "
-                "run goes on"
+                "run resumes"
             ) from error
 
     def write_parameters(self, table: str) -> None:

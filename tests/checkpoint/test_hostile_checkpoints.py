@@ -50,8 +50,9 @@ MANIFESTS = {
     "many dimensions": (set_entry(shape=[1] * 1000), "its manifest does not describe 'kernel'"),
     "control characters": (
         lambda b: b.update(identity={"seed\x1b]0;\n": "\x07"}),
-        "it is of another run, which differs in seed (None there, 0 here), seed?]0; (? there, None "
-        "here)",
+        "it is of another run, which differs in seed (None there, 0 here), "
+        "seed\N{REPLACEMENT CHARACTER}]0; "
+        "(\N{REPLACEMENT CHARACTER} there, None here)",
     ),
     "wrong checksum": (
         set_entry(sha256="0" * 64),

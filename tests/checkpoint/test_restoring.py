@@ -53,7 +53,7 @@ def test_checkpoints_of_another_run_are_passed_over(tmp_path):
         [
             "checkpoint 2 is passed over: it is of another run, which differs in data (None "
             "there, a1b2 here), model.width (0.5 there, 0.25 here), more ([1, 2] there, None "
-            "here) and 1 more"
+            "here), seed (1 there, 0 here)"
         ],
     )
 

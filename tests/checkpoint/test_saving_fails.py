@@ -60,7 +60,10 @@ class ExoticError(Exception):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ExoticError("all\x1b[31m is\n  lost"), "ExoticError: all?[31m is lost"),
+        (
+            ExoticError("all\x1b[31m is\n  lost"),
+            "ExoticError: all\N{REPLACEMENT CHARACTER}[31m is lost",
+        ),
         (MemoryError(), "MemoryError"),
         (OSError(116, "Stale file handle"), "Stale file handle"),
         (OSError("no number"), "OSError: no number"),

@@ -284,7 +284,8 @@ def test_lanes_are_mixed_each_within_itself():
 
 def test_gradient_reaches_the_pixels_that_were_used(x64):
     """Both are linear: <gradient of <w, f>, v> is <w, f(v)>, to the rounding of 756 terms."""
-    images, share, boxes = batch()
+    images, *drawn = batch()
+    share, boxes = map(jnp.asarray, drawn)
     weights, direction = np.random.default_rng(1).normal(size=(2, *images.shape))
 
     def outcome(x):

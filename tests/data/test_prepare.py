@@ -400,7 +400,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(images, out):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
-    assert said == "lbsgd: stopped; run the same command again to resume\n"
+    assert said == "lbsgd: stopped; the same command resumes from here\n"
     assert not (out / "validation/index.json").exists()
     assert len(PackedSource(out / "train")) == 21
 

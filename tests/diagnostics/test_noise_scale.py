@@ -26,8 +26,8 @@ def line(measured: Estimate, epoch: float = 0.0) -> dict[str, float]:
 
 def measure(workers_gradients: np.ndarray, n: int) -> Estimate:
     """From gradients `[k, P]` of workers of n."""
-    small = np.mean(np.sum(workers_gradients**2, axis=1))
-    large = np.sum(workers_gradients.mean(0) ** 2)
+    small = float(np.mean(np.sum(workers_gradients**2, axis=1)))
+    large = float(np.sum(workers_gradients.mean(0) ** 2))
     return estimate(small, n, large, n * len(workers_gradients))
 
 
@@ -77,7 +77,7 @@ def test_a_quadratic_has_the_noise_scale_that_it_has(x64):
     for rows in x[:, placement.worker_of_slot()]:
         batch = jax.device_put({"x": rows}, placement.batch_sharding)
         found = jax.device_get(step(params, {}, batch))
-        lines.append(line(estimate(np.mean(found.squares), N, float(found.mean_square), kn)))
+        lines.append(line(estimate(float(np.mean(found.squares)), N, float(found.mean_square), kn)))
     mean = recent(lines, MEASUREMENTS).average.mean
     assert mean.covariance_trace == pytest.approx(trace, rel=4 * errors[0])
     assert mean.gradient_square == pytest.approx(square, rel=4 * errors[1])

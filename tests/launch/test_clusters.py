@@ -251,7 +251,7 @@ def test_slurm_job_saves_is_requeued_and_goes_on(slurm, tmp_path, stop):
     log = (slurm.folder / f"job-{number}.log").read_text()
     assert re.findall(r"start (\d)", log) == ["1", "2"]  # the second start appends
     # No checkpoint is due before the end, so the only one is of the signal.
-    [done] = re.findall(r"goes on after update (\d+)", log)
+    [done] = re.findall(r"resumes after update (\d+)", log)
     assert 4 < int(done) < 150
 
 

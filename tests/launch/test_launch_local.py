@@ -235,7 +235,7 @@ def test_run_goes_on_after_one_of_its_processes_was_killed(tmp_path, victim):
     died = said(err)[0].replace(" ending the others;", "")
     text = f"process {victim} died (SIGKILL) after T s; restarting the run (restart 1 of 3)"
     assert died == text
-    assert int(re.search(r"^\[0\] goes on after update (\d+)", out, re.MULTILINE).group(1)) > 0
+    assert int(re.search(r"^\[0\] resumes after update (\d+)", out, re.MULTILINE).group(1)) > 0
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 60
 
 

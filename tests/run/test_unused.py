@@ -218,14 +218,14 @@ LEAKS = {
 def test_a_run_is_that_without_the_unused_keys_and_says_so(name):
     config = small(**LEAKS[name])
     parts, plain = build(config), build(in_effect(config))
-    assert parts.identity() == plain.identity()
-    assert parts.placements == plain.placements
-    assert parts.precise_batches == plain.precise_batches == 0
-    assert isinstance(parts.feed(0), Prefetch)
-    lines = explain(parts)
+    assert parts.plan.identity() == plain.plan.identity()
+    assert parts.plan.placements == plain.plan.placements
+    assert parts.plan.precise_batches == plain.plan.precise_batches == 0
+    assert isinstance(parts.feed.training(0), Prefetch)
+    lines = explain(parts.plan)
     (said,) = explain_unused(config)
     assert said in lines
-    assert [text for text in lines if text != said] == explain(plain)
+    assert [text for text in lines if text != said] == explain(plain.plan)
 
 
 @pytest.mark.parametrize(

@@ -62,5 +62,5 @@ def test_a_run_in_a_folder_of_any_name_ends_and_goes_on(name, tmp_path):
     assert sorted(os.listdir(folder / "checkpoints")) == ["2", "4"]
     assert (folder / "curves.png").stat().st_size > 0
     (folder / "checkpoints" / "4").rename(tmp_path / "4")
-    assert "goes on after update 2" in run("lbsgd.main", *args)
+    assert "resumes after update 2" in run("lbsgd.main", *args)
     assert run("lbsgd.main", "checkpoint", "verify", name).count(": ok, ") == 2

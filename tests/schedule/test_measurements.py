@@ -54,9 +54,9 @@ def test_a_batch_that_grows_is_looked_at_from_where_it_has_several_workers(x64):
     grown = small_run(
         8, 1, 1, **keys, **{"batch_growth.sizes": (32,), "batch_growth.at_steps": (7,)}
     )
-    assert grown.diagnostics.workers == {8, 10, 12, 14, 16, 18, 20}
+    assert grown.plan.measurements.workers == {8, 10, 12, 14, 16, 18, 20}
     later = {"batch_growth.sizes": (32, 48), "batch_growth.at_steps": (8, 20)}
-    assert small_run(8, 1, 1, **keys, **later).diagnostics.workers == {10, 12, 14, 16, 18, 20}
+    assert small_run(8, 1, 1, **keys, **later).plan.measurements.workers == {10, 12, 14, 16, 18, 20}
 
 
 def test_a_run_says_what_it_will_measure(x64):
@@ -68,9 +68,9 @@ def test_a_run_says_what_it_will_measure(x64):
         "diagnostics: gradient noise scale at 4 updates, gradient confusion of 100 pairs of "
         "minibatches of 128 after 2 updates, norms of each parameter array at 1 update"
     )
-    assert not any(line.startswith("diagnostics") for line in explain(small_run(8, 1, 1)))
+    assert not any(line.startswith("diagnostics") for line in explain(small_run(8, 1, 1).plan))
 
 
 def test_diagnostics_are_no_part_of_what_a_run_is(x64):
     on = small_run(8, 1, 1, **{"diagnostics.workers.every_steps": 1, "diagnostics.in_turn": True})
-    assert on.identity() == small_run(8, 1, 1).identity()
+    assert on.plan.identity() == small_run(8, 1, 1).plan.identity()

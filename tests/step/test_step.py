@@ -16,6 +16,7 @@ import pytest
 
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
+from lbsgd.run.program import Program
 from lbsgd.step.losses import wrong_at
 
 EPS = np.finfo(np.float64).eps
@@ -267,7 +268,7 @@ def test_metrics_are_of_this_update(trained, written_out):
 
 
 def hurt(run, what: str):
-    """The run with a worker whose loss, or whose gradient alone, is not finite."""
+    """The program of a worker whose loss, or whose gradient alone, is not finite."""
 
     def worker(params, *others):
         result = run.plan.worker(params, *others)
@@ -276,7 +277,8 @@ def hurt(run, what: str):
         wrong = jnp.log(-square) if what == "loss" else jnp.sqrt(0.0 * square)
         return result._replace(loss=result.loss + wrong)
 
-    return dataclasses.replace(run, worker=worker)
+    plan = dataclasses.replace(run.plan, worker=worker)
+    return Program(plan)
 
 
 @pytest.mark.parametrize("what", [pytest.param("loss", marks=pytest.mark.long), "gradient"])

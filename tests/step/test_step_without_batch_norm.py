@@ -155,7 +155,7 @@ def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, n
     main(tmp_path / "one", 1, 1)
     stopped = train.run(config, tmp_path / "four", should_stop=lambda done: done == 11)
     assert stopped.updates == 11
-    assert "goes on after update 11" in main(tmp_path / "four", 2, 2)
+    assert "resumes after update 11" in main(tmp_path / "four", 2, 2)
     found, expected = lines_of(tmp_path / "four"), lines_of(tmp_path / "one")
     assert {"val_error", "gradient_noise_scale"} <= {key for line in expected for key in line}
     assert len(found) == len(expected)

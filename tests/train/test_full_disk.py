@@ -114,7 +114,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_no_success(run):
     assert len(steps) < 20
     assert re.search(
         r"ConfigError: .*, so there is no checkpoint of update 20; the newest good checkpoint is "
-        r".*/(8|10); once .*/run can be written again, the same command goes on from there",
+        r".*/(8|10); once .*/run can be written again, the same command resumes from there",
         said,
     )
 

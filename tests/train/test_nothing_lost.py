@@ -1,4 +1,4 @@
-"""What fails beside the training loses nothing of it, and the same command goes on."""
+"""What fails beside the training loses nothing of it, and the same command resumes."""
 
 import pathlib
 import shutil
@@ -110,7 +110,7 @@ def test_an_evaluation_that_fails_at_the_end_loses_nothing(tmp_path, monkeypatch
     outcome = train.run(config, workdir)
     assert outcome.complete
     assert evaluated(workdir) == [UPDATES]
-    assert "compiled" not in capsys.readouterr().out.partition("goes on after update 6")[2]
+    assert "compiled" not in capsys.readouterr().out.partition("resumes after update 6")[2]
 
 
 def test_an_image_that_was_mended_need_not_be_the_one_it_was(tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_an_evaluation_that_fails_on_the_way_loses_nothing(tmp_path):
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"
     keys = {"evaluation.every_steps": 4, "checkpoint.every_minutes": 0.0}
     cut_short(folder / "val/cat/1.png")
-    with pytest.raises(ConfigError, match=r"update 4 is saved: .* evaluates it and goes on"):
+    with pytest.raises(ConfigError, match=r"update 4 is saved: .* evaluates it and resumes"):
         train.run(config_of(folder, **keys), workdir)
     assert saved(workdir) == [4]
     config = config_of(folder, **keys, **{"data.on_corrupt": "skip"})
@@ -168,7 +168,7 @@ def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
                 file.unlink()
         return False
 
-    with pytest.raises(ConfigError, match=r"is saved: once that is mended, the same command goes"):
+    with pytest.raises(ConfigError, match=r"is saved: once that is mended, the same command resumes"):
         train.run(config, workdir, should_stop=lose_them)
     (update,) = saved(workdir)
     assert update >= 1

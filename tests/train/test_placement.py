@@ -135,9 +135,7 @@ def test_each_gradient_byte_is_reduced_once_and_outside_the_accumulation(steps):
     expected = loss_and_error + sum(
         4 * leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))
     )
-    lowered = run.program.train_step().lower(
-        run.program.abstract_state(), run.program.abstract_batch()
-    )
+    lowered = run.program.lower_train_step()
     reduces = all_reduces(lowered.compile())
     assert sum(size for _, size in reduces) == expected
     assert {computation for computation, _ in reduces} == {"ENTRY"}

@@ -60,6 +60,6 @@ def test_a_workdir_alone_resumes_its_run_bitwise(start, tmp_path):
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / "8")
     out = lbsgd(*start, f"--workdir={stopped}")
-    assert "goes on after update 4" in out
+    assert "resumes after update 4" in out
     assert numbers(stopped) == numbers(whole)
     assert "is complete: 8 updates are done" in lbsgd(*start, f"--workdir={stopped}")

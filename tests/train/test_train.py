@@ -12,6 +12,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hanging import HANG_SECONDS
@@ -233,7 +234,7 @@ def test_a_last_state_that_cannot_be_saved_is_said_once(tmp_path, capsys, full):
         "metrics": r"metrics\.jsonl was removed, so there is no checkpoint of update 12; the "
         r"newest good checkpoint is .*/8; once .*/run can be written again, the same command",
         "checkpoints": r"checkpoint 12 could not be written \(.*\); the newest good one is 8; make "
-        r"room or mend .*/checkpoints, and the same command goes on",
+        r"room or mend .*/checkpoints, and the same command resumes",
     }
     with pytest.raises(ConfigError, match=says[full]):
         train.run(tiny_config(), tmp_path / "run", should_stop=fill)
@@ -359,7 +360,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
         for rows in images:
             _, left = parts.plan.model.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},
-                parts.plan.preprocess(rows),
+                parts.plan.preprocess(jnp.asarray(rows)),
                 train=True,
                 mutable=["batch_stats"],
             )

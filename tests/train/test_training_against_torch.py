@@ -31,9 +31,17 @@ def leaves(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    """64-bit types for all tests of this module, so that they can share what is compiled."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
 @pytest.fixture(scope="module")
 def run():
-    before = jax.config.jax_enable_x64
     config = default_config()
     config.update(
         {
@@ -54,8 +62,7 @@ def run():
             "optimizer": {"momentum": MOMENTUM, "nesterov": True, "weight_decay": DECAY},
         }
     )
-    yield build(resolve(config))
-    jax.config.update("jax_enable_x64", before)
+    return build(resolve(config))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def start(run):
             return random.uniform(0.5, 1.5, leaf.shape)
         return random.normal(size=leaf.shape) * 0.1
 
-    state = jax.eval_shape(run.plan.initial_state)
+    state = run.plan.state_shapes()
     return state.replace(
         update=np.int32(0),
         skipped=np.int32(0),

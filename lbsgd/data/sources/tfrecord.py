@@ -1,7 +1,9 @@
 """Adds ArrayRecord files, which can be read at random, to a dataset that is prepared as TFRecord.
 
-`lbsgd prepare --tfrecord FOLDER` does the same as `tfds convert_format`, but needs neither
-TensorFlow nor Apache Beam. The checksums of the TFRecord files are not checked.
+    lbsgd prepare --tfrecord VERSION_FOLDER
+
+does the same as `tfds convert_format`, but needs neither TensorFlow nor Apache Beam. The checksums
+of the TFRecord files are not checked.
 """
 
 import json

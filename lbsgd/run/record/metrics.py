@@ -20,7 +20,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: pathlib.Path, *, keep_until: int = 0, lists: bool = False) -> None:
-        """Opens the file for appending, dropping what a run that goes on will write again.
+        """Opens the file for appending, dropping what a run that resumes will write again.
 
         Args:
           keep_until: lines of later steps are dropped, as is a last line cut short.

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk as it goes on: metrics, summaries and checkpoints, in that order.
+"""What a run leaves on the disk as it trains: metrics, summaries and checkpoints, in that order.
 
 Only process 0 keeps a record; the others have `NoRecord`.
 """
@@ -20,7 +20,7 @@ Values = dict[str, float]
 class Record:
     """Keeps the record of a run in its workdir.
 
-    The metrics up to an update are on the disk before its checkpoint is, and a run that goes on
+    The metrics up to an update are on the disk before its checkpoint is, and a run that resumes
     from a checkpoint drops the later ones; so each update stands in the metrics once.
     """
 
@@ -41,7 +41,7 @@ class Record:
         return self._checkpoints.restore(like)
 
     def begin(self, start: int) -> None:
-        """Opens metrics and summaries of a run that goes on after `start` updates."""
+        """Opens metrics and summaries of a run that resumes after `start` updates."""
         self._metrics = MetricsFile(self._folder.metrics, keep_until=start)
         if any(self._plan.measurements) or self._folder.diagnostics.is_file():
             self._lists = MetricsFile(self._folder.diagnostics, keep_until=start, lists=True)
@@ -118,7 +118,7 @@ class Record:
         if problem:
             raise ConfigError(
                 f"{problem}, so there is no checkpoint of update {done}; {self.newest()}; once "
-                f"{self._folder.path} can be written again, the same command goes on from there"
+                f"{self._folder.path} can be written again, the same command resumes from there"
             )
         self._checkpoints.save(done, state, last=True)
         self._checkpoints.check(wait=True)

@@ -103,7 +103,7 @@ def finish(
     progress.line("")
     if not complete:
         progress.line(
-            f"stopped after update {done} of {plan.total_updates}; the same command goes on"
+            f"stopped after update {done} of {plan.total_updates}; the same command resumes it"
         )
     if final:
         progress.line(say_error(final, list(evaluations(lines))))

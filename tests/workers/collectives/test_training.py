@@ -156,5 +156,5 @@ def test_the_least_bucket_that_is_named_is_taken():
     ],
 )
 def test_explain_says_how(keys, line):
-    lines = [text for text in explain(small_run(8, "float32", **keys)) if "all-reduce" in text]
+    lines = [text for text in explain(small_run(8, "float32", **keys).plan) if "all-reduce" in text]
     assert lines == ([line] if line else [])
