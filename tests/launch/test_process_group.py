@@ -91,7 +91,7 @@ if me:
 pathlib.Path(f"over-{{me}}-{{start}}").touch()
 end({ends}[me])
 """
-    constants = {"COLLECT_SECONDS": 600, "LEAVE_SECONDS": 600}
+    constants = {"COLLECT_SECONDS": 600, "FOLLOW_SECONDS": 600}
     how = {"processes": len(ends), "max_restarts": 1, "constants": constants}
     found, _, err = launch(tmp_path, program, **how)
     assert found == code, err
@@ -229,7 +229,7 @@ if me:
     end({ended})
 ready()
 """
-    how = {"max_restarts": 1, "grace_seconds": grace, "constants": {"LEAVE_SECONDS": leave}}
+    how = {"max_restarts": 1, "grace_seconds": grace, "constants": {"FOLLOW_SECONDS": leave}}
     code, _, err = launch(tmp_path, program, **how)
     assert code == ended
     assert said(err) == [
