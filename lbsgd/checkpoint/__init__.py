@@ -1,1 +1,1 @@
-"""Checkpoints of a run: its state, labelled by its update index. Nothing else needs saving."""
+"""Checkpoints: the state of a run and its update index, which is all that a resume needs."""

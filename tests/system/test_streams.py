@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def writer(file: int, encoding: str = "utf-8") -> io.TextIOWrapper:
-    """A stream as Python opens it for print, and a lossy one in its place."""
+    """A stream as Python opens it for print, and a never-failing one in its place."""
     return never_failing(io.TextIOWrapper(io.FileIO(file, "w", closefd=False), encoding))
 
 

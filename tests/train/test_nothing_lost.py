@@ -168,7 +168,7 @@ def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
                 file.unlink()
         return False
 
-    with pytest.raises(ConfigError, match=r"is saved: once that is mended, the same command resumes"):
+    with pytest.raises(ConfigError, match=r"saved: once that is mended, the same command resumes"):
         train.run(config, workdir, should_stop=lose_them)
     (update,) = saved(workdir)
     assert update >= 1
