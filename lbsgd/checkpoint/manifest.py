@@ -34,6 +34,7 @@ class ArrayEntry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The bytes of the array in memory."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
@@ -59,6 +60,7 @@ class Manifest(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The bytes of all arrays in memory."""
         return sum(entry.nbytes for entry in self.arrays.values())
 
 

@@ -28,7 +28,9 @@ class View(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """`(h, w, c)` of what is seen."""
+        ...
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
         """Draws the random numbers of the examples `[N]`: float64 `[N, d]`."""

@@ -1,7 +1,7 @@
-"""Starts the processes of a run on this machine, and starts them again when one of them fails.
+r"""Starts the processes of a run on this machine, and starts them again when one of them fails.
 
-    lbsgd launch --num_processes 2 [--devices_per_process 2] \\
-        [--platform auto|cpu|cuda] [--max_restarts 3] [--grace_seconds 60] \\
+    lbsgd launch --num_processes 2 [--devices_per_process 2] \
+        [--platform auto|cpu|cuda] [--max_restarts 3] [--grace_seconds 60] \
         -- --config configs/digits.py --workdir runs/x --config.batch_size=512
 
 What follows `--` goes to `lbsgd train` in every process. They find each other at a free port of the

@@ -144,6 +144,7 @@ class Ended(NamedTuple):
 
     @property
     def how(self) -> str:
+        """The signal or the exit code that it ended with, in words."""
         return _signal_name(-self.code) if self.code < 0 else f"exit code {self.code}"
 
 

@@ -74,10 +74,12 @@ class Index:
 
     @property
     def examples(self) -> int:
+        """How many examples the split has."""
         return sum(shard.examples for shard in self.shards)
 
     @property
     def bytes(self) -> int:
+        """The bytes of its shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
