@@ -1,8 +1,8 @@
 """Imports lead down the floors that docs/design.md prints, and there are no circles."""
 
 import ast
+import copy
 import pathlib
-import shutil
 
 import pytest
 from house import House, imported_names, printed_floors, upward
@@ -44,12 +44,12 @@ def test_tests_mirror_the_package(house):
     assert folders - {"tests"} <= house.entries | NO_ROOMS
 
 
-def turned_round(tmp_path, module, line):
+def turned_round(house, module, line):
     """The house with one more import."""
-    shutil.copytree(ROOT / "lbsgd", tmp_path / "lbsgd", ignore=shutil.ignore_patterns("*.pyc"))
-    path = tmp_path / "lbsgd" / f"{module.replace('.', '/')}.py"
-    path.write_text(f"{path.read_text()}\n{line}\n")
-    return House(tmp_path / "lbsgd")
+    changed = copy.copy(house)
+    text = f"{house.modules[module].read_text()}\n{line}\n"
+    changed.trees = {**house.trees, module: ast.parse(text)}
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def turned_round(tmp_path, module, line):
         ("run.workdir", "from lbsgd.train import run"),
     ],
 )
-def test_import_turned_round_is_noticed(tmp_path, module, line):
-    found = upward(turned_round(tmp_path, module, line), FLOORS)
+def test_import_turned_round_is_noticed(house, module, line):
+    found = upward(turned_round(house, module, line), FLOORS)
     assert [here for here, _ in found] == [module]
 
 
@@ -76,8 +76,8 @@ def test_import_turned_round_is_noticed(tmp_path, module, line):
         ("workers.collectives.names", "from lbsgd.workers.collectives import allreduce", ""),
     ],
 )
-def test_circle_within_a_folder_is_noticed(tmp_path, module, line, folder):
-    circles = turned_round(tmp_path, module, line).circles()
+def test_circle_within_a_folder_is_noticed(house, module, line, folder):
+    circles = turned_round(house, module, line).circles()
     assert (folder or "workers.collectives") in circles
 
 

@@ -79,6 +79,7 @@ def test_wrong_shapes_are_refused_in_float64_too(x64):
         cross_entropy(jnp.zeros((4, 10), jnp.float64), LABELS[:1])
 
 
+@pytest.mark.long
 def test_training_has_no_need_of_beartype():
     """Outside of tests nothing is checked, and beartype need not be there."""
     text = (

@@ -199,7 +199,7 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=30, derandomize=True, **SETTINGS)
+@settings(max_examples=16, derandomize=True, **SETTINGS)
 @given(st.sampled_from(sorted(BASES)), MUTATIONS)
 def test_any_config_is_a_run_or_a_line(base, mutations):
     check(base, mutations)
@@ -212,7 +212,7 @@ def test_any_of_thousands_of_configs_is_a_run_or_a_line(base, mutations):
     check(base, mutations)
 
 
-@settings(max_examples=24, derandomize=True, **SETTINGS)
+@settings(max_examples=12, derandomize=True, **SETTINGS)
 @given(st.sampled_from(sorted(SOURCES)), st.sampled_from(TEXTS) | st.text())
 def test_any_place_of_the_data_is_a_run_or_a_line(source, folder):
     check("digits", [("data.source", source), ("data.dir", folder), ("data.image_size", 8)])

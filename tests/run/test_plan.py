@@ -140,7 +140,9 @@ def test_hosts_of_a_planned_hierarchy():
 POD_OF_HOSTS = Topology.planned(small(), processes=32)
 
 
-@pytest.mark.parametrize("number", [8, pytest.param(256, marks=pytest.mark.long), 1024])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(n, marks=pytest.mark.long) for n in (8, 256)), 1024]
+)
 @pytest.mark.parametrize(
     "file",
     [
