@@ -40,7 +40,7 @@ class Diagnostics:
         """
         self._plan, self._monitor, self._record = program.plan, monitor, monitor.record
         self._confusion = Confusion(self._plan, feed, monitor)
-        self._layers = layer_names(self._plan.state_shapes().params)
+        self._layers = layer_names(self._plan.state_shapes.params)
         config = self._plan.config.diagnostics
         self._compiled = functools.cache(
             functools.partial(compiled, self._plan.worker, in_turn=config.in_turn)

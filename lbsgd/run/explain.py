@@ -31,7 +31,7 @@ class _ParameterRow:
 
 def parameter_table(plan: Plan) -> str:
     """Tables each parameter with its role, and whether it decays and has a trust ratio."""
-    params = plan.state_shapes().params
+    params = plan.state_shapes.params
     layerwise = plan.config.optimizer.name != "sgd"
     rows = [
         _ParameterRow(
@@ -55,7 +55,7 @@ def parameter_table(plan: Plan) -> str:
 
 def explain(plan: Plan) -> list[str]:
     """Explains a run, room by room: a line for each number that follows from its config."""
-    c, params = plan.config, plan.state_shapes().params
+    c, params = plan.config, plan.state_shapes.params
     rate, total = plan.learning_rate, plan.total_updates
     lines = [
         *explain_data(c.data, plan.data, plan.image_shape),

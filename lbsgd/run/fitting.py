@@ -35,7 +35,7 @@ def measure_accumulation(plan: Plan) -> Program:
     if plan.config.accumulation_steps:
         return Program(plan)
     measure = _Compilation(plan)
-    state = plan.state_shapes()
+    state = plan.state_shapes
     step_memory = fit.StepMemory(
         measure,
         memory.bytes_of(state) + memory.bytes_of(state.params),  # and the gradient
@@ -126,7 +126,7 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
       placement -> bytes that its update and the minibatches it waits for need on one device, about.
     """
     fewest = _fewest_lanes(plan)
-    state = plan.state_shapes()
+    state = plan.state_shapes
     gradient = memory.bytes_of(state.params)
     shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(state.params)}
     peak = memory.peak(plan.trace(fewest).jaxpr, shapes)

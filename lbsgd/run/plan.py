@@ -53,6 +53,7 @@ class Plan:
       roles: of the parameters, like them.
       schedules: what varies with the update index, by the name it has among the metrics.
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
+      state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees.
       preprocess: uint8 images -> input of the network.
@@ -75,6 +76,7 @@ class Plan:
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformationExtraArgs
     initial_state: Callable[[], TrainState]
+    state_shapes: TrainState
     evaluate_after: frozenset[int]
     save_after: frozenset[int]
     image_shape: tuple[int, int, int]
@@ -112,12 +114,6 @@ class Plan:
         """What is mixed and erased on the devices."""
         data = self.config.data
         return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
-
-    def state_shapes(self) -> TrainState:
-        """Shapes and types of the state, as `jax.ShapeDtypeStruct`s."""
-        with precision(self.config.dtype):
-            shapes: TrainState = jax.eval_shape(self.initial_state)
-        return shapes
 
     def batch_shapes(self, placement: Placement) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch, each `[A, D * L, n, ...]`."""
@@ -172,7 +168,7 @@ class Plan:
         step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=replicated)
         with precision(self.config.dtype):
             return step.trace(
-                sharded(self.state_shapes(), replicated),
+                sharded(self.state_shapes, replicated),
                 sharded(self.batch_shapes(placement), by_slot),
             )
 
@@ -223,6 +219,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess, worker = _build_worker(config, model)
+    initial_state = functools.partial(_initial_state, init, optimizer)
     return Plan(
         config=config,
         data=data,
@@ -235,7 +232,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         learning_rate=learning_rate,
         schedules=_schedules(config, learning_rate, timeline, momenta),
         optimizer=optimizer,
-        initial_state=functools.partial(_initial_state, init, optimizer),
+        initial_state=initial_state,
+        state_shapes=jax.eval_shape(initial_state),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
         save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,

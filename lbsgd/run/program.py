@@ -44,7 +44,7 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        state: TrainState = sharded(self.plan.state_shapes(), self.plan.placement.replicated)
+        state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
     def abstract_batch(self, placement: Placement | None = None) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Program:
         """Lowers the update for its placement: `jax.stages.Lowered`."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
-            state = sharded(self.plan.state_shapes(), placement.replicated)
+            state = sharded(self.plan.state_shapes, placement.replicated)
             return self._jitted(placement).lower(state, self.abstract_batch(placement))
 
     def moments_step(self) -> Callable[..., Any]:

@@ -77,7 +77,7 @@ def start(run):
             return random.uniform(0.5, 1.5, leaf.shape)
         return random.normal(size=leaf.shape) * 0.1
 
-    state = run.plan.state_shapes()
+    state = run.plan.state_shapes
     return state.replace(
         update=np.int32(0),
         skipped=np.int32(0),
