@@ -123,11 +123,13 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     from lbsgd.system.processes import is_first
     from lbsgd.workers.topology import Topology
 
-    asks = Topology.planned(config) is None
+    asks = Topology.planned(config, parsed.num_processes) is None
     if asks:
         _start_processes(parsed, config)
-    plan = plan_run(config)
-    if not asks or is_first():
+    plan = plan_run(config, parsed.num_processes)
+    # No group was started where nothing was asked, and each process knows itself alone.
+    first = is_first() if asks else not parsed.process_id
+    if first:
         print("\n".join([*explain(plan), parameter_table(plan)]))
     return EXIT_DONE
 

@@ -11,7 +11,6 @@ import ml_collections
 import numpy as np
 from jax.profiler import StepTraceAnnotation, TraceAnnotation
 
-from lbsgd.config.keys import flatten
 from lbsgd.diagnostics.live import Diagnostics
 from lbsgd.run.build import Run, build
 from lbsgd.run.evaluation import Evaluation
@@ -101,7 +100,7 @@ def run(
     # What is opened is closed in reverse order, whatever ends the run: the record before the log
     # that says why, and the lock of the workdir last.
     with precision(config.dtype), contextlib.ExitStack() as opened:
-        session = _open(build(config), Workdir(pathlib.Path(workdir)), should_stop, opened)
+        session = _open(config, Workdir(pathlib.Path(workdir)), should_stop, opened)
         start = _resume(session)
         if _nothing_left(session.run.plan, start):
             session.progress.line(_complete(session, start))
@@ -122,24 +121,23 @@ def run(
 
 
 def _open(
-    run: Run,
+    config: ml_collections.ConfigDict,
     folder: Workdir,
     should_stop: Callable[[int], bool],
     opened: contextlib.ExitStack,
 ) -> Session:
-    """Claims the workdir, and opens the log, the progress and the record of the run."""
+    """Builds the run, claims its workdir, and opens log, progress and record."""
+    run = build(config)
     plan, machine = run.plan, describe_machine()
     validation = run.feed.splits.validation.fingerprint
-    alike = {"the validation set": validation, **_of_all_processes(plan.config, machine)}
-    # Before anything is written: two processes with different configs would train one network in
-    # two ways, and no collective would notice.
-    check_processes_agree({**plan.identity(), **alike})
+    # Before anything is written; of the config they agreed before the data were opened.
+    check_processes_agree({**plan.identity(), "the validation set": validation})
 
     def open_(part: Any) -> Any:
         return opened.enter_context(contextlib.closing(part))
 
     in_process_0(
-        lambda: open_(folder.claim(plan.identity(), plan.config.to_dict(), machine, validation))
+        lambda: open_(folder.claim(plan.identity(), config.to_dict(), machine, validation))
     )
     # From here on a crash leaves its stacks in the log; before there is no folder for one.
     log_file = open_(ProcessLog(folder.log))
@@ -353,14 +351,6 @@ def _complete(session: Session, reached: Reached) -> str:
         f"{text}, and the target was reached, {Target.of(plan.config.stop_at)}; without stop_at, "
         f"or with another, it goes on to update {plan.total_updates:,}"
     )
-
-
-def _of_all_processes(config: ml_collections.ConfigDict, machine: dict[str, Any]) -> dict[str, Any]:
-    """Collects what must be the same in all processes, besides what decides the numbers."""
-    # Each machine may have its data elsewhere, and cores of its own.
-    own = ("data.dir", "data.threads")
-    keys = {key: value for key, value in flatten(config) if key not in own}
-    return {**keys, "versions": machine["packages"]}
 
 
 def _was_at_target(plan: Plan, record: Record | NoRecord) -> bool:

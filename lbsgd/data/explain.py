@@ -24,6 +24,7 @@ def explain_data(
         f"data: {data.source}, {facts.examples:,} training and {facts.validation_examples:,} "
         f"validation examples, {pluralize(facts.classes, 'class', 'classes')}, {shape}",
         *(f"data: {note}" for note in facts.notes),
+        *([] if facts.fingerprint else ["data: as the config and its names say; not opened"]),
     ]
 
 

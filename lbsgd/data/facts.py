@@ -66,7 +66,7 @@ def facts_of(splits: Splits) -> Facts:
 
 
 def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
-    """The facts that follow from the config's `data` alone, without opening a file.
+    """Takes the facts that follow from the config's `data` alone, without opening a file.
 
     The keys data.examples, data.validation_examples, data.classes and data.image_shape say what is
     not known; where they are set they count for more than what is.

@@ -17,12 +17,13 @@ def explain_optimizer(c: ml_collections.ConfigDict, roles: Any) -> str:
       roles: of the parameters.
     """
     flags = jax.tree.leaves(decayed(roles))
-    decay = f"{c.weight_decay:g} on {sum(flags)} of {pluralize(len(flags), 'parameter array')}"
+    arrays = pluralize(len(flags), "parameter array")
+    decay = f"weight decay {c.weight_decay:g} on {sum(flags)} of {arrays}"
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
-            f"optimizer: LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; weight "
-            f"decay {decay}; trust ratio{clip} on as many"
+            f"optimizer: LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; "
+            f"{decay if c.weight_decay else 'no weight decay'}; trust ratio{clip} on kernels"
         )
     kind = "Nesterov momentum" if c.nesterov else "momentum"
     lars = c.name == "lars"
@@ -33,7 +34,6 @@ def explain_optimizer(c: ml_collections.ConfigDict, roles: Any) -> str:
         form = f"equation (10), {held} inside the buffer, {corrected} momentum correction"
     trust = f"; trust ratio {c.trust_coefficient:g} on kernels" if lars else ""
     trust += ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
-    return (
-        f"optimizer: {c.name.upper()}, {kind} {c.momentum:g} ({form}); {c.weight_decay_form} "
-        f"weight decay {decay}{trust}"
-    )
+    momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
+    decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
+    return f"optimizer: {c.name.upper()}, {momentum}; {decay}{trust}"

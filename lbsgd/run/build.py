@@ -1,9 +1,10 @@
 """Builds a run from its config: opens the data, asks the devices, fits the steps into memory."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
+from lbsgd.config.keys import flatten
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.facts import Facts, check_given, facts_of, given_facts
 from lbsgd.data.source import Splits
@@ -12,6 +13,9 @@ from lbsgd.run.feed import Feed
 from lbsgd.run.fitting import estimate_accumulation, measure_accumulation
 from lbsgd.run.plan import Plan, make_plan
 from lbsgd.run.program import Program
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.machine import describe_machine
+from lbsgd.system.processes import check_processes_agree
 from lbsgd.workers.topology import Topology
 
 
@@ -29,6 +33,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
       ConfigError: its parts do not fit together, or not on this machine.
     """
+    # First of all: with different configs processes would train one network in two ways, or wait
+    # for each other in collectives that only some of them enter.
+    check_processes_agree(_alike(config))
     topology = Topology.here(config)
     splits = build_sources(config.data, config.seed)
     data = facts_of(splits)
@@ -38,17 +45,40 @@ def build(config: ml_collections.ConfigDict) -> Run:
     return Run(program.plan, program, Feed(program.plan, splits, corrupt))
 
 
-def plan_run(config: ml_collections.ConfigDict) -> Plan:
+def _alike(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Collects what must be the same in all processes: keys and versions."""
+    # Each machine may have its data elsewhere, and cores of its own.
+    own = ("data.dir", "data.threads")
+    keys = {key: value for key, value in flatten(config) if key not in own}
+    return {**keys, "versions": describe_machine()["packages"]}
+
+
+def plan_run(config: ml_collections.ConfigDict, processes: int | None = None) -> Plan:
     """Plans a run without its data and its machine, as far as the config says what they are.
 
     What it leaves open is asked for: the data are opened, JAX counts the devices.
 
+    Args:
+      processes: that the devices are spread over, if that is known.
+
     Raises:
       ConfigError: its parts do not fit together.
     """
-    topology = Topology.planned(config) or Topology.here(config)
+    topology = Topology.planned(config, processes) or _ask(config)
     data = given_facts(config.data) or _open(config)
     return estimate_accumulation(make_plan(config, data, topology))
+
+
+def _ask(config: ml_collections.ConfigDict) -> Topology:
+    try:
+        return Topology.here(config)
+    except ConfigError as error:
+        if not config.devices:
+            raise
+        raise ConfigError(
+            f"{error}; or, to plan for devices that are not here, set device_memory_gib (with "
+            "accumulation_steps=0) and allreduce.grid (of the hierarchical all-reduce)"
+        ) from error
 
 
 def _open(config: ml_collections.ConfigDict) -> Facts:

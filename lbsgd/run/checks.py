@@ -55,7 +55,8 @@ def check_data(
             raise ConfigError(f"data.{key} has {given} numbers, the images {channels} channels")
     if min(data.std) < LEAST_STD:
         raise ConfigError(f"data.std must not hold 0, nor less than {LEAST_STD:g}")
-    if data.crop == "padded" and data.crop_padding >= min(image_shape[:2]):
+    padded = data.crop == "padded" and not data.synthetic_on_device
+    if padded and data.crop_padding >= min(image_shape[:2]):
         raise ConfigError(
             f"data.crop_padding={data.crop_padding} can leave nothing of images of "
             f"{image_shape[0]}x{image_shape[1]}; set it to less"

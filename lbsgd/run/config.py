@@ -80,6 +80,17 @@ def _set_what_follows(config: ml_collections.ConfigDict) -> None:
             set_value(config, name, key.follows(values))
 
 
+def forget_what_follows(config: ml_collections.ConfigDict) -> None:
+    """Sets numbers that follow from others back to the defaults that stand for them.
+
+    A resolved config has them written out: with another of its keys they are to follow anew.
+    """
+    values = dict(flatten(config))
+    for name, key in KEYS.items():
+        if key.follows and values[name] == key.follows(values):
+            set_value(config, name, key.default)
+
+
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Selects the keys and values that decide what the run computes, as JSON would have them."""
     return {

@@ -13,7 +13,7 @@ from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import EvalSums
 from lbsgd.step.train_step import TrainState
-from lbsgd.system.devices import explain_out_of_memory
+from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.text import pluralize
 
 
@@ -38,7 +38,7 @@ class Evaluation:
           RuntimeError: examples were counted twice or not at all.
         """
         remedy = f"set evaluation.batch_size to less than {self._batches.batch_size}"
-        with explain_out_of_memory("evaluation", remedy):
+        with precision(self._plan.config.dtype), explain_out_of_memory("evaluation", remedy):
             totals = self._sums(done, state)
         if totals is None:
             return None

@@ -61,6 +61,7 @@ def explain(plan: Plan) -> list[str]:
         *explain_data(c.data, plan.data, plan.image_shape),
         *plan.unused,
         explain_augmentation(c.data),
+        *_explain_machine(plan),
         *_explain_batch_sizes(plan),
         explain_network(c, params),
         *explain_precision(c),
@@ -75,6 +76,13 @@ def explain(plan: Plan) -> list[str]:
     if plan.gradient_mean is not None:
         lines.append(explain_allreduce(c.allreduce, plan.topology))
     return lines
+
+
+def _explain_machine(plan: Plan) -> list[str]:
+    if plan.topology.asked:
+        return []
+    devices = pluralize(plan.topology.devices, "device")
+    return [f"machine: planned for {devices}, as the config says; this machine was not asked"]
 
 
 def _explain_outputs(plan: Plan) -> list[str]:

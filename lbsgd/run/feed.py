@@ -11,6 +11,7 @@ from lbsgd.data.source import Splits
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
 from lbsgd.schedule.timeline import Timeline
+from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
 
 
@@ -60,11 +61,12 @@ class Feed:
 
     def _repeated(self, start: int) -> RepeatedBatches:
         plan, program = self.plan, Program(self.plan)
-        batch_of = {
-            size: random_batch(
-                program.abstract_batch(placement), plan.data.classes, plan.config.seed
-            )
-            for size, placement in plan.placements.items()
-        }
+        with precision(plan.config.dtype):
+            batch_of = {
+                size: random_batch(
+                    program.abstract_batch(placement), plan.data.classes, plan.config.seed
+                )
+                for size, placement in plan.placements.items()
+            }
         updates = range(start, plan.total_updates)
         return RepeatedBatches(batch_of[plan.timeline.batch_size(t)] for t in updates)

@@ -212,6 +212,7 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
                 config_lib.check_is_key(key)
             # JSON has lists where a config has tuples.
             _set(config, key, tuple(value) if isinstance(value, list) else value)
+        config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"

@@ -178,7 +178,7 @@ class Plan:
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:
-    """The shapes of a tree, on devices."""
+    """Gives the shapes of a tree a sharding."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 

@@ -53,13 +53,14 @@ class _Step(NamedTuple):
     primitive: str
     inputs: list[int]
     outputs: list[int]
-    within: int
+    within: Peak
 
 
 class _Flat:
     """A program without calls, its variables numbered."""
 
-    def __init__(self, closed: core.ClosedJaxpr) -> None:
+    def __init__(self, closed: core.ClosedJaxpr, parameters: set[tuple[int, ...]]) -> None:
+        self._parameters = parameters
         self.steps: list[_Step] = []
         self.shapes: list[Any] = []
         names = self._new(closed.jaxpr.constvars + closed.jaxpr.invars)
@@ -68,7 +69,7 @@ class _Flat:
         self.results = [names[v] for v in closed.jaxpr.outvars if isinstance(v, core.Var)]
 
     def bytes_of(self, number: int) -> int:
-        """How large a variable is."""
+        """Returns how large a variable is."""
         aval = self.shapes[number]
         return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
 
@@ -85,7 +86,9 @@ class _Flat:
             if inner is not None:
                 self._inline(equation, inner, names)
                 continue
-            within = max((_transient(part) for part in _bodies(equation)), default=0)
+            inside = (core.ClosedJaxpr(part, ()) for part in _bodies(equation))
+            peaks = (peak(part, self._parameters) for part in inside)
+            within = max(peaks, key=sum, default=Peak(0, 0))
             inputs = [names[v] for v in equation.invars if isinstance(v, core.Var)]
             names |= self._new(equation.outvars)
             outputs = [names[v] for v in equation.outvars]
@@ -107,7 +110,7 @@ class _Flat:
 
 
 def _called(equation: Any) -> Any:
-    """The program that an equation calls once, as it is; None for loops and all else."""
+    """Returns the program that an equation calls once, as it is; None for loops and all else."""
     if equation.primitive.name in ("scan", "while", "cond"):
         return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
@@ -120,13 +123,9 @@ def _called(equation: Any) -> Any:
 
 
 def _bodies(equation: Any) -> Iterator[Any]:
-    """The bodies of a loop or of a condition."""
+    """Yields the bodies of a loop or of a condition."""
     if equation.primitive.name in ("scan", "while", "cond"):
         yield from core.jaxprs_in_params(equation.params)
-
-
-def _transient(jaxpr: Any) -> int:
-    return sum(peak(core.ClosedJaxpr(jaxpr, ()), ()))
 
 
 def peak(closed: core.ClosedJaxpr, parameters: Iterable[tuple[int, ...]]) -> Peak:
@@ -136,7 +135,8 @@ def peak(closed: core.ClosedJaxpr, parameters: Iterable[tuple[int, ...]]) -> Pea
       closed: as `jax.make_jaxpr` or `Traced.jaxpr` give it; of one device within `shard_map`.
       parameters: shapes of the parameters.
     """
-    flat, shapes = _Flat(closed), set(parameters)
+    shapes = set(parameters)
+    flat = _Flat(closed, shapes)
     stored = _stored(flat)
     roots: dict[int, frozenset[int]] = {v: frozenset() for v in flat.given}
     born: dict[int, int] = {}
@@ -179,7 +179,7 @@ def _highest(
     for time, step in enumerate(flat.steps):
         for v in starts[time]:
             fixed, others = _counted(flat, v, shapes, fixed, others, 1)
-        now = Peak(fixed, others + step.within)
+        now = Peak(fixed + step.within.fixed, others + step.within.others)
         highest = max(highest, now, key=sum)
         for v in ends[time]:
             fixed, others = _counted(flat, v, shapes, fixed, others, -1)

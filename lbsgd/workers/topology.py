@@ -21,6 +21,7 @@ class Topology:
       platform: what the devices are: "cpu", "gpu" or "tpu".
       device_memory: bytes of one device; 0 where nobody asks.
       hosts: (devices of a process, processes), as the hierarchical all-reduce takes them.
+      asked: whether this machine said so, or the config alone.
     """
 
     devices: int
@@ -28,6 +29,7 @@ class Topology:
     platform: str = "gpu"
     device_memory: int = 0
     hosts: tuple[int, int] = (0, 0)
+    asked: bool = True
 
     @classmethod
     def here(cls, config: ml_collections.ConfigDict) -> "Topology":
@@ -46,25 +48,34 @@ class Topology:
         return cls(devices, jax.process_count(), jax.default_backend(), memory, hosts)
 
     @classmethod
-    def planned(cls, config: ml_collections.ConfigDict, processes: int = 1) -> "Topology | None":
+    def planned(
+        cls, config: ml_collections.ConfigDict, processes: int | None = None
+    ) -> "Topology | None":
         """Takes the machine from the config alone, without asking for a device.
 
+        Args:
+          processes: over which the devices are spread; None if that is not known.
+
         Returns:
-          None if the config leaves open what only the machine can tell: `devices`, or with
-          accumulation_steps=0 `device_memory_gib`.
+          None if that leaves open what only the machine can tell: `devices`, with
+          accumulation_steps=0 `device_memory_gib`, and for the hierarchical all-reduce its hosts.
 
         Raises:
           ConfigError: the devices cannot be spread evenly over the processes.
         """
         if not config.devices or not (config.accumulation_steps or config.device_memory_gib):
             return None
+        hierarchical = config.allreduce.algorithm == "hierarchical"
+        if hierarchical and tuple(config.allreduce.grid) == (0, 0) and processes is None:
+            return None
+        processes = processes or 1
         if config.devices % processes:
             raise ConfigError(
                 f"devices={config.devices} cannot be spread evenly over {processes} processes"
             )
         memory = int(config.device_memory_gib * 2**30)
         hosts = (config.devices // processes, processes)
-        return cls(config.devices, processes, "gpu", memory, hosts)
+        return cls(config.devices, processes, "gpu", memory, hosts, asked=False)
 
     def grid(self, allreduce: ml_collections.ConfigDict) -> tuple[int, int]:
         """The grid of an all-reduce: the config's `allreduce.grid`, or that of the hosts.

@@ -172,11 +172,11 @@ def of_optimizer(**keys: object) -> dict[str, object]:
         (
             of_optimizer(**LAMB),
             "optimizer: LAMB, beta 0.9 and 0.999, epsilon 1e-06; weight decay 0.0001 on 8 of 23 "
-            "parameter arrays; trust ratio on as many",
+            "parameter arrays; trust ratio on kernels",
         ),
         (
             of_optimizer(**LAMB, norm_clip=(0.0, 10.0)),
-            "trust ratio of norms from 0 to 10 on as many",
+            "trust ratio of norms from 0 to 10 on kernels",
         ),
         (
             {

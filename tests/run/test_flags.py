@@ -23,7 +23,7 @@ def store(folder: pathlib.Path, config) -> str:
 
 
 def parsed(*argv: str) -> dict:
-    return dict(flatten(flags.parse(argv).config))
+    return dict(flatten(resolve(flags.parse(argv).config)))
 
 
 @pytest.fixture(scope="module")

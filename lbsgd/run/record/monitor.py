@@ -83,7 +83,7 @@ class Monitor:
             yield batch
 
     def line(self, text: str) -> None:
-        """Says something."""
+        """Prints a line."""
         self._progress.line(text)
 
     def speed(self) -> Speed:

@@ -11,6 +11,7 @@ from lbsgd import train
 from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record import curves, result
+from lbsgd.run.record.metrics import evaluations, read_whole_lines
 
 
 def panels(figure) -> dict[str, list]:
@@ -221,7 +222,7 @@ def test_a_run_ends_with_its_result_whatever_becomes_of_its_picture(tmp_path, ca
         return False
 
     outcome = train.run(resolve(config), tmp_path, should_stop=damage)
-    (evaluation,) = metrics.evaluations(metrics.read_whole_lines(metrics)[0])
+    (evaluation,) = evaluations(read_whole_lines(metrics)[0])
     assert outcome.complete
     assert outcome.final_error == evaluation["val_error"]
     *_, out = capsys.readouterr().out.partition("compiled in")
