@@ -133,7 +133,7 @@ def test_a_mistake_that_process_0_finds_ends_all(tmp_path, start_group):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("key", ["batch_size=512", "accumulation_steps=2"])
+@pytest.mark.parametrize("key", ["batch_size=512", "accumulation_steps=2", "accumulation_steps=0"])
 def test_processes_with_different_configs_do_not_start(tmp_path, start_group, key):
     """Else they would train one network in two ways, or wait for each other for ever."""
     each = ((str(tmp_path),), (str(tmp_path), f"--config.{key}"))
