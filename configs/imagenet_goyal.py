@@ -48,8 +48,7 @@ where the paper is silent or does otherwise:
 
 import ml_collections
 
-from lbsgd.run.config import default_config
-from lbsgd.run.recipes import Rows, select, set_smoke
+from lbsgd.run.recipes import Rows, imagenet_resnet50, select, set_smoke
 
 
 def _set_gamma(config: ml_collections.ConfigDict, _: str) -> None:
@@ -69,13 +68,10 @@ ROWS: Rows = {
 
 def get_config(arg: str = "batch=8192") -> ml_collections.ConfigDict:
     """The recipe; see the arguments above."""
-    config = default_config()
+    config = imagenet_resnet50()
     config.batch_size = 8192
     config.worker_batch_size = 32
     config.total_epochs = 90.0
-    config.accumulation_steps = 0
-    config.dtype = "bfloat16"
-    config.model.name = "resnet50"
     config.learning_rate.reference_learning_rate = 0.1
     config.learning_rate.reference_batch_size = 256
     config.learning_rate.warmup_epochs = 5.0
@@ -83,12 +79,4 @@ def get_config(arg: str = "batch=8192") -> ml_collections.ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
-    config.data.source = "tfds"
-    config.data.tfds_name = "imagenet2012"
-    config.data.crop = "inception"
-    config.data.flip = True
-    config.data.mean = (0.485, 0.456, 0.406)
-    config.data.std = (0.229, 0.224, 0.225)
-    config.evaluation.every_epochs = 1.0
-    config.checkpoint.every_epochs = 1.0
     return select(config, arg, ROWS)

@@ -1,4 +1,4 @@
-"""What `lbsgd checkpoint` shows of checkpoints; changes nothing."""
+"""Lists, verifies and shows checkpoints, for `lbsgd checkpoint`; changes nothing."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
 
 
 def list_(folder: pathlib.Path, updates: list[int]) -> int:
-    """A table of what there is; the arrays are not read."""
+    """Lists what there is in a table, without reading the arrays."""
     print(f"{'update':>10}  {'MB':>9}  {'written':<25}  state")
     for update in sorted(updates):
         path = folder / str(update)
@@ -74,7 +74,7 @@ def verify(folder: pathlib.Path, updates: list[int]) -> int:
 
 
 def show(folder: pathlib.Path, updates: list[int]) -> int:
-    """The newest one's identity and arrays, with norm, mean and the start of their checksums."""
+    """Shows the newest one's identity and arrays, with norm, mean and start of their checksums."""
     path = folder / str(max(updates))
     try:
         manifest = store.read_manifest(path)
@@ -103,7 +103,7 @@ def _content(manifest: Manifest) -> str:
 
 
 def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int | None]:
-    """The folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
+    """Finds the folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints"
     elif update is None and path.parent.name == "checkpoints" and path.name.isdecimal():

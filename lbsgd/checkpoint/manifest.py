@@ -26,7 +26,7 @@ class DamagedError(ValueError):
 
 
 class ArrayEntry(NamedTuple):
-    """One array: the name of its dtype, its shape, and its `array_checksum`."""
+    """Describes an array: the name of its dtype, its shape, and its `array_checksum`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class ArrayEntry(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """The description of a checkpoint.
+    """Describes a checkpoint.
 
     Attributes:
       update: how many updates were done.

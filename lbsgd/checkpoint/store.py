@@ -1,4 +1,4 @@
-"""One checkpoint on the disk: written and read by Orbax, trusted only if its checksums agree.
+"""Writes and reads a checkpoint by Orbax, and trusts it only if its checksums agree.
 
     400/                        named by its update; written elsewhere, renamed when complete
         manifest/metadata       JSON, `lbsgd.checkpoint.manifest`

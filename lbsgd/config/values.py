@@ -6,7 +6,7 @@ from typing import Any
 
 from lbsgd.config.keys import Key, Keys, Values
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import _is_number, short_repr
+from lbsgd.system.text import is_number, short_repr
 
 MOST_NUMBERS = 1000
 # The longest path of Linux.
@@ -54,12 +54,12 @@ def _check_size(name: str, value: Any, key: Key) -> None:
             raise ConfigError(f"{name} holds {len(value):,} numbers, more than {MOST_NUMBERS:,}")
         for number in value:
             _check_number(name, number, key)
-    elif _is_number(value):
+    elif is_number(value):
         _check_number(name, value, key)
 
 
 def _check_number(name: str, value: Any, key: Key) -> None:
-    if not _is_number(value):
+    if not is_number(value):
         raise ConfigError(f"{name} must hold numbers, not {short_repr(value)}")
     least = -key.most if key.negative else 0
     if value != value or value in (math.inf, -math.inf) or value < least:

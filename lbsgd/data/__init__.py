@@ -1,1 +1,1 @@
-"""Which example stands at each position of the run, and how its pixels get to the devices."""
+"""Which: finds the example at each position of the run, and brings its pixels to the devices."""

@@ -1,4 +1,4 @@
-"""What a plan has to know of the data: how many examples, how many classes, of what shape."""
+"""The facts that a plan needs of the data: how many examples and classes, of what shape."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from lbsgd.system.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a training and a validation set.
+    """Holds what is known of a training and a validation set.
 
     Attributes:
       examples: of the training set.
@@ -74,16 +74,18 @@ def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
     Returns:
       None if something is not known.
     """
-    known = _known(data)
-    found = {
-        "examples": data.examples or (known and known.examples),
-        "validation_examples": data.validation_examples or (known and known.validation_examples),
-        "classes": data.classes or (known and known.classes),
-        "image_shape": tuple(data.image_shape) or (known and known.image_shape),
-    }
+    known = _known(data) or Facts(0, 0, 0, ())
+    shape = tuple(data.image_shape) or known.image_shape
     if data.crop == "inception":  # whatever the shape of the files is, the network sees a crop
-        found["image_shape"] = found["image_shape"] or (data.image_size, data.image_size, 3)
-    return Facts(**found) if all(found.values()) else None  # type: ignore[arg-type]
+        shape = shape or (data.image_size, data.image_size, 3)
+    found = Facts(
+        data.examples or known.examples,
+        data.validation_examples or known.validation_examples,
+        data.classes or known.classes,
+        shape,
+    )
+    sizes = (found.examples, found.validation_examples, found.classes, found.image_shape)
+    return found if all(sizes) else None
 
 
 def _known(data: ml_collections.ConfigDict) -> Facts | None:

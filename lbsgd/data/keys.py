@@ -21,7 +21,7 @@ _MOST_SIDE = 10**4
 
 
 def usual_short_side(image_size: int) -> int:
-    """The short side, in pixels, of which evaluation takes the centre `image_size`: 256 for 224."""
+    """Returns the short side, in pixels, that evaluation resizes to: 256 for the centre 224."""
     return round(image_size * 256 / 224)
 
 

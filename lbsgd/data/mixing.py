@@ -46,7 +46,7 @@ class Mixing:
 
     @property
     def active(self) -> bool:
-        """Whether any of the three is on."""
+        """Tells whether any of the three is on."""
         return bool(self.mixup or self.cutmix or self.erasing)
 
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> dict[str, np.ndarray]:

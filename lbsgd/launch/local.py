@@ -191,7 +191,7 @@ def _seconds(text: str) -> float:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's flags, and those of the run."""
+    """Parses the launcher's flags, and splits off those of the run."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
     parser = Parser("lbsgd launch", __doc__)
     add = parser.add_argument
@@ -224,7 +224,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs, and returns the exit code."""
+    """Launches a run, and returns the exit code."""
     try:
         flags, arguments = _parse(argv)
         gpus = [] if _wants_cpu(flags.platform) else find_gpus(os.environ)

@@ -23,7 +23,7 @@ def explain_network(c: ml_collections.ConfigDict, params: Any) -> str:
 
 
 def explain_precision(c: ml_collections.ConfigDict) -> list[str]:
-    """A line on the products of float32, if there are any."""
+    """Explains the products of float32 in a line, if there are any."""
     if c.dtype == "float64":
         return []
     which = "products of float32" if c.dtype == "float32" else "of its products the classifier's"

@@ -6,15 +6,14 @@ import ml_collections
 
 from lbsgd.config.keys import flatten
 from lbsgd.data.corrupt import CorruptExamples
-from lbsgd.data.facts import Facts, check_given, facts_of, given_facts
-from lbsgd.data.source import Splits
+from lbsgd.data.facts import check_given, facts_of, given_facts
 from lbsgd.data.sources.catalogue import build_sources
 from lbsgd.run.feed import Feed
 from lbsgd.run.fitting import estimate_accumulation, measure_accumulation
 from lbsgd.run.plan import Plan, make_plan
 from lbsgd.run.program import Program
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.machine import describe_machine
+from lbsgd.system.machine import package_versions
 from lbsgd.system.processes import check_processes_agree
 from lbsgd.workers.topology import Topology
 
@@ -50,7 +49,7 @@ def _alike(config: ml_collections.ConfigDict) -> dict[str, Any]:
     # Each machine may have its data elsewhere, and cores of its own.
     own = ("data.dir", "data.threads")
     keys = {key: value for key, value in flatten(config) if key not in own}
-    return {**keys, "versions": describe_machine()["packages"]}
+    return {**keys, "versions": package_versions()}
 
 
 def plan_run(config: ml_collections.ConfigDict, processes: int | None = None) -> Plan:
@@ -65,11 +64,12 @@ def plan_run(config: ml_collections.ConfigDict, processes: int | None = None) ->
       ConfigError: its parts do not fit together.
     """
     topology = Topology.planned(config, processes) or _ask(config)
-    data = given_facts(config.data) or _open(config)
+    data = given_facts(config.data) or facts_of(build_sources(config.data, config.seed))
     return estimate_accumulation(make_plan(config, data, topology))
 
 
 def _ask(config: ml_collections.ConfigDict) -> Topology:
+    """Asks this machine, and says how to plan for another."""
     try:
         return Topology.here(config)
     except ConfigError as error:
@@ -79,8 +79,3 @@ def _ask(config: ml_collections.ConfigDict) -> Topology:
             f"{error}; or, to plan for devices that are not here, set device_memory_gib (with "
             "accumulation_steps=0) and allreduce.grid (of the hierarchical all-reduce)"
         ) from error
-
-
-def _open(config: ml_collections.ConfigDict) -> Facts:
-    splits: Splits = build_sources(config.data, config.seed)
-    return facts_of(splits)

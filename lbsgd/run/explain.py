@@ -82,7 +82,8 @@ def _explain_machine(plan: Plan) -> list[str]:
     if plan.topology.asked:
         return []
     devices = pluralize(plan.topology.devices, "device")
-    return [f"machine: planned for {devices}, as the config says; this machine was not asked"]
+    processes = pluralize(plan.topology.processes, "process", "processes")
+    return [f"machine: planned for {devices} of {processes}; this machine was not asked"]
 
 
 def _explain_outputs(plan: Plan) -> list[str]:

@@ -142,7 +142,7 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
 
 
 def _fewest_lanes(plan: Plan) -> Placement:
-    """The placement of the first batch size with as many accumulation steps as there can be."""
+    """Finds the placement of the first batch size with the most accumulation steps there can be."""
     placement = plan.placement
     each = math.ceil(placement.workers / plan.topology.devices)
     place = functools.partial(plan.place, placement.batch_size)

@@ -143,7 +143,7 @@ def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
       ConfigError: neither is.
       flags.Error: another mistake.
     """
-    values = _define(flags.FlagValues())  # type: ignore[no-untyped-call]
+    values = _define(flags.FlagValues())
     flags.DEFINE_string("config", None, "", flag_values=values)
     values.set_gnu_getopt()  # for a value may stand apart from its key
     values([PROGRAM, *(arg for arg in argv if not _OF_KEY.match(arg))])
@@ -165,7 +165,7 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
     """Parses the flags, and sets their keys on a config."""
-    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]  # type: ignore[no-untyped-call]
+    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:

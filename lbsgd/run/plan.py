@@ -42,7 +42,7 @@ from lbsgd.workers.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run computes, and where its workers lie.
+    """Says what a run computes, and where its workers lie.
 
     Attributes:
       data: what is known of the data.
@@ -93,7 +93,7 @@ class Plan:
         return self.placements[self.config.batch_size]
 
     def placement_of(self, update: int) -> Placement:
-        """Where the workers of an update are; past the last, where they were then."""
+        """Returns where the workers of an update are; past the last, where they were then."""
         return self.placements[self.timeline.batch_size(min(update, self.total_updates - 1))]
 
     def place(self, batch_size: int, accumulation_steps: int) -> Placement:

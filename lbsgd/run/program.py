@@ -43,12 +43,12 @@ class Program:
         return state
 
     def abstract_state(self) -> TrainState:
-        """Shapes, types and shardings of the state."""
+        """Returns shapes, types and shardings of the state."""
         state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
     def abstract_batch(self, placement: Placement | None = None) -> dict[str, Any]:
-        """Shapes, types and shardings of a training batch."""
+        """Returns shapes, types and shardings of a training batch."""
         placement = placement or self.plan.placement
         batch: dict[str, Any] = sharded(self.plan.batch_shapes(placement), placement.batch_sharding)
         return batch
@@ -88,7 +88,7 @@ class Program:
         return self._bind(jax.jit(step, out_shardings=self.plan.placement.replicated))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, called with the types of the plan's config."""
+        """Wraps a function to be called with the types of the plan's config."""
 
         @functools.wraps(function)
         def bound(*args: Any) -> Any:

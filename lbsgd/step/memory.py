@@ -156,7 +156,7 @@ def peak(closed: core.ClosedJaxpr, parameters: Iterable[tuple[int, ...]]) -> Pea
 
 
 def _stored(flat: _Flat) -> set[int]:
-    """The variables that are in memory: what kernels make, and what they read."""
+    """Finds the variables that are in memory: what kernels make, and what they read."""
     stored: set[int] = set()
     for step in flat.steps:
         if step.primitive in _MADE:

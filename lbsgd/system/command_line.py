@@ -13,7 +13,7 @@ MOST_COLUMNS = 100
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether arguments ask for help: by a flag among them, or by the word alone."""
+    """Tells whether arguments ask for help: by a flag among them, or by the word alone."""
     return list(argv) == ["help"] or not {"-h", "--help", "-help", "--h"}.isdisjoint(argv)
 
 

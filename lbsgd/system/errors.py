@@ -9,7 +9,7 @@ EXIT_INTERRUPTED = 130
 
 
 class ConfigError(ValueError):
-    """Something the user can put right: one line that says what is wrong and what to do.
+    """A mistake that the user can correct: one line that says what is wrong and what to do.
 
     `lbsgd` prints the line without a traceback and ends with `EXIT_USER`.
     """

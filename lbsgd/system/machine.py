@@ -36,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
     """Collects versions, hardware and the commit of the code, for the record of a run."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in REPORTED_PACKAGES},
+        "packages": package_versions(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "backend": jax.default_backend(),
@@ -45,6 +45,11 @@ def describe_machine() -> dict[str, Any]:
         "processes": jax.process_count(),
         "git_commit": git_commit(os.path.dirname(os.path.abspath(__file__))),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Returns the versions of the packages that decide what a run computes; None if missing."""
+    return {name: _version(name) for name in REPORTED_PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -39,7 +39,7 @@ def shorten(text: str, longest: int) -> str:
 def short_repr(value: Any) -> str:
     """Formats a value as Python writes it, in one short line."""
     try:
-        text = str(value) if _is_number(value) else repr(value)
+        text = str(value) if is_number(value) else repr(value)
     except ValueError:  # Python refuses to write numbers of more than 4300 digits
         return "a number of thousands of digits"
     return shorten(" ".join(text.split()), LONGEST_VALUE)
@@ -87,5 +87,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tells whether a value is a real number; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ from lbsgd.workers.collectives.topology import host_grid
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """What a plan knows of the machine.
+    """Holds what a plan knows of the machine.
 
     Attributes:
       devices: D.
@@ -78,7 +78,7 @@ class Topology:
         return cls(config.devices, processes, "gpu", memory, hosts, asked=False)
 
     def grid(self, allreduce: ml_collections.ConfigDict) -> tuple[int, int]:
-        """The grid of an all-reduce: the config's `allreduce.grid`, or that of the hosts.
+        """Returns the grid of an all-reduce: the config's `allreduce.grid`, or that of the hosts.
 
         Returns:
           (0, 0) where the algorithm finds its own.

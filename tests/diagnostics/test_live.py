@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from hanging import HANG_SECONDS
+from tiny_run import UPDATES, tiny_config
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
@@ -21,13 +22,12 @@ from lbsgd.diagnostics.command import main
 from lbsgd.diagnostics.noise_scale import recent
 from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.run.build import build
-from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record.metrics import MetricsFile, read_metrics
 from lbsgd.step.layer_statistics import layer_names, layer_statistics
 from lbsgd.system.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-UPDATES, WORKERS, PAIRS = 12, 4, 6
+WORKERS, PAIRS = 4, 6
 EPS32 = float(np.finfo(np.float32).eps)
 ON = {
     "workers.every_steps": 2,
@@ -40,24 +40,8 @@ ON = {
 
 def config_with(**diagnostics: object):
     """The run of tests/train/test_train.py, so that its step is compiled once, with diagnostics."""
-    config = default_config()
-    config.update(
-        {
-            "batch_size": 16 * WORKERS,
-            "worker_batch_size": 16,
-            "total_steps": UPDATES,
-            "devices": 2,
-            "model": {"name": "cifar_resnet8", "width": 0.25},
-            "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
-            "optimizer": {"momentum_form": "rate_inside"},
-            "data": {"crop": "padded", "crop_padding": 1},
-            "evaluation": {"every_steps": 5},
-            "checkpoint": {"every_steps": 4, "keep": 3},
-            "log": {"every_steps": 1, "tensorboard": False},
-        }
-    )
-    config.update_from_flattened_dict({f"diagnostics.{k}": x for k, x in diagnostics.items()})
-    return resolve(config)
+    keys = {f"diagnostics.{key}": value for key, value in diagnostics.items()}
+    return tiny_config(**{"checkpoint.keep": 3}, **keys)
 
 
 def state_after(workdir: pathlib.Path, update: int = UPDATES):

@@ -164,6 +164,11 @@ def of_optimizer(**keys: object) -> dict[str, object]:
     [
         ({}, "optimizer: SGD, Nesterov momentum 0.9 (equation (9), rate outside the buffer); "),
         (
+            {"optimizer.momentum": 0.0},
+            "optimizer: SGD, no momentum; coupled weight decay 0.0001 on ",
+        ),
+        ({"optimizer.weight_decay": 0.0}, "rate outside the buffer); no weight decay"),
+        (
             of_optimizer(name="lars", momentum_form="rate_inside"),
             "optimizer: LARS, Nesterov momentum 0.9 (equation (10), rate and trust ratio inside "
             "the buffer, with momentum correction); coupled weight decay 0.0001 on 8 of 23 "

@@ -109,6 +109,18 @@ def test_keys_are_set_on_top_of_a_file_and_of_a_workdir_alike(argv, key, value, 
         assert parsed(*words) == {**parsed(DIGITS), key: value}
 
 
+def test_what_follows_from_a_key_follows_from_the_one_on_top(tmp_path):
+    """256/224 of the image size; but a short side that was chosen stays."""
+    images = default_config()
+    images.data.update({"crop": "inception", "image_size": 224})
+    smaller = "--config.data.image_size=112"
+    found = parsed(store(tmp_path / "follows", resolve(images)), smaller)
+    assert found["data.evaluation_short_side"] == 128
+    images.data.evaluation_short_side = 232
+    found = parsed(store(tmp_path / "chosen", resolve(images)), smaller)
+    assert found["data.evaluation_short_side"] == 232
+
+
 def test_other_flags(tmp_path):
     own = ["--coordinator=host:1", "--num_processes", "2", "--process_id=1", "--explain"]
     found = flags.parse([DIGITS, *own, f"--workdir={tmp_path}"])

@@ -14,6 +14,7 @@ from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.explain import explain
 from lbsgd.run.plan import make_plan
+from lbsgd.step import memory
 from lbsgd.system import devices
 from lbsgd.system.errors import ConfigError
 from lbsgd.workers.topology import Topology
@@ -138,6 +139,51 @@ def test_hosts_of_a_planned_hierarchy():
 
 
 POD_OF_HOSTS = Topology.planned(small(), processes=32)
+
+
+def test_what_nobody_asked_is_said():
+    lines = explain(plan_run(small()))
+    assert "machine: planned for 256 devices of 1 process; this machine was not asked" in lines
+    assert "data: as the config and its names say; not opened" in lines
+    here = explain(build(small(devices=2)).plan)
+    assert not any("not asked" in line or "not opened" in line for line in here)
+
+
+def test_hosts_that_are_not_known_are_asked_for():
+    """Nobody says how many processes the 256 devices belong to, and here are no 256."""
+    config = small(**{"allreduce.algorithm": "hierarchical"})
+    assert Topology.planned(config) is None
+    with pytest.raises(ConfigError, match=r"only 8 .*; or, to plan for .*, set .* allreduce\.grid"):
+        plan_run(config)
+    assert Topology.planned(config, processes=64).hosts == (4, 64)
+
+
+def test_a_check_is_of_keys_that_are_used():
+    """Images that are made on the devices are not padded."""
+    keys = {"data.source": "synthetic", "data.synthetic_on_device": True, "data.image_size": 4}
+    keys |= {"worker_batch_size": 8, "devices": 8}
+    plan = plan_run(small(**keys, **{"data.crop": "padded", "data.crop_padding": 1}))
+    assert any("crop_padding" in line or "data.crop" in line for line in plan.unused)
+    keys |= {"data.synthetic_on_device": False, "data.crop": "padded", "data.crop_padding": 4}
+    with pytest.raises(ConfigError, match="can leave nothing of images of 4x4"):
+        plan_run(small(**keys))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_estimate_of_more_lanes_is_no_less_than_what_they_are_traced_to_need(steps):
+    """The fewest lanes stand for all: activations are scaled, parameters' gradients are not.
+
+    Were these scaled too, twice the lanes would need twice the memory; of this network, whose
+    gradient is as large as its activations, it is at most a quarter more than traced.
+    """
+    config = small(devices=1, batch_size=16, worker_batch_size=2)
+    plan = make_plan(config, given_facts(config.data), Topology(1))
+    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(plan.state_shapes.params)}
+    few, many = (
+        memory.peak(plan.trace(plan.place(16, steps * fewer)).jaxpr, shapes) for fewer in (2, 1)
+    )
+    assert sum(many) <= few.fixed + 2 * few.others <= 1.25 * sum(many)
+    assert 2 * sum(few) > 1.25 * sum(many)
 
 
 @pytest.mark.parametrize(

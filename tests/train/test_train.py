@@ -17,52 +17,19 @@ import numpy as np
 import pytest
 from hanging import HANG_SECONDS
 from monitors import quiet
+from tiny_run import UPDATES, final_state, tiny_config
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.pipeline import load_job
 from lbsgd.run import workdir
 from lbsgd.run.build import build
-from lbsgd.run.config import default_config, resolve
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-UPDATES = 12
-
-
-def tiny_config(**keys: object):
-    config = default_config()
-    config.update(
-        {
-            "batch_size": 64,
-            "worker_batch_size": 16,
-            "total_steps": UPDATES,
-            "devices": 2,
-            "model": {"name": "cifar_resnet8", "width": 0.25},
-            "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
-            "optimizer": {"momentum_form": "rate_inside"},
-            "data": {"crop": "padded", "crop_padding": 1},
-            "evaluation": {"every_steps": 5},
-            "checkpoint": {"every_steps": 4, "keep": 2},
-            "log": {"every_steps": 1, "tensorboard": False},
-        }
-    )
-    config.update_from_flattened_dict(keys)
-    return resolve(config)
-
-
-def final_state(config, workdir) -> dict[str, np.ndarray]:
-    parts = build(config)
-    checkpoints = Checkpoints(workdir / "checkpoints", 1, parts.plan.identity(), say=pytest.fail)
-    update, state = checkpoints.restore(parts.program.abstract_state())
-    checkpoints.close()
-    assert update == UPDATES
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def metrics_without_speed(workdir) -> list[dict]:

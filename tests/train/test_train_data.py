@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from tiny_run import final_state
 
 from lbsgd import train
-from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.data.source import Example, Splits, numbered_classes
 from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource
@@ -30,15 +30,6 @@ def small_config(**keys: object):
     )
     config.update_from_flattened_dict(keys)
     return resolve(config)
-
-
-def final_state(config, workdir) -> dict[str, np.ndarray]:
-    parts = build(config)
-    checkpoints = Checkpoints(workdir / "checkpoints", 1, parts.plan.identity(), say=pytest.fail)
-    _, state = checkpoints.restore(parts.program.abstract_state())
-    checkpoints.close()
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 # Everything that changes an image or a label, at once.

@@ -16,7 +16,7 @@ MAX_JPEG = 65_500
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How images are stored: by default files unchanged, and arrays as pixels.
+    """Says how images are stored: by default files unchanged, and arrays as pixels.
 
     Attributes:
       max_side: shrinks the longer side to this many pixels; 0 for no limit. Nothing is enlarged.

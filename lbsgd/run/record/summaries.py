@@ -52,7 +52,7 @@ class DispensableSummaries:
 
 
 def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summaries:
-    """Clu's TensorBoard writer, or a writer of nothing and a line that says why."""
+    """Opens clu's TensorBoard writer, or a writer of nothing and a line that says why."""
     missing = [m for m in ("tensorflow", "tensorboard") if importlib.util.find_spec(m) is None]
     if missing:
         say(
