@@ -15,7 +15,7 @@ PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
 PAGES += ["docs/speed.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
-BENCHMARKS += ["torture", "accumulation", "gpu", "rounding", "resampling"]
+BENCHMARKS += ["torture", "accumulation", "gpu", "rounding", "resampling", "step_memory"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
