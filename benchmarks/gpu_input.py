@@ -102,7 +102,7 @@ def measure_small_images(job: Job, folder: pathlib.Path, size: int, threads: int
     rates = []
     for number in range(1 if job.trial else 3):
         start, batches = number * task.batches, task.batches + 2 * task.edge
-        rates.append(timed(run.train_batches().between(start, start + batches), task))
+        rates.append(timed(run.feed.train_batches().between(start, start + batches), task))
     job.put(
         "CIFAR-10",
         len(rates),
