@@ -97,7 +97,7 @@ def describe(commit: str) -> dict[str, object]:
     """`describe_machine`, with the driver and the memory of the device.
 
     Args:
-      commit: of the code, where no git knows it.
+      commit: of the code, where that is known better than by the git around it.
     """
     import jax
 
@@ -105,7 +105,7 @@ def describe(commit: str) -> dict[str, object]:
 
     machine = describe_machine()
     device = jax.devices()[0]
-    machine["git_commit"] = machine["git_commit"] or commit or None
+    machine["git_commit"] = commit or machine["git_commit"]
     machine["platform_version"] = " ".join(device.client.platform_version.split())
     machine["device_bytes"] = (device.memory_stats() or {}).get("bytes_limit")
     return machine

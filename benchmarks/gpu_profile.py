@@ -30,12 +30,10 @@ class Event(NamedTuple):
     Attributes:
       operation: of the compiled program, or the kernel where that is not known.
       kernel: that ran.
-      source: what it comes from in the code, as JAX names it.
     """
 
     operation: str
     kernel: str
-    source: str
     nanoseconds: float
 
 
@@ -69,9 +67,8 @@ def read_events(trace: pathlib.Path, trial: bool) -> Iterator[Event]:
             for event in line.events:
                 stats = {str(key): value for key, value in event.stats}
                 operation = str(stats.get("hlo_op") or event.name)
-                source = str(stats.get("tf_op") or stats.get("name") or "")
                 count += 1
-                yield Event(operation, event.name, source, event.duration_ns)
+                yield Event(operation, event.name, event.duration_ns)
     if not count:
         raise RuntimeError(f"the profile has no events of the device; it has {sorted(set(seen))}")
 
@@ -102,25 +99,35 @@ def traffic(program: str) -> dict[str, int]:
     }
 
 
+def origins(program: str) -> dict[str, str]:
+    """Where the operations come from in the code, as JAX names it, by operation.
+
+    Args:
+      program: the text of a compiled one.
+    """
+    pattern = r'^\s*(?:ROOT )?%?([\w.-]+) = .*metadata=\{[^}]*op_name="([^"]*)"'
+    return dict(re.findall(pattern, program, re.MULTILINE))
+
+
 def kind_of(operation: str) -> str:
     """An operation's name without its number."""
     return re.sub(r"[.\d]+$", "", operation) or operation
 
 
-def table(events: Iterable[Event], moved: Mapping[str, int], updates: int) -> dict[str, object]:
+def table(events: Iterable[Event], program: str, updates: int) -> dict[str, object]:
     """Milliseconds, calls and bytes of an update by operation, and by kind of operation.
 
     Args:
-      moved: bytes by operation of the program. "known" is the fraction of the time that these take.
+      program: the text of the compiled one. "known" is the fraction of the time that is spent in
+        operations that it names.
     """
     kernels: dict[str, dict[str, list[float]]] = {}
-    sources = {}
+    moved, sources = traffic(program), origins(program)
     for event in events:
         times = kernels.setdefault(event.operation, {}).setdefault(event.kernel, [])
         times.append(event.nanoseconds / 1e6 / updates)
-        sources[event.operation] = event.source
     rows = [
-        {"operation": operation, "source": sources[operation]}
+        {"operation": operation, "source": sources.get(operation, "")}
         | summed(times, moved.get(operation, 0), updates)
         for operation, times in kernels.items()
     ]
@@ -177,7 +184,7 @@ def main() -> None:
         run.seconds(3)
         trace = pathlib.Path(job.scratch, "trace")
         seconds = profiled(run, updates, trace)
-        rows = table(read_events(trace, job.trial), traffic(run.compiled.as_text()), updates)
+        rows = table(read_events(trace, job.trial), run.compiled.as_text(), updates)
         wall = 1e3 * seconds / updates
         job.put(f"profile of {key}", updates, case=case, wall_ms=wall, **rows)
 

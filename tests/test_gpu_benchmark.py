@@ -194,14 +194,20 @@ def test_bytes_of_an_operation_are_those_of_operands_and_results():
 
 def test_operations_are_summed_over_kernels_and_updates():
     Event = gpu_profile.Event
-    events = [Event("cudnn-conv.2", kernel, "f", 1e6) for kernel in ("layout", "conv", "conv")] * 2
-    events += [Event("cudnn-conv.7", "conv", "f", 5e6), Event("copy", "copy", "", 1e6)] * 2
-    rows = gpu_profile.table(events, {"cudnn-conv.2": 100, "cudnn-conv.7": 50}, updates=2)
+    events = [Event("cudnn-conv.2", kernel, 1e6) for kernel in ("layout", "conv", "conv")] * 2
+    events += [Event("cudnn-conv.7", "conv", 5e6), Event("copy", "copy", 1e6)] * 2
+    program = """
+  %a.1 = s8[50]{0} parameter(0), metadata={op_name="a"}
+  %cudnn-conv.2 = s8[50]{0} custom-call(%a.1), custom_call_target="conv", metadata={op_name="f"}
+  %cudnn-conv.7 = s8[50]{0} custom-call(), custom_call_target="conv"
+"""
+    rows = gpu_profile.table(events, program, updates=2)
     assert rows["busy_ms"] == pytest.approx(9.0)
     assert rows["known"] == pytest.approx(8 / 9)  # not of the copy
     assert [row["operation"] for row in rows["operations"]][:2] == ["cudnn-conv.7", "cudnn-conv.2"]
     conv = rows["operations"][1]
     assert (conv["kernel"], conv["ms"], conv["calls"], conv["bytes"]) == ("conv", 3.0, 1.0, 100.0)
+    assert (conv["source"], rows["operations"][0]["source"]) == ("f", "")
     first = rows["kinds"][0]
     assert (first["kind"], first["ms"], first["bytes"]) == ("cudnn-conv", 8.0, 150.0)
 

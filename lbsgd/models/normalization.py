@@ -8,7 +8,7 @@ no such collection: an example's output does not depend on its neighbours.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,24 @@ from lbsgd.models.roles import Role, with_role
 _SPARSE = 16
 
 
+class Moments(NamedTuple):
+    """Holds the moments of a batch, and what they were computed of.
+
+    Attributes:
+      mean, variance: the latter is biased, the mean of squares.
+      centred: x - s, with s near the mean, in the type of the moments.
+      rest: the mean of `centred`: what s has left.
+    """
+
+    mean: Float[Array, " features"]
+    variance: Float[Array, " features"]
+    centred: Float[Array, "*batch features"]
+    rest: Float[Array, " features"]
+
+
 def moments(
-    x: Float[Array, "*batch features"], axis_names: tuple[str, ...] = ()
-) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
+    x: Float[Array, "*batch features"], axis_names: tuple[str, ...] = (), dtype: Any = None
+) -> Moments:
     """Computes mean and biased variance of `x` over all its axes but the last.
 
     One pass over x, and one over a sixteenth of it: the sums are taken of x - s, with s the mean
@@ -37,17 +52,20 @@ def moments(
     Args:
       x: `[n, ..., features]`.
       axis_names: mapped axes over which the batch extends; they share s, and are reduced twice.
+      dtype: of the moments and of their arithmetic; by default that of x.
     """
-    axes = tuple(range(x.ndim - 1))
-    shift = jnp.mean(lax.stop_gradient(x[::_SPARSE]), axes)
+    axes, dtype = tuple(range(x.ndim - 1)), dtype or x.dtype
+    # Each kernel casts what it reads. Cast once, and read three times, x would be kept in both
+    # types: on a GPU a tenth of the time of a ResNet-50 in bfloat16.
+    shift = jnp.mean(lax.stop_gradient(x[::_SPARSE]).astype(dtype), axes)
     if axis_names:
         shift = lax.pmean(shift, axis_names)
-    centred = x - jnp.expand_dims(shift, axes)
-    first, second = jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+    centred = x.astype(dtype) - jnp.expand_dims(shift, axes)
+    rest, second = jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
     if axis_names:
-        first, second = lax.pmean((first, second), axis_names)
+        rest, second = lax.pmean((rest, second), axis_names)
     # Rounding can leave a tiny negative variance where all inputs are equal.
-    return first + shift, jnp.maximum(second - jnp.square(first), 0)
+    return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
 
 
 def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any) -> Any:
@@ -122,16 +140,20 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", scale_init, shape, self.param_dtype)
         offset = self.param("offset", offset_init, shape, self.param_dtype)
 
-        x = x.astype(self.param_dtype)
-        centre, spread = mean.value, var.value
+        leading = tuple(range(x.ndim - 1))
         if train:
-            centre, spread = moments(x, self.axis_names)
+            found = moments(x, self.axis_names, self.param_dtype)
             if self.is_mutable_collection("batch_stats"):
-                mean.value, var.value = centre, spread
-        factor = scale * lax.rsqrt(spread + self.epsilon)
-        leading = range(x.ndim - 1)
-        y = (x - jnp.expand_dims(centre, leading)) * jnp.expand_dims(factor, leading)
-        return (y + jnp.expand_dims(offset, leading)).astype(self.dtype)
+                mean.value, var.value = found.mean, found.variance
+        else:
+            centred = x.astype(self.param_dtype) - jnp.expand_dims(mean.value, leading)
+            found = Moments(mean.value, var.value, centred, jnp.zeros_like(mean.value))
+        factor = scale * lax.rsqrt(found.variance + self.epsilon)
+        # (centred - rest) * factor + offset. So written, its gradient needs two sums over the
+        # batch, of dy and of dy * centred, and not a third for the mean.
+        rest = offset - found.rest * factor
+        y = found.centred * jnp.expand_dims(factor, leading) + jnp.expand_dims(rest, leading)
+        return y.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
