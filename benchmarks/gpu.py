@@ -7,7 +7,7 @@
 
     check    the run is the CPU's; placements, resumption, whether it is bitwise repeatable
     step     images/s, MFU and memory of an update, beside plain Flax and PyTorch
-    profile  time and bytes of its operations
+    profile  time and bytes of its operations; what the loop around it costs
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
 
@@ -51,6 +51,8 @@ class Piece(NamedTuple):
       script: in this folder.
       seconds: that it may take where others want time too; alone it has all there is.
       least: with fewer it is not begun. The first of each part has as many kept for it.
+      graphs: whether XLA may launch kernels together, in CUDA graphs: those do not say of which
+        operation they are.
     """
 
     part: str
@@ -58,6 +60,7 @@ class Piece(NamedTuple):
     arguments: tuple[str, ...]
     seconds: float
     least: float = 45
+    graphs: bool = True
 
     @property
     def name(self) -> str:
@@ -71,13 +74,22 @@ def _step(network: str, pixels: int, batch: int, worker: int, seconds: float) ->
     return Piece("step", "gpu_step.py", case, seconds)
 
 
+def _loop(launched: str) -> Piece:
+    case = ("cifar_resnet20", "32", "128", "32", "bfloat16", launched)
+    return Piece("profile", "gpu_loop.py", case, 45, 30, graphs=launched == "graphs")
+
+
 # In the order of worth.
 PIECES = (
     Piece("check", "gpu_check.py", (), 120),
     _step("resnet50", 224, 256, 32, 110),
     Piece("step", "gpu_step_torch.py", ("256", "224"), 90),
     _step("resnet50", 224, 256, 256, 90),
-    Piece("profile", "gpu_profile.py", ("resnet50", "224", "256", "32", "bfloat16"), 70),
+    Piece(
+        "profile", "gpu_profile.py", ("resnet50", "224", "256", "32", "bfloat16"), 70, graphs=False
+    ),
+    _loop("graphs"),
+    _loop("kernels"),
     Piece("train", "gpu_train.py", (), 150, 100),
     Piece("input", "gpu_input.py", (), 90),
     _step("cifar_resnet20", 32, 1024, 32, 60),
@@ -105,7 +117,7 @@ def share(pieces: Sequence[Piece], number: int, left: float) -> float:
     return min(left, free, max(piece.seconds, left * piece.seconds / whole))
 
 
-def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
+def environment(part: str, trial: bool, scratch: str, graphs: bool = True) -> dict[str, str]:
     """Makes the environment of a piece; all share what is compiled."""
     platform = "cpu" if trial or part == "input" else "cuda,cpu"
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -114,7 +126,7 @@ def environment(part: str, trial: bool, scratch: str) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
     }
     own = {"JAX_PLATFORMS": platform, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if part == "profile":  # kernels of CUDA graphs do not say of which operation they are
+    if not graphs:
         own["XLA_FLAGS"] = xla_flags("--xla_gpu_enable_command_buffer=")
     own["TMPDIR"] = scratch  # what a piece that is killed leaves goes with it
     return {**defaults, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
@@ -162,7 +174,7 @@ def run_piece(piece: Piece, job: Job, log_path: pathlib.Path) -> dict[str, objec
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(piece.part, job.trial, job.scratch),
+            env=environment(piece.part, job.trial, job.scratch, piece.graphs),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

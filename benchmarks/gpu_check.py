@@ -38,7 +38,8 @@ FLAGS = [
     )
 ]
 TF32 = ["--config.matmul_precision=default"]
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# With the first alone XLA still chooses kernels by how fast they are at that moment.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 # Of one update, in units of the last place: ResNet-8 has 9 layers, each a sum of 9 * 64 products at
 # most and moments over n * 8 * 8 pixels, n=32. Errors add like the square root of their number;
@@ -92,13 +93,14 @@ COMPARISONS: dict[str, tuple[str, str, int, float | None]] = {
     "float32 = float64, CPU": ("CPU float32", "CPU float64", 1, FLOAT32),
     "GPU, TF32 = float32": ("GPU TF32", "GPU float32", 1, None),
     "again = once, float32": ("GPU float32 again", "GPU float32", UPDATES, None),
-    "again = once, float32, deterministic ops": (
+    "again = once, float32, deterministic ops, no autotuning": (
         "GPU float32 deterministic again",
         "GPU float32 deterministic",
         UPDATES,
         0.0,
     ),
 }
+COMPARED = ("train_loss", "gradient_norm")
 NEEDED_IN_TRIAL = [name for name in RUNS if "deterministic" not in name]
 
 
@@ -171,7 +173,7 @@ def differences(a: list[dict[str, float]], b: list[dict[str, float]]) -> list[fl
     """Largest relative difference of loss and gradient norm up to each update."""
     worst, so_far = 0.0, []
     for x, y in zip(a, b, strict=True):
-        for key in ("train_loss", "gradient_norm"):
+        for key in COMPARED:
             worst = max(worst, abs(x[key] - y[key]) / abs(y[key]))
         so_far.append(worst)
     return so_far
@@ -183,25 +185,35 @@ def compare(job: Job, runs: Runs, what: str) -> None:
     if not (runs.has(first) and runs.has(second)):
         return
     try:
-        by_update = differences(runs.updates(first), runs.updates(second))
+        pair = runs.updates(first), runs.updates(second)
     except RuntimeError as error:
         return job.put(what, 0, failed=str(error))
-    put_comparison(job, what, by_update, updates, bound)
+    put_comparison(job, what, *pair, updates, bound)
 
 
 def put_comparison(
-    job: Job, what: str, by_update: list[float], updates: int, bound: float | None
+    job: Job,
+    what: str,
+    a: list[dict[str, float]],
+    b: list[dict[str, float]],
+    updates: int,
+    bound: float | None,
 ) -> None:
-    """Puts a difference with its verdict."""
+    """Puts the difference of two runs with its verdict, and the numbers that it is of."""
+    by_update = differences(a, b)
     worst = by_update[updates - 1]
     verdict = {} if bound is None else {"bound": bound, "holds": worst <= bound}
     verdict["bitwise"] = worst == 0.0
-    job.put(what, 1, updates=updates, difference=worst, by_update=by_update, **verdict)
+    values = {key: [[x[key], y[key]] for x, y in zip(a, b, strict=True)] for key in COMPARED}
+    job.put(what, 1, updates=updates, difference=worst, by_update=by_update, **values, **verdict)
 
 
 def resume(job: Job, runs: Runs) -> None:
     """Compares a run that lost its last checkpoint and went on, with the run left alone."""
-    what, whole = "resumed = uninterrupted, float64, deterministic ops", "GPU float64 repeatable"
+    what, whole = (
+        "resumed = uninterrupted, float64, deterministic ops, no autotuning",
+        "GPU float64 repeatable",
+    )
     try:
         straight = runs.updates(whole)
     except RuntimeError as error:
@@ -214,7 +226,7 @@ def resume(job: Job, runs: Runs) -> None:
     lines = runs.run(resumed, whole)
     if not lines:
         return job.put(what, 0, failed="the run does not go on")
-    put_comparison(job, what, differences(lines, straight), UPDATES, 0.0)
+    put_comparison(job, what, lines, straight, UPDATES, 0.0)
 
 
 def whole_run(job: Job) -> None:

@@ -146,15 +146,26 @@ def _step_row(line: Result, key: str) -> list[object]:
 
 
 def profile_table(lines: Sequence[Result]) -> str:
-    """The kinds of operations that take the most time."""
+    """The kinds of operations that take the most time, and what the loop around them costs."""
     texts = []
-    for line in [line for line in lines if line["n"]]:
+    for line in [line for line in lines if "kinds" in line]:
         rows = [_kind_row(kind, line["busy_ms"]) for kind in line["kinds"][:MOST_KINDS]]
         case = " ".join(map(str, line["case"]))
         title = f"{line['what']}, {case}: {line['wall_ms']:.1f} ms an update, the device busy for "
         head = ("operations", "calls", "ms", "share %", "GB", "GB/s")
         texts.append(f"{title}{line['busy_ms']:.1f}:\n\n{markdown(head, rows, [line])}")
-    return "\n\n".join(texts)
+    texts.append(_loop_table([line for line in lines if "updates_per_second" in line]))
+    return "\n\n".join(filter(None, texts))
+
+
+def _loop_table(lines: Sequence[Result]) -> str:
+    """Updates/s by how much of the loop of a run there is."""
+    rows = []
+    for line in lines:
+        rates = line["updates_per_second"]
+        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+        rows.append([" ".join(map(str, line["case"])), line["what"], spread])
+    return markdown(("step", "with", "updates/s"), rows, lines)
 
 
 def _kind_row(kind: Mapping[str, object], busy: float) -> list[str]:

@@ -228,7 +228,8 @@ def test_work_of_the_device_is_on_its_streams_or_xla_s_lines(lines, expected):
 
 def test_a_profile_is_of_single_kernels(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    own = gpu.environment("profile", False, "")["XLA_FLAGS"].split()
+    (piece,) = (piece for piece in gpu.PIECES if piece.script == "gpu_profile.py")
+    own = gpu.environment("profile", False, "", piece.graphs)["XLA_FLAGS"].split()
     assert own == ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_command_buffer="]
     assert gpu.environment("step", False, "")["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
 
@@ -336,10 +337,11 @@ def test_nothing_is_no_result(tmp_path):
 
 @pytest.mark.long
 def test_a_trial_checks_and_measures_on_the_cpu(tmp_path):
-    command = [sys.executable, str(HERE / "gpu.py"), "check", "step", f"--out={tmp_path}"]
+    command = [sys.executable, str(HERE / "gpu.py"), "all", f"--out={tmp_path}"]
     done = subprocess.run([*command, "--cpu-trial", "--minutes=60"], capture_output=True, text=True)
     results = gpu_report.collect([tmp_path])
     assert done.returncode == 0, results["pieces"]
+    assert results.keys() == {*gpu.PARTS, "pieces"}
     held = {x["what"]: x["holds"] for x in results["check"] if "holds" in x}
     assert len(held) == 5
     assert all(held.values()), held

@@ -23,21 +23,15 @@ def convolve(
 ) -> Float[Array, "n _ _ f"]:
     """Convolves, padded by k // 2 on every side (as PyTorch pads, not as XLA's "SAME").
 
-    A 1x1 kernel is a matrix, and its product one over all pixels. The stem of a ResNet, a wide
-    kernel of stride 2 over three colours, wastes most of the lanes that a matrix unit has for
-    channels: it becomes a kernel of half the width and stride 1 over blocks of 2x2 pixels
-    (space-to-depth, as of MLPerf's ResNets).
+    The stem of a ResNet, a wide kernel of stride 2 over three colours, wastes most of the lanes
+    that a matrix unit has for channels: it becomes a kernel of half the width and stride 1 over
+    blocks of 2x2 pixels (space-to-depth, as of MLPerf's ResNets).
 
     Args:
       kernel: of an odd width k.
       precision: of the products, as `jax.lax.Precision` names it.
     """
-    width = kernel.shape[0]
-    if width == 1:
-        return lax.dot_general(
-            x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision
-        )
-    margin = width // 2
+    margin = kernel.shape[0] // 2
     low = high = margin
     if stride == 2 and x.shape[-1] <= 4:
         x, kernel = _blocks(x, margin), _blocks_of_kernel(kernel, margin)
