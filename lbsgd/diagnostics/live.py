@@ -42,6 +42,7 @@ class Diagnostics:
         self._confusion = Confusion(self._plan, feed, monitor)
         self._layers = layer_names(self._plan.state_shapes.params)
         config = self._plan.config.diagnostics
+        # One for each placement: a batch that grows has several.
         self._compiled = functools.cache(
             functools.partial(compiled, self._plan.worker, in_turn=config.in_turn)
         )
@@ -81,8 +82,10 @@ class Diagnostics:
             return
         self._monitor.drain()
         with self._monitor.paused(), _enough_memory():
+            # The update that makes `done` has the index done - 1; its batch is laid out for that.
             placement = self._plan.placement_of(done - 1)
             found = self._compiled(placement)(state.params, state.batch_stats, batch)
+            # Within the pause: the call above returns before the devices are done.
             found = jax.device_get(found)
         self._monitor.alive()
         n, kn = placement.worker_batch_size, placement.batch_size
@@ -105,6 +108,7 @@ class Diagnostics:
         At the times of the plan these are waited for and written.
         """
         # They are computed at every update, for the step is one program, but seldom fetched.
+        # Taken out in any case, for the record takes one number for each name.
         layers = metrics.pop("layers", None)
         if layers is not None and done in self._plan.measurements.layers:
             found = jax.device_get(layers)
@@ -136,4 +140,5 @@ def _numbers_of(
 
 
 def _least_and_mean(name: str, numbers: Sequence[float]) -> dict[str, float]:
+    # Not `nanmin`: the least of the others would pass for the least of all.
     return {f"{name}_min": float(np.min(numbers)), f"{name}_mean": float(np.mean(numbers))}

@@ -18,7 +18,8 @@ SQUARE, TRACE = "gradient_square", "gradient_covariance_trace"
 MEAN_SQUARE, MEAN_TRACE = f"{SQUARE}_mean", f"{TRACE}_mean"
 ERROR = f"{SQUARE}_error"
 
-# An average is told from 0 from so many of its standard errors on.
+# An average is told from 0 from so many of its standard errors on. Of five normal
+# estimates, the default window, luck alone passes them on one side in 6% of cases.
 ERRORS = 2.0
 
 
@@ -46,6 +47,7 @@ def estimate(small_square: float, small: int, large_square: float, large: int) -
       small_square: |G_s|^2 of `small` examples, e.g. the mean over workers of n.
       large_square: |G_b|^2 of `large` examples, e.g. of the mean over all workers.
     """
+    # Not clipped at 0, which would bias the averages.
     return Estimate(
         (large * large_square - small * small_square) / (large - small),
         (small_square - large_square) / (1 / small - 1 / large),
@@ -93,6 +95,7 @@ class Recent(NamedTuple):
 
     def add(self, epoch: float, new: Estimate, window: int) -> "Recent":
         """Adds one, of at most `window` in all; one that is not finite is left out."""
+        # One that is infinite would make the average so for a whole window.
         if not all(map(math.isfinite, new)):
             return self
         return Recent((*self.epochs, epoch)[-window:], (*self.estimates, new)[-window:])
@@ -112,6 +115,7 @@ def recent(metrics: Iterable[Mapping[str, Any]], window: int) -> Recent:
     """Reads the last raw estimates from the lines of a metrics.jsonl."""
     result = Recent()
     for line in metrics:
+        # What was not finite is null in the file.
         if line.get(SQUARE) is not None and line.get(TRACE) is not None:
             result = result.add(line["epoch"], Estimate(line[SQUARE], line[TRACE]), window)
     return result
@@ -127,6 +131,7 @@ def advice(measured: Recent, window: int, batch_size: int, worker_batch_size: in
     mean, error = average = measured.average
     noise, name = mean.noise_scale, "gradient noise scale"
     evidence = _evidence(measured, error)
+    # Not as `<= 0`, which is false of the NaN that stands for no measurement.
     if not mean.covariance_trace > 0:  # all workers alike, or none
         return f"{name}: no estimate ({evidence})"
     if len(measured.estimates) < window or not math.isfinite(error):

@@ -29,6 +29,7 @@ LAYER_PANELS = {
 def _figure(panels: int, width: float = 8.0) -> tuple[Any, Any]:
     """Makes a figure of panels one above the other, epochs below the last."""
     figure = new_figure(width, 1 + 2.8 * panels)
+    # Unsqueezed: a single panel would come bare, not in an array.
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
         panel.grid(alpha=0.3)
@@ -54,6 +55,7 @@ def _numbers(values: Iterable[float | None]) -> list[float]:
 
 def _plot(panel: Any, epochs: list[float], values: list[float], style: str, **more: Any) -> None:
     """Draws a line with its label, if any of it is there."""
+    # A line of gaps alone would still be in the legend.
     if not all(map(math.isnan, values)):
         panel.plot(epochs, values, style, **more)
 
@@ -83,6 +85,7 @@ def _draw_scale(panel: Any, lines: Sequence[Line]) -> None:
     """Draws the noise scale where |G|² is clearly positive; elsewhere what it is at least."""
     keys = (noise_scale.MEAN_SQUARE, noise_scale.MEAN_TRACE, noise_scale.ERROR)
     squares, traces, errors = (_numbers(line.get(key) for line in lines) for key in keys)
+    # By the same class as a run's advice, so that both call the same measurements known.
     averages = [
         noise_scale.Average(noise_scale.Estimate(square, trace), error)
         for square, trace, error in zip(squares, traces, errors)
@@ -110,6 +113,7 @@ def _draw_batch_size(panel: Any, metrics: Sequence[Line]) -> None:
     """Draws the batch size in steps: a line holds the size of the update that ended there."""
     sized = [line for line in _with(metrics, "batch_size") if line["batch_size"] is not None]
     epochs, sizes = [li["epoch"] for li in sized], [li["batch_size"] for li in sized]
+    # A line of steps needs two sizes; one alone would draw nothing without a marker.
     style = {"color": "tab:gray", "linestyle": "--", "marker": "." if len(sized) == 1 else None}
     panel.plot(epochs, sizes, drawstyle="steps-pre", label="batch size", **style)
 
@@ -206,6 +210,7 @@ def _by_depth(names: Iterable[str]) -> list[str]:
 
     def place(name: str) -> tuple[int, list[tuple[int, str]]]:
         parts = re.findall(r"\d+|\D+", name)
+        # Pairs, since an int and a str cannot be compared.
         natural = [(int(x), "") if x.isdigit() else (-1, x) for x in parts]
         return (name.startswith("classifier") - name.startswith("stem"), natural)
 
@@ -228,8 +233,10 @@ def _draw_layers(
     from matplotlib import colormaps
 
     for name, numbers in values.items():
+        # By the place among all arrays, so that a colour means the same in every panel.
         color = colormaps["viridis"](names.index(name) / max(1, len(names) - 1))
         panel.plot(epochs, numbers, ".-", markersize=3, linewidth=1, color=color, label=name)
+    # A gap, or 0, has no place on a logarithmic axis.
     last = {name: numbers[-1] for name, numbers in values.items() if numbers[-1] > 0}
     if not last:
         return

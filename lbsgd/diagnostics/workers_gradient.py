@@ -87,8 +87,10 @@ def _lanes_in_turn(
     def turn(carry: tuple[Gradient, Gradient, Gradient], lane: Any) -> tuple[Any, Any]:
         (first, before, total), (row, keep, at_start) = carry, lane
         g = gradient(row)
+        # Kept to the end, for the lane before it is on another device.
         first = jax.tree.map(lambda new, old: jnp.where(at_start, new, old), g, first)
         total = jax.tree.map(lambda sum_, new: sum_ + jnp.where(keep, new, 0), total, g)
+        # The first lane's product is with zeros here; `accumulate` sets it.
         return (first, g, total), (dot(g, g), dot(before, g))
 
     start = (zeros, zeros, zeros)
@@ -131,6 +133,7 @@ def device_gradients(
     def accumulate(carry: tuple[Gradient, Gradient], step_and_rows: Any) -> tuple[Any, Any]:
         (before, total), (step, rows) = carry, step_and_rows
         lanes = through_lanes(gradient, rows, placement.holds_worker(step))
+        # Idle slots are the last ones, so what an idle lane sends comes to idle lanes alone.
         sent = lax.ppermute(lanes.last, DEVICE_AXES, to_next)
         neighbour = jax.tree.map(lambda old, new: jnp.where(device == 0, old, new), before, sent)
         products = lanes.products.at[0].set(dot(neighbour, lanes.first))
@@ -141,10 +144,13 @@ def device_gradients(
     zeros = jax.tree.map(jnp.zeros_like, params)
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
     carry, numbers = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
+    # Divided by k, and not averaged over devices: one with idle lanes has summed fewer.
     mean = jax.tree.map(lambda x: x / placement.workers, lax.psum(carry[1], DEVICE_AXES))
+    # [A, D, L] is the order of slots, and so of workers; idle slots are past the last of them.
     squares, products = (
         lax.all_gather(x, DEVICE_AXES, axis=1).reshape(-1)[: placement.workers] for x in numbers
     )
+    # The first worker has none before it.
     return WorkerGradients(squares, products[1:], dot(mean, mean))
 
 
@@ -174,4 +180,5 @@ def workers_gradient(
 def compiled(worker: Callable[..., WorkerResult], placement: Placement, *, in_turn: bool) -> Any:
     """Compiles (params, batch_stats, batch) -> `WorkerGradients`; nothing is donated."""
     step = functools.partial(workers_gradient, worker=worker, placement=placement, in_turn=in_turn)
+    # Replicated, for a process cannot fetch what other processes alone hold.
     return jax.jit(step, out_shardings=placement.replicated)

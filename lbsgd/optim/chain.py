@@ -18,6 +18,8 @@ from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_deca
 from lbsgd.schedule.functions import Schedule
 from lbsgd.system.errors import ConfigError
 
+# Goyal et al. (section 5.1) spare the coefficients of batch norm, and say nothing of biases.
+# MLPerf's reference of LARS spares both, from decay and from trust ratios.
 DECAYED_ROLES = frozenset({Role.KERNEL})
 SCALED_ROLES = frozenset({Role.KERNEL})
 # Less is 0 in float32, and LAMB's 0 / (0 + epsilon) not a number.
@@ -45,6 +47,7 @@ def scale_by_negative_rate(learning_rate: Schedule) -> optax.GradientTransformat
         update_index: jax.typing.ArrayLike,
         **_: Any,
     ) -> tuple[Any, Any]:
+        # Not by `optax.scale_by_learning_rate`, which counts updates itself where the rate varies.
         rate = learning_rate(update_index)
         # In the array's own type, for strict promotion refuses to mix a float32 rate with bfloat16.
         return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, direction), state
@@ -88,12 +91,14 @@ def sgd(
     steps: list[optax.GradientTransformation] = []
     if weight_decay and weight_decay_form == "coupled":
         steps.append(coupled_weight_decay(weight_decay, decayed(roles)))
+    # Without momentum there is no buffer, which takes as much memory as the parameters.
     if momentum and momentum_form == "rate_inside":
         steps.append(
             rate_inside_momentum(
                 learning_rate, momentum, nesterov=nesterov, correction=momentum_correction
             )
         )
+        # The rate is in the buffer already: scaling by it again would square it.
         steps.append(negate())
     else:
         if momentum:
@@ -142,6 +147,7 @@ def lars(
         optax.chain(*inner),
         scaled(roles),
         coefficient=trust_coefficient,
+        # `inner` cannot be looked into: that it decays has to be said, for ||g|| + beta ||w||.
         weight_decay=coupled,
         epsilon=trust_epsilon,
         at_zero=trust_at_zero,
@@ -154,6 +160,7 @@ def lars(
         nesterov=nesterov,
         momentum_form=momentum_form,
         momentum_correction=momentum_correction,
+        # All of it, or exactly 0 where it was coupled: it is never taken twice.
         weight_decay=weight_decay - coupled,
         weight_decay_form="decoupled",
     )
@@ -203,6 +210,7 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 def _check_lamb(keys: Mapping[str, Any]) -> None:
     clip, epsilon = keys["norm_clip"], keys["epsilon"]
+    # With 0 for the greatest norm no kernel would ever move.
     if clip and not (len(clip) == 2 and clip[0] <= clip[1] and clip[1] > 0):
         raise ConfigError(f"optimizer.norm_clip must be () or (least, greatest), not {clip}")
     if epsilon < LEAST_EPSILON:

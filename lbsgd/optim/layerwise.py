@@ -67,14 +67,13 @@ def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
 
 
 def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
-    """Computes ||x|| over the whole array, in float32 at least.
-
-    Squares are of numbers up to 1, so it neither overflows nor vanishes before x itself does.
-    """
+    """Computes ||x|| over the whole array, in float32 at least."""
+    # A sum in bfloat16 would lose what is below 1/256 of it.
     wide = _wide(x)
     # An array without elements has the norm 0, by the initial value.
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1.0)
+    # Squares of numbers up to 1 neither overflow nor all vanish, however large or small x is.
     return largest * jnp.sqrt(jnp.sum(jnp.square(wide / unit)))
 
 
@@ -128,7 +127,9 @@ def scale_by_trust_ratio(
         if not scaled:
             return _one(w)
         of_g, of_w = norm(g), norm(w)
+        # Two norms, as in the paper: that of the sum (optax.lars) is small where they cancel.
         below = of_g + weight_decay * of_w + epsilon
+        # The formula has a value wherever it does not divide by 0.
         nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
         return _ratio(coefficient * of_w, below, *nonzero)
 
@@ -141,6 +142,7 @@ def scale_by_trust_ratio(
         # Of the gradient that comes in, not of `inner`'s: decay and momentum are not in ||g||.
         ratios = jax.tree.map(trust_ratio, gradient, params, mask)
         direction, of_inner = inner.update(gradient, state.inner, params, **keywords)
+        # The ratios are in the state to be looked at: no later update depends on them.
         return jax.tree.map(_scale, ratios, direction), TrustState(ratios, of_inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -148,7 +150,7 @@ def scale_by_trust_ratio(
 
 def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
     """Computes 1 - decay^updates, by which a moment that started at 0 is too small."""
-    # By expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself.
+    # By expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself; math.log(0) would raise.
     return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
 
 
@@ -195,13 +197,15 @@ def scale_by_lamb(
             return _one(w)
         of_u, of_w = norm(u), norm(w)
         phi = jnp.clip(of_w, *norm_clip) if norm_clip else of_w
+        # By ||w|| itself, for phi(0) is not 0 if it clips from below.
         return _ratio(phi, of_u, of_u, of_w)
 
     def update(
         gradient: Any, state: LambState, params: Any, *, update_index: ArrayLike, **_: Any
     ) -> tuple[Any, LambState]:
-        # From 1, for at 0 updates both corrections would divide by 0.
+        # From 1, for at 0 updates both corrections would divide by 0; float32 is exact up to 2^24.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
+        # Inverses, so that arrays are multiplied, and only scalars divided.
         to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
 
         def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:

@@ -27,11 +27,13 @@ class MomentumState(NamedTuple):
 
 def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: Leaf) -> Any:
     """Gives m at this update; a schedule's in the type of `like`."""
+    # A number takes the array's type by itself; strict promotion refuses float32 beside bfloat16.
     return decay(update_index).astype(like.dtype) if callable(decay) else decay
 
 
 def _init(params: Any) -> MomentumState:
     """Starts with an empty buffer."""
+    # From 0 the first buffer is the first gradient, as in PyTorch.
     return MomentumState(jax.tree.map(jnp.zeros_like, params))
 
 
@@ -100,11 +102,14 @@ def rate_inside_momentum(
         rate = learning_rate(update_index)
         # As scalars, before the arrays: one number to multiply each array by, not three.
         m = _at(decay, update_index, rate)
+        # An array even if m is a Python number: it is cast to the type of each buffer below.
         keep = jnp.full_like(rate, m)
         if correction:
             # Computed again, not kept: a run that resumes elsewhere has the same.
+            # The first update has none before it: its ratio is 1, and its buffer 0 anyway.
             last = learning_rate(jnp.maximum(jnp.asarray(update_index) - 1, 0))
             usable = last != 0
+            # The inner selection keeps JAX, when it looks for NaNs, from finding 0 / 0.
             keep = m * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
 
         def move(g: Float[Leaf, "*shape"], v: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
@@ -114,6 +119,7 @@ def rate_inside_momentum(
         result = buffer
         if nesterov:
             result = jax.tree.map(
+                # Without correction: v has been brought to this rate already.
                 lambda g, v: rate.astype(g.dtype) * g + _at(decay, update_index, v) * v,
                 gradient,
                 buffer,

@@ -25,6 +25,7 @@ def coupled_weight_decay(weight_decay: float, mask: Any) -> optax.GradientTransf
         def decay(
             g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], decayed: bool
         ) -> Float[Leaf, "*shape"]:
+            # The mask is Python's, so that what does not decay costs no operation.
             return g + weight_decay * w if decayed else g
 
         return jax.tree.map(decay, gradient, params, mask), state
@@ -51,6 +52,7 @@ def decoupled_weight_decay(
         def decay(
             delta: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], decayed: bool
         ) -> Float[Leaf, "*shape"]:
+            # Scalars first: one number to multiply the array by.
             return delta - (rate.astype(w.dtype) * weight_decay) * w if decayed else delta
 
         return jax.tree.map(decay, change, params, mask), state

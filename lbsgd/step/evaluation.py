@@ -61,6 +61,7 @@ def moments_step(
         def moments(step_and_rows: tuple[jax.Array, Batch]) -> Any:
             step, rows = step_and_rows
             bound = functools.partial(worker, params, batch_stats)
+            # The loss is not used, and the compiler drops what only the loss needs.
             return mean_over_lanes(bound, rows, step, placement).batch_stats
 
         steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
@@ -101,6 +102,7 @@ def eval_step(
             # Selected, not multiplied by 0: what a padded row gives may not be finite.
             loss = jnp.where(mask, cross_entropy(logits, labels), 0)
             wrong, wrong_top5 = (mask & wrong_at(k, logits, labels) for k in (1, 5))
+            # Sums, not means: where rows are padding, devices hold different numbers of examples.
             sums = EvalSums(*map(jnp.sum, (loss, wrong, wrong_top5, mask)))
         with jax.named_scope("all_reduce"):
             return lax.psum(sums, DEVICE_AXES)

@@ -51,6 +51,7 @@ def layer_statistics(
     statistics = {
         "gradient_norm": layer_norms(gradients),
         "parameter_norm": layer_norms(params),
+        # Not of the parameters' difference, which has lost the last digits of a small change.
         "update_norm": layer_norms(changes),
     }
     ratios = trust_ratios(opt_state)

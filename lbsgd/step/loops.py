@@ -32,6 +32,7 @@ def scan(
     """
     # A loop of one step would keep XLA from fusing across its borders, and its carry alive.
     if jax.tree.leaves(steps)[0].shape[0] > 1:
+        # Compilers for GPUs and TPUs choose the layouts inside of loops too.
         return lax.scan(canonical_convolutions(f) if platform == "cpu" else f, carry, steps)
     carry, output = f(carry, jax.tree.map(lambda x: x[0], steps))
     return carry, jax.tree.map(lambda x: x[None], output)
@@ -46,6 +47,7 @@ def canonical_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def transformed(*args: Any) -> Any:
+        # Traced, for the convolutions of a gradient stand in nobody's code: JAX makes them.
         closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
         outputs = _evaluate(closed, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
@@ -68,7 +70,8 @@ def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
             with jax.named_scope(str(equation.source_info.name_stack)):
                 outputs = [_convolve(images, filters, equation.params)]
         else:
-            # As a program of one equation, JAX itself knows how to run it.
+            # As a program of one equation, JAX itself knows how to run it. Operands once each: no
+            # program may bind a variable twice, and x * x has one twice.
             names = list(dict.fromkeys(v for v in equation.invars if isinstance(v, core.Var)))
             alone = jaxpr.replace(
                 constvars=[],
@@ -89,6 +92,7 @@ def _canonical_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, core.ClosedJaxpr):
             return _canonical(value)
         if isinstance(value, core.Jaxpr):
+            # Open ones, as of `jax.checkpoint`, have no constants: these are arguments there.
             return _canonical(core.ClosedJaxpr(value, ())).jaxpr
         if type(value) is tuple:  # of the branches of a condition
             return tuple(map(canonical, value))
@@ -138,6 +142,7 @@ def _convolve(
     images = lax.transpose(images, (batch, *space, feature))
     out, in_, *space = given.rhs_spec
     filters = lax.transpose(filters, (*space, in_, out))
+    # Strides, padding and dilations go by spatial dimension, whose order stays.
     result = lax.conv_general_dilated_p.bind(
         images, filters, **{**params, "dimension_numbers": in_order}
     )

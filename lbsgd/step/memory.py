@@ -71,6 +71,7 @@ class _Flat:
     def bytes_of(self, number: int) -> int:
         """Returns how large a variable is."""
         aval = self.shapes[number]
+        # A token, which keeps effects in order, has no shape.
         return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
 
     def _new(self, variables: Iterable[Any]) -> dict[Any, int]:
@@ -84,8 +85,10 @@ class _Flat:
         for equation in jaxpr.eqns:
             inner = _called(equation)
             if inner is not None:
+                # Inlined, since what is given to a call may be freed within it.
                 self._inline(equation, inner, names)
                 continue
+            # One branch runs, and one pass of a loop at a time: the largest counts, and once.
             inside = (core.ClosedJaxpr(part, ()) for part in _bodies(equation))
             peaks = (peak(part, self._parameters) for part in inside)
             within = max(peaks, key=sum, default=Peak(0, 0))
@@ -100,6 +103,7 @@ class _Flat:
             if isinstance(value, core.Var):
                 inside[variable] = names[value]
             else:
+                # A literal: no step makes its number, so that it never counts.
                 inside |= self._new([variable])
         self._add(inner, inside)
         for variable, value in zip(equation.outvars, inner.outvars):
@@ -148,9 +152,11 @@ def peak(closed: core.ClosedJaxpr, parameters: Iterable[tuple[int, ...]]) -> Pea
         for v in step.outputs:
             if v in stored:
                 born[v] = last[v] = time
+            # What is not stored is computed again at its uses: these keep alive what it is made of.
             roots[v] = frozenset([v]) if v in stored else read
     for v in flat.results:
         for root in roots.get(v, frozenset()):
+            # Past the last step: results are not freed.
             last[root] = len(flat.steps)
     return _highest(flat, born, last, shapes)
 
@@ -163,6 +169,7 @@ def _stored(flat: _Flat) -> set[int]:
             stored |= set(step.outputs)
         if step.primitive in _KERNELS:
             stored |= set(step.inputs)
+    # State and minibatch are counted by the caller: they are there in any case.
     return stored - flat.given
 
 
@@ -181,6 +188,7 @@ def _highest(
             fixed, others = _counted(flat, v, shapes, fixed, others, 1)
         now = Peak(fixed + step.within.fixed, others + step.within.others)
         highest = max(highest, now, key=sum)
+        # Freed only now: the operands of a kernel are in memory along with its results.
         for v in ends[time]:
             fixed, others = _counted(flat, v, shapes, fixed, others, -1)
     return highest
@@ -190,6 +198,7 @@ def _counted(
     flat: _Flat, v: int, shapes: set[tuple[int, ...]], fixed: int, others: int, sign: int
 ) -> tuple[int, int]:
     size = sign * flat.bytes_of(v)
+    # By shape alone, for a traced program does not say what is a gradient.
     like_parameter = getattr(flat.shapes[v], "shape", None) in shapes
     return (fixed + size, others) if like_parameter else (fixed, others + size)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 def partner(rows: Shaped[Array, " n *row"]) -> Shaped[Array, " n *row"]:
     """Gives for each row of a worker the one that it is mixed with: the next, cyclically."""
+    # Of the same worker, so that devices exchange nothing; its rows are in random order already.
     return jnp.roll(rows, -1, axis=0)
 
 
@@ -67,7 +68,9 @@ def normalize(
       mean, std: of each channel, or one for all, of pixels from 0 to 1.
       dtype: of the result, and what is computed in.
     """
+    # Broadcast by hand, for `jax_numpy_rank_promotion` may be set to raise.
     channels = (1,) * (images.ndim - 1) + (-1,)
     offset = jnp.asarray(mean, dtype).reshape(channels)
     scale = jnp.asarray(std, dtype).reshape(channels)
+    # On the devices: from the host images cross as bytes, a quarter of what float32 takes.
     return (images.astype(dtype) / 255.0 - offset) / scale

@@ -75,12 +75,12 @@ def sum_over_steps(f: Callable[[Any], Any], steps: Any, platform: str) -> Any:
 def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int) -> Any:
     """Wraps `f(*replicated arguments, batch)` to run on every device, by `shard_map`.
 
-    What f returns must be alike on all devices. Checking that (`check_vma`) is off because
-    collectives over a vmap axis cannot be traced with it; it also makes the gradient with respect
-    to a replicated argument the device's own, with no reduction but those written out. The mesh is
-    an abstract one, to be called within `jax.jit`: the arguments say which devices these are.
+    What f returns must be alike on all devices. To be called within `jax.jit`.
     """
     specs = (PartitionSpec(),) * replicated + (placement.batch_spec,)
+    # Collectives over a vmap axis cannot be traced with `check_vma`. It would also have JAX sum the
+    # gradient of a replicated argument over devices by itself, and `lax.pmean` then give that sum.
+    # The mesh is an abstract one: the arguments say which devices these are.
     return jax.shard_map(
         f, mesh=placement.abstract_mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )

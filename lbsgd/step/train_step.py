@@ -76,6 +76,7 @@ def device_gradient(
 
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
         step, rows = step_and_rows
+        # Not value_and_grad: the value is in the result.
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
     # A step must know its number, for in the last one some lanes may be idle.
@@ -85,11 +86,13 @@ def device_gradient(
         # One call, which XLA may combine into one message: the result is small beside a gradient.
         if gradient_mean is None:
             return lax.pmean((gradients, result), DEVICE_AXES)
+        # Moments of batch norm are not rounded to 16 bits, whatever gradients are sent in.
         return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Tells whether every number in the tree is finite."""
+    # Each number, and not a norm, whose squares overflow long before the gradient does.
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
@@ -97,6 +100,7 @@ def _running_averages(running: Any, stats: Any, momentum: float, total_variance:
     """Moves the running averages of batch norm by one step towards this update's moments."""
     with jax.named_scope("batch_norm_statistics"):
         if total_variance:
+            # By the same averages as in `with_distance`, so before these move.
             stats = subtract_distance(stats, running)
         return jax.tree.map(lambda r, new: momentum * r + (1.0 - momentum) * new, running, stats)
 
@@ -105,6 +109,7 @@ def _select_finite(finite: Bool[Array, ""], changed: TrainState, state: TrainSta
     """Takes the changed state where the update was finite, and else the one before, but counted."""
     with jax.named_scope("select_finite"):
         # By selection on the devices: asking the host would make each update wait for the last.
+        # The update index goes on, for at the same one the same minibatch would come again.
         kept = changed.replace(
             params=state.params, batch_stats=state.batch_stats, opt_state=state.opt_state
         )
@@ -166,6 +171,7 @@ def train_step(
         state.params, state.batch_stats, batch
     )
     with jax.named_scope("optimizer"):
+        # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         changes, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, update_index=state.update
         )

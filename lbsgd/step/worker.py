@@ -49,6 +49,7 @@ def worker_loss(
     with jax.named_scope("augment"):
         images = _augmented(batch, preprocess(batch["image"]))
     with jax.named_scope("forward"):
+        # The norms leave the moments of these n examples; `train_step` moves the averages, once.
         logits, left = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -93,6 +94,7 @@ def with_distance(worker: Callable[..., WorkerResult]) -> Callable[..., WorkerRe
 
     def measured(params: Any, batch_stats: Any, batch: Batch) -> WorkerResult:
         result = worker(params, batch_stats, batch)
+        # From the running means: squares of the means themselves would cancel in the subtraction.
         return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats))
 
     return measured

@@ -29,6 +29,7 @@ def memory_of(compiled: Any, batch_bytes: int) -> int:
     """Counts the bytes of a compiled step on one device, besides its minibatch of `batch_bytes`."""
     analysis = compiled.memory_analysis()
     # Of the state, which is donated, the output takes the argument's place: counted once.
+    # The minibatch is counted elsewhere, with those that wait and those that are loaded ahead.
     return int(
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -50,7 +51,9 @@ def candidates(place: Callable[[int], Placement], most_lanes: int) -> Iterator[P
         try:
             placement = place(math.ceil(most_lanes / lanes))
         except ConfigError:
+            # So many steps would part a group of synced batch norm; another number may not.
             continue
+        # Lanes are rounded up to whole groups, so several numbers of steps may have the same.
         if placement.lanes not in seen:
             seen.add(placement.lanes)
             yield placement
@@ -89,7 +92,7 @@ class StepMemory:
         """
         self._measure, self._fixed, self._cache, self._key = measure, fixed, cache, key
         known = json_from_process_0(_read(cache).get(key))
-        # A cache may be damaged.
+        # A cache may be damaged. By `type`, since true in JSON is an int to `isinstance`.
         self._known = {
             name: size
             for name, size in (known if isinstance(known, dict) else {}).items()
@@ -101,6 +104,7 @@ class StepMemory:
         name = _name(placement)
         if name not in self._known:
             self._known[name] = self._measure(placement)
+            # At once, for what is compiled next may end the process for want of memory.
             self._remember()
         return self._known[name]
 
@@ -111,6 +115,7 @@ class StepMemory:
         lanes = placement.lanes
         looped = {int(name): n for name, n in self._known.items() if name.isdecimal()}
         # From the nearest, for what is fixed beyond `fixed` counts least there.
+        # There is one: `choose` measures the fewest lanes first.
         near = max(n for n in looped if n < lanes)
         bound = self._fixed + math.ceil((looped[near] - self._fixed) * lanes / near)
         more = [n for n, size in looped.items() if n > lanes and size < TOO_MANY]
@@ -125,6 +130,7 @@ class StepMemory:
             return
         with contextlib.suppress(OSError):  # a cache is no reason to stop
             self._cache.parent.mkdir(parents=True, exist_ok=True)
+            # Read again, for another run may have written there in the meantime.
             text = json.dumps({**_read(self._cache), self._key: self._known}, indent=1)
             replace_file(self._cache, text + "\n")
 
@@ -158,15 +164,18 @@ def choose(
     """
     options = list(candidates(place, workers_per_device))  # from most lanes to fewest
     *others, fewest = options
+    # The fewest first: the bounds of all others are made from it.
     needed = memory.measured(fewest) + batches_bytes(fewest)
     chosen = fewest
     for placement in others:
         batches = batches_bytes(placement)
+        # Some that would fit may be passed by: only compiling each could tell.
         if memory.bound(placement) + batches > limit:
             continue
         if memory.measured(placement) + batches <= limit:
             chosen = placement
             break
+    # 0 for none: a process that raised here would leave the others waiting for the broadcast.
     steps = chosen.accumulation_steps if chosen is not fewest or needed <= limit else 0
     # Compilers on several hosts may differ by a byte, and all must run the same program.
     if jax.process_count() > 1:
@@ -209,6 +218,7 @@ def _read(cache: pathlib.Path | None) -> dict[str, Any]:
     """Reads earlier measurements by key; none from a file that is missing or damaged."""
     try:
         known = json.loads(cache.read_text()) if cache else {}
+    # Bytes that are not text are a ValueError too, and brackets without end a RecursionError.
     except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -41,6 +41,7 @@ _ALLREDUCE: Keys = {
         choices=ALGORITHMS,
         machine=True,
     ),
+    # Not of the machine, as its neighbours are: rounding to 16 bits changes the run.
     "allreduce.dtype": Key(
         "own",
         "What gradients are sent in: their own type, or 16 bits, of which the sums are float32.",

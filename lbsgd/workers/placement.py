@@ -74,6 +74,7 @@ class Placement:
     @property
     def devices_in_group(self) -> int:
         """Counts the devices that a group spans."""
+        # Without rest: `place` gives a device whole groups, or a group whole devices.
         return self.group_size // self.lanes_in_group
 
     @property
@@ -90,6 +91,7 @@ class Placement:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The first D devices of JAX as a mesh over `DEVICE_AXES`."""
+        # Not a field: placements of the same numbers are equal, whatever devices are here.
         devices = np.array(jax.devices()[: self.devices]).reshape(self.mesh_shape)
         return Mesh(devices, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -114,6 +116,8 @@ class Placement:
         Idle slots hold a copy of a real worker's rows, so they cannot make a NaN of their own.
         """
         # On the host: it chooses which rows are read, before there is anything on a device.
+        # Dropping them (`sum_of_workers`) would not be enough: 0 comes back to them, which times a
+        # slope that is not finite, such as that of a root at 0, is NaN.
         slots = np.arange(self.slots) % self.workers
         return slots.reshape(self.accumulation_steps, self.devices * self.lanes)
 
@@ -129,6 +133,7 @@ class Placement:
         """
         # By the device's own index, so that one program serves all devices.
         first = (step * self.devices + lax.axis_index(DEVICE_AXES)) * self.lanes
+        # int32 in 64-bit mode too, or strict promotion would refuse to add the two.
         return first + jnp.arange(self.lanes, dtype=jnp.int32) < self.workers
 
     def local_slots(self) -> slice:
@@ -140,6 +145,7 @@ class Placement:
         process = jax.process_index()
         mine = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == process]
         if not mine:
+            # A run on some of the devices may leave a process without any.
             return slice(0, 0)
         # Only a slice of the batch is read by a process, so that none reads what others train on.
         if mine != list(range(mine[0], mine[-1] + 1)):
@@ -207,6 +213,7 @@ def place(
     steps = math.ceil(workers / (devices * lanes))
     lanes = _lanes_of_whole_groups(lanes, devices, group_size)
     steps_of_groups = math.ceil(workers / (devices * lanes))
+    # Fewer steps are not taken unasked: they hold more lanes at a time, which may not fit.
     if steps_of_groups < steps:
         raise ConfigError(
             f"groups of batch_norm.synced_workers={group_size} do not fit in accumulation_steps="
@@ -218,6 +225,7 @@ def place(
 
 def _lanes_of_whole_groups(least: int, devices: int, group_size: int) -> int:
     """Finds the fewest lanes that groups fill, or of which a group fills those of a few devices."""
+    # d divides the devices, so that they are made up of whole groups: a row of the mesh each.
     spans = (d for d in range(1, devices + 1) if devices % d == 0 and group_size % d == 0)
     spread = [group_size // d for d in spans if group_size // d >= least]
     return min(spread) if spread else math.ceil(least / group_size) * group_size

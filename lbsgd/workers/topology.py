@@ -43,6 +43,7 @@ class Topology:
         if not config.accumulation_steps:
             # Else two processes might choose differently.
             memory = json_from_process_0(device_memory(config))
+        # Only for the one that needs it: processes may hold different numbers of devices otherwise.
         if config.allreduce.algorithm == "hierarchical" and tuple(config.allreduce.grid) == (0, 0):
             hosts = host_grid(jax.devices()[:devices])
         return cls(devices, jax.process_count(), jax.default_backend(), memory, hosts)
@@ -75,6 +76,7 @@ class Topology:
             )
         memory = int(config.device_memory_gib * 2**30)
         hosts = (config.devices // processes, processes)
+        # GPUs by guess: a platform changes the form of loops (`step.loops`), and no number.
         return cls(config.devices, processes, "gpu", memory, hosts, asked=False)
 
     def grid(self, allreduce: ml_collections.ConfigDict) -> tuple[int, int]:

@@ -63,6 +63,7 @@ def allreduce(
             f"unknown all-reduce dtype {short_repr(dtype)}; known: {', '.join(DTYPES)}"
         )
     if ranks == 1:
+        # Past the checks: a mistake is found here, and not first on a larger machine.
         return tree
     if algorithm == "psum" and dtype is None:
         return lax.pmean(tree, axis)
@@ -76,6 +77,7 @@ def allreduce(
         reduce = functools.partial(_reduce_bucket, wire=wire, algorithm=algorithm, grid=resolved)
         which = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
         multiple = segments(algorithm, resolved)
+        # Whole segments, so that only the last bucket is padded.
         capacity = max(1, bucket_bytes // (kind.itemsize * multiple)) * multiple
         reduced = in_buckets(reduce, [leaves[i] for i in which], capacity, multiple)
         for i, leaf in zip(which, reduced):
@@ -89,6 +91,7 @@ def _reduce_bucket(
     """Computes the mean of a bucket over the ranks, in its type."""
 
     def reduced(x: Float[Array, " n"], last: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        # Packed once, by the rank that has the sum, so that all ranks unpack the same bits.
         packed = _exchange(x, wire, algorithm, grid, lambda total: wire.pack(last(total)))
         return wire.unpack(packed)
 
@@ -115,7 +118,9 @@ def _exchange(
     if algorithm == "torus_2d":
         return ring(x, wire, rows(grid), lambda s: ring(s, wire, columns(grid), inner))
     if algorithm == "hierarchical":
+        # The backend knows the links of a host; between hosts few rounds count (Goyal et al., 4.2).
         return direct(x, wire, rows(grid), lambda s: binary_blocks(s, wire, columns(grid), inner))
+    # halving_doubling too: 2^j ranks are one block.
     return binary_blocks(x, wire, everyone, inner)
 
 
@@ -124,6 +129,7 @@ def segments(algorithm: str, grid: Grid) -> int:
     if algorithm == "hierarchical":
         return grid[0] * block_sizes(grid[1])[0]
     ranks = math.prod(grid)
+    # The segments of the largest block are whole parts of those of all others.
     return block_sizes(ranks)[0] if algorithm == "binary_blocks" else ranks
 
 
@@ -183,8 +189,10 @@ def gradient_mean(
     Raises:
       ConfigError: it cannot be done on so many devices, or makes too many buckets.
     """
+    # Before anything is traced, so that what cannot be is an error at once.
     grid = resolve_grid(algorithm, ranks, grid)
     if algorithm == "psum" and dtype == "own":
+        # None, for `device_gradient` can then send the statistics in the same message.
         return None
     mib = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) / 2**20
     if mib > bucket_mib * MOST_BUCKETS:

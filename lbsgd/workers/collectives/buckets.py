@@ -31,6 +31,7 @@ def fill(sizes: Sequence[int], capacity: int) -> list[list[Piece]]:
             if not room:
                 buckets.append([])
                 room = capacity
+            # Leaves are cut where a bucket is full, or some would be as large as the largest leaf.
             stop = min(size, start + room)
             buckets[-1].append(Piece(leaf, start, stop))
             room -= stop - start
@@ -57,11 +58,13 @@ def in_buckets(
     parts: list[list[jax.Array]] = [[] for _ in leaves]
     for bucket in fill([x.size for x in flat], capacity):
         joined = jnp.concatenate([flat[p.leaf][p.start : p.stop] for p in bucket])
+        # Zeros change no sum, and not the largest |x|, which float16 is scaled by.
         done = f(jnp.pad(joined, (0, -joined.size % multiple)))
         ends = np.cumsum([p.stop - p.start for p in bucket])
         for piece, end in zip(bucket, ends):
             parts[piece.leaf].append(done[end - (piece.stop - piece.start) : end])
     return [
+        # A leaf without elements is in no bucket, and `concatenate` refuses an empty list.
         jnp.concatenate(part).reshape(leaf.shape) if part else leaf
         for part, leaf in zip(parts, leaves)
     ]

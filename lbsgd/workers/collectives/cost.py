@@ -52,12 +52,14 @@ def load(algorithm: str, ranks: int, grid: Grid | None = None) -> Fraction:
     """Computes the most bytes that a rank sends, in units of n."""
     x, y = _grid(algorithm, ranks, grid)
     if algorithm in ("ring", "torus_2d"):
+        # Exact, to be compared with what compiled programs send.
         return Fraction(2 * (ranks - 1), ranks)
     return Fraction(2 * (x - 1), x) + max(block_loads(y).values()) / x
 
 
 def block_loads(ranks: int) -> dict[int, Fraction]:
     """Computes the bytes that a rank of each binary block sends, in units of n, by block size."""
+    # Between blocks a rank sends its segment of n / q once up, its sums, and once down, its means.
     blocks = block_sizes(ranks)
     return {
         q: Fraction(2 * (q - 1), q) + Fraction((q != blocks[0]) + (q != blocks[-1]), q)
@@ -77,10 +79,13 @@ def roundings(algorithm: str, ranks: int, grid: Grid | None = None) -> int:
         return 2
     x, y = _grid(algorithm, ranks, grid)
     if algorithm in ("ring", "torus_2d"):
+        # A partial sum at each hop, and the mean.
         return x - 1 + y - 1 + 1
+    # Rounded at each halving of its own block, and once for each larger one it is sent to.
     sums = 0
     for q in reversed(block_sizes(y)):
         sums = max(q.bit_length() - 1, sums + 1 if q != block_sizes(y)[-1] else 0)
+    # Within a host once, if at all: each gradient is sent as it is, and summed where it arrives.
     return min(x - 1, 1) + sums + 1
 
 
@@ -167,6 +172,7 @@ def _blocks_seconds(ranks: int, size: float, link: Link) -> float:
     for smaller, q in zip((0, *reversed(blocks)), reversed(blocks)):
         own = math.log2(q) * link.alpha + size * (q - 1) / q * (link.beta + link.gamma)
         if smaller:
+            # The smaller block's segment goes to several ranks here: each adds its own part of it.
             passed = link.alpha + size / smaller * link.beta + size / q * link.gamma
             own = max(own, done) + passed
         done = own

@@ -38,13 +38,11 @@ class Wire:
     dtype: Any = None
 
     def pack(self, x: Float[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-        """Converts the sums x to what crosses.
-
-        As integers, for XLA may compute in float32 what is written in 16 bits: it would send
-        float32 on some backends, and leave a rank's own copy unrounded.
-        """
+        """Converts the sums x to what crosses."""
         if self.dtype is None:
             return x
+        # As integers, for XLA may compute in float32 what is written in 16 bits: it would send
+        # float32 on some backends, and leave a rank's own copy unrounded.
         return lax.bitcast_convert_type(x.astype(self.dtype), jnp.uint16)
 
     def unpack(self, x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -86,6 +84,7 @@ def ring(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shape
     def segment(distance: int) -> Float[Array, " segment"]:
         return lax.dynamic_index_in_dim(segments, (here - distance) % count, keepdims=False)
 
+    # One segment behind its own, so that after p - 1 moves a rank has the sum of its own.
     total = segment(1)
     for distance in range(2, count + 1):
         total = segment(distance) + wire.unpack(wire.move(wire.pack(total), lines, onwards))
@@ -102,8 +101,6 @@ def ring(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shape
 def direct(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Shaped[Array, " n"]:
     """Exchanges by the backend's own reduce-scatter and all-gather.
 
-    Of 16 bits by its all-to-all and a sum, for its reduce-scatter would add in 16 bits.
-
     Args:
       x: n a multiple of p, the ranks of a line.
       inner: sums of a segment `[n / p]` -> packed, of the same shape.
@@ -114,6 +111,7 @@ def direct(x: Float[Array, " n"], wire: Wire, lines: Lines, inner: Inner) -> Sha
     if wire.dtype is None:
         total = lax.psum_scatter(x, wire.axis, axis_index_groups=groups, tiled=True)
     else:
+        # By all-to-all, for the backend's reduce-scatter would add in 16 bits.
         packed = wire.pack(x).reshape(count, -1)
         packed = lax.all_to_all(packed, wire.axis, 0, 0, axis_index_groups=groups)
         # One by one: XLA on a CPU takes 80 times as long for jnp.sum over the first axis.
@@ -142,7 +140,9 @@ def binary_blocks(
         totals.append(_halve(totals[-1], wire, lines, level, here))
     for small, large in reversed(list(zip(sizes[1:], sizes))):
         sent = _to_larger(totals[small.bit_length() - 1], wire, lines, small, large)
+        # Without a mask: ranks outside of the larger block are sent zeros.
         totals[large.bit_length() - 1] += sent
+    # All ranks run one program: outside of its block a mean is noise, which `mine` drops below.
     means = {sizes[0]: inner(totals[-1])}
     for small, large in zip(sizes[1:], sizes):
         means[small] = _to_smaller(means[large], wire, lines, small, large)
@@ -157,6 +157,7 @@ def binary_blocks(
 
 def _first(lines: Lines, block: int) -> int:
     """Finds the first position of the block: after the larger ones."""
+    # The larger blocks are the bits of the length above this one's.
     return len(lines[0]) & -(2 * block)
 
 
@@ -167,6 +168,7 @@ def _end(lines: Lines, block: int) -> int:
 
 def _partners(lines: Lines, level: int) -> Moves:
     """Pairs positions at distance 2^level within blocks that are larger than it."""
+    # Neighbours first, while messages are large: these may share a host (Goyal et al., 4.2).
     return [(i, i ^ 1 << level) for i in range(_end(lines, 2 << level))]
 
 
@@ -208,12 +210,10 @@ def _to_smaller(
 
 
 def _between(lines: Lines, small: int, large: int) -> list[Moves]:
-    """Pairs, for each part of a smaller block's segment, who sends it with who adds it.
-
-    Halving leaves rank r of a block with the segment whose number is r with its bits reversed.
-    """
+    """Pairs, for each part of a smaller block's segment, who sends it with who adds it."""
     count = large // small
     bits = count.bit_length() - 1
     a, b = _first(lines, small), _first(lines, large)
+    # Halving by the lowest bit first leaves rank r with the segment of its bits in reverse.
     reverse = [int(f"{part:0{bits}b}"[::-1], 2) for part in range(count)]
     return [[(a + s, b + s + small * reverse[part]) for s in range(small)] for part in range(count)]

@@ -18,6 +18,7 @@ def block_sizes(ranks: int) -> tuple[int, ...]:
 
 def square_grid(ranks: int) -> tuple[int, int]:
     """Finds (X, Y) with XY = `ranks`, X >= Y as near to each other as can be: 8 -> (4, 2)."""
+    # Rings take 2 (X - 1) + 2 (Y - 1) rounds, the fewest where X and Y are nearest.
     y = max(y for y in range(1, math.isqrt(ranks) + 1) if ranks % y == 0)
     return ranks // y, y
 
@@ -28,6 +29,7 @@ def host_grid(devices: Iterable[Any]) -> tuple[int, int]:
     Raises:
       ConfigError: processes differ in their number of devices, or these are not neighbours.
     """
+    # Runs, not counts: a row of the grid is of ranks that follow each other.
     runs = [len(list(run)) for _, run in itertools.groupby(devices, lambda d: int(d.process_index))]
     if len(set(runs)) != 1:
         raise ConfigError(
