@@ -32,8 +32,10 @@ def explain_optimizer(c: ml_collections.ConfigDict, roles: Any) -> str:
     if c.momentum_form == "rate_inside":
         corrected = "with" if c.momentum_correction else "without"
         form = f"equation (10), {held} inside the buffer, {corrected} momentum correction"
-    trust = f"; trust ratio {c.trust_coefficient:g} on kernels" if lars else ""
-    trust += ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
+    trust = ""
+    if lars:
+        literal = ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
+        trust = f"; trust ratio {c.trust_coefficient:g} on kernels{literal}"
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
     decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
     return f"optimizer: {c.name.upper()}, {momentum}; {decay}{trust}"

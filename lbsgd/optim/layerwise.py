@@ -187,8 +187,10 @@ def scale_by_lamb(
     """
 
     def init(params: Any) -> LambState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return LambState(zeros, zeros, jax.tree.map(_one, params))
+        # Two trees of zeros, and not one twice: a step that is given the state's memory for the
+        # next one cannot be given an array twice.
+        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return LambState(mean, square, jax.tree.map(_one, params))
 
     def trust_ratio(
         u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool

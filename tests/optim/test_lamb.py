@@ -22,7 +22,7 @@ from layerwise_by_hand import (
 
 from lbsgd.models.roles import Role
 from lbsgd.optim.chain import lamb
-from lbsgd.optim.layerwise import LambState
+from lbsgd.optim.layerwise import LambState, scale_by_lamb
 
 # Of the size that LAMB has them: a step is this part of a kernel's norm.
 SCALE = 1 / 100
@@ -71,6 +71,19 @@ def test_the_step_of_a_kernel_has_norm_rate_phi_of_its_norm(x64):
             assert ratios[name] == 1
         assert ratios[name].shape == ()
     assert ratios["conv"] != ratios["dense"]
+
+
+def test_a_state_made_outside_of_jit_can_be_donated():
+    """Mean and square start as equal numbers in arrays of their own."""
+    transform = scale_by_lamb({"w": True}, weight_decay=0.0)
+    params = {"w": jnp.ones((3, 2))}
+    state = transform.init(params)
+
+    def update(state, gradients):
+        return transform.update(gradients, state, params, update_index=0)[1]
+
+    after = jax.jit(update, donate_argnums=0)(state, params)
+    np.testing.assert_array_less(0, after.square["w"])
 
 
 @pytest.mark.parametrize("update", [0, 1, 999, 9_999_999])

@@ -30,13 +30,21 @@ def host_grid(devices: Iterable[Any]) -> tuple[int, int]:
       ConfigError: processes differ in their number of devices, or these are not neighbours.
     """
     # Runs, not counts: a row of the grid is of ranks that follow each other.
-    runs = [len(list(run)) for _, run in itertools.groupby(devices, lambda d: int(d.process_index))]
-    if len(set(runs)) != 1:
+    groups = itertools.groupby(int(device.process_index) for device in devices)
+    runs = [(process, len(list(run))) for process, run in groups]
+    remedy = "set allreduce.algorithm=binary_blocks"
+    if len({process for process, _ in runs}) < len(runs):
         raise ConfigError(
-            f"the processes hold {', '.join(map(str, runs))} devices, and the hierarchical "
-            "all-reduce wants as many of each; set allreduce.algorithm=binary_blocks"
+            "the devices of a process do not follow each other, as those of a row of the "
+            f"hierarchical all-reduce must; {remedy}"
         )
-    return runs[0], len(runs)
+    sizes = [size for _, size in runs]
+    if len(set(sizes)) != 1:
+        raise ConfigError(
+            f"the processes hold {', '.join(map(str, sizes))} devices, and the hierarchical "
+            f"all-reduce wants as many of each; {remedy}"
+        )
+    return sizes[0], len(sizes)
 
 
 def rows(grid: tuple[int, int]) -> Lines:

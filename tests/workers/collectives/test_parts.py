@@ -60,7 +60,13 @@ def test_hosts_are_the_processes(processes, grid):
     assert host_grid(map(Device, processes)) == grid
 
 
-@pytest.mark.parametrize("processes", [[0, 0, 1], [0, 1, 1, 0]])
+@pytest.mark.parametrize("processes", [[0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]])
+def test_the_devices_of_a_host_must_be_neighbours(processes):
+    with pytest.raises(ConfigError, match=r"do not follow each other.*; set .*binary_blocks"):
+        host_grid(map(Device, processes))
+
+
+@pytest.mark.parametrize("processes", [[0, 0, 1], [0, 1, 1, 2]])
 def test_hosts_must_be_alike(processes):
     with pytest.raises(ConfigError, match=r"as many of each; set .*binary_blocks"):
         host_grid(map(Device, processes))
