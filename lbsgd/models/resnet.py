@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lbsgd.models.convolution import Conv, max_pool
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
 from lbsgd.models.roles import Role, with_role
 from lbsgd.system.errors import ConfigError
@@ -86,6 +85,46 @@ def _nearest_depths(depth: int) -> list[int]:
     below = depth - (depth - 2) % _BLOCK_OF_EACH_STAGE
     around = (below, below + _BLOCK_OF_EACH_STAGE * (below != depth))
     return sorted({min(max(d, _LEAST_DEPTH), _MOST_DEPTH) for d in around})
+
+
+class Conv(nn.Module):
+    """Convolves, padded by kernel // 2 on every side (as PyTorch pads, not as XLA's "SAME").
+
+    Attributes:
+      starts_at_zero: its kernel does, and is not He normal.
+      use_bias: of networks without normalisation; it starts at 0.
+      precision: of its products, as `jax.lax.Precision` names it.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    starts_at_zero: bool = False
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    precision: str = "highest"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ features"]:
+        """Convolves `[..., h, w, c]` to `[..., h / stride, w / stride, features]`."""
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        if self.starts_at_zero:
+            init = nn.initializers.zeros
+        margin = self.kernel // 2
+        return nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            padding=((margin, margin), (margin, margin)),
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+            kernel_init=with_role(Role.KERNEL, init),
+            bias_init=with_role(Role.BIAS, nn.initializers.zeros),
+            name="conv",
+        )(x)
 
 
 class Block(nn.Module):
@@ -239,5 +278,5 @@ class ResNet(nn.Module):
         x = conv(features, kernel, stride, name="stem_conv")(x)
         x = nn.relu(norm(name="stem_norm")(x, train=train))
         if imagenet:
-            x = max_pool(x)
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         return x
