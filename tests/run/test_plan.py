@@ -144,7 +144,7 @@ POD_OF_HOSTS = Topology.planned(small(), processes=32)
 def test_what_nobody_asked_is_said():
     lines = explain(plan_run(small()))
     assert "machine: planned for 256 devices of 1 process; this machine was not asked" in lines
-    assert "data: as the config and its names say; not opened" in lines
+    assert any(line.startswith("data: not opened") for line in lines)
     here = explain(build(small(devices=2)).plan)
     assert not any("not asked" in line or "not opened" in line for line in here)
 
