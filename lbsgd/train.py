@@ -111,6 +111,7 @@ def run(
         except DivergedError as error:
             # Only here is it known which checkpoint is from before the trouble.
             raise DivergedError(f"{error}; {session.record.newest()}") from error
+        assert reached.state is not None
         # Before the result, which must not speak of updates that the disk does not have.
         session.record.finish(reached.done, reached.state)
         session.progress.line(session.record.summary())
@@ -365,7 +366,7 @@ def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
     like = program.abstract_state()
     # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    found: tuple[int, Any] | None = in_process_0(lambda: record.restore(like))
+    found: tuple[int, TrainState] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)
     if from_process_0(np.array(update)) < 0:
         return None

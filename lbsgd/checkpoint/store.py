@@ -19,7 +19,7 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -187,7 +187,7 @@ def quiet_orbax() -> None:
         sys.unraisablehook = _unraisable
 
 
-_hooks: list[Any] = []
+_hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
 _COROUTINES = "NumpyHandler|JsonCheckpointHandler|BasePyTreeCheckpointHandler"
 
 
@@ -200,7 +200,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return orbax not in record.pathname
 
 
-def _unraisable(args: Any) -> None:
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
     """Ignores failures that report to an event loop after Orbax has closed it."""
     if str(args.exc_value) != "Event loop is closed":
         _hooks[-1](args)

@@ -81,7 +81,7 @@ WITHOUT_EFFECT = {
 @pytest.mark.parametrize(
     "case",
     [
-        list(WITHOUT_EFFECT)[0],
+        *list(WITHOUT_EFFECT)[:1],
         *(pytest.param(case, marks=pytest.mark.long) for case in list(WITHOUT_EFFECT)[1:]),
     ],
 )
