@@ -74,7 +74,7 @@ class Reached(NamedTuple):
     @property
     def done(self) -> int:
         """Returns the number of updates done."""
-        return int(self.state.update) if self.state else 0
+        return int(self.state.update_index) if self.state else 0
 
 
 def run(
@@ -158,7 +158,7 @@ def _resume(session: Session) -> Reached:
     """Restores the state of the newest good checkpoint, and reads how far the record is."""
     plan, record = session.run.plan, session.record
     state = _restore(session.run.program, record)
-    done = int(state.update) if state else 0
+    done = int(state.update_index) if state else 0
     # Drops metrics past the checkpoint: their updates are made again.
     in_process_0(lambda: record.begin(done))
     # All processes evaluate or none does, and process 0 alone has the metrics.

@@ -1,6 +1,6 @@
 """Writes and reads a checkpoint by Orbax, and trusts it only if its checksums agree.
 
-    400/                        named by its update; written elsewhere, renamed when complete
+    400/                        named by its update index; written elsewhere, renamed when complete
         manifest/metadata       JSON, `lbsgd.checkpoint.manifest`
         state/                  a flat dict of arrays, uncompressed
 
@@ -71,7 +71,7 @@ def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def updates_in(folder: pathlib.Path) -> list[int]:
-    """Lists the updates that have checkpoints, good or not, the newest first.
+    """Lists the update indices that have checkpoints, good or not, the newest first.
 
     Raises:
       OSError: the folder cannot be read.

@@ -95,7 +95,7 @@ class Plan:
         return self.placements[self.config.batch_size]
 
     def placement_of(self, update: int) -> Placement:
-        """Returns where the workers of an update are; past the last, where they were then."""
+        """Returns where the workers are at an update index; past the last, where they were then."""
         return self.placements[self.timeline.batch_size(min(update, self.total_updates - 1))]
 
     def place(self, batch_size: int, accumulation_steps: int) -> Placement:
@@ -306,7 +306,7 @@ def _initial_state(
 ) -> TrainState:
     variables = init()
     params, _ = split_roles(variables["params"])
-    update, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Without batch norm there are no statistics.
     stats = variables.get("batch_stats", {})
-    return TrainState(update, params, stats, optimizer.init(params), skipped)
+    return TrainState(update_index, params, stats, optimizer.init(params), skipped)

@@ -8,6 +8,7 @@ import runpy
 import jax
 import pytest
 
+from lbsgd.checkpoint.manifest import named_leaves
 from lbsgd.data.facts import TFDS, Facts, check_given, facts_of, given_facts
 from lbsgd.data.sources.catalogue import build_sources
 from lbsgd.run.build import build, plan_run
@@ -83,6 +84,20 @@ def test_a_step_for_256_devices_is_traced_and_lowered_without_them():
     text = plan.trace().lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.all_reduce" in text
     assert "mhlo.num_partitions = 256" in text
+
+
+def test_a_state_is_stored_by_the_names_of_its_parts():
+    """The update index is the only counter besides that of updates that were skipped."""
+    named = named_leaves(make_plan(small(), given_facts(small().data), POD).state_shapes)
+    assert {name.partition("/")[0] for name in named} == {
+        "update_index",
+        "params",
+        "batch_stats",
+        "opt_state",
+        "skipped",
+    }
+    counters = {name for name, leaf in named.items() if leaf.dtype == jax.numpy.int32}
+    assert counters == {"update_index", "skipped"}
 
 
 @pytest.mark.parametrize("kind", ["digits", "synthetic"])

@@ -61,7 +61,7 @@ class Record:
         return self._metrics.kept if self._metrics else []
 
     def holds(self, update: int, name: str) -> bool:
-        """Tells whether the diagnostic `name` of `update` was written before, and still counts."""
+        """Tells whether diagnostic `name` at an update index was written before, and counts."""
         kept = self._lists.kept if self._lists else []
         return any(line["step"] == update and name in line for line in kept)
 
