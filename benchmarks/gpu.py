@@ -152,10 +152,10 @@ def find_machine(args: argparse.Namespace, scratch: str) -> dict[str, object]:
         fail(f"JAX has not opened a device within {PROBE_SECONDS} s")
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["?"])[-1]
-        fail(f"no GPU that JAX can use ({why}); --cpu-trial tries the benchmark out without one")
+        fail(f"no GPU that JAX can use ({why}); --cpu_trial tries the benchmark out without one")
     machine = json.loads(done.stdout.splitlines()[-1])
     if machine["backend"] == "cpu" and not args.cpu_trial:  # JAX passes over what it does not find
-        fail("no GPU that JAX can use; --cpu-trial tries the benchmark out without one")
+        fail("no GPU that JAX can use; --cpu_trial tries the benchmark out without one")
     return machine
 
 
@@ -236,12 +236,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("what", nargs="+", help=f"all, or some of {', '.join(PARTS)}; report OUT...; table")
-    add("--minutes", type=float, default=10.0, help="for everything")
+    add("--minutes", type=float, default=10.0, help="the time for everything")
     add("--data", type=pathlib.Path, help="folder with cifar10 and imagenet")
     add("--out", type=pathlib.Path, default=pathlib.Path("gpu-out"), help="folder of the results")
     add("--scratch", help="folder for what is compiled and decoded, kept; by default none")
-    add("--commit", default="", help="of the code, for a copy without git")
-    add("--cpu-trial", action="store_true", help="tiny sizes on the CPU, to try this out")
+    add("--commit", default="", help="the commit of the code, for a copy without git")
+    add("--cpu_trial", action="store_true", help="tiny sizes on the CPU, to try this out")
     args = parser.parse_args(argv)
     if args.what[0] not in ("report", "table"):
         unknown = [part for part in args.what if part not in (*PARTS, "all")]

@@ -1,6 +1,6 @@
 """Images/s of whole training input pipelines, lbsgd's and its peers', on the same JPEGs.
 
-    python benchmarks/input_pipeline.py run --data PATH [--ffcv-python PATH] [...]
+    python benchmarks/input_pipeline.py run --data PATH [--ffcv_python PATH] [...]
                                            measures and writes docs/results/input_pipeline.json
     python benchmarks/input_pipeline.py table    prints the tables from it
 
@@ -12,7 +12,7 @@ take turns, and are stopped while it is another's; a ratio is of neighbours in t
 each has to show a round of batches of the right shape, labels, colours and variety.
 
 `pip install -e ".[benchmarks]"` installs tensorflow, PyTorch and grain. FFCV wants an environment
-of its own; --ffcv-python names its interpreter. Peers that are not installed are named as missing.
+of its own; --ffcv_python names its interpreter. Peers that are not installed are named as missing.
 
 Of lbsgd alone: the time to the first batch of a packed set of 1,281,167 small examples, none of it
 in memory, and the memory that 20,000 batches of it take.
@@ -340,12 +340,16 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--data", type=pathlib.Path, help="of `rates`")
-    parser.add_argument("--ffcv-python", default="", help="an interpreter that has FFCV")
+    parser.add_argument(
+        "--data", type=pathlib.Path, help="the images that `rates` loads: class folders, or a tar"
+    )
+    parser.add_argument("--ffcv_python", default="", help="an interpreter that has FFCV")
     parser.add_argument("--scratch", help="a folder for the forms of the data, kept; default none")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=1024, help="in a round, a core")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--images", type=int, default=1024, help="how many images a core loads in a round"
+    )
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--only", nargs="+", help="pipelines with one of these in their name")
     parts = ("rates", "first_batch", "memory")
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)

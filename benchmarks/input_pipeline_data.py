@@ -13,9 +13,9 @@ from PIL import Image
 FORMS = {
     "full": [],
     "jpeg90": ["--quality=90"],
-    "jpeg400": ["--max-side=400", "--quality=90"],
-    "raw400": ["--max-side=400", "--raw"],
-    "jpeg256": ["--max-side=256", "--quality=90"],
+    "jpeg400": ["--max_side=400", "--quality=90"],
+    "raw400": ["--max_side=400", "--raw"],
+    "jpeg256": ["--max_side=256", "--quality=90"],
 }
 SMALL_EXAMPLES = 1_281_167
 

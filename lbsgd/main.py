@@ -130,7 +130,7 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     # No group was started where nothing was asked, and each process knows itself alone.
     first = is_first() if asks else not parsed.process_id
     if first:
-        print("\n".join([*explain(plan), parameter_table(plan)]))
+        print("\n".join([*explain(plan), "", parameter_table(plan)]))
     return EXIT_DONE
 
 

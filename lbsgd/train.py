@@ -74,7 +74,7 @@ class Reached(NamedTuple):
     @property
     def done(self) -> int:
         """Returns the number of updates done."""
-        return int(self.state.update) if self.state else 0
+        return int(self.state.update_index) if self.state else 0
 
 
 def run(
@@ -111,6 +111,7 @@ def run(
         except DivergedError as error:
             # Only here is it known which checkpoint is from before the trouble.
             raise DivergedError(f"{error}; {session.record.newest()}") from error
+        assert reached.state is not None
         # Before the result, which must not speak of updates that the disk does not have.
         session.record.finish(reached.done, reached.state)
         session.progress.line(session.record.summary())
@@ -157,7 +158,7 @@ def _resume(session: Session) -> Reached:
     """Restores the state of the newest good checkpoint, and reads how far the record is."""
     plan, record = session.run.plan, session.record
     state = _restore(session.run.program, record)
-    done = int(state.update) if state else 0
+    done = int(state.update_index) if state else 0
     # Drops metrics past the checkpoint: their updates are made again.
     in_process_0(lambda: record.begin(done))
     # All processes evaluate or none does, and process 0 alone has the metrics.
@@ -365,7 +366,7 @@ def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
     like = program.abstract_state()
     # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    found: tuple[int, Any] | None = in_process_0(lambda: record.restore(like))
+    found: tuple[int, TrainState] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)
     if from_process_0(np.array(update)) < 0:
         return None

@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,19 @@ def test_help_of_a_command(command, capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 100
     for argv in ([command, "-h"], [command, "help"], ["help", command], [command, "x", "--help"]):
         assert called(capsys, *argv) == (0, out, ""), argv
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_have_one_style_and_helps_stand_alone(command, capsys):
+    """Underscores, as absl has them; and no help is a fragment that ends the name of its flag."""
+    _, out, _ = called(capsys, command, "--help")
+    flags = re.findall(r"^  (?:-h, )?--(\S+)", out, flags=re.MULTILINE)
+    assert len(flags) >= (4 if command in ("train", "prepare", "launch") else 1)
+    assert not [flag for flag in flags if "-" in flag]
+    helps = out.partition("config keys")[0]  # whose meanings tests/run/test_unused.py reads
+    texts = re.findall(r"^  [\w-]\S*(?: \S+)*(?: {2,}|\n +)(\S.*)", helps, flags=re.MULTILINE)
+    assert len(texts) >= len(flags)
+    assert not [text for text in texts if re.match("(of|by|between|that|which of) ", text)]
 
 
 def test_help_after_the_dashes_of_the_launcher_is_that_of_a_run(capsys):
@@ -100,7 +114,7 @@ def test_help_and_mistakes_wait_for_no_library():
 WORDS = ["--", "-", "-x", "--none", "--num_processes=0", "--verify", "--tfrecord", "list", "verify"]
 WORDS += ["show", "/nowhere", "9", "--split=train", "--workers=-1", "--quality=x", "a\nb", "", "é"]
 WORDS += ["--config.batch_size=3", "--noconfig.x", "--explain=maybe", "--workdir=/nowhere", "%s"]
-WORDS += [*OTHERS, "trian", "--raw", "--max-side", "digits", "--platform=none"]
+WORDS += [*OTHERS, "trian", "--raw", "--max_side", "digits", "--platform=none"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

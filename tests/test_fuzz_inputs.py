@@ -170,7 +170,7 @@ def sets(tmp_path_factory) -> pathlib.Path:
     train = tree(2) | {f"cat/{name}": data for name, data in variants().items()}
     folder = write(root / "folder", below("train", train) | below("val", tree(1, first=20)))
     assert command.main([str(folder), str(root / "packed")]) == 0
-    assert command.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
+    assert command.main([str(folder), str(root / "raw"), "--raw", "--short_side", "16"]) == 0
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     for kind, save in {"npz": np.savez, "compressed": np.savez_compressed}.items():
         (root / kind).mkdir()

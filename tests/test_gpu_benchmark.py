@@ -48,7 +48,7 @@ def measure_fakes(tmp_path, monkeypatch, seconds: dict[str, float], minutes: flo
         gpu.Piece(name, f"{name}.py", (), limit, least=0.5) for name, limit in seconds.items()
     ]
     out = tmp_path / "out"
-    args = gpu.parse(["all", "--out", str(out), f"--minutes={minutes}", "--cpu-trial"])
+    args = gpu.parse(["all", "--out", str(out), f"--minutes={minutes}", "--cpu_trial"])
     fine = gpu.measure(args, pieces)
     return fine, gpu_report.collect([out]), gpu_report.read_lines(out / "pieces.jsonl")
 
@@ -338,7 +338,7 @@ def test_nothing_is_no_result(tmp_path):
 @pytest.mark.long
 def test_a_trial_checks_and_measures_on_the_cpu(tmp_path):
     command = [sys.executable, str(HERE / "gpu.py"), "all", f"--out={tmp_path}"]
-    done = subprocess.run([*command, "--cpu-trial", "--minutes=60"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--cpu_trial", "--minutes=60"], capture_output=True, text=True)
     results = gpu_report.collect([tmp_path])
     assert done.returncode == 0, results["pieces"]
     assert results.keys() == {*gpu.PARTS, "pieces"}

@@ -85,9 +85,14 @@ def test_explain_says_how_each_number_follows_and_trains_nothing(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "25,557,032 parameters" in done.stdout
-    assert "learning rate: 3.2 = 0.1 x 8192/256; gradual warmup 782 updates from 0.1" in done.stdout
+    assert (
+        "learning rate: 3.2 = 0.1 x 8,192/256; gradual warmup 782 updates from 0.1" in done.stdout
+    )
     assert "k=256 workers of n=32 = 1 device x 32 lanes x 8 accumulation steps" in done.stdout
     assert "14,075 updates = 90 epochs" in done.stdout
+    said, table = done.stdout.split("\n\n")
+    assert said.startswith("network: resnet50")
+    assert table.startswith("+---")
     assert not (tmp_path / "x").exists()
 
 

@@ -29,9 +29,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("lbsgd checkpoint", __doc__)
-    parser.add_argument("command", choices=["list", "verify", "show"])
-    parser.add_argument("workdir", help="of a run, its folder of checkpoints, or one of them")
+    parser.add_argument("command", choices=["list", "verify", "show"], help="what to do, as above")
     parser.add_argument(
-        "update", type=int, nargs="?", help="that one only; show: by default the newest"
+        "workdir", help="the workdir of a run, its folder of checkpoints, or one checkpoint"
+    )
+    parser.add_argument(
+        "update",
+        type=int,
+        nargs="?",
+        help="the update index of one checkpoint, to take that only; show takes the newest",
     )
     return parser.parse(argv)

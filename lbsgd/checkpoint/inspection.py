@@ -20,7 +20,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     Args:
       command: "list", "verify" or "show".
       workdir: of a run, its folder of checkpoints, or one of them.
-      update: that one only.
+      update: the update index of the only one to take; None for all, or for `show` the newest.
 
     Raises:
       ConfigError: there is no such checkpoint.

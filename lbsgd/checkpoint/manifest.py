@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: its update, the identity of its run, a checksum of each array.
+"""The manifest of a checkpoint: its update index, whose it is, a checksum of each array.
 
 A manifest that is read is not trusted: `from_json` checks it field by field.
 """
@@ -45,7 +45,7 @@ class Manifest(NamedTuple):
     """Describes a checkpoint.
 
     Attributes:
-      update: how many updates were done.
+      update: the update index, how many updates were done.
       version: the version of lbsgd.
       written: the time, ISO 8601.
       identity: everything that determines the numbers of the run, as JSON.

@@ -63,7 +63,7 @@ class Checkpoints:
     A thread writes one state at a time, reads it back, and only then removes older ones.
 
     Attributes:
-      newest: update of the newest checkpoint that is known to be good; None if there is none.
+      newest: update index of the newest checkpoint that is known to be good; None if there is none.
       costs: the cost of the checkpoints so far.
     """
 
@@ -117,7 +117,7 @@ class Checkpoints:
           like: a tree whose leaves have shape and dtype.
 
         Returns:
-          Its update, and numpy arrays in the structure of `like`; None if there are no checkpoints.
+          Its update index, and numpy arrays in the structure of `like`; None without checkpoints.
 
         Raises:
           ConfigError: there are checkpoints but none is good, or the newest good one is of another
@@ -151,7 +151,7 @@ class Checkpoints:
         written again.
 
         Args:
-          update: how many updates were done.
+          update: the update index, how many updates were done.
           state: a tree of arrays.
           last: whether no training follows; then `check` raises if it cannot be written.
 
@@ -305,7 +305,7 @@ class Checkpoints:
             self._say(f"{what}; training goes on, {good}")
 
     def _rotate(self, update: int) -> None:
-        """Removes all checkpoints older than the newest `keep` good ones up to `update`."""
+        """Removes what is older than the newest `keep` good ones up to an update index."""
         kept = 0
         try:
             older = [other for other in store.updates_in(self._folder) if other <= update]

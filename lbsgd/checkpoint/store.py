@@ -1,6 +1,6 @@
 """Writes and reads a checkpoint by Orbax, and trusts it only if its checksums agree.
 
-    400/                        named by its update; written elsewhere, renamed when complete
+    400/                        named by its update index; written elsewhere, renamed when complete
         manifest/metadata       JSON, `lbsgd.checkpoint.manifest`
         state/                  a flat dict of arrays, uncompressed
 
@@ -19,7 +19,7 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def updates_in(folder: pathlib.Path) -> list[int]:
-    """Lists the updates that have checkpoints, good or not, the newest first.
+    """Lists the update indices that have checkpoints, good or not, the newest first.
 
     Raises:
       OSError: the folder cannot be read.
@@ -187,7 +187,7 @@ def quiet_orbax() -> None:
         sys.unraisablehook = _unraisable
 
 
-_hooks: list[Any] = []
+_hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
 _COROUTINES = "NumpyHandler|JsonCheckpointHandler|BasePyTreeCheckpointHandler"
 
 
@@ -200,7 +200,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return orbax not in record.pathname
 
 
-def _unraisable(args: Any) -> None:
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
     """Ignores failures that report to an event loop after Orbax has closed it."""
     if str(args.exc_value) != "Event loop is closed":
         _hooks[-1](args)

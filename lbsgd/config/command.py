@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Lists the recipes or prints one, and returns the exit code."""
     parser = Parser("lbsgd configs", __doc__)
-    parser.add_argument("name", nargs="?", help="of a recipe: digits, or configs/digits.py")
+    parser.add_argument("name", nargs="?", help="a recipe, as digits or configs/digits.py")
     try:
         name = parser.parse(argv).name
         paths = find_recipes()

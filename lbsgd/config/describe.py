@@ -8,7 +8,7 @@ COLUMNS = 100
 
 
 def paragraphs(keys: Keys) -> list[str]:
-    """Writes `key=default  meaning [unit; choices; what it is of]`, wrapped at `COLUMNS`."""
+    """Writes `key=default  meaning [unit; choices; what it is used with]`, wrapped at `COLUMNS`."""
     lines: list[str] = []
     for name, key in keys.items():
         default = f"{name}={key.default}".replace(" ", "\0")  # so that no line ends within it
@@ -27,16 +27,18 @@ def paragraphs(keys: Keys) -> list[str]:
 
 def _limits(key: Key) -> str:
     """Says what is known of the values, in brackets behind a space; "" if that is nothing."""
-    parts = [key.unit, _one_of(key.choices), *map(_of, key.used_with, key.used_with.values())]
+    options = list(map(_option, key.used_with, key.used_with.values()))
     if key.used_if:
-        parts.append(f"of {key.used_if.words.partition(', which')[0]}")
-    text = "; ".join(filter(None, parts))
+        options.append(key.used_if.words.partition(", which")[0])
+    used_with = f"used with {', and '.join(options)}" if options else ""
+    text = "; ".join(filter(None, (key.unit, _one_of(key.choices), used_with)))
     return f" [{text}]" if text else ""
 
 
 def _one_of(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}" if words else ""
+    *most, last = words or ("",)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
-def _of(key: str, wanted: Wanted) -> str:
-    return f"of {key}" if isinstance(wanted, On) else f"of {key}={' or '.join(map(str, wanted))}"
+def _option(key: str, wanted: Wanted) -> str:
+    return key if isinstance(wanted, On) else f"{key}={_one_of(tuple(map(str, wanted)))}"

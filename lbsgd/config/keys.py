@@ -43,7 +43,7 @@ class Condition(NamedTuple):
     """States a condition that takes more than one other key.
 
     Attributes:
-      words: what it asks for, as people read it behind "it is of".
+      words: what it asks for, as people read it behind "used with".
       holds: tells of the values of all keys, by dotted key, whether it holds.
     """
 
@@ -126,14 +126,17 @@ def whole(numbers: Sequence[Any]) -> bool:
 def times(name: str, meaning: str, epochs: float = 0.0, **of_each: Any) -> dict[str, Key]:
     """Declares the three keys of a time: `{name}_epochs`, `_steps`, `_examples`; one is set.
 
+    Each says what the time is: people search for the one they want to set.
+
     Args:
       epochs: the default.
       of_each: what else the three declare.
     """
+    instead = f"{meaning} Set instead of {name}_epochs, which is then 0."
     return {
         f"{name}_epochs": Key(epochs, meaning, unit="epochs", **of_each),
-        f"{name}_steps": Key(0, "The same, in updates.", unit="updates", **of_each),
-        f"{name}_examples": Key(0, "The same, in examples.", unit="examples", **of_each),
+        f"{name}_steps": Key(0, instead, unit="updates", **of_each),
+        f"{name}_examples": Key(0, instead, unit="examples", **of_each),
     }
 
 

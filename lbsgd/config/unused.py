@@ -11,7 +11,7 @@ class Unused(NamedTuple):
     """Names a key that has no effect.
 
     Attributes:
-      words: what it is of, which was not chosen.
+      words: the option that it is used with, which was not chosen.
     """
 
     key: str
@@ -19,7 +19,7 @@ class Unused(NamedTuple):
     words: str
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value!r} (it is of {self.words})"
+        return f"{self.key}={self.value!r} (used only with {self.words})"
 
 
 def without_effect(values: Values, keys: Keys) -> list[Unused]:
@@ -37,7 +37,7 @@ def without_effect(values: Values, keys: Keys) -> list[Unused]:
 
 
 def why_unused(name: str, values: Values, keys: Keys) -> str:
-    """Says what the key is of that is not chosen; "" where the key is used.
+    """Names the option not chosen that the key is used with; "" where the key is used.
 
     Another key that is itself unused counts as its default.
     """

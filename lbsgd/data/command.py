@@ -66,39 +66,55 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("lbsgd prepare", __doc__)
     add = parser.add_argument
     add("input", nargs="?", type=pathlib.Path, help=KINDS)
-    add("output", nargs="?", type=pathlib.Path, help="folder of the packed set")
-    add("--verify", type=pathlib.Path, metavar="OUTPUT", help="recompute the checksums of a set")
+    add("output", nargs="?", type=pathlib.Path, help="the folder of the packed set")
+    add(
+        "--verify",
+        type=pathlib.Path,
+        metavar="OUTPUT",
+        help="recompute the checksums of this packed set",
+    )
     add(
         "--tfrecord",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="of one version of a dataset, with dataset_info.json",
+        help="make the dataset in this folder, which has dataset_info.json, random-access",
     )
     add(
         "--split",
         choices=("train", "validation"),
-        help="of an input without splits (train), or one of several",
+        help="which split an input without splits is (train), or the only one to pack of several",
     )
     add(
-        "--ground-truth",
+        "--ground_truth",
         type=pathlib.Path,
         metavar="FILE",
-        help="of ILSVRC2012_img_val.tar: the devkit, or a list of images and synsets",
+        help="the classes of ILSVRC2012_img_val.tar: the devkit, or a list of images and synsets",
     )
-    add("--max-side", type=int, default=0, metavar="N", help="shrink the longer side to N pixels")
+    add("--max_side", type=int, default=0, metavar="N", help="shrink the longer side to N pixels")
     add(
-        "--short-side", type=int, default=0, metavar="N", help="shrink the shorter side to N pixels"
+        "--short_side", type=int, default=0, metavar="N", help="shrink the shorter side to N pixels"
     )
     add(
         "--quality",
         type=int,
         default=0,
         metavar="Q",
-        help="of JPEG, when images are encoded anew (90)",
+        help="the quality of JPEGs that are encoded anew, 1 to 100 (90)",
     )
     add("--raw", action="store_true", help="store pixels instead of JPEGs")
-    add("--on-corrupt", choices=("error", "skip"), default="error", help="stop, or leave it out")
-    add("--workers", type=int, default=0, metavar="N", help="threads; one a core by default")
+    add(
+        "--on_corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at a corrupt image (error), or leave it out (skip)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many threads pack; one a core by default",
+    )
     args = parser.parse(argv)
     _check(args)
     return args
@@ -115,7 +131,7 @@ def _check(args: argparse.Namespace) -> None:
     elif not alone and not args.output:
         wrong = "INPUT and OUTPUT are needed, or one of --verify and --tfrecord; --help says more"
     elif args.max_side and args.short_side:
-        wrong = "--max-side and --short-side exclude each other"
+        wrong = "--max_side and --short_side exclude each other"
     elif args.raw and args.quality:
         wrong = "--raw and --quality exclude each other"
     elif min(args.max_side, args.short_side, args.workers) < 0:

@@ -13,7 +13,7 @@ _OF_LOADED = {"data.synthetic_on_device": (False,)}
 _OF_INCEPTION = {"data.crop": ("inception",)}
 _OF_INCEPTION_CROPS = {**_OF_INCEPTION, **_OF_LOADED}
 _RESIZED = Condition(
-    "data.crop='inception', or of data.source='synthetic'",
+    "data.crop='inception' or data.source='synthetic'",
     lambda values: values["data.crop"] == "inception" or values["data.source"] == "synthetic",
 )
 # 100 million pixels, as `decode.MAX_PIXELS` has it.
@@ -47,34 +47,39 @@ _SOURCE: Keys = {
         used_with={"data.source": ("folder", "npz")},
     ),
     "data.tfds_name": Key(
-        "imagenet2012", "The dataset of tensorflow-datasets.", used_with=_OF_TFDS
+        "imagenet2012", "The name of the dataset of tensorflow-datasets.", used_with=_OF_TFDS
     ),
-    "data.tfds_train": Key("train", "Its split to train on.", used_with=_OF_TFDS),
+    "data.tfds_train": Key("train", "The split of that dataset to train on.", used_with=_OF_TFDS),
     "data.tfds_validation": Key(
         "",
-        "Its split to evaluate on; by default validation where there is one, else test.",
+        "The split of that dataset to evaluate on; by default validation where there is one, else "
+        "test.",
         used_with=_OF_TFDS,
     ),
     "data.synthetic_classes": Key(
-        1000, "How many classes.", positive=True, most=10**6, used_with=_OF_SYNTHETIC
+        1000,
+        "How many classes the synthetic images have.",
+        positive=True,
+        most=10**6,
+        used_with=_OF_SYNTHETIC,
     ),
     "data.synthetic_examples": Key(
         1_281_167,
-        "How many images to train on.",
+        "How many synthetic images to train on.",
         unit="examples",
         positive=True,
         used_with=_OF_SYNTHETIC,
     ),
     "data.synthetic_validation_examples": Key(
         50_000,
-        "How many images to evaluate on.",
+        "How many synthetic images to evaluate on.",
         unit="examples",
         positive=True,
         used_with=_OF_SYNTHETIC,
     ),
     "data.synthetic_on_device": Key(
         False,
-        "Trains on one batch that is made on the devices and never loaded.",
+        "Whether to train on one batch that is made on the devices and never loaded.",
         used_with=_OF_SYNTHETIC,
     ),
     "data.on_corrupt": Key(
@@ -87,39 +92,42 @@ _SOURCE: Keys = {
     ),
     "data.max_corrupt": Key(
         10,
-        "The run stops past so many different images that were skipped.",
+        "How many different images may be skipped before the run stops.",
         unit="examples",
         machine=True,
         used_with={"data.on_corrupt": ("skip",)},
     ),
-    "data.threads": Key(0, "Threads that load batches; 0 for one a core.", most=1000, machine=True),
+    "data.threads": Key(
+        0, "How many threads load batches; 0 for one a core.", most=1000, machine=True
+    ),
 }
 
 # What --explain takes for the data where they are not there.
 _PLANNING: Keys = {
     "data.examples": Key(
         0,
-        "For planning without the data: how many there are to train on; 0 for as many as the data "
-        "have.",
+        "How many training examples there are, for planning without the data; 0 for as many as the "
+        "data have.",
         unit="examples",
         machine=True,
     ),
     "data.validation_examples": Key(
         0,
-        "For planning without the data: how many there are to evaluate on; 0 for as many as the "
-        "data have.",
+        "How many validation examples there are, for planning without the data; 0 for as many as "
+        "the data have.",
         unit="examples",
         machine=True,
     ),
     "data.classes": Key(
         0,
-        "For planning without the data: how many classes; 0 for those of the data.",
+        "How many classes there are, for planning without the data; 0 for as many as the data "
+        "have.",
         most=10**7,
         machine=True,
     ),
     "data.image_shape": Key(
         (),
-        "For planning without the data: (height, width, channels) of its images; () for those of "
+        "The (height, width, channels) of images, for planning without the data; () for those of "
         "the data.",
         unit="pixels",
         most=_MOST_SIDE,
@@ -138,32 +146,32 @@ _VIEW: Keys = {
     ),
     "data.crop_padding": Key(
         4,
-        "Zeros on each side.",
+        "How many zeros a padded image has on each side before a random part is taken.",
         unit="pixels",
         most=_MOST_SIDE,
         used_with={"data.crop": ("padded",), **_OF_LOADED},
     ),
     "data.crop_area": Key(
         (0.08, 1.0),
-        "The least and the greatest part of the image's area.",
+        "The least and the greatest part of the image's area that a random crop takes.",
         check=pair_within(1e-6, 1.0),
         used_with=_OF_INCEPTION_CROPS,
     ),
     "data.crop_aspect": Key(
         (3 / 4, 4 / 3),
-        "The least and the greatest width / height.",
+        "The least and the greatest width / height of a random crop.",
         check=pair_within(1e-3, 1e3),
         used_with=_OF_INCEPTION_CROPS,
     ),
     "data.crop_antialias": Key(
         False,
-        "Resamples with a filter as wide as the crop shrinks, as Pillow and torchvision have it; "
-        "without it is faster (docs/data.md). Evaluation always has it.",
+        "Whether to resample with a filter as wide as the crop shrinks, as Pillow and torchvision "
+        "have it; without it is faster (docs/data.md). Evaluation always has it.",
         used_with=_OF_INCEPTION_CROPS,
     ),
     "data.image_size": Key(
         224,
-        "The side of the images after the crop, or of synthetic ones.",
+        "The side of images after the crop, and of synthetic images.",
         unit="pixels",
         positive=True,
         most=_MOST_SIDE,
@@ -171,8 +179,8 @@ _VIEW: Keys = {
     ),
     "data.evaluation_short_side": Key(
         0,
-        "Evaluation resizes the short side to this, and takes the centre; 0 for 256/224 of "
-        "image_size, as is usual.",
+        "The short side that evaluation resizes images to before it takes the centre; 0 for "
+        "256/224 of data.image_size, as is usual.",
         unit="pixels",
         most=2 * _MOST_SIDE,
         used_with=_OF_INCEPTION,
@@ -181,14 +189,19 @@ _VIEW: Keys = {
     "data.mean": Key(
         (0.5,), "What is subtracted from pixels / 255, one number a channel.", negative=True
     ),
-    "data.std": Key((0.5,), "What they are then divided by, one number a channel."),
+    "data.std": Key(
+        (0.5,), "What pixels / 255 less data.mean are divided by, one number a channel."
+    ),
 }
 
 _AUGMENTATION: Keys = {
-    "data.flip": Key(False, "Flips images left to right, half of the time.", used_with=_OF_LOADED),
+    "data.flip": Key(
+        False, "Whether to flip images left to right, half of the time.", used_with=_OF_LOADED
+    ),
     "data.color_jitter": Key(
         (0.0, 0.0, 0.0),
-        "Of brightness, contrast and saturation: factors within 1 - j and 1 + j.",
+        "The strengths j of random brightness, contrast and saturation: factors within 1 - j and 1 "
+        "+ j.",
         check=must(
             "be three numbers from 0 to 1 (brightness, contrast, saturation)",
             lambda jitter: len(jitter) == 3 and max(jitter) <= 1,
@@ -202,10 +215,10 @@ _AUGMENTATION: Keys = {
     ),
     "data.mixup": Key(
         0.0,
-        "alpha of Beta(alpha, alpha), the weights of mixup; 0 for none. With cutmix, an example "
-        "takes either.",
+        "The alpha of Beta(alpha, alpha), the weights of mixup; 0 for none. With cutmix, an "
+        "example takes either.",
     ),
-    "data.cutmix": Key(0.0, "alpha of CutMix; 0 for none."),
+    "data.cutmix": Key(0.0, "The alpha of Beta(alpha, alpha), the areas of CutMix; 0 for none."),
     "data.erasing": Key(
         0.0,
         "The probability of random erasing.",
@@ -213,4 +226,4 @@ _AUGMENTATION: Keys = {
     ),
 }
 
-KEYS: Keys = {**_SOURCE, **_PLANNING, **_VIEW, **_AUGMENTATION}
+KEYS: Keys = {**_SOURCE, **_VIEW, **_AUGMENTATION, **_PLANNING}

@@ -310,17 +310,24 @@ class TrainBatches:
     mixing: Mixing
 
     def placement(self, update: int) -> Placement:
-        """Returns where the workers of an update are placed."""
+        """Returns where the workers are placed at an update index."""
         return self.placements[self.timeline.batch_size(update)]
 
     def examples(self, update: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns epoch and example of each row of this process's slots, each `[A, S, n]`."""
+        """Returns epoch and example of each row of this process's slots at an update index.
+
+        Returns:
+          two arrays `[A, S, n]`.
+        """
         placement = self.placement(update)
         rows = placement.rows_of_slot()[:, placement.local_slots()]
         return self.order(self.timeline.examples_seen(update) + rows)
 
     def job(self, update: int) -> LoadJob:
-        """Prepares this process's part: image `[A, S, n, h, w, c]`, label `[A, S, n]`, ..."""
+        """Prepares this process's part of the minibatch at an update index.
+
+        Its arrays are image `[A, S, n, h, w, c]`, label `[A, S, n]`, ...
+        """
         epochs, examples = self.examples(update)
         job = self.loader.job(epochs, examples)
         drawn = self.mixing.draw(epochs.ravel(), examples.ravel())
@@ -328,7 +335,7 @@ class TrainBatches:
         return job
 
     def between(self, start: int, stop: int) -> Prefetch:
-        """Prefetches the batches of updates start..stop-1."""
+        """Prefetches the batches of the update indices start..stop-1."""
         jobs = ((self.job(t), self.placement(t)) for t in range(start, stop))
         return Prefetch(jobs, self.loader.num_threads)
 

@@ -45,7 +45,7 @@ def open_input(
     if is_download(path):
         found: dict[str, Source] = dict(imagenet_splits(path, split, known, ground_truth))
     elif ground_truth:
-        raise ConfigError(f"--ground-truth is of ILSVRC2012_img_val.tar, which {path} has not")
+        raise ConfigError(f"--ground_truth is of ILSVRC2012_img_val.tar, which {path} has not")
     else:
         found = _open_any(path, split or "train", known)
     if split and split not in found:

@@ -18,7 +18,7 @@ from lbsgd.system.files import expand_home
 def main(argv: Sequence[str]) -> int:
     """Draws, and returns the exit code."""
     parser = Parser("lbsgd diagnose", __doc__)
-    parser.add_argument("workdir", help="of a run")
+    parser.add_argument("workdir", help="the workdir of a run")
     # It warns where it cannot keep a cache in the home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:

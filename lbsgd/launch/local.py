@@ -195,16 +195,38 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     cut = list(argv).index("--") if "--" in argv else len(argv)
     parser = Parser("lbsgd launch", __doc__)
     add = parser.add_argument
-    add("--num_processes", metavar="N", type=_at_least(1), required=True, help="how many to start")
-    add("--devices_per_process", metavar="N", type=_at_least(1), help="by default an equal share")
-    add("--platform", choices=("auto", "cpu", "cuda"), default="auto", help="auto: GPUs if any")
-    add("--max_restarts", metavar="N", type=_at_least(0), default=3, help="of all processes (3)")
+    add(
+        "--num_processes",
+        metavar="N",
+        type=_at_least(1),
+        required=True,
+        help="how many processes to start",
+    )
+    add(
+        "--devices_per_process",
+        metavar="N",
+        type=_at_least(1),
+        help="how many devices each process has; an equal share by default",
+    )
+    add(
+        "--platform",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="the kind of devices; auto takes GPUs if there are any",
+    )
+    add(
+        "--max_restarts",
+        metavar="N",
+        type=_at_least(0),
+        default=3,
+        help="how often all processes are started anew (3)",
+    )
     add(
         "--grace_seconds",
         metavar="S",
         type=_seconds,
         default=60.0,
-        help="between the end of one process, or a signal, and that of all (60)",
+        help="how long the others have to end after one process ends, or after a signal (60)",
     )
     flags, arguments = parser.parse(argv[:cut]), list(argv[cut + 1 :])
     _check_arguments(arguments)

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from types import FrameType
+from typing import IO, NamedTuple
 
 from lbsgd.system.errors import (
     EXIT_DIVERGED,
@@ -83,7 +84,7 @@ class Output:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=self._seconds)
             self._thread.join(self._seconds)
@@ -105,7 +106,7 @@ class Signals:
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -119,7 +120,7 @@ class Signals:
         return [signal.Signals(n) for n in os.read(self._read, 1024) if n in CAUGHT]
 
 
-def _do_nothing(number: int, frame: Any) -> None:
+def _do_nothing(number: int, frame: FrameType | None) -> None:
     """Does nothing, but must exist: without a handler Python would not write to the descriptor."""
 
 

@@ -1,15 +1,15 @@
 """Explains a run's optimizer."""
 
-from typing import Any
-
 import jax
 import ml_collections
+from jaxtyping import PyTree
 
+from lbsgd.models.roles import Role
 from lbsgd.optim.chain import decayed
 from lbsgd.system.text import pluralize
 
 
-def explain_optimizer(c: ml_collections.ConfigDict, roles: Any) -> str:
+def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     """Says which optimizer it is, and what decays.
 
     Args:

@@ -12,8 +12,8 @@ _OF_MOMENTUM: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.momentum": ON}
 
 KEYS: Keys = {
     "optimizer.name": Key("sgd", "The optimizer.", choices=("sgd", "lars", "lamb")),
-    "optimizer.momentum": Key(0.9, "m; 0 for none.", fraction=True, used_with=_OF_SGD),
-    "optimizer.nesterov": Key(True, "Nesterov's momentum.", used_with=_OF_MOMENTUM),
+    "optimizer.momentum": Key(0.9, "The momentum m; 0 for none.", fraction=True, used_with=_OF_SGD),
+    "optimizer.nesterov": Key(True, "Whether momentum is Nesterov's.", used_with=_OF_MOMENTUM),
     "optimizer.momentum_form": Key(
         "rate_outside",
         "Where the rate is: outside the buffer, equation (9) of Goyal et al., or inside, equation "
@@ -24,19 +24,19 @@ KEYS: Keys = {
     ),
     "optimizer.momentum_correction": Key(
         True,
-        "Momentum is corrected where the rate changes; the papers of LARS have none.",
+        "Whether momentum is corrected where the rate changes; the papers of LARS have none.",
         used_with={"optimizer.momentum_form": ("rate_inside",)},
     ),
-    "optimizer.weight_decay": Key(1e-4, "lambda, of kernels; 0 for none."),
+    "optimizer.weight_decay": Key(1e-4, "The weight decay lambda of kernels; 0 for none."),
     "optimizer.weight_decay_form": Key(
         "coupled",
-        "Coupled (L2), or decoupled and scaled by the learning rate. That of lamb is always "
-        "decoupled from its moments.",
+        "The form of weight decay: coupled (L2), or decoupled and scaled by the learning rate. "
+        "That of lamb is always decoupled from its moments.",
         choices=("coupled", "decoupled"),
         used_with=_OF_DECAY,
     ),
     "optimizer.trust_coefficient": Key(
-        0.001, "eta, the coefficient of the trust ratio.", positive=True, used_with=_OF_LARS
+        0.001, "The coefficient eta of the trust ratio.", positive=True, used_with=_OF_LARS
     ),
     "optimizer.trust_epsilon": Key(
         0.0, "What is added to the norms below the trust ratio.", used_with=_OF_LARS
@@ -59,8 +59,8 @@ KEYS: Keys = {
     ),
     "optimizer.norm_clip": Key(
         (),
-        "phi, which clips the norm of the weights in the trust ratio: () for none, or the least "
-        "and the greatest norm.",
+        "The function phi, which clips the norm of the weights in the trust ratio: () for none, or "
+        "the least and the greatest norm.",
         used_with=_OF_LAMB,
     ),
 }

@@ -31,15 +31,15 @@ from lbsgd.config.times import check_times
 from lbsgd.config.unused import reset_unused, without_effect
 from lbsgd.config.values import check_values
 
-# The keys by the room that declares them.
+# The keys by the room that declares them; what users set first comes first.
 ROOMS: Mapping[str, Keys] = {
-    "run": lbsgd.run.keys.KEYS,
     "workers": lbsgd.workers.keys.KEYS,
     "schedule": lbsgd.schedule.keys.KEYS,
     "optim": lbsgd.optim.keys.KEYS,
     "models": lbsgd.models.keys.KEYS,
     "step": lbsgd.step.keys.KEYS,
     "data": lbsgd.data.keys.KEYS,
+    "run": lbsgd.run.keys.KEYS,
 }
 KEYS: Keys = dict(itertools.chain.from_iterable(keys.items() for keys in ROOMS.values()))
 
@@ -122,7 +122,7 @@ def in_effect(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def describe_keys() -> list[str]:
-    """Describes all keys by room: `key=default  meaning [unit; choices; what it is of]`."""
+    """Describes all keys by room: `key=default  meaning [unit; choices; what it is used with]`."""
     lines: list[str] = []
     for room, keys in ROOMS.items():
         lines += [f"{room}:", *paragraphs(keys), ""]

@@ -13,7 +13,7 @@ from lbsgd.run.plan import Plan
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
-from lbsgd.system.text import pluralize
+from lbsgd.system.text import decimal, pluralize
 from lbsgd.workers.explain import explain_allreduce
 
 
@@ -54,28 +54,33 @@ def parameter_table(plan: Plan) -> str:
 
 
 def explain(plan: Plan) -> list[str]:
-    """Explains a run, room by room: a line for each number that follows from its config."""
+    """Explains a run, what it is first: a line for each number that follows from its config.
+
+    Numbers from 1,000 on have separators, but for shapes and for values to be set as keys.
+    """
     c, params = plan.config, plan.state_shapes.params
     rate, total = plan.learning_rate, plan.total_updates
     lines = [
+        explain_network(c, params),
+        *_explain_outputs(plan),
+        *explain_precision(c),
+        explain_normalization(c, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
-        *plan.unused,
         explain_augmentation(c.data),
         *_explain_machine(plan),
         *_explain_batch_sizes(plan),
-        explain_network(c, params),
-        *explain_precision(c),
-        *_explain_outputs(plan),
-        *_explain_accumulation(plan),
-        _explain_length(plan),
-        explain_learning_rate(c, rate, plan.timeline, total),
-        explain_optimizer(c.optimizer, plan.roles),
-        explain_normalization(c, plan.precise_batches * c.batch_size),
-        *plan.measurements.describe(c.diagnostics),
     ]
     if plan.gradient_mean is not None:
         lines.append(explain_allreduce(c.allreduce, plan.topology))
-    return lines
+    return [
+        *lines,
+        _explain_length(plan),
+        explain_learning_rate(c, rate, plan.timeline, total),
+        explain_optimizer(c.optimizer, plan.roles),
+        *_explain_accumulation(plan),
+        *plan.measurements.describe(c.diagnostics),
+        *plan.unused,
+    ]
 
 
 def _explain_machine(plan: Plan) -> list[str]:
@@ -97,7 +102,7 @@ def _explain_accumulation(plan: Plan) -> list[str]:
     asked, steps = plan.config.accumulation_steps, plan.placement.accumulation_steps
     lines = []
     if asked and asked != steps:
-        held = f"{steps} {'holds' if steps == 1 else 'hold'} all workers"
+        held = f"{steps:,} {'holds' if steps == 1 else 'hold'} all workers"
         lines.append(f"accumulation: {pluralize(asked, 'step')} asked for, {held}")
     if plan.estimated:
         lines.append(f"accumulation: {pluralize(steps, 'step')}, {plan.estimated}")
@@ -106,20 +111,20 @@ def _explain_accumulation(plan: Plan) -> list[str]:
 
 def _explain_length(plan: Plan) -> str:
     epochs = plan.timeline.epoch(plan.total_updates)
-    length = pluralize(epochs, "epoch", form=".4g")
+    length = pluralize(epochs, "epoch")
     text = (
         f"length: {pluralize(plan.total_updates, 'update')} = {length}, "
         f"{pluralize(len(plan.evaluate_after), 'evaluation')}"
     )
     first, target = min(plan.evaluate_after), Target.of(plan.config.stop_at)
     if first < plan.total_updates:
-        text += f", the first after update {first:,} (epoch {plan.timeline.epoch(first):.4g})"
+        text += f", the first after update {first:,} (epoch {decimal(plan.timeline.epoch(first))})"
     return text + (f"; ends at the first with {target}" if target else "")
 
 
 def _explain_batch_sizes(plan: Plan) -> list[str]:
     sizes, growth = plan.timeline.segments, plan.config.batch_growth
-    lines = [f"minibatch: kn={plan.placement.batch_size}, {plan.placement.describe()}"]
+    lines = [f"minibatch: kn={plan.placement.batch_size:,}, {plan.placement.describe()}"]
     largest, examples = max(plan.placements), plan.data.examples
     if largest > examples and not plan.config.data.synthetic_on_device:
         lines.append(
@@ -129,11 +134,11 @@ def _explain_batch_sizes(plan: Plan) -> list[str]:
     for segment in sizes[1:]:
         update, size = segment.first_update, segment.batch_size
         if update >= plan.total_updates:
-            lines.append(f"minibatch: kn={size} would begin past the end, at update {update:,}")
+            lines.append(f"minibatch: kn={size:,} would begin past the end, at update {update:,}")
             continue
         epoch = plan.timeline.epoch(update)
         lines.append(
-            f"minibatch: kn={size} from update {update:,} (epoch {epoch:.4g}), "
+            f"minibatch: kn={size:,} from update {update:,} (epoch {decimal(epoch)}), "
             f"{plan.placements[size].describe()}"
         )
     if growth.in_place_of_decay:

@@ -11,7 +11,6 @@ from lbsgd.data.source import Splits
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
 
 
@@ -61,12 +60,11 @@ class Feed:
 
     def _repeated(self, start: int) -> RepeatedBatches:
         plan, program = self.plan, Program(self.plan)
-        with precision(plan.config.dtype):
-            batch_of = {
-                size: random_batch(
-                    program.abstract_batch(placement), plan.data.classes, plan.config.seed
-                )
-                for size, placement in plan.placements.items()
-            }
+        batch_of = {
+            size: random_batch(
+                program.abstract_batch(placement), plan.data.classes, plan.config.seed
+            )
+            for size, placement in plan.placements.items()
+        }
         updates = range(start, plan.total_updates)
         return RepeatedBatches(batch_of[plan.timeline.batch_size(t)] for t in updates)

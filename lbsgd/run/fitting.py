@@ -5,9 +5,9 @@ import functools
 import hashlib
 import json
 import math
+import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -62,7 +62,7 @@ class _Compilation:
     """Measures the memory of a step by compiling it, and keeps what it has compiled."""
 
     def __init__(self, plan: Plan) -> None:
-        self.program, self.compiled = Program(plan), dict[Placement, Any]()
+        self.program, self.compiled = Program(plan), dict[Placement, jax.stages.Compiled]()
 
     def __call__(self, placement: Placement) -> int:
         if is_first():
@@ -82,7 +82,7 @@ def batch_bytes(plan: Plan, placement: Placement) -> int:
     return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
 
 
-def _cache_file() -> Any:
+def _cache_file() -> pathlib.Path | None:
     cache = cache_folder()
     return cache / "step_memory.json" if cache else None
 

@@ -52,15 +52,19 @@ class _Flag(NamedTuple):
 
 
 _FLAGS = (
-    _Flag("workdir", "string", "DIR", "folder of the run; by default runs/ and the config's name"),
+    _Flag(
+        "workdir", "string", "DIR", "the folder of the run; by default runs/ and the config's name"
+    ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
-    _Flag("coordinator", "string", "HOST:PORT", "address of process 0, the same for all processes"),
+    _Flag(
+        "coordinator", "string", "HOST:PORT", "the address of process 0, the same for all processes"
+    ),
     _Flag("num_processes", "integer", "N", "how many processes there are"),
-    _Flag("process_id", "integer", "I", "which of them this is, from 0 on"),
+    _Flag("process_id", "integer", "I", "the index of this process, from 0 on"),
 )
 _CONFIG_HELP = (
     ("--config FILE[:VARIANT]", "the config file; `lbsgd configs` lists recipes and variants"),
-    ("--config.KEY=VALUE", "sets a key of the config"),
+    ("--config.KEY=VALUE", "set a key of the config"),
 )
 _ABOUT = """\
 usage: lbsgd train --config FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir DIR] [FLAG ...]

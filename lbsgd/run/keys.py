@@ -5,7 +5,7 @@ from lbsgd.run import target
 
 _RUN: Keys = {
     # JAX looks at 32 bits of it.
-    "seed": Key(0, "Of initialisation, order and augmentation.", most=2**32 - 1),
+    "seed": Key(0, "The seed of initialisation, order and augmentation.", most=2**32 - 1),
     "stop_at": Key(
         (),
         "The first evaluation that reaches this ends the run: () for none, or a metric "
@@ -25,7 +25,7 @@ _EVALUATION: Keys = {
     ),
     "evaluation.batch_size": Key(
         0,
-        "Examples evaluated at once; 0 for as many as an accumulation step trains.",
+        "How many examples are evaluated at once; 0 for as many as an accumulation step trains.",
         unit="examples",
         most=10**9,
         machine=True,
@@ -37,17 +37,20 @@ _CHECKPOINT: Keys = {
         "checkpoint.every", "How often a checkpoint is saved, besides at the end.", machine=True
     ),
     "checkpoint.every_minutes": Key(
-        10.0, "And by the clock; 0 for never.", unit="minutes", machine=True
+        10.0,
+        "How often a checkpoint is saved by the clock besides; 0 for never.",
+        unit="minutes",
+        machine=True,
     ),
     "checkpoint.keep": Key(
         3,
-        "How many are kept; the newest that verifies is never removed.",
+        "How many checkpoints are kept; the newest that verifies is never removed.",
         positive=True,
         machine=True,
     ),
     "checkpoint.on_error": Key(
         "continue",
-        "When a checkpoint cannot be written, training goes on, or it stops.",
+        "What happens when a checkpoint cannot be written: training continues, or it stops.",
         choices=("continue", "stop"),
         machine=True,
     ),
@@ -58,14 +61,16 @@ _LOG: Keys = {
         100, "How often metrics are written.", unit="updates", positive=True, machine=True
     ),
     "log.tensorboard": Key(
-        True, "Writes TensorBoard summaries too, where tensorflow is installed.", machine=True
+        True,
+        "Whether to write TensorBoard summaries too, where tensorflow is installed.",
+        machine=True,
     ),
 }
 
 _RUNTIME: Keys = {
     "runtime.heartbeat_seconds": Key(
         60,
-        "Of several processes, one that has not been heard of for so long ends all.",
+        "How long one of several processes may be silent before all are ended.",
         unit="seconds",
         positive=True,
         most=10**6,
@@ -81,8 +86,8 @@ _RUNTIME: Keys = {
     ),
     "runtime.stall_minutes": Key(
         10.0,
-        "After so long without an update, the stacks of all threads are written to the log of the "
-        "process; 0 for never.",
+        "The time without an update after which the stacks of all threads are written to the log "
+        "of the process; 0 for never.",
         unit="minutes",
         most=10**6,
         machine=True,

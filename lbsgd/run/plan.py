@@ -16,11 +16,13 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import build_model, init_variables, outline
-from lbsgd.models.roles import split_roles
+from lbsgd.models.resnet import ResNet
+from lbsgd.models.roles import Role, split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, run_keys
@@ -29,11 +31,11 @@ from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
 from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.step.evaluation import eval_step, moments_step
+from lbsgd.step.evaluation import EvalSums, eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.pixels import normalize
 from lbsgd.step.train_step import TrainState, train_step
-from lbsgd.step.worker import worker_loss
+from lbsgd.step.worker import WorkerResult, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement, place
@@ -70,8 +72,8 @@ class Plan:
     timeline: Timeline
     placements: Mapping[int, Placement]
     total_updates: int
-    model: Any
-    roles: Any
+    model: ResNet
+    roles: PyTree[Role]
     learning_rate: LearningRate
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformationExtraArgs
@@ -81,7 +83,7 @@ class Plan:
     save_after: frozenset[int]
     image_shape: tuple[int, int, int]
     preprocess: Callable[[jax.Array], jax.Array]
-    worker: Callable[..., Any]
+    worker: Callable[..., WorkerResult]
     gradient_mean: Callable[[Any], Any] | None
     measurements: Measurements
     unused: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ class Plan:
         return self.placements[self.config.batch_size]
 
     def placement_of(self, update: int) -> Placement:
-        """Returns where the workers of an update are; past the last, where they were then."""
+        """Returns where the workers are at an update index; past the last, where they were then."""
         return self.placements[self.timeline.batch_size(min(update, self.total_updates - 1))]
 
     def place(self, batch_size: int, accumulation_steps: int) -> Placement:
@@ -127,7 +129,9 @@ class Plan:
         row |= {key: drawn[0] for key, drawn in self.mixing.draw(none, none).items()}
         return {key: jax.ShapeDtypeStruct(slots + x.shape, x.dtype) for key, x in row.items()}
 
-    def train_step(self, placement: Placement) -> Callable[..., Any]:
+    def train_step(
+        self, placement: Placement
+    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """Binds the update of a placement, pure: (state, batch) -> (state, metrics)."""
         return functools.partial(
             train_step,
@@ -150,18 +154,14 @@ class Plan:
             total_variance=self.config.batch_norm.running_variance == "total",
         )
 
-    def eval_step(self) -> Callable[..., Any]:
+    def eval_step(self) -> Callable[..., EvalSums]:
         """Binds (params, batch_stats, batch) -> `EvalSums`."""
         return functools.partial(
             eval_step, model=self.model, preprocess=self.preprocess, placement=self.placement
         )
 
-    def trace(self, placement: Placement | None = None) -> Any:
-        """Traces the update for devices that need not be here.
-
-        Returns:
-          `jax.stages.Traced`, to be lowered for any platform.
-        """
+    def trace(self, placement: Placement | None = None) -> jax.stages.Traced:
+        """Traces the update for devices that need not be here, to be lowered for any platform."""
         placement = placement or self.placement
         replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
         by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)
@@ -273,7 +273,7 @@ def _schedules(
     return found
 
 
-def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> ResNet:
     return build_model(
         config.model.name,
         num_classes=num_classes,
@@ -290,8 +290,8 @@ def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> Any:
 
 
 def _build_worker(
-    config: ml_collections.ConfigDict, model: Any
-) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., Any]]:
+    config: ml_collections.ConfigDict, model: ResNet
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., WorkerResult]]:
     """Binds `step.pixels.normalize` and `step.worker.worker_loss`."""
     preprocess = functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
@@ -302,11 +302,11 @@ def _build_worker(
 
 
 def _initial_state(
-    init: Callable[[], Any], optimizer: optax.GradientTransformationExtraArgs
+    init: Callable[[], Mapping[str, Any]], optimizer: optax.GradientTransformationExtraArgs
 ) -> TrainState:
     variables = init()
     params, _ = split_roles(variables["params"])
-    update, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Without batch norm there are no statistics.
     stats = variables.get("batch_stats", {})
-    return TrainState(update, params, stats, optimizer.init(params), skipped)
+    return TrainState(update_index, params, stats, optimizer.init(params), skipped)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from lbsgd.run.plan import Plan, sharded
+from lbsgd.step.evaluation import EvalSums
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
@@ -25,7 +26,7 @@ class Program:
     """
 
     plan: Plan
-    compiled: Mapping[Placement, Any] = dataclasses.field(default_factory=dict)
+    compiled: Mapping[Placement, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
 
     def start(self) -> TrainState:
         """Makes the initial state, on the devices."""
@@ -47,17 +48,18 @@ class Program:
         state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
-    def abstract_batch(self, placement: Placement | None = None) -> dict[str, Any]:
+    def abstract_batch(self, placement: Placement | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, types and shardings of a training batch."""
         placement = placement or self.plan.placement
-        batch: dict[str, Any] = sharded(self.plan.batch_shapes(placement), placement.batch_sharding)
+        shapes = self.plan.batch_shapes(placement)
+        batch: dict[str, jax.ShapeDtypeStruct] = sharded(shapes, placement.batch_sharding)
         return batch
 
     def train_step(self, placement: Placement | None = None) -> Callable[..., Any]:
         """Jits the update: (state, batch) -> (state, metrics); the state is donated."""
         return self._bind(self._jitted(placement or self.plan.placement))
 
-    def compile_train_step(self, placement: Placement | None = None) -> Any:
+    def compile_train_step(self, placement: Placement | None = None) -> jax.stages.Compiled:
         """Compiles the update ahead of time for its placement."""
         placement = placement or self.plan.placement
         if placement in self.compiled:
@@ -65,8 +67,8 @@ class Program:
         with precision(self.plan.config.dtype):
             return self.lower_train_step(placement).compile()
 
-    def lower_train_step(self, placement: Placement | None = None) -> Any:
-        """Lowers the update for its placement: `jax.stages.Lowered`."""
+    def lower_train_step(self, placement: Placement | None = None) -> jax.stages.Lowered:
+        """Lowers the update for its placement."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
             state = sharded(self.plan.state_shapes, placement.replicated)
@@ -76,11 +78,11 @@ class Program:
         """Jits (params, batch_stats, batch) -> batch-norm moments of that minibatch."""
         return self._replicated(self.plan.moments_step())
 
-    def eval_step(self) -> Callable[..., Any]:
+    def eval_step(self) -> Callable[..., EvalSums]:
         """Jits (params, batch_stats, batch) -> `EvalSums`."""
         return self._replicated(self.plan.eval_step())
 
-    def _jitted(self, placement: Placement) -> Any:
+    def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
 
@@ -114,8 +116,8 @@ class CompiledSteps:
             for size in plan.timeline.sizes_between(start, plan.total_updates)
         }
 
-    def __call__(self, update: int) -> Any:
-        """Returns the compiled step of update `update`, once it is there."""
+    def __call__(self, update: int) -> jax.stages.Compiled:
+        """Returns the compiled step of the update index `update`, once it is there."""
         return self._steps[self._size_of(update)].result()
 
     def close(self) -> None:

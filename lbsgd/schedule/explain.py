@@ -5,7 +5,7 @@ import ml_collections
 from lbsgd.schedule.batch_growth import phases_of
 from lbsgd.schedule.learning_rate import LearningRate
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.system.text import noun, pluralize
+from lbsgd.system.text import enumerate_numbers, noun, pluralize
 
 
 def explain_learning_rate(
@@ -18,14 +18,14 @@ def explain_learning_rate(
       total: updates of the whole training.
     """
     c = config.learning_rate
-    ratio = f"{config.batch_size}/{c.reference_batch_size}"
+    ratio = f"{config.batch_size:,}/{c.reference_batch_size:,}"
     factor = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[c.scaling]
     text = f"learning rate: {rate.full:.6g}"
     text += f" = {c.reference_learning_rate:.6g}{factor}" if factor else ""
     if rate.warmup_updates:
         power = f", power {c.warmup_power:g}" if c.warmup_power != 1 else ""
         text += (
-            f"; {c.warmup} warmup {pluralize(rate.warmup_updates, 'update', form='d')} from "
+            f"; {c.warmup} warmup {pluralize(rate.warmup_updates, 'update')} from "
             f"{rate.warmup_rate:.6g}{power}"
         )
     else:
@@ -37,19 +37,20 @@ def explain_learning_rate(
             timeline.update_at_epoch(phase.epoch): rate.full * float(phase.rate)
             for phase in phases_of(config)
         }
-        changes = ", ".join(f"{levels[t]:.6g} from update {t}" for t in rate.decay_updates)
+        changes = ", ".join(f"{levels[t]:.6g} from update {t:,}" for t in rate.decay_updates)
         return f"{text}; where the batch does not grow, it decays: {changes}"
     if rate.decay_updates:
-        reached = [str(t) for t in rate.decay_updates if t < total]
+        reached = [t for t in rate.decay_updates if t < total]
         past = len(rate.decay_updates) - len(reached)
         if reached:
-            text += f"; x{c.decay_factor:g} at {noun(len(reached), 'update')} {', '.join(reached)}"
+            updates = f"{noun(len(reached), 'update')} {enumerate_numbers(reached)}"
+            text += f"; x{c.decay_factor:g} at {updates}"
         lie = "lies" if past == 1 else "lie"
         return text + (f"; {past} of its decays {lie} past the end" if past else "")
     text += f"; decay: {c.decay}"
     if c.decay == "polynomial":
         end = total + c.decay_past_end_steps
-        text += f", power {c.decay_power:g}, to {c.decay_end_rate:g} at update {end}"
+        text += f", power {c.decay_power:g}, to {c.decay_end_rate:g} at update {end:,}"
     if c.decay_from == "start" and rate.warmup_updates:
         dropped = float(rate.schedule(rate.warmup_updates))
         text += f", counted from update 0: {dropped:.6g} after warmup"

@@ -8,7 +8,7 @@ _OF_STEPS = {"learning_rate.decay": ("steps",)}
 _OF_POLYNOMIAL = {"learning_rate.decay": ("polynomial",)}
 # Where the rate is in proportion to it, or warmup begins at the rate that it has.
 _REFERENCE_COUNTS = Condition(
-    "learning_rate.scaling='linear' or 'sqrt', or of learning_rate.warmup_from='reference'",
+    "learning_rate.scaling='linear' or 'sqrt', or learning_rate.warmup_from='reference'",
     lambda values: (
         values["learning_rate.scaling"] != "none"
         or (
@@ -36,17 +36,19 @@ _BATCH_GROWTH: Keys = {
             "be whole and positive", lambda sizes: whole(sizes) and min(sizes, default=1) > 0
         ),
     ),
-    "batch_growth.at_epochs": Key((), "When each of the sizes begins.", unit="epochs"),
+    "batch_growth.at_epochs": Key(
+        (), "The epochs at which each of batch_growth.sizes begins.", unit="epochs"
+    ),
     "batch_growth.at_steps": Key(
         (),
-        "When each of the sizes begins, instead of at_epochs.",
+        "The updates at which each of batch_growth.sizes begins; set instead of at_epochs.",
         unit="updates",
         check=must("be whole numbers", whole),
     ),
     "batch_growth.in_place_of_decay": Key(
         False,
-        "Where learning_rate.decay='steps' would decay the rate, the batch grows by as much "
-        "instead, up to `largest`; from there on the rate decays.",
+        "Whether the batch grows where learning_rate.decay='steps' would decay the rate, by as "
+        "much, up to batch_growth.largest; from there on the rate decays.",
     ),
     "batch_growth.largest": Key(
         0, "The batch size that is not exceeded; 0 for none.", unit="examples", used_with=_OF_GROWTH
@@ -78,7 +80,7 @@ _LEARNING_RATE: Keys = {
     ),
     "learning_rate.warmup": Key(
         "gradual",
-        "Warmup from a lower rate: gradual, or constant at the reference rate.",
+        "How the rate warms up from a lower one: gradual, or constant at the reference rate.",
         choices=("gradual", "constant", "none"),
     ),
     "learning_rate.warmup_from": Key(
@@ -109,7 +111,7 @@ _LEARNING_RATE: Keys = {
     ),
     "learning_rate.decay_epochs": Key(
         (30.0, 60.0, 80.0),
-        "When the rate decays.",
+        "The epochs at which the rate decays.",
         unit="epochs",
         check=must("increase", lambda epochs: list(epochs) == sorted(set(epochs))),
         used_with=_OF_STEPS,
@@ -153,7 +155,7 @@ _DIAGNOSTICS: Keys = {
     ),
     "diagnostics.confusion.pairs": Key(
         100,
-        "How many pairs.",
+        "How many pairs of minibatches gradient confusion is measured over.",
         positive=True,
         most=10**6,
         machine=True,
@@ -161,7 +163,7 @@ _DIAGNOSTICS: Keys = {
     ),
     "diagnostics.confusion.batch_size": Key(
         128,
-        "The size of these minibatches.",
+        "The size of the minibatches that gradient confusion compares.",
         unit="examples",
         positive=True,
         machine=True,
@@ -175,10 +177,11 @@ _DIAGNOSTICS: Keys = {
     ),
     "diagnostics.in_turn": Key(
         False,
-        "Takes the workers of a device one after the other, for memory. Slow on a CPU.",
+        "Whether workers of a device are measured one after the other, to save memory. Slow on a "
+        "CPU.",
         machine=True,
         used_if=any_time("diagnostics.workers.every", "diagnostics.confusion.every"),
     ),
 }
 
-KEYS: Keys = {**_LENGTH, **_BATCH_GROWTH, **_LEARNING_RATE, **_DIAGNOSTICS}
+KEYS: Keys = {**_LENGTH, **_LEARNING_RATE, **_BATCH_GROWTH, **_DIAGNOSTICS}

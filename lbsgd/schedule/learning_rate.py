@@ -99,8 +99,8 @@ def build_learning_rate(
             )
     if warmup > total:
         raise ConfigError(
-            f"the warmup of {pluralize(warmup, 'update', form='d')} is longer than the training "
-            f"of {total}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
+            f"the warmup of {pluralize(warmup, 'update')} is longer than the training "
+            f"of {total:,}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
     begin = warmup if c.decay_from == "warmup" else 0

@@ -34,7 +34,7 @@ class Measurements(NamedTuple):
         named = {
             "gradient noise scale at {}": self.workers,
             f"gradient confusion of {pluralize(confusion.pairs, 'pair')} of minibatches of "
-            f"{confusion.batch_size} after {{}}": self.confusion,
+            f"{confusion.batch_size:,} after {{}}": self.confusion,
             "norms of each parameter array at {}": self.layers,
         }
         parts = [

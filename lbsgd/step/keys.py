@@ -8,14 +8,14 @@ KEYS: Keys = {
     ),
     "on_nonfinite": Key(
         "stop",
-        "Where the loss or the gradient is not finite: stop ends the run; skip leaves the state as "
-        "it was before that update.",
+        "What happens where the loss or the gradient is not finite: stop ends the run; skip leaves "
+        "the state as it was before that update.",
         choices=("stop", "skip"),
         machine=True,
     ),
     "max_nonfinite": Key(
         10,
-        "The run ends past so many updates that were skipped.",
+        "How many updates may be skipped before the run ends.",
         unit="updates",
         machine=True,
         used_with={"on_nonfinite": ("skip",)},

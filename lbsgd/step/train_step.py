@@ -34,14 +34,14 @@ class TrainState(struct.PyTreeNode):
     """Holds all that a run has to remember.
 
     Attributes:
-      update: the update index t, an int32 scalar: how many updates were made.
+      update_index: t, an int32 scalar: how many updates were made.
       params: parameters.
       batch_stats: running averages of batch norm; {} for a network without.
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
     """
 
-    update: Int[Array, ""]
+    update_index: Int[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -119,14 +119,17 @@ def _select_finite(finite: Bool[Array, ""], changed: TrainState, state: TrainSta
 
 
 def _metrics(
-    result: WorkerResult, gradients: Any, update: Int[Array, ""], schedules: Mapping[str, Schedule]
+    result: WorkerResult,
+    gradients: Any,
+    update_index: Int[Array, ""],
+    schedules: Mapping[str, Schedule],
 ) -> dict[str, Any]:
     """Computes what every update tells of itself: nats, percent, and the schedules' values."""
     return {
         "train_loss": result.loss,
         "train_error": 100.0 * result.error,
         "gradient_norm": optax.tree.norm(gradients),
-        **{name: schedule(update) for name, schedule in schedules.items()},
+        **{name: schedule(update_index) for name, schedule in schedules.items()},
     }
 
 
@@ -173,17 +176,17 @@ def train_step(
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         changes, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, update_index=state.update
+            gradients, state.opt_state, state.params, update_index=state.update_index
         )
         params = jax.tree.map(jnp.add, state.params, changes)
     batch_stats = _running_averages(
         state.batch_stats, result.batch_stats, batch_norm_momentum, total_variance
     )
-    changed = TrainState(state.update + 1, params, batch_stats, opt_state, state.skipped)
+    changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped)
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
-        metrics = _metrics(result, gradients, state.update, schedules)
+        metrics = _metrics(result, gradients, state.update_index, schedules)
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:

@@ -6,6 +6,7 @@ This module does not import jax when it is imported, so signals are handled befo
 import os
 import signal
 import threading
+from types import FrameType
 from typing import Any
 
 from lbsgd.system.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
@@ -60,7 +61,7 @@ class StopSignal:
         threading.Thread(target=self._watch, name="lbsgd-signals", daemon=True).start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -96,5 +97,5 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _leave_to_the_thread(number: int, frame: Any) -> None:
+def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
     """Does nothing, but must exist: without a handler Python would not tell the thread."""

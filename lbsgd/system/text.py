@@ -2,7 +2,7 @@
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Characters of a value in a message, and of a message that another library wrote.
@@ -20,15 +20,25 @@ def noun(number: int, singular: str, plural: str = "") -> str:
     return singular if number == 1 else plural or singular + "s"
 
 
-def pluralize(number: float, singular: str, plural: str = "", form: str = ",") -> str:
-    """Formats a number with its noun: "1 lane", "2 lanes", "1,000 lanes".
+def decimal(number: float) -> str:
+    """Formats a number with four significant digits, a large one whole: "89.97", "1,234"."""
+    return f"{number:,.4g}" if abs(number) < 1000 else f"{number:,.0f}"
+
+
+def pluralize(number: float, singular: str, plural: str = "") -> str:
+    """Formats a number with its noun: "1 lane", "1,000 lanes", "89.97 epochs".
 
     Args:
       plural: by default the singular with an s.
-      form: format of the number, as for `format`.
     """
-    text = format(number, form)
+    text = decimal(number) if isinstance(number, float) else f"{number:,}"
     return f"{text} {noun(1 if text == '1' else 2, singular, plural)}"
+
+
+def enumerate_numbers(numbers: Sequence[int]) -> str:
+    """Lists whole numbers: "168, 337 and 1,449"."""
+    *most, last = (f"{number:,}" for number in numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def shorten(text: str, longest: int) -> str:

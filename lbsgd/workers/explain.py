@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from lbsgd.system.text import pluralize
+from lbsgd.system.text import decimal, pluralize
 from lbsgd.workers.collectives import cost
 from lbsgd.workers.collectives.allreduce import resolve_grid
 from lbsgd.workers.topology import Topology
@@ -15,8 +15,8 @@ def explain_allreduce(c: ml_collections.ConfigDict, topology: Topology) -> str:
       c: the config's `allreduce`.
     """
     devices = topology.devices
-    text = f"all-reduce: {c.algorithm} over {pluralize(devices, 'device', form='d')}"
-    text += f", buckets of {c.bucket_mib:g} MiB"
+    text = f"all-reduce: {c.algorithm} over {pluralize(devices, 'device')}"
+    text += f", buckets of {decimal(c.bucket_mib)} MiB"
     if c.dtype != "own":
         scaled = " times a power of two" if c.dtype == "float16" else ""
         text += f", sent in {c.dtype}{scaled} and summed in float32"
@@ -24,7 +24,7 @@ def explain_allreduce(c: ml_collections.ConfigDict, topology: Topology) -> str:
         return text
     grid = resolve_grid(c.algorithm, devices, topology.grid(c))
     if c.algorithm in ("torus_2d", "hierarchical"):
-        text += ", {}x{}".format(*grid)
+        text += ", {:,}x{:,}".format(*grid)
     steps = cost.steps(c.algorithm, devices, grid)
     load = float(cost.load(c.algorithm, devices, grid))
-    return f"{text}; {pluralize(steps, 'step')}, a device sends {load:.4g} times the gradient"
+    return f"{text}; {pluralize(steps, 'step')}, a device sends {decimal(load)} times the gradient"

@@ -211,7 +211,7 @@ def first_that_fits(
 
 def shown_bytes(size: int) -> str:
     """Writes a number of bytes in GiB or MiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 def _read(cache: pathlib.Path | None) -> dict[str, Any]:

@@ -6,22 +6,22 @@ from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
 _PLACEMENT: Keys = {
     "batch_size": Key(
         256,
-        "kn, the examples of one update, over all workers.",
+        "The batch size kn: the examples of one update, over all workers.",
         unit="examples",
         positive=True,
         most=10**9,
     ),
     "worker_batch_size": Key(
         32,
-        "n, the examples of one worker: its batch-norm statistics are over these.",
+        "The batch size n of one worker: its batch-norm statistics are over these examples.",
         unit="examples",
         positive=True,
         most=10**9,
     ),
-    "devices": Key(0, "How many devices; 0 for all there are.", machine=True),
+    "devices": Key(0, "How many devices to use; 0 for all there are.", machine=True),
     "accumulation_steps": Key(
         1,
-        "Gradient accumulation: the steps in which a device goes through its workers; 0 for the "
+        "Gradient accumulation: in how many steps a device goes through its workers; 0 for the "
         "fewest that fit in its memory.",
         machine=True,
     ),
@@ -44,18 +44,18 @@ _ALLREDUCE: Keys = {
     # Not of the machine, as its neighbours are: rounding to 16 bits changes the run.
     "allreduce.dtype": Key(
         "own",
-        "What gradients are sent in: their own type, or 16 bits, of which the sums are float32.",
+        "The type that gradients are sent in: their own, or one of 16 bits, summed in float32.",
         choices=("own", *DTYPES),
     ),
     "allreduce.bucket_mib": Key(
         32.0,
-        "Gradients that are reduced together.",
+        "The size of a bucket: gradients that are reduced together.",
         unit="MiB",
         positive=True,
         most=10**6,
         machine=True,
         used_if=Condition(
-            "an allreduce.algorithm other than 'psum', or of allreduce.dtype",
+            "an allreduce.algorithm other than 'psum', or allreduce.dtype",
             lambda values: (
                 values["allreduce.algorithm"] != "psum" or values["allreduce.dtype"] != "own"
             ),
@@ -63,8 +63,8 @@ _ALLREDUCE: Keys = {
     ),
     "allreduce.grid": Key(
         (0, 0),
-        "Of torus_2d, (devices in a row, rows); of hierarchical, (devices of a host, hosts). "
-        "(0, 0) for as square as possible, and for the hosts that there are.",
+        "The grid of devices: for torus_2d (devices in a row, rows), for hierarchical (devices of "
+        "a host, hosts); (0, 0) for as square as possible, and for the hosts that there are.",
         most=10**6,
         check=must(
             "be two whole numbers, or (0, 0)",

@@ -155,9 +155,9 @@ class Placement:
     def describe(self) -> str:
         """Describes it in a line in the paper's words: "k=8 workers of n=32 = ..."."""
         idle = self.slots - self.workers
-        lie = f"{pluralize(self.workers, 'worker', form='d')} of n={self.worker_batch_size}"
+        lie = f"{pluralize(self.workers, 'worker')} of n={self.worker_batch_size:,}"
         on = " x ".join(
-            pluralize(number, noun, form="d")
+            pluralize(number, noun)
             for number, noun in (
                 (self.devices, "device"),
                 (self.lanes, "lane"),
@@ -207,7 +207,7 @@ def place(
     if workers % group_size:
         raise ConfigError(
             f"batch_norm.synced_workers={group_size} does not divide the "
-            f"k={pluralize(workers, 'worker', form='d')}"
+            f"k={pluralize(workers, 'worker')}"
         )
     # Again, for steps that rounding up left empty are not to be run.
     steps = math.ceil(workers / (devices * lanes))
@@ -217,7 +217,7 @@ def place(
     if steps_of_groups < steps:
         raise ConfigError(
             f"groups of batch_norm.synced_workers={group_size} do not fit in accumulation_steps="
-            f"{accumulation_steps} on {pluralize(devices, 'device', form='d')}: a group must run "
+            f"{accumulation_steps} on {pluralize(devices, 'device')}: a group must run "
             f"in one step; set accumulation_steps={steps_of_groups} (k={workers})"
         )
     return Placement(workers, worker_batch_size, devices, steps, lanes, group_size, platform)

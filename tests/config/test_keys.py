@@ -38,7 +38,7 @@ DEFAULTS = {name: key.default for name, key in KEYS.items()}
 
 
 def named(**changes) -> dict[str, str]:
-    """Keys without effect, and what they are of."""
+    """Keys without effect, and what they are used with."""
     values = {**DEFAULTS, **{key.replace("__", "."): value for key, value in changes.items()}}
     return {unused.key: unused.words for unused in without_effect(values, KEYS)}
 
@@ -57,6 +57,8 @@ def test_a_time_has_three_keys():
     assert [key.default for key in time.values()] == [2.0, 0, 0]
     assert [key.unit for key in time.values()] == ["epochs", "updates", "examples"]
     assert given(default_tree(KEYS).bake, "wait") == ("epochs", 2.0)
+    assert all(key.meaning.startswith("How long.") for key in time.values())
+    assert all("instead of bake.wait_epochs" in time[key].meaning for key in ("steps", "examples"))
 
 
 def test_a_time_is_given_once():
@@ -156,7 +158,7 @@ def test_what_the_default_stands_for_is_the_default():
     keys = {**KEYS, "depth": Key(0.0, "", follows=KEYS["depth"].follows, used_with={"salt": (0,)})}
     assert without_effect({**DEFAULTS, "depth": -8.0}, keys) == []
     (unused,) = without_effect({**DEFAULTS, "depth": -7.0}, keys)
-    assert str(unused) == "depth=-7.0 (it is of salt=0)"
+    assert str(unused) == "depth=-7.0 (used only with salt=0)"
 
 
 def test_what_is_unused_is_reset():
@@ -170,9 +172,10 @@ def test_keys_are_described_with_defaults_units_and_options():
     keys = {**KEYS, "oil": Key("", "Of the pan. " * 20, used_if=Condition("x, which is off", bool))}
     lines = paragraphs(keys)
     assert "  bake.oven=gas  The oven. [gas or wood]" in lines
-    assert "  bake.fan_speed=3  Turns. [a second; of bake.fan]" in lines
-    assert "  bake.logs=5  Logs of wood. [of bake.oven=wood]" in lines
+    assert "  bake.fan_speed=3  Turns. [a second; used with bake.fan]" in lines
+    assert "  bake.logs=5  Logs of wood. [used with bake.oven=wood]" in lines
     assert "  tin=(1, 2)  Width and height." in lines
-    assert lines[-1].endswith("[of x]")
+    assert "  salt=0.5  Grams. [used with bake.wait_*]" in lines
+    assert lines[-1].endswith("[used with x]")
     assert lines[-2].startswith("      pan. Of the")
     assert max(map(len, lines)) <= COLUMNS

@@ -30,7 +30,7 @@ def sets(tmp_path_factory) -> pathlib.Path:
     """A folder of images, and a packed set of their pixels."""
     root = tmp_path_factory.mktemp("sets")
     folder = write(root / "folder", below("train", tree(2)) | below("val", tree(1, first=20)))
-    assert command.main([str(folder), str(root / "raw"), "--raw", "--short-side", "16"]) == 0
+    assert command.main([str(folder), str(root / "raw"), "--raw", "--short_side", "16"]) == 0
     return root
 
 
@@ -83,7 +83,7 @@ def test_a_file_of_json_that_is_none_is_refused(sets, tmp_path, text):
     (folder / "train" / reader.INDEX).write_bytes(text)
     assert "index.json is damaged" in refusal(lambda: build_sources(data("packed", folder)))
     assert command.main(["--verify", str(folder)]) == 2
-    again = [str(sets / "folder"), str(folder), "--raw", "--short-side", "16"]
+    again = [str(sets / "folder"), str(folder), "--raw", "--short_side", "16"]
     assert command.main(again) == 2
     (folder / "train" / reader.INDEX).unlink()
     (folder / "train" / "preparing.json").write_bytes(text)

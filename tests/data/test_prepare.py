@@ -199,7 +199,7 @@ def test_raw_pixels_are_those_of_pillow(images, out):
 
 
 @pytest.mark.parametrize("raw", [(), ("--raw",)])
-@pytest.mark.parametrize(("option", "pick"), [("--max-side", max), ("--short-side", min)])
+@pytest.mark.parametrize(("option", "pick"), [("--max_side", max), ("--short_side", min)])
 def test_sides_shrink_to_what_is_asked_for(images, out, option, pick, raw):
     """20 to 41 pixels are there; those below 24 stay as they are."""
     assert run(images, out, option, 24, *raw) == 0
@@ -245,7 +245,7 @@ def test_corrupt_image_is_named(damaged, out, capsys):
 
 
 def test_corrupt_images_are_left_out_where_asked_for(damaged, out, capsys):
-    assert run(damaged, out, "--on-corrupt", "skip") == 0
+    assert run(damaged, out, "--on_corrupt", "skip") == 0
     said = capsys.readouterr().out
     assert "left out train/dog/2.jpg: the JPEG is cut short" in said
     assert "train: 19 images of 3 classes" in said
@@ -259,7 +259,7 @@ def test_corrupt_images_are_left_out_where_asked_for(damaged, out, capsys):
         assert contents(ours) == contents(theirs)
 
 
-@pytest.mark.parametrize("options", [(), ("--max-side", "25"), ("--raw",)])
+@pytest.mark.parametrize("options", [(), ("--max_side", "25"), ("--raw",)])
 def test_number_of_workers_changes_nothing(images, tmp_path, options):
     for workers in (1, 2, 5):
         assert run(images, tmp_path / f"{workers}", "--workers", workers, *options) == 0
@@ -350,10 +350,10 @@ def test_the_splits_that_can_be_asked_for_are_those_of_a_packed_set(capsys):
         (["--tfrecord", "nowhere"], "nowhere"),
         (["--tfrecord", "images"], "images"),
         (["images", "out", "--side", "3"], "unrecognized arguments: --side 3"),
-        (["images", "out", "--max-side", "3", "--short-side", "3"], "exclude each other"),
+        (["images", "out", "--max_side", "3", "--short_side", "3"], "exclude each other"),
         (["images", "out", "--raw", "--quality", "3"], "--raw and --quality exclude each other"),
         (["images", "out", "--quality", "101"], "--quality must be within 1 and 100, not 101"),
-        (["images", "out", "--max-side", "-1"], "numbers must be positive"),
+        (["images", "out", "--max_side", "-1"], "numbers must be positive"),
         (["images", "out", "--workers", "two"], "argument --workers: invalid int value: 'two'"),
         (["images", "out", "--split", "test"], "argument --split: invalid choice: 'test'"),
         (["nowhere", "out"], "nowhere does not exist"),

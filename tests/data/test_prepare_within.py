@@ -49,7 +49,7 @@ def test_set_beside_the_classes_is_none_of_them(images, tmp_path):
     assert run(root, root / "packed") == run(root, root / "packed") == 0
     assert run(root, root / "raw", "--raw") == run(root, root / "raw", "--raw") == 0
     deep = root / "a/b/small"
-    assert run(root, deep, "--max-side", 9) == run(root, deep, "--max-side", 9) == 0
+    assert run(root, deep, "--max_side", 9) == run(root, deep, "--max_side", 9) == 0
     assert FolderSource(root).classes == CLASSES
 
 

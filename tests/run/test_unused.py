@@ -135,7 +135,9 @@ def test_a_key_of_another_option_is_named_and_not_in_effect(key):
     """So that no part of a run can depend on it."""
     value, without, _ = POLICY[key]
     for option in without:
-        assert unused({**option, key: value})[key].startswith(f"{key}={value!r} (it is of "), option
+        assert unused({**option, key: value})[key].startswith(
+            f"{key}={value!r} (used only with "
+        ), option
     assert in_effect(resolved({**option, key: value})) == in_effect(resolved(option))
 
 
@@ -157,8 +159,9 @@ def test_the_line_says_which_option_was_meant():
     changes = {"optimizer.trust_coefficient": 0.01, "batch_growth.largest": 512}
     (said,) = explain_unused(resolved(changes))
     assert said == (
-        "without effect: batch_growth.largest=512 (it is of batch_growth.in_place_of_decay, which "
-        "is off); optimizer.trust_coefficient=0.01 (it is of optimizer.name='lars')"
+        "without effect: batch_growth.largest=512 (used only with batch_growth.in_place_of_decay, "
+        "which "
+        "is off); optimizer.trust_coefficient=0.01 (used only with optimizer.name='lars')"
     )
 
 
@@ -279,15 +282,21 @@ def test_another_option_than_the_recipes_names_what_was_of_that():
     config.optimizer.momentum_form = "rate_outside"
     (said,) = explain_unused(resolve(config))
     assert said == (
-        "without effect: optimizer.momentum_correction=False (it is of optimizer.momentum_form="
+        "without effect: optimizer.momentum_correction=False (used only with "
+        "optimizer.momentum_form="
         "'rate_inside')"
     )
+
+
+# What a meaning cannot begin with that is to be read without the key before it.
+FRAGMENTS = {"And", "Also", "Its", "Of", "Or", "Same", "Then", "These", "Those", "Which"}
 
 
 def test_every_key_says_what_it_means():
     for name, key in KEYS.items():
         assert key.meaning.endswith("."), name
-        assert key.meaning[0].isalpha(), name
+        assert key.meaning[0].isupper() or name == "batch_norm.momentum", name
+        assert key.meaning.split()[0] not in FRAGMENTS, name
         assert set(key.used_with) <= KEYS.keys()
 
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from tiny_run import tiny_config
 
+from lbsgd import train
+from lbsgd.config.keys import flatten
+from lbsgd.run.flags import stored_config
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 
@@ -64,3 +68,46 @@ def test_a_run_in_a_folder_of_any_name_ends_and_goes_on(name, tmp_path):
     (folder / "checkpoints" / "4").rename(tmp_path / "4")
     assert "resumes after update 2" in run("lbsgd.main", *args)
     assert run("lbsgd.main", "checkpoint", "verify", name).count(": ok, ") == 2
+
+
+# Of each an option that is not chosen, the key that is used with it, and two values.
+WITHOUT_EFFECT = {
+    "of another optimizer": ("optimizer.beta1", 0.5, 0.8),
+    "of another source": ("data.tfds_name", "mnist", "cifar10"),
+    "of a switch that is off": ("batch_growth.largest", 512, 1024),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *list(WITHOUT_EFFECT)[:1],
+        *(pytest.param(case, marks=pytest.mark.long) for case in list(WITHOUT_EFFECT)[1:]),
+    ],
+)
+def test_a_workdir_keeps_keys_without_effect_and_does_not_compare_them(case, tmp_path, capsys):
+    key, first, second = WITHOUT_EFFECT[case]
+
+    def start(**keys: object) -> None:
+        """Begins the run in the folder, or resumes it, and stops before its first update."""
+        train.run(tiny_config(**keys), tmp_path, should_stop=lambda done: True)
+
+    def written() -> tuple[object, object]:
+        there = json.loads((tmp_path / "config.json").read_text())
+        group, leaf = key.split(".")
+        return there["config"][group][leaf], there["run"].get(key)
+
+    default = tiny_config().to_dict()[key.split(".")[0]][key.split(".")[1]]
+    start(**{key: first})
+    assert f"without effect: {key}={first!r}" in capsys.readouterr().out
+    assert written() == (first, default)
+    assert dict(flatten(stored_config(tmp_path)))[key] == first
+    # As a run has it that has made updates.
+    (tmp_path / "checkpoints" / "1").mkdir()
+    start(**{key: second})
+    assert written() == (second, default)
+    with pytest.raises(
+        ConfigError, match=r"holds a run that differs in optimizer\.momentum \(0\.9"
+    ):
+        start(**{key: second, "optimizer.momentum": 0.8})
+    assert written() == (second, default)

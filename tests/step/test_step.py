@@ -95,7 +95,7 @@ def start():
 
     state = jax.eval_shape(run_on(1).plan.initial_state)
     return state.replace(
-        update=np.int32(0),
+        update_index=np.int32(0),
         skipped=np.int32(0),
         params=jax.tree_util.tree_map_with_path(fill, state.params),
         batch_stats=jax.tree_util.tree_map_with_path(fill, state.batch_stats),
@@ -229,7 +229,7 @@ def test_a_large_minibatch_is_the_mean_over_its_workers(trained, written_out):
             np.testing.assert_allclose(
                 found[path], value, rtol=0, atol=TOLERANCE, err_msg=f"{path} after {update}"
             )
-        assert state.update == update + 1
+        assert state.update_index == update + 1
 
 
 def test_running_averages_move_once_an_update(trained, written_out):
@@ -294,11 +294,11 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, wh
         assert np.isfinite(metrics["gradient_norm"]) == (what == "loss")
         assert metrics["skipped"] == skipped
     found = jax.device_get(state)
-    assert (found.update, found.skipped) == (2, 2)
+    assert (found.update_index, found.skipped) == (2, 2)
     for name in ("params", "batch_stats", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(start, name))
     state, metrics = run.program.compile_train_step()(state, batch)  # and on it goes
-    assert (state.update, metrics["skipped"]) == (3, 2)
+    assert (state.update_index, metrics["skipped"]) == (3, 2)
     assert (
         leaves(state.params)["classifier/bias"].tolist()
         != start.params["classifier"]["bias"].tolist()

@@ -228,7 +228,7 @@ def first_bad_update(config) -> tuple[int, float]:
     for batch in parts.feed.train_batches().between(0, UPDATES):
         state, values = step(state, batch)
         if not np.isfinite(values["train_loss"]) or not np.isfinite(values["gradient_norm"]):
-            return int(state.update) - 1, float(values["learning_rate"])
+            return int(state.update_index) - 1, float(values["learning_rate"])
     raise AssertionError("it does not diverge")
 
 

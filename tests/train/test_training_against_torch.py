@@ -79,7 +79,7 @@ def start(run):
 
     state = run.plan.state_shapes
     return state.replace(
-        update=np.int32(0),
+        update_index=np.int32(0),
         skipped=np.int32(0),
         params=jax.tree_util.tree_map_with_path(fill, state.params),
         batch_stats=jax.tree_util.tree_map_with_path(

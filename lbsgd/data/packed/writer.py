@@ -261,7 +261,7 @@ def _leave_out(job: SplitJob, item: Item) -> str:
     """
     if not job.skip:
         raise ConfigError(
-            f"{item.name} is corrupt: {item.error}; mend it, or leave it out with --on-corrupt skip"
+            f"{item.name} is corrupt: {item.error}; mend it, or leave it out with --on_corrupt skip"
         )
     job.progress.line(f"left out {item.name}: {item.error}")
     return item.name

@@ -113,7 +113,7 @@ def _check_there(
     where = ", ".join(f"{name} ({CALLED.get(name, 'yours')})" for name in missing)
     text = f"{root} has no {where}; image-net.org's download page of ILSVRC2012 has it"
     if DEVKIT in missing:
-        text += ", or give --ground-truth a list of the validation images' synsets"
+        text += ", or give --ground_truth a list of the validation images' synsets"
     there = [name for name, tar in wanted.items() if tar.name not in missing]
     if "train" in there:
         text += "; --split train takes what is there"

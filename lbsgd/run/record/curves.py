@@ -4,11 +4,14 @@ import bisect
 import pathlib
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbsgd.run.record.metrics import evaluations
 from lbsgd.system.errors import first_line
 from lbsgd.system.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Points of the training error where there are no evaluations between which to average it.
 STRETCHES = 20
@@ -41,7 +44,7 @@ def draw(metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule
     return ""
 
 
-def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> Any:
+def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> "Figure":
     """Plots errors against epochs, learning rate below, and the batch size where it changes."""
     figure = new_figure(7, 5)
     strips = ("learning_rate", "batch_size")[: 2 if len(set(schedule.batch_size)) > 1 else 1]

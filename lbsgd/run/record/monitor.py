@@ -6,10 +6,11 @@ The metrics of an update come off the devices while later ones are computed.
 import collections
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
+from lbsgd.data.pipeline import Batch, Prefetch, RepeatedBatches
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.record import NoRecord, Record
@@ -64,7 +65,7 @@ class Monitor:
         self._start, self._fetched = start, start
         self._idle, self._told = 0.0, False
 
-    def batches(self, feed: Any) -> Iterator[Any]:
+    def batches(self, feed: Prefetch | RepeatedBatches) -> Iterator[Batch]:
         """Iterates over the batches of a feed, and measures how long the devices wait for them.
 
         Time counts from the first batch on.
@@ -169,5 +170,5 @@ class _Paused:
     def __enter__(self) -> None:
         self._watch.stop()
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._watch.start()

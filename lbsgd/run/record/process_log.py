@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
 
 import ml_collections
 
@@ -45,7 +45,12 @@ class ProcessLog:
         with contextlib.suppress(OSError):
             self._file.write(f"{now} {text}\n".encode(errors="backslashreplace"))
 
-    def failure(self, kind: Any, error: BaseException | None, where: Any) -> None:
+    def failure(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
         """Writes down what ended the run, if anything did; has the form of `__exit__`."""
         if error:
             self.line("".join(traceback.format_exception(error)).rstrip())

@@ -12,6 +12,7 @@ from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, evaluations, read_metrics
 from lbsgd.run.record.summaries import NoSummaries, Summaries, open_summaries
 from lbsgd.run.workdir import Workdir
+from lbsgd.step.train_step import TrainState
 from lbsgd.system.errors import ConfigError
 
 Values = dict[str, float]
@@ -36,7 +37,7 @@ class Record:
         self._summaries: Summaries = NoSummaries()
         self._saved_at = time.monotonic()
 
-    def restore(self, like: Any) -> tuple[int, Any] | None:
+    def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Restores update index and state of the newest good checkpoint (`Checkpoints.restore`)."""
         return self._checkpoints.restore(like)
 
@@ -60,7 +61,7 @@ class Record:
         return self._metrics.kept if self._metrics else []
 
     def holds(self, update: int, name: str) -> bool:
-        """Tells whether the diagnostic `name` of `update` was written before, and still counts."""
+        """Tells whether diagnostic `name` at an update index was written before, and counts."""
         kept = self._lists.kept if self._lists else []
         return any(line["step"] == update and name in line for line in kept)
 
@@ -81,7 +82,7 @@ class Record:
         late = minutes and time.monotonic() - self._saved_at > 60 * minutes
         return done in self._plan.save_after or bool(late)
 
-    def save(self, done: int, state: Any, last: bool) -> None:
+    def save(self, done: int, state: TrainState, last: bool) -> None:
         """Starts to save; the state may be changed when this returns.
 
         Args:
@@ -107,7 +108,7 @@ class Record:
         files = (file for file in (self._metrics, self._lists) if file)
         return next(filter(None, (file.flush() for file in files)), "")
 
-    def finish(self, done: int, state: Any) -> None:
+    def finish(self, done: int, state: TrainState) -> None:
         """Saves the last state, and waits until it is on the disk.
 
         Raises:
@@ -149,7 +150,7 @@ class NoRecord:
 
     kept: tuple[()] = ()
 
-    def restore(self, like: Any) -> None:
+    def restore(self, like: TrainState) -> None:
         return None
 
     def begin(self, start: int) -> None:
@@ -170,10 +171,10 @@ class NoRecord:
     def due(self, done: int) -> bool:
         return False
 
-    def save(self, done: int, state: Any, last: bool) -> None:
+    def save(self, done: int, state: TrainState, last: bool) -> None:
         pass
 
-    def finish(self, done: int, state: Any) -> None:
+    def finish(self, done: int, state: TrainState) -> None:
         pass
 
     def newest(self) -> str:

@@ -111,7 +111,7 @@ def finish(
     if target:
         progress.line(say_target(target, lines))
     if speed:
-        epochs = pluralize(plan.timeline.epoch(done), "epoch", form=".4g")
+        epochs = pluralize(plan.timeline.epoch(done), "epoch")
         progress.line(f"{pluralize(done, 'update')}, {epochs}, {speed}")
     if corrupt:
         progress.line(f"corrupt examples: {len(corrupt)}, named in {folder.corrupt}")
@@ -151,7 +151,7 @@ def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
         came = f"the best was {best:.6g}" if best is not None else "there was no evaluation"
         return f"target not reached: {target} ({came})"
     updates = pluralize(line["step"], "update")
-    epochs = pluralize(line["epoch"], "epoch", form=".4g")
+    epochs = pluralize(line["epoch"], "epoch")
     return f"target reached: {target}, after {updates} = {epochs} ({target.own_of(line):.6g})"
 
 
@@ -187,7 +187,7 @@ def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, An
 
 def _title(plan: Plan) -> str:
     sizes = " to ".join(
-        f"{placement.batch_size} = {pluralize(placement.workers, 'worker', form='d')}"
+        f"{placement.batch_size} = {pluralize(placement.workers, 'worker')}"
         for placement in _first_and_last(plan)
     )
     return f"{plan.config.model.name} on {plan.config.data.source}, minibatch {sizes}"

@@ -162,7 +162,7 @@ def test_ground_truth_may_be_a_list(downloads, tmp_path, name):
     if name.startswith(("LOC", "imagenet")):
         assert len(open_input(downloads, None)["validation"]) == 7
     else:
-        assert "--ground-truth" in refusal(lambda: open_input(downloads, None))
+        assert "--ground_truth" in refusal(lambda: open_input(downloads, None))
     assert os.path.exists(beside)
 
 
@@ -202,7 +202,7 @@ def test_what_is_missing_is_named_with_where_it_is_found(downloads, tmp_path, wh
     said = capsys.readouterr().err
     assert says in said
     assert "image-net.org's download page of ILSVRC2012 has it" in said
-    assert ("--ground-truth" in said) == (which == "devkit")
+    assert ("--ground_truth" in said) == (which == "devkit")
     assert ("--split train takes what is there" in said) == (which != "train")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -218,7 +218,7 @@ def test_tars_one_by_one_are_those_at_once(downloads, tmp_path, capsys):
     assert run(downloads, tmp_path / "at once") == 0
     assert run(downloads / "ILSVRC2012_img_train.tar", tmp_path / "a", "--split", "train") == 0
     assert "validation is still missing" in capsys.readouterr().out
-    options = ("--split", "validation", "--ground-truth", devkit)
+    options = ("--split", "validation", "--ground_truth", devkit)
     assert run(tar, tmp_path / "a", *options) == run(tar, tmp_path / "b", *options) == 0
     assert run(downloads, tmp_path / "b", "--split", "train") == 0
     expected = packed(data_config(tmp_path / "at once"))
@@ -277,8 +277,8 @@ def test_validation_images_in_folders_of_classes_are_any_images(tmp_path):
 
 def test_ground_truth_of_what_is_no_imagenet_is_an_error(tmp_path, capsys):
     write(tmp_path / "x", trained())
-    assert run(tmp_path / "x", tmp_path / "out", "--ground-truth", "list.txt") == 2
-    assert "--ground-truth is of ILSVRC2012_img_val.tar" in capsys.readouterr().err
+    assert run(tmp_path / "x", tmp_path / "out", "--ground_truth", "list.txt") == 2
+    assert "--ground_truth is of ILSVRC2012_img_val.tar" in capsys.readouterr().err
 
 
 def devkit(numbers: bytes | None = None, mat: bytes | None = None, **more: bytes) -> bytes:

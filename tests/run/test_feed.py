@@ -1,0 +1,39 @@
+"""The batches of a run, whatever types its process computes with."""
+
+import jax
+import numpy as np
+import pytest
+
+from lbsgd.run.build import Run, build
+from lbsgd.run.config import default_config, resolve
+
+
+def run_of(dtype: str) -> Run:
+    """A run of two batches that are made on the devices, of two sizes."""
+    config = default_config()
+    config.update({"batch_size": 16, "worker_batch_size": 8, "total_steps": 2, "devices": 2})
+    config.update({"dtype": dtype, "learning_rate": {"warmup": "none"}})
+    config.model.update({"name": "cifar_resnet8", "width": 0.25})
+    config.batch_growth.update({"sizes": (32,), "at_steps": (1,)})
+    config.data.update({"source": "synthetic", "synthetic_on_device": True, "image_size": 8})
+    config.data.update({"mixup": 0.2, "cutmix": 1.0, "erasing": 0.25, "synthetic_classes": 300})
+    return build(resolve(config))
+
+
+def repeated(dtype: str) -> list[dict[str, np.ndarray]]:
+    run = run_of(dtype)
+    return [{key: np.asarray(x) for key, x in batch.items()} for batch in run.feed.training(0)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_repeated_batches_depend_neither_on_the_type_nor_on_the_process(dtype):
+    """As loaded ones: bytes and 32-bit numbers, of which a step computes in the run's own type."""
+    alone = repeated("float32")
+    with jax.enable_x64(dtype != "float64"):  # as another run in the process might have left it
+        found = repeated(dtype)
+    assert [batch["label"].shape for batch in found] == [(1, 2, 8), (1, 4, 8)]
+    kinds = {"image": "uint8", "label": "int32", "erase_box": "int32", "mix_box": "int32"}
+    for batch, expected in zip(found, alone, strict=True):
+        assert {key: x.dtype for key, x in batch.items()} == {**kinds, "mix_share": "float32"}
+        for key, x in batch.items():
+            np.testing.assert_array_equal(x, expected[key], err_msg=key)
