@@ -26,7 +26,9 @@ def explain_precision(c: ml_collections.ConfigDict) -> list[str]:
     """Explains the products of float32 in a line, if there are any."""
     if c.dtype == "float64":
         return []
-    which = "products of float32" if c.dtype == "float32" else "of its products the classifier's"
+    which = "products of float32"
+    if c.dtype != "float32":
+        which = "only the classifier has products of float32, they are"
     means = {
         "highest": 'in full on every device ("high" would be TF32 on a GPU)',
         "high": "TF32 on a GPU, three bfloat16 passes on a TPU, float32 on a CPU",
@@ -54,8 +56,8 @@ def _explain_batch_norm(config: ml_collections.ConfigDict, precise_examples: int
     c, n = config.batch_norm, config.worker_batch_size
     scope = f"per worker, over {pluralize(n, 'example')}"
     if c.synced_workers > 1:
-        scope = f"synced over {c.synced_workers} workers, {c.synced_workers * n} examples"
+        scope = f"synced over {c.synced_workers:,} workers, {c.synced_workers * n:,} examples"
     precise = ""
     if precise_examples:
         precise = f"; evaluated with statistics of {precise_examples:,} examples"
-    return f"batch norm: {scope}; running averages x{c.momentum:g}{precise}"
+    return f"batch norm: {scope}; running averages with momentum {c.momentum:g}{precise}"

@@ -11,9 +11,11 @@ _MODEL: Keys = {
         "The network: resnet18, 34, 50, 101 or 152, or cifar_resnetD of any depth D = 6n + 2.",
     ),
     "model.num_classes": Key(
-        0, "Outputs of the classifier; 0 for as many as the data have classes.", most=10**7
+        0,
+        "How many outputs the classifier has; 0 for as many as the data have classes.",
+        most=10**7,
     ),
-    "model.width": Key(1.0, "Multiplier of all channel counts.", positive=True, most=1000),
+    "model.width": Key(1.0, "The multiplier of all channel counts.", positive=True, most=1000),
     "model.skip_connections": Key(
         True, "Whether the blocks are residual; without skips they are plain."
     ),
@@ -24,15 +26,18 @@ _MODEL: Keys = {
     ),
     "model.normalization": Key(
         "batch",
-        "Batch norm; group norm (Wu and He 2018), of up to 32 groups of two or more channels; or "
-        "none, where convolutions have biases.",
+        "The normalization: batch norm; group norm (Wu and He 2018), of up to 32 groups of two or "
+        "more channels; or none, where convolutions have biases.",
         choices=("batch", "group", "none"),
     ),
 }
 
 _BATCH_NORM: Keys = {
     "batch_norm.momentum": Key(
-        0.9, "m in: running <- m running + (1 - m) new.", fraction=True, used_with=_OF_BATCH_NORM
+        0.9,
+        "The momentum m of running averages: running <- m running + (1 - m) new.",
+        fraction=True,
+        used_with=_OF_BATCH_NORM,
     ),
     "batch_norm.epsilon": Key(
         1e-5,
@@ -56,8 +61,8 @@ _BATCH_NORM: Keys = {
     ),
     "batch_norm.precise_examples": Key(
         0,
-        "Before each evaluation the statistics are computed anew over so many training examples, "
-        "rounded up to whole minibatches; 0 uses the running averages.",
+        "How many training examples, rounded up to whole minibatches, the statistics are computed "
+        "anew over before each evaluation; 0 uses the running averages.",
         unit="examples",
         used_with=_OF_BATCH_NORM,
     ),

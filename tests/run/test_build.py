@@ -322,7 +322,10 @@ def test_a_normalisation_of_a_few_values_is_none(keys):
     [
         ({}, "network: products of float32 at precision 'highest': in full on every device"),
         ({"matmul_precision": "high"}, "'high': TF32 on a GPU, three bfloat16 passes on a TPU"),
-        ({"matmul_precision": "default", "dtype": "bfloat16"}, "its products the classifier's at"),
+        (
+            {"matmul_precision": "default", "dtype": "bfloat16"},
+            "only the classifier has products of float32, they are at",
+        ),
         ({"model.normalization": "group"}, "group norm: of each example, in up to 32 groups"),
         ({"model.normalization": "none"}, "normalization: none; convolutions have biases"),
         ({}, "batch norm: per worker, over 16 examples"),

@@ -59,6 +59,7 @@ CASES = {
         "batch_growth.sizes": (4_194_304,),
         "batch_growth.at_epochs": (1900.0,),
         "data.image_size": 1024,
+        "batch_norm.synced_workers": 1024,
     },
     "padded": {"data.crop": "padded", "data.crop_padding": 1000, "data.image_size": 1200},
 }
