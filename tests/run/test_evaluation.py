@@ -53,6 +53,7 @@ def evaluated(dtype: str) -> dict[str, float]:
     return values
 
 
+@pytest.mark.long
 def test_an_evaluation_is_of_the_run_s_own_type_in_any_process():
     """Float64 is what it is where all is that; float32 after it is what it is alone."""
     alone = evaluated("float32")

@@ -55,7 +55,7 @@ LONG = pytest.mark.long
     [
         pytest.param((1,), marks=LONG),
         pytest.param((4,), marks=LONG),
-        (7,),
+        pytest.param((7,), marks=LONG),
         pytest.param((11,), marks=LONG),
         (2, 5, 12),
     ],
