@@ -281,9 +281,10 @@ def test_a_run_names_them_and_leaves_them_out(folders, tmp_path, capsys):
     ("args", "says"),
     [
         ([], r"lbsgd: train/class \d/\d+\.jpg is corrupt: .*data\.on_corrupt='skip'"),
-        (
+        pytest.param(
             ["--config.data.on_corrupt=skip", "--config.data.max_corrupt=2"],
             r"lbsgd: train/class \d/\d+\.jpg is corrupt: .*more than data\.max_corrupt=2",
+            marks=pytest.mark.long,
         ),
     ],
     ids=["error", "one too many"],

@@ -104,7 +104,13 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("name", NESTED)
+# Of programs that are called, of loops and of conditions one each.
+SHORT = ("remat", "scan", "cond")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[] if x in SHORT else pytest.mark.long) for x in NESTED]
+)
 def test_it_reaches_functions_within_functions(name):
     x, w = operands()
     gradients = jax.value_and_grad(NESTED[name], (0, 1))

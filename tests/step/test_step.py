@@ -202,7 +202,15 @@ def written_out(start) -> list[WrittenOut]:
 TOLERANCE = UPDATES * 128 * 18 * EPS
 
 
-@pytest.fixture(scope="module", params=[(1, "within"), (8, "within"), (1, "total"), (8, "total")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        (1, "within"),
+        pytest.param((8, "within"), marks=pytest.mark.long),
+        pytest.param((1, "total"), marks=pytest.mark.long),
+        (8, "total"),
+    ],
+)
 def trained(request, start):
     """(kind of running variance, states and metrics after each update) on 1 and 8 devices."""
     devices, kind = request.param

@@ -22,7 +22,7 @@ from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-UPDATES = 20
+UPDATES, SHORT = 20, 6
 TIMES = ("images_per_second", "data_wait_percent")
 
 CONFIG = f"""
@@ -43,28 +43,32 @@ def get_config(arg=""):
         "evaluation": {{"every_steps": 6}},
         "log": {{"every_steps": 1, "tensorboard": False}},
     }}))
+    if arg == "short":  # to compile little
+        config.update({{"total_steps": {SHORT}, "batch_growth": {{"sizes": (), "at_steps": ()}}}})
     return config
 """
 
 
-def config_at(devices: int = 0, steps: int = 1):
+def config_at(devices: int = 0, steps: int = 1, arg: str = ""):
     namespace: dict = {}
     exec(CONFIG, namespace)
-    config = namespace["get_config"]()
+    config = namespace["get_config"](arg)
     config.devices, config.accumulation_steps = devices, steps
     return resolve(config)
 
 
-def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
-    parts = build(config_at(1))
+def final_state(workdir: pathlib.Path, arg: str, updates: int) -> list[np.ndarray]:
+    parts = build(config_at(1, arg=arg))
     checkpoints = Checkpoints(workdir / "checkpoints", 9, parts.plan.identity(), say=pytest.fail)
     update, state = checkpoints.restore(parts.program.abstract_state())
     checkpoints.close()
-    assert update == UPDATES
+    assert update == updates
     return jax.tree.leaves(state)
 
 
-def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
+def assert_same_run(
+    found: pathlib.Path, expected: pathlib.Path, arg: str = "", updates: int = UPDATES
+) -> None:
     """Metrics and final state to summation order; each update and evaluation once."""
     there, here = (read_metrics(w / "metrics.jsonl") for w in (found, expected))
     assert [line["step"] for line in there] == [line["step"] for line in here]
@@ -72,7 +76,7 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
         assert one.keys() - set(TIMES) == other.keys() - set(TIMES)
         for key in one.keys() - set(TIMES):
             assert one[key] == pytest.approx(other[key], rel=1e-9, abs=1e-9), key
-    for one, other in zip(final_state(found), final_state(expected)):
+    for one, other in zip(final_state(found, arg, updates), final_state(expected, arg, updates)):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -113,7 +117,9 @@ def test_a_chain_of_machines_makes_one_run(uninterrupted, tmp_path, name):
     assert_same_run(tmp_path, uninterrupted)
 
 
-def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, devices: int):
+def start_group(
+    tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, devices: int, arg: str = ""
+):
     (tmp_path / "chain.py").write_text(CONFIG)
     command = [
         sys.executable,
@@ -125,23 +131,22 @@ def start_group(tmp_path: pathlib.Path, workdir: pathlib.Path, processes: int, d
         "--platform=cpu",
         "--max_restarts=0",
         "--",
-        f"--config={tmp_path / 'chain.py'}",
+        f"--config={tmp_path / 'chain.py'}:{arg}",
         f"--workdir={workdir}",
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices"),
-    [
-        (2, 1),
-        pytest.param(1, 1, marks=pytest.mark.long),
-        pytest.param(1, 2, marks=pytest.mark.long),
-        pytest.param(2, 2, marks=pytest.mark.long),
-        pytest.param(4, 1, marks=pytest.mark.long),
-        pytest.param(4, 2, marks=pytest.mark.long),
-    ],
-)
+def test_two_processes_train_as_one(x64, tmp_path):
+    """A few updates and an evaluation."""
+    assert train.run(config_at(2, arg="short"), tmp_path / "one").complete
+    done = start_group(tmp_path, tmp_path / "two", 2, 1, "short")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "two", tmp_path / "one", "short", SHORT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
 def test_processes_train_as_one(uninterrupted, tmp_path, processes, devices):
     """As one process with eight devices does, from the start and after half of it elsewhere."""
     workdir = tmp_path / "run"
