@@ -100,7 +100,7 @@ def traffic(program: str) -> dict[str, int]:
 
 
 def origins(program: str) -> dict[str, str]:
-    """Where the operations come from in the code, as JAX names it, by operation.
+    """Finds where the operations come from in the code, as JAX names it, by operation.
 
     Args:
       program: the text of a compiled one.

@@ -1,4 +1,4 @@
-"""How near the estimate of a step's memory comes to what the compiled step needs.
+"""Compares the estimate of a step's memory with what the compiled step needs.
 
 python benchmarks/step_memory.py run      measures and writes docs/results/step_memory.json
 python benchmarks/step_memory.py table    prints the table from docs/results/step_memory.json

@@ -1,1 +1,1 @@
-"""Which: finds the example at each position of the run, and brings its pixels to the devices."""
+"""Answers which: finds the example at each position of a run, brings its pixels to the devices."""

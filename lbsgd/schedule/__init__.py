@@ -1,1 +1,1 @@
-"""When: update index, examples seen, epochs; batch sizes and learning rates over time."""
+"""Answers when: update index, examples seen, epochs; batch sizes and learning rates over time."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from lbsgd.models.normalization import (
     BatchNorm,
@@ -147,6 +148,28 @@ def test_the_derivatives_of_moments_are_those_of_mean_and_variance(x64):
             rtol=0,
             atol=1000 * EPS,
         )
+
+
+def test_training_takes_two_sums_over_the_batch_forwards_and_two_backwards():
+    """Of x - s and its square; of dy and dy (x - s). The shift s is a sum over fewer."""
+    x = jnp.ones((32, 4, 4, 3))
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=False)
+    variables = {**variables, "params": split_roles(variables["params"])[0]}
+
+    def loss(params, x):
+        y = norm.apply({**variables, "params": params}, x, train=True)
+        return jnp.vdot(y, jnp.arange(x.size, dtype=x.dtype).reshape(x.shape))
+
+    def sums(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "reduce_sum":
+                yield equation.invars[0].aval.size
+            for inner in jaxprs_in_params(equation.params):
+                yield from sums(inner)
+
+    traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(variables["params"], x)
+    assert list(sums(traced.jaxpr)).count(x.size) == 4
 
 
 @pytest.mark.parametrize(("examples", "passes"), [(1, False), (2, False), (3, True)])

@@ -39,7 +39,7 @@ def test_there_is_a_top5_error_of_more_than_5_classes(classes, outputs, top5):
 
 
 def evaluated(dtype: str) -> dict[str, float]:
-    """What the initial state is worth, with the statistics of three minibatches."""
+    """Evaluates the initial state, with the statistics of three minibatches."""
     config = default_config()
     config.update({"batch_size": 32, "worker_batch_size": 16, "total_steps": 1, "devices": 2})
     config.update({"dtype": dtype, "learning_rate": {"warmup": "none"}})

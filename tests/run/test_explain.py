@@ -1,4 +1,4 @@
-"""What --explain prints: in which order, and how its numbers are written."""
+"""Checks what --explain prints: in which order, and how its numbers are written."""
 
 import re
 

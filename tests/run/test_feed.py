@@ -34,7 +34,7 @@ def alone_in_its_process() -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "float64"])
 def test_repeated_batches_depend_neither_on_the_type_nor_on_the_process(dtype):
-    """As loaded ones: bytes and 32-bit numbers, of which a step computes in the run's own type."""
+    """They hold bytes and 32-bit numbers, as loaded ones; a step computes in the run's own type."""
     alone = alone_in_its_process()
     with jax.enable_x64(dtype != "float64"):  # as another run in the process might have left it
         found = repeated(dtype)

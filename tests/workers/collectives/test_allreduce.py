@@ -108,7 +108,7 @@ class TestIn16Bits:
         )
 
     def test_each_device_has_what_was_sent(self, x64, ranks, algorithm, dtype):
-        """What was sent is one that the type can hold, on the device that computed it too.
+        """Compares with numbers that the type holds, also on the device that computed them.
 
         In bfloat16 that is the mean. In float16 it is the sum, times a power of two, which each
         device divides for itself in float32: its significand has 11 bits.
