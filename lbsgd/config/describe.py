@@ -31,8 +31,12 @@ def _limits(key: Key) -> str:
     if key.used_if:
         options.append(key.used_if.words.partition(", which")[0])
     used_with = f"used with {', and '.join(options)}" if options else ""
-    text = "; ".join(filter(None, (key.unit, _one_of(key.choices), used_with)))
+    text = "; ".join(filter(None, (key.unit, _one_of(_choices(key)), used_with)))
     return f" [{text}]" if text else ""
+
+
+def _choices(key: Key) -> tuple[str, ...]:
+    return (*key.choices, '"package.module:name"') if key.dotted else key.choices
 
 
 def _one_of(words: tuple[str, ...]) -> str:

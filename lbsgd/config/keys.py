@@ -68,6 +68,7 @@ class Key:
       meaning: a sentence or two.
       unit: of its numbers: "examples", "MiB".
       choices: the words it may be; () where there is no list of them.
+      dotted: it may also be "package.module:name", or hold such names beside its choices.
       positive: it is above 0.
       fraction: it is at least 0, and below 1.
       negative: its numbers may be below 0.
@@ -85,6 +86,7 @@ class Key:
     _: dataclasses.KW_ONLY
     unit: str = ""
     choices: tuple[str, ...] = ()
+    dotted: bool = False
     positive: bool = False
     fraction: bool = False
     negative: bool = False
@@ -146,8 +148,23 @@ def names_of_times(keys: Keys) -> list[str]:
     return [name for name in names if f"{name}_steps" in keys and f"{name}_examples" in keys]
 
 
+def is_options(key: str) -> bool:
+    """Tells whether a key holds options by name, which nobody declares: those of someone's code."""
+    return key.endswith("options")
+
+
+def options_key(key: str) -> str:
+    """Returns the key of options that a dotted key lies in: "model.options"; "" if it does not."""
+    parts = key.split(".")
+    inside = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next(filter(is_options, inside), "")
+
+
 def default_tree(keys: Keys) -> ml_collections.ConfigDict:
-    """Makes a config of the keys at their defaults; locked, so that others cannot be added."""
+    """Makes a config of the keys at their defaults; locked, so that others cannot be added.
+
+    Options alone can be.
+    """
     tree: dict[str, Any] = {}
     for name, key in keys.items():
         *groups, leaf = name.split(".")
@@ -155,17 +172,30 @@ def default_tree(keys: Keys) -> ml_collections.ConfigDict:
         for group in groups:
             part = part.setdefault(group, {})
         part[leaf] = key.default
-    return ml_collections.ConfigDict(tree).lock()
+    config = ml_collections.ConfigDict(tree).lock()
+    for name in filter(is_options, keys):
+        value_of(config, name).unlock()
+    return config
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields pairs of dotted key and value, in order of the keys."""
+    """Yields pairs of dotted key and value, in order of the keys; options are one value, a dict."""
     for key in sorted(config):
         value = config[key]
-        if isinstance(value, ml_collections.ConfigDict) and len(value):
+        group = isinstance(value, ml_collections.ConfigDict)
+        if group and is_options(key):
+            yield prefix + key, value.to_dict()
+        elif group and len(value):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def value_of(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Returns the value of a dotted key that there is."""
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from lbsgd.config.keys import Keys, default_tree, flatten
+from lbsgd.config.keys import Keys, default_tree, flatten, is_options, options_key
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 
@@ -24,6 +24,7 @@ def nearest_key(key: str, keys: Keys) -> str:
 
 def check_known(key: str, keys: Keys) -> None:
     """Raises ConfigError if there is no key `key` (dotted; a group of keys counts)."""
+    key = options_key(key) or key
     if not any(name == key or name.startswith(key + ".") for name in keys):
         near = nearest_key(key, keys)
         raise ConfigError(
@@ -58,6 +59,11 @@ def _set_checked(config: ml_collections.ConfigDict, key: str, value: Any) -> Non
     part = config
     for group in groups:
         part = part[group]
+    if is_options(key):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} holds options by name, not {short_repr(value)}")
+        part[leaf] = ml_collections.ConfigDict(value)
+        return
     if isinstance(part.get(leaf), ml_collections.ConfigDict):
         raise ConfigError(f"config key {key!r} is a group of keys, not {short_repr(value)}")
     kind = part.get_type(leaf)

@@ -2,8 +2,10 @@
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
+from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import Key, Keys, Values
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import is_number, short_repr
@@ -34,20 +36,37 @@ def check_value(name: str, value: Any, key: Key) -> None:
         one of several, that is negative, not finite, or too large; too many of them; text that is
         too long, or not of one line.
     """
-    if key.choices and value not in key.choices:
+    if key.dotted:
+        _check_names(name, value, key)
+    elif key.choices and value not in key.choices:
         raise ConfigError(f"unknown {name} {short_repr(value)}; known: {', '.join(key.choices)}")
     if key.positive and value <= 0:
         raise ConfigError(f"{name} must be positive, not {short_repr(value)}")
     if key.fraction and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and less than 1, not {short_repr(value)}")
-    if not key.own_check:
+    if not (key.own_check or key.dotted):
         _check_size(name, value, key)
     if key.check:
         key.check(name, value)
 
 
+def _check_names(name: str, value: Any, key: Key) -> None:
+    """Checks a name, or a tuple of names, of lbsgd's own or of "package.module:name"."""
+    for word in value if isinstance(value, tuple) else (value,):
+        if not isinstance(word, str):
+            raise ConfigError(f"{name} must hold names, not {short_repr(word)}")
+        _check_text(name, word)
+        if key.choices and word not in key.choices and not is_dotted(word):
+            known = ", ".join(key.choices)
+            raise ConfigError(
+                f'unknown {name} {short_repr(word)}; known: {known}, or "package.module:name"'
+            )
+
+
 def _check_size(name: str, value: Any, key: Key) -> None:
-    if isinstance(value, str):
+    if isinstance(value, dict):
+        check_options(name, value)
+    elif isinstance(value, str):
         _check_text(name, value)
     elif isinstance(value, tuple):
         if len(value) > MOST_NUMBERS:
@@ -56,6 +75,27 @@ def _check_size(name: str, value: Any, key: Key) -> None:
             _check_number(name, number, key)
     elif is_number(value):
         _check_number(name, value, key)
+
+
+def check_options(name: str, options: Mapping[Any, Any]) -> None:
+    """Checks options by name: numbers, words, True or False, None, several of them, or a dict.
+
+    Raises:
+      ConfigError: one is something else, which could not be stored along with the run.
+    """
+    for option, value in options.items():
+        key = f"{name}.{option}"
+        if not isinstance(option, str) or not option.isidentifier():
+            raise ConfigError(f"{name}: {short_repr(option)} is no name of an option")
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, Mapping):
+                check_options(key, part)
+            elif isinstance(part, str):
+                _check_text(key, part)
+            elif is_number(part):
+                _check_number(key, part, Key(0, "", negative=True, most=math.inf))
+            elif not (part is None or isinstance(part, bool)):
+                raise ConfigError(f"{key} must be numbers or words, not {short_repr(part)}")
 
 
 def _check_number(name: str, value: Any, key: Key) -> None:

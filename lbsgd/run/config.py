@@ -93,11 +93,13 @@ def forget_what_follows(config: ml_collections.ConfigDict) -> None:
 
 def run_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Selects the keys and values that decide what the run computes, as JSON would have them."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in flatten(config)
-        if not KEYS[key].machine
-    }
+    return {key: _with_lists(value) for key, value in flatten(config) if not KEYS[key].machine}
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_lists(inside) for name, inside in value.items()}
+    return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def explain_unused(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,5 +1,6 @@
 """The flags of `lbsgd train`: a config file, or the workdir of a run; and keys of the config."""
 
+import ast
 import pathlib
 import re
 import runpy
@@ -11,7 +12,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from lbsgd.config.keys import flatten
+from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
@@ -169,12 +170,36 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
     """Parses the flags, and sets their keys on a config."""
-    values, words = _define(flags.FlagValues()), [PROGRAM, *argv]
+    values, words = _define(flags.FlagValues()), [PROGRAM, *_set_options(argv, config)]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags start with --")
     return values
+
+
+def _set_options(argv: Sequence[str], config: ml_collections.ConfigDict) -> list[str]:
+    """Sets options, whose names no config declares, and leaves the other flags."""
+    words, rest = iter(argv), []
+    for word in words:
+        match = _OF_KEY.match(word)
+        options = options_key(match.group(1)) if match else ""
+        if not match or not options:
+            rest.append(word)
+            continue
+        value = word[match.end() + 1 :] if "=" in word else next(words, "")
+        name = match.group(1).removeprefix(f"{options}.")
+        with value_of(config, options).unlocked() as part:
+            part.update_from_flattened_dict({name: _literal(value)})
+    return rest
+
+
+def _literal(text: str) -> Any:
+    """Reads a value as Python writes it; what it does not know is a word."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def read_config(file: str) -> ml_collections.ConfigDict:
@@ -214,14 +239,20 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
         for key, value in flatten(ml_collections.ConfigDict(found)):
             if key not in known:
                 config_lib.check_is_key(key)
-            # JSON has lists where a config has tuples.
-            _set(config, key, tuple(value) if isinstance(value, list) else value)
+            _set(config, key, _with_tuples(value))
         config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"
         ) from error
     return config
+
+
+def _with_tuples(value: Any) -> Any:
+    """Makes tuples of lists, which JSON has where a config has tuples."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inside) for name, inside in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:

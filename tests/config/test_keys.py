@@ -179,3 +179,54 @@ def test_keys_are_described_with_defaults_units_and_options():
     assert lines[-1].endswith("[used with x]")
     assert lines[-2].startswith("      pan. Of the")
     assert max(map(len, lines)) <= COLUMNS
+
+
+OWN = {
+    "cook.name": Key("me", "Who cooks.", choices=("me", "you"), dotted=True),
+    "cook.helpers": Key((), "Who helps.", choices=("cat",), dotted=True),
+    "cook.options": Key({}, "What the cook takes."),
+}
+
+
+def test_options_are_by_name_and_of_any_name():
+    config = default_tree(OWN)
+    config.cook.options.salt = 3
+    config.cook.options = {"spices": ("thyme", 2), "oven": {"fan": True}}
+    given = dict(flatten(read(config, OWN)))
+    assert given["cook.options"] == {"spices": ("thyme", 2), "oven": {"fan": True}}
+    check_values(given, OWN)
+    check_is_key("cook.options.anything", OWN)
+    with pytest.raises(AttributeError):
+        config.cook.spoon = 1
+    with pytest.raises(ConfigError, match=r"cook\.options holds options by name, not 3"):
+        read(ConfigDict({"cook": {"options": 3}}), OWN)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"a b": 1}, "cook.options: 'a b' is no name of an option"),
+        ({"a": {"b": object}}, "cook.options.a.b must be numbers or words, not"),
+        ({"a": float("nan")}, "cook.options.a must be finite"),
+        ({"a": ("x\n",)}, "cook.options.a must not hold control characters"),
+    ],
+)
+def test_options_hold_what_can_be_stored(options, says):
+    with pytest.raises(ConfigError) as caught:
+        check_values({"cook.options": options}, OWN)
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("cook.name", "she", "unknown cook.name 'she'; known: me, you, or \"package.module:name\""),
+        ("cook.helpers", ("cat", "dog"), "unknown cook.helpers 'dog'; known: cat, or"),
+        ("cook.helpers", (1,), "cook.helpers must hold names, not 1"),
+    ],
+)
+def test_names_are_of_the_choices_or_dotted(key, value, says):
+    check_values({"cook.name": "a.b:c", "cook.helpers": ("cat", "d:e")}, OWN)
+    with pytest.raises(ConfigError) as caught:
+        check_values({key: value}, OWN)
+    assert says in str(caught.value)
