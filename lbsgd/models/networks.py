@@ -1,7 +1,8 @@
 """Networks by name."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +40,73 @@ def init_variables(model: ResNet, image_shape: tuple[int, ...], seed: int) -> Ma
     return jax.tree.map(lambda x: x.astype(model.param_dtype), variables)
 
 
-def outline(init: Callable[[], Mapping[str, Any]]) -> tuple[Any, Any, dict[str, int]]:
-    """Outlines a network by tracing it, without computing anything.
+class Network(NamedTuple):
+    """A network as pure functions, whatever module it is made of."""
 
-    Args:
-      init: `init_variables`, bound.
+    module: nn.Module
+    initialize: Callable[[], tuple[Any, Any]]
+    train: Callable[..., tuple[Any, Any]]
+    evaluate: Callable[..., Any]
 
-    Returns:
-      shapes of the parameters; their roles; by layer, how many values of an example are normalised
-      together.
-    """
+
+class Outline(NamedTuple):
+    """What tracing a network tells of it."""
+
+    params: Any
+    roles: Any
+    batch_stats: Any
+    of_step: Any
+    values: dict[str, int]
+    outputs: Any
+
+
+def build_network(config: Any, num_classes: int, image_shape: tuple[int, ...]) -> Network:
+    """Builds it."""
+    model = build_model(
+        config.model.name,
+        num_classes=num_classes,
+        width=config.model.width,
+        skip_connections=config.model.skip_connections,
+        zero_init_residual=config.model.zero_init_residual,
+        normalization=config.model.normalization,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
+        precision=config.matmul_precision,
+        norm_axis_names=("lane", "member") if config.batch_norm.synced_workers > 1 else (),
+        norm_epsilon=config.batch_norm.epsilon,
+    )
+
+    def initialize() -> tuple[Any, Any]:
+        variables = init_variables(model, image_shape, config.seed)
+        return split_roles(variables["params"])[0], variables.get("batch_stats", {})
+
+    def train(params: Any, batch_stats: Any, images: Any, key: Any) -> tuple[Any, Any]:
+        outputs, left = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return outputs, left.get("batch_stats", {})
+
+    def evaluate(params: Any, batch_stats: Any, images: Any) -> Any:
+        return model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+
+    network = Network(model, initialize, train, evaluate)
+    _OUTLINES[id(network.initialize)] = functools.partial(
+        init_variables, model, image_shape, config.seed
+    )
+    return network
+
+
+_OUTLINES: dict[int, Any] = {}
+
+
+def outline(network: Network) -> Outline:
+    """Outlines."""
     values: dict[str, int] = {}
     with nn.intercept_methods(record_values(values)):
-        variables = jax.eval_shape(init)
-    return *split_roles(variables["params"]), values
+        variables = jax.eval_shape(_OUTLINES[id(network.initialize)])
+    params, roles = split_roles(variables["params"])
+    stats = variables.get("batch_stats", {})
+    return Outline(params, roles, stats, jax.tree.map(lambda _: True, stats), values, None)

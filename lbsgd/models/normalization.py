@@ -7,7 +7,7 @@ no such collection: an example's output does not depend on its neighbours.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,16 +68,19 @@ def moments(
     return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
 
 
-def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any) -> Any:
-    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages."""
+def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
+    """Maps f over pairs of {"mean", "var"} nodes: a layer's moments and its running averages."""
 
     def is_layer(node: Any) -> bool:
-        return set(node) == {"mean", "var"}
+        return isinstance(node, Mapping) and set(node) == {"mean", "var"}
 
-    return jax.tree.map(f, stats, running, is_leaf=is_layer)
+    def at(s: Any, r: Any, moments: Any) -> Any:
+        return f(s, r) if is_layer(s) and moments["mean"] else s
+
+    return jax.tree.map(at, stats, running, of_step, is_leaf=is_layer)
 
 
-def add_distance(stats: Any, running: Any) -> Any:
+def add_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Adds to each variance the squared distance of its mean from the running mean r.
 
     var(mean) over workers is E[(mean - r)^2] - (E[mean] - r)^2 for any r. This is the first term,
@@ -85,20 +88,25 @@ def add_distance(stats: Any, running: Any) -> Any:
     No more bytes are reduced than without. With r near the means nothing cancels; where it is not
     there yet, the error is eps (mean - r)^2, and is forgotten with r: after t updates both are
     0.9^t of what they were.
+
+    Args:
+      of_step: like the statistics, True where they are moments; others stay as they are.
     """
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] + jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 
-def subtract_distance(stats: Any, running: Any) -> Any:
+def subtract_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Makes averages of `add_distance`'s statistics mean(var) + var(mean)."""
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] - jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 

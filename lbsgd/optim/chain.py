@@ -6,7 +6,7 @@ that the update index of the run is the only counter there is.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -217,9 +217,14 @@ def _check_lamb(keys: Mapping[str, Any]) -> None:
         raise ConfigError(f"optimizer.epsilon must be at least {LEAST_EPSILON:g}, not {epsilon}")
 
 
-def build_optimizer(
-    learning_rate: Schedule, roles: Any, *, name: str, **keys: Any
-) -> optax.GradientTransformationExtraArgs:
+class Rule(NamedTuple):
+    """Interim."""
+
+    transform: Any
+    numbers: Any
+
+
+def build_optimizer(learning_rate: Schedule, roles: Any, *, name: str, **keys: Any) -> Rule:
     """Builds `sgd`, `lars` or `lamb`.
 
     Args:
@@ -235,4 +240,4 @@ def build_optimizer(
         _check_lamb(keys)
     # A config has the keys of all optimizers, so that one can be exchanged for another by name.
     make, own = _OPTIMIZERS[name]
-    return make(learning_rate, roles, **{key: keys[key] for key in own})
+    return Rule(make(learning_rate, roles, **{key: keys[key] for key in own}), {})
