@@ -6,8 +6,7 @@ averages once per update, so these do not depend on lanes, devices or accumulati
 no such collection: an example's output does not depend on its neighbours.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -68,16 +67,24 @@ def moments(
     return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
 
 
-def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any) -> Any:
-    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages."""
+def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
+    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages.
+
+    Statistics that a module moved itself are left as they are (`of_step`).
+    """
 
     def is_layer(node: Any) -> bool:
-        return set(node) == {"mean", "var"}
+        return isinstance(node, Mapping) and set(node) == {"mean", "var"}
 
-    return jax.tree.map(f, stats, running, is_leaf=is_layer)
+    def of_layer(s: Any, r: Any, ours: Any) -> Any:
+        return f(s, r) if is_layer(s) and all(jax.tree.leaves(ours)) else s
+
+    if of_step is None:
+        of_step = jax.tree.map(lambda _: True, stats)
+    return jax.tree.map(of_layer, stats, running, of_step, is_leaf=is_layer)
 
 
-def add_distance(stats: Any, running: Any) -> Any:
+def add_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
     """Adds to each variance the squared distance of its mean from the running mean r.
 
     var(mean) over workers is E[(mean - r)^2] - (E[mean] - r)^2 for any r. This is the first term,
@@ -85,20 +92,26 @@ def add_distance(stats: Any, running: Any) -> Any:
     No more bytes are reduced than without. With r near the means nothing cancels; where it is not
     there yet, the error is eps (mean - r)^2, and is forgotten with r: after t updates both are
     0.9^t of what they were.
+
+    Args:
+      of_step: a tree of bools like the statistics, False where they are not moments of `BatchNorm`
+        and stay as they are; None where all are.
     """
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] + jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 
-def subtract_distance(stats: Any, running: Any) -> Any:
+def subtract_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
     """Makes averages of `add_distance`'s statistics mean(var) + var(mean)."""
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] - jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 
@@ -123,11 +136,6 @@ class BatchNorm(nn.Module):
     param_dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     axis_names: tuple[str, ...] = ()
-
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:-1])
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
@@ -180,11 +188,6 @@ class GroupNorm(nn.Module):
         most = max(1, min(32, features // 2))
         return next(groups for groups in range(most, 0, -1) if features % groups == 0)
 
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:]) // GroupNorm.groups(shape[-1])
-
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Normalises `x`, `[n, ..., features]`, in training and evaluation alike."""
@@ -209,19 +212,3 @@ class NoNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Gives `x` back."""
         return x
-
-
-def record_values(seen: dict[str, int]) -> Callable[..., Any]:
-    """Makes an interceptor of batch and group norms, for `flax.linen.intercept_methods`.
-
-    Args:
-      seen: gets, by the layer's path, how many values of an example share a mean and a variance.
-    """
-
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BatchNorm | GroupNorm) and context.method_name == "__call__":
-            path = "/".join(context.module.path)
-            seen[path] = context.module.values_of_an_example(args[0].shape)
-        return call(*args, **kwargs)
-
-    return record

@@ -20,11 +20,12 @@ from jaxtyping import PyTree
 
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
-from lbsgd.models.networks import build_model, init_variables, outline
-from lbsgd.models.resnet import ResNet
-from lbsgd.models.roles import Role, split_roles
+from lbsgd.models.explain import explain_unused_batch_norm
+from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.roles import Role
+from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
-from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
+from lbsgd.run.checks import check_data, check_size, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, run_keys
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
@@ -38,7 +39,7 @@ from lbsgd.step.train_step import TrainState, train_step
 from lbsgd.step.worker import WorkerResult, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.workers.collectives.allreduce import gradient_mean
-from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement, place
+from lbsgd.workers.placement import DEVICE_AXES, Placement, place
 from lbsgd.workers.topology import Topology
 
 
@@ -51,7 +52,8 @@ class Plan:
       topology: the machine that the run is planned for.
       placements: where the workers are, by batch size.
       total_updates: T; updates are 0..T-1.
-      model: the network in training, with the mapped axes of synced batch norm.
+      network: as pure functions.
+      outline: what tracing it tells.
       roles: of the parameters, like them.
       schedules: what varies with the update index, by the name it has among the metrics.
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
@@ -72,7 +74,8 @@ class Plan:
     timeline: Timeline
     placements: Mapping[int, Placement]
     total_updates: int
-    model: ResNet
+    network: Network
+    outline: Outline
     roles: PyTree[Role]
     learning_rate: LearningRate
     schedules: Mapping[str, Schedule]
@@ -157,7 +160,10 @@ class Plan:
     def eval_step(self) -> Callable[..., EvalSums]:
         """Binds (params, batch_stats, batch) -> `EvalSums`."""
         return functools.partial(
-            eval_step, model=self.model, preprocess=self.preprocess, placement=self.placement
+            eval_step,
+            model=self.network.module,
+            preprocess=self.preprocess,
+            placement=self.placement,
         )
 
     def trace(self, placement: Placement | None = None) -> jax.stages.Traced:
@@ -193,7 +199,8 @@ def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology
     """
     with precision(config.dtype):
         plan = _make_plan(in_effect(config), data, topology)
-    return dataclasses.replace(plan, unused=tuple(explain_unused(config)))
+    unused = [*explain_unused(config), *explain_unused_batch_norm(config, plan.outline)]
+    return dataclasses.replace(plan, unused=tuple(unused))
 
 
 def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
@@ -202,12 +209,12 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     timeline = batch_growth.build_timeline(config, data.examples)
     total = times.total(config, timeline)
 
-    model = _build_network(config, config.model.num_classes or data.classes)
-    init = functools.partial(init_variables, model, image_shape, config.seed)
-    params, roles, values = outline(init)
+    network = build_network(config, config.model.num_classes or data.classes, image_shape)
+    outlined = outline(network)
+    params, roles = outlined.params, outlined.roles
     check_size(params)
     measurements = plan_measurements(config, timeline, total)
-    check_normalization(config, values, confusion=bool(measurements.confusion))
+    check_values(config, outlined.values, confusion=bool(measurements.confusion))
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
@@ -218,8 +225,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     )
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
-    preprocess, worker = _build_worker(config, model)
-    initial_state = functools.partial(_initial_state, init, optimizer)
+    preprocess, worker = _build_worker(config, network)
+    initial_state = functools.partial(_initial_state, network.initialize, optimizer)
     return Plan(
         config=config,
         data=data,
@@ -227,7 +234,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         timeline=timeline,
         placements={size: _place(config, topology, size, steps) for size in sizes},
         total_updates=total,
-        model=model,
+        network=network,
+        outline=outlined,
         roles=roles,
         learning_rate=learning_rate,
         schedules=_schedules(config, learning_rate, timeline, momenta),
@@ -273,40 +281,24 @@ def _schedules(
     return found
 
 
-def _build_network(config: ml_collections.ConfigDict, num_classes: int) -> ResNet:
-    return build_model(
-        config.model.name,
-        num_classes=num_classes,
-        width=config.model.width,
-        skip_connections=config.model.skip_connections,
-        zero_init_residual=config.model.zero_init_residual,
-        normalization=config.model.normalization,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.float64 if config.dtype == "float64" else jnp.float32,
-        precision=config.matmul_precision,
-        norm_axis_names=(LANE_AXIS, "member") if config.batch_norm.synced_workers > 1 else (),
-        norm_epsilon=config.batch_norm.epsilon,
-    )
-
-
 def _build_worker(
-    config: ml_collections.ConfigDict, model: ResNet
+    config: ml_collections.ConfigDict, network: Network
 ) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., WorkerResult]]:
     """Binds `step.pixels.normalize` and `step.worker.worker_loss`."""
     preprocess = functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=model.param_dtype
+        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
     )
     return preprocess, functools.partial(
-        worker_loss, model=model, preprocess=preprocess, label_smoothing=config.label_smoothing
+        worker_loss,
+        model=network.module,
+        preprocess=preprocess,
+        label_smoothing=config.label_smoothing,
     )
 
 
 def _initial_state(
-    init: Callable[[], Mapping[str, Any]], optimizer: optax.GradientTransformationExtraArgs
+    init: Callable[[], tuple[Any, Any]], optimizer: optax.GradientTransformationExtraArgs
 ) -> TrainState:
-    variables = init()
-    params, _ = split_roles(variables["params"])
+    params, stats = init()
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    # Without batch norm there are no statistics.
-    stats = variables.get("batch_stats", {})
     return TrainState(update_index, params, stats, optimizer.init(params), skipped)
