@@ -6,8 +6,7 @@ averages once per update, so these do not depend on lanes, devices or accumulati
 no such collection: an example's output does not depend on its neighbours.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,11 +131,6 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     axis_names: tuple[str, ...] = ()
 
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:-1])
-
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Normalises `x`, whose last axis is the features."""
@@ -188,11 +182,6 @@ class GroupNorm(nn.Module):
         most = max(1, min(32, features // 2))
         return next(groups for groups in range(most, 0, -1) if features % groups == 0)
 
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:]) // GroupNorm.groups(shape[-1])
-
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Normalises `x`, `[n, ..., features]`, in training and evaluation alike."""
@@ -217,19 +206,3 @@ class NoNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Gives `x` back."""
         return x
-
-
-def record_values(seen: dict[str, int]) -> Callable[..., Any]:
-    """Makes an interceptor of batch and group norms, for `flax.linen.intercept_methods`.
-
-    Args:
-      seen: gets, by the layer's path, how many values of an example share a mean and a variance.
-    """
-
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BatchNorm | GroupNorm) and context.method_name == "__call__":
-            path = "/".join(context.module.path)
-            seen[path] = context.module.values_of_an_example(args[0].shape)
-        return call(*args, **kwargs)
-
-    return record

@@ -17,9 +17,6 @@ from lbsgd.tasks.task import Task
 MOST_PARAMETERS = 10**11
 # Of 1/255, the step between two pixels' values; less is a slip.
 LEAST_STD = 1e-6
-# Normalising one value leaves 0 of it, and two their order: no gradient passes either. (It may pass
-# beside them where a block has another way, but what they are in is of no use.)
-LEAST_VALUES = 3
 
 
 def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
@@ -106,48 +103,3 @@ def targets_of(task: Task, labels: np.ndarray) -> dict[str, np.ndarray]:
     if taken:
         raise ConfigError(f"a task's target cannot be called {taken[0]!r}; a batch has that")
     return dict(targets)
-
-
-def check_normalization(
-    config: ml_collections.ConfigDict, values: Mapping[str, int], *, confusion: bool
-) -> None:
-    """Checks that the normalisation is one that trains.
-
-    Args:
-      values: by layer, how many values of an example share a mean and a variance.
-      confusion: whether gradient confusion is measured, whose minibatches are workers too.
-
-    Raises:
-      ConfigError: a layer of so few values that nothing below it learns.
-    """
-    kind = config.model.normalization
-    if not values:
-        return
-    layer = min(values, key=lambda name: values[name])
-    if kind == "group" and values[layer] < LEAST_VALUES:
-        raise ConfigError(
-            f"model.normalization='group': {layer} normalises {_values(values[layer])} at a time, "
-            "and no gradient passes it; take larger images, or raise model.width"
-        )
-    if kind == "batch":
-        _check_batch(config, layer, values[layer], confusion)
-
-
-def _check_batch(
-    config: ml_collections.ConfigDict, layer: str, of_example: int, confusion: bool
-) -> None:
-    n, synced = config.worker_batch_size, config.batch_norm.synced_workers
-    sizes = {"raise worker_batch_size or batch_norm.synced_workers": n * synced}
-    if confusion:
-        sizes["raise diagnostics.confusion.batch_size"] = config.diagnostics.confusion.batch_size
-    for remedy, examples in sizes.items():
-        if examples * of_example < LEAST_VALUES:
-            raise ConfigError(
-                f"batch norm: {layer} normalises {_values(examples * of_example)} of a channel at "
-                f"a time, and no gradient passes it; {remedy}, take larger images, or set "
-                "model.normalization='group'"
-            )
-
-
-def _values(count: int) -> str:
-    return "1 value" if count == 1 else f"{count} values"

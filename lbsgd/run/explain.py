@@ -57,13 +57,13 @@ def explain(plan: Plan) -> list[str]:
 
     Numbers from 1,000 on have separators, but for shapes and for values to be set as keys.
     """
-    c, params = plan.config, plan.state_shapes.params
+    c = plan.config
     rate, total = plan.learning_rate, plan.total_updates
     lines = [
-        explain_network(c, params),
+        *explain_network(c, plan.network.named, plan.outline),
         *_explain_outputs(plan),
         *explain_precision(c),
-        explain_normalization(c, plan.precise_batches * c.batch_size),
+        explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
         *_explain_machine(plan),

@@ -20,11 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lbsgd.config.dotted import Named
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
-from lbsgd.models.networks import Network, Outline, build_network, outline
+from lbsgd.models.explain import explain_unused_batch_norm
+from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.values import check_values
 from lbsgd.optim.chain import Rule, build_optimizer
 from lbsgd.run.checks import (
     check_data,
-    check_normalization,
     check_size,
     check_task,
     image_shape_of,
@@ -225,7 +226,8 @@ def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology
     """
     with precision(config.dtype):
         plan = _make_plan(in_effect(config), data, topology)
-    return dataclasses.replace(plan, unused=tuple(explain_unused(config)))
+    unused = [*explain_unused(config), *explain_unused_batch_norm(config, plan.outline)]
+    return dataclasses.replace(plan, unused=tuple(unused))
 
 
 def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
@@ -238,7 +240,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     found = outline(network)
     check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
-    check_normalization(config, found.values, confusion=bool(measurements.confusion))
+    check_values(config, found.values, confusion=bool(measurements.confusion))
     task = build_task(config, data.classes)
     check_task(config, task)
     learning_rate = build_learning_rate(config, timeline, total)
@@ -316,22 +318,20 @@ def _schedules(
 
 def _numbers(config: ml_collections.ConfigDict, rule: Rule, task: Task) -> Numbers:
     """Collects what each update takes: numbers, and schedules of some of them."""
+    decay = config.ema.decay
     return Numbers(
         seed=config.seed,
         optimizer=dict(rule.numbers),
         task=dict(task.numbers),
         batch_norm_momentum=config.batch_norm.momentum,
-        ema_decay=functions.warmed_decay(config.ema.decay)
-        if config.ema.warmup
-        else config.ema.decay,
+        ema_decay=functions.warmed_decay(decay) if decay and config.ema.warmup else decay,
     )
 
 
 def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """Binds `step.pixels.normalize`, in the type of the parameters."""
-    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
     return functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=jnp.dtype(dtype)
+        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
     )
 
 

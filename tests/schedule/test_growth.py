@@ -150,7 +150,7 @@ def loop_by_hand(parts: Run, momenta: list[float], rates: list[float]):
     """Parameters after Nesterov SGD with coupled decay, one worker after the other."""
 
     def loss(params, images, labels):
-        logits, _ = parts.plan.model.apply(
+        logits, _ = parts.plan.network.module.apply(
             {"params": params, "batch_stats": stats},
             images,
             train=True,
