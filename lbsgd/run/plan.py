@@ -24,6 +24,7 @@ from lbsgd.models.networks import build_model, init_variables, outline
 from lbsgd.models.resnet import ResNet
 from lbsgd.models.roles import Role, split_roles
 from lbsgd.optim.chain import build_optimizer
+from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, run_keys
 from lbsgd.schedule import batch_growth, times
@@ -211,11 +212,9 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
-    optimizer = build_optimizer(
-        learning_rate.schedule,
-        roles,
-        **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
-    )
+    momentum = batch_growth.momentum_schedule(timeline, momenta)
+    keys = {**config.optimizer, "momentum": momentum}
+    optimizer = _told(build_optimizer(learning_rate.schedule, roles, **keys))
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess, worker = _build_worker(config, model)
@@ -257,6 +256,16 @@ def _place(
     )
 
 
+def _told(rule: Rule) -> optax.GradientTransformationExtraArgs:
+    """Tells the optimizer the numbers of each update, which are computed within it."""
+
+    def update(gradient: Any, state: Any, params: Any, *, update_index: jax.Array) -> Any:
+        numbers = rule.numbers_at(update_index)
+        return rule.transform.update(gradient, state, params, update_index=update_index, **numbers)
+
+    return optax.GradientTransformationExtraArgs(rule.transform.init, update)
+
+
 def _schedules(
     config: ml_collections.ConfigDict,
     rate: LearningRate,
@@ -268,7 +277,7 @@ def _schedules(
     momentum = batch_growth.momentum_schedule(timeline, momenta)
     if callable(momentum):
         found["momentum"] = momentum
-    if config.optimizer.name != "lamb":  # which has no momentum in this sense
+    if config.optimizer.name in ("sgd", "lars"):  # others have no momentum in this sense
         found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
     return found
 
