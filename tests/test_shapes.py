@@ -27,14 +27,14 @@ LABELS, BOXES = jnp.zeros(4, jnp.int32), jnp.zeros((4, 4), jnp.int32)
 
 def momentum(buffer):
     gradient = {"w": jnp.ones(3)}
-    optimizer = rate_outside_momentum(0.9)
-    return optimizer.update(gradient, MomentumState({"w": buffer}), update_index=0)
+    optimizer = rate_outside_momentum()
+    return optimizer.update(gradient, MomentumState({"w": buffer}), momentum=0.9)
 
 
 def trust_ratio(params):
-    optimizer = scale_by_trust_ratio(rate_outside_momentum(0.0), {"w": True})
-    gradient = {"w": jnp.ones(3)}
-    return optimizer.update(gradient, optimizer.init(gradient), {"w": params}, update_index=0)
+    optimizer = scale_by_trust_ratio(rate_outside_momentum(), {"w": True})
+    gradient, numbers = {"w": jnp.ones(3)}, {"momentum": 0.0, "trust_coefficient": 0.1}
+    return optimizer.update(gradient, optimizer.init(gradient), {"w": params}, **numbers)
 
 
 # Where numpy's broadcasting would make something of it, or not complain until much later.
@@ -95,7 +95,7 @@ def test_training_has_no_need_of_beartype():
 
 
 def test_numpy_arrays_are_leaves_of_an_optimizer():
-    optimizer = rate_outside_momentum(0.5)
+    optimizer = rate_outside_momentum()
     state = MomentumState({"w": np.ones(3)})
-    result, _ = optimizer.update({"w": np.ones(3)}, state, update_index=0)
+    result, _ = optimizer.update({"w": np.ones(3)}, state, momentum=0.5)
     np.testing.assert_array_equal(result["w"], [1.5] * 3)

@@ -7,8 +7,7 @@ from clu import parameter_overview
 
 from lbsgd.data.explain import explain_augmentation, explain_data
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
-from lbsgd.optim.chain import decayed, scaled
-from lbsgd.optim.explain import explain_optimizer
+from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
@@ -31,21 +30,22 @@ class _ParameterRow:
 def parameter_table(plan: Plan) -> str:
     """Tables each parameter with its role, and whether it decays and has a trust ratio."""
     params = plan.state_shapes.params
-    layerwise = plan.config.optimizer.name != "sgd"
+    decays = decaying(plan.config.optimizer, plan.outline.roles)
+    ratios = with_trust_ratio(plan.config.optimizer, plan.outline.roles)
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),
             str(role),
             str(shape.shape),
             shape.size,
-            "yes" if decay and plan.config.optimizer.weight_decay else "no",
-            "yes" if ratio and layerwise else "no",
+            "yes" if decay else "no",
+            "yes" if ratio else "no",
         )
         for (path, shape), role, decay, ratio in zip(
             jax.tree_util.tree_leaves_with_path(params),
             jax.tree.leaves(plan.outline.roles),
-            jax.tree.leaves(decayed(plan.outline.roles)),
-            jax.tree.leaves(scaled(plan.outline.roles)),
+            jax.tree.leaves(decays),
+            jax.tree.leaves(ratios),
         )
     ]
     table: str = parameter_overview.make_table(rows)

@@ -23,7 +23,8 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.explain import explain_unused_batch_norm
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.values import check_values
-from lbsgd.optim.chain import Rule, build_optimizer
+from lbsgd.optim.chain import build_optimizer
+from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import (
     check_data,
     check_size,
