@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from lbsgd.data.facts import Facts
+from lbsgd.data.source import format_shape
 from lbsgd.run.target import Target
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -41,6 +42,21 @@ def check_size(params: Any) -> None:
         raise ConfigError(
             f"a network of {count:,} parameters is larger than {MOST_PARAMETERS:,}; lower "
             "model.width or model.num_classes"
+        )
+
+
+def check_same_parameters(params: Any, smaller: Any, size: tuple[int, int]) -> None:
+    """Raises ConfigError if a network has other parameters for images of another size.
+
+    Args:
+      params: of whole images, or their shapes.
+      smaller: of images of that size.
+    """
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, smaller)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"data.augment makes images of {format_shape(size)}, of which the network has other "
+            "parameters than of whole ones; take one that averages over positions"
         )
 
 
