@@ -12,7 +12,7 @@ Size = tuple[int, int]
 # Each is a step to be compiled, which for a large network takes minutes.
 MOST_SIZES = 8
 # Whose sizes are asked for one by one.
-MOST_EPOCHS = 100_000
+MOST_EPOCHS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)

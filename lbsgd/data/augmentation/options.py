@@ -1,8 +1,8 @@
 """Checks the options of lbsgd's own augmentation."""
 
-import math
 from typing import Any
 
+from lbsgd.config.keys import MOST_OF_ANY
 from lbsgd.data.source import format_shape
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import is_number, short_repr
@@ -14,11 +14,10 @@ def check_whole(option: str, value: Any, least: int, most: int) -> None:
         raise _wrong(option, f"a whole number from {least} to {most}", value)
 
 
-def check_number(option: str, value: Any, least: float, most: float = math.inf) -> None:
+def check_number(option: str, value: Any, least: float, most: float = MOST_OF_ANY) -> None:
     """Raises ConfigError where an option is no number within a range."""
-    if not is_number(value) or not math.isfinite(value) or not least <= value <= most:
-        up_to = "at least {:g}" if most == math.inf else "from {:g} to {:g}"
-        raise _wrong(option, f"a number {up_to.format(least, most)}", value)
+    if not is_number(value) or not least <= value <= most:
+        raise _wrong(option, f"a number from {least:g} to {most:g}", value)
 
 
 def check_channels(name: str, image_shape: tuple[int, int, int]) -> None:

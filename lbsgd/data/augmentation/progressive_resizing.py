@@ -35,8 +35,10 @@ class ProgressiveResizing:
         """Returns `(h, w)` of the images of an epoch, the first of which is 0."""
         if epoch >= self.end_epoch:
             return self.shape
-        done = max(epoch - self.start_epoch, 0) / (self.end_epoch - self.start_epoch)
-        scale = self.start_scale + (1.0 - self.start_scale) * done
+        scale = self.start_scale
+        if epoch > self.start_epoch:
+            done = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
+            scale += (1.0 - scale) * done
         height, width = (
             min(max(round(scale * side / self.multiple), 1) * self.multiple, side)
             for side in self.shape

@@ -1,0 +1,205 @@
+"""Named augmentation and progressive resizing in whole runs: the same in every place, resumed."""
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import final_state, tiny_config
+
+from lbsgd import train
+from lbsgd.data.order import random_below
+from lbsgd.data.pipeline import load_job
+from lbsgd.run import plan
+from lbsgd.run.build import Run, build
+from lbsgd.run.explain import explain
+from lbsgd.run.program import CompiledSteps
+from lbsgd.system.errors import ConfigError
+
+# Size by epoch in a run of three epochs of digits, of 23 updates each with kn=64.
+RESIZING = {
+    "data.augment": "progressive_resizing",
+    "data.augment_options": {"end_epoch": 2, "multiple": 2},
+    "data.erasing": 0.5,
+    "total_steps": 50,
+}
+# Around the changes, by hand at 22 and 23, 45 and 46.
+UPDATES = [0, 1, 22, 23, 24, 44, 45, 46]
+CODE = """\
+import numpy as np
+from lbsgd.data.order import random_below
+
+def negative(seed, image_shape, stop=False):
+    def augment(images, epochs, examples):
+        if stop and examples.max() > 1000:
+            raise RuntimeError(f"saw {examples.max()}")
+        chosen = random_below(2, seed, "negative", epochs, examples) == 1
+        return np.where(chosen[:, None, None, None], 16 - images, images)
+    return augment
+"""
+counter = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> str:
+    """An augmentation outside of the package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"negative_of_mine_{next(counter)}"
+    (tmp_path / f"{name}.py").write_text(CODE)
+    return name
+
+
+def trained(run: Run, updates) -> list[np.ndarray]:
+    """Losses and parameters after the updates, one after the other from the first of them."""
+    state, losses = run.program.start(), []
+    compiled = functools.cache(run.program.compile_train_step)
+    batches = run.feed.train_batches()
+    for update in updates:
+        (batch,) = batches.between(update, update + 1)
+        shape = run.plan.image_shape_of(update)
+        assert batch["image"].shape[-3:] == shape
+        state, metrics = compiled(run.plan.placement_of(update), shape)(state, batch)
+        losses.append(float(metrics["train_loss"]))
+    return [np.array(losses), *jax.tree.leaves(jax.device_get(state.params))]
+
+
+@pytest.mark.parametrize(
+    ("which", "devices", "steps", "updates"),
+    [
+        # Small images alone; all whole ones are in tests/train/test_placement.py.
+        pytest.param("resizing", 5, 2, [0, 1]),
+        *(
+            pytest.param(which, devices, steps, UPDATES, marks=pytest.mark.long)
+            for which in ("negative", "resizing")
+            for devices, steps in ((1, 2), (5, 1), (5, 2))
+        ),
+    ],
+)
+def test_the_run_is_the_same_in_every_place(x64, module, which, devices, steps, updates):
+    keys = {**RESIZING, "dtype": "float64"}
+    if which == "negative":
+        keys |= {"data.augment": f"{module}:negative", "data.augment_options": {}}
+    expected, found = (
+        trained(build(tiny_config(**keys, devices=d, accumulation_steps=a)), updates)
+        for d, a in ((1, 1), (devices, steps))
+    )
+    for one, other in zip(expected, found):
+        np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("devices", "steps"), [(2, 1), (5, 2), (8, 1)])
+def test_a_named_augmentation_gives_the_same_rows_in_every_place(module, devices, steps):
+    keys = {"data.augment": f"{module}:negative", "data.threads": devices}
+    plain = build(tiny_config(devices=1))
+    run = build(tiny_config(**keys, devices=devices, accumulation_steps=steps))
+    seen = []
+    for parts in (plain, run):
+        job = parts.feed.train_batches().job(3)
+        epochs, examples = parts.feed.train_batches().examples(3)
+        images = load_job(job)["image"].reshape(-1, 8, 8, 1)
+        rows = zip(epochs.ravel().tolist(), examples.ravel().tolist(), images)
+        seen.append({(epoch, example): image for epoch, example, image in rows})
+    assert seen[0].keys() == seen[1].keys()
+    changed = 0
+    for (epoch, example), image in seen[0].items():
+        key = np.array([epoch]), np.array([example])
+        negative = random_below(2, run.plan.config.seed, "negative", *key)[0]
+        changed += int(negative)
+        expected = 16 - image if negative else image
+        np.testing.assert_array_equal(seen[1][epoch, example], expected)
+    assert 16 < changed < 48  # of 64; all but once in 10^4
+
+
+def test_each_batch_and_image_size_is_compiled_once():
+    growth = {"batch_growth.sizes": (128,), "batch_growth.at_steps": (30,)}
+    run = build(tiny_config(**RESIZING, **growth))
+    plan = run.plan
+    # By hand: 1,437 examples; kn=64 up to update 30, and then 128 to 1920 + 128 (t - 30).
+    sizes = [(64, 4), (64, 6), (128, 6), (128, 8)]
+    assert [(p.batch_size, shape[0]) for p, shape in plan.steps_between(0, 50)] == sizes
+    assert [plan.image_shape_of(t)[0] for t in (0, 22, 23, 37, 38, 49)] == [4, 4, 6, 6, 8, 8]
+    assert [(p.batch_size, shape[0]) for p, shape in plan.steps_between(31, 50)] == sizes[2:]
+    lines = explain(plan)
+    (said,) = (line for line in lines if line.startswith("image size"))
+    assert said == (
+        "image size: 4x4 from update 0 (epoch 0), 6x6 from update 23 (epoch 1.024), 8x8 from "
+        "update 38 (epoch 2.049): 3 sizes, each compiled once; evaluated at 8x8"
+    )
+    assert any("progressive_resizing(end_epoch=2, multiple=2)" in line for line in lines)
+
+
+def test_each_update_takes_the_step_of_its_sizes():
+    growth = {"batch_growth.sizes": (128,), "batch_growth.at_steps": (30,)}
+    plan = build(tiny_config(**RESIZING, **growth)).plan
+    compiled = []
+    program = SimpleNamespace(
+        plan=plan, compile_train_step=lambda *key: compiled.append(key) or key
+    )
+    steps = CompiledSteps(program, 25)
+    for update in range(25, 50):
+        placement, shape = steps(update)
+        assert placement.batch_size == plan.timeline.batch_size(update)
+        assert shape == plan.image_shape_of(update)
+    steps.close()
+    assert len(compiled) == 3  # 64 and 128 at 6x6, 128 at 8x8
+
+
+@pytest.mark.long
+def test_memory_is_that_of_whole_images(tmp_path, monkeypatch):
+    """Accumulation is chosen by the step of the largest images, whichever come first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keys = {"accumulation_steps": 0, "device_memory_gib": 1.0}
+    plain, run = build(tiny_config(**keys)), build(tiny_config(**RESIZING, **keys))
+    assert run.plan.placement == plain.plan.placement
+    assert {shape for _, shape in run.program.compiled} == {(8, 8, 1)}
+
+
+def test_precise_batch_norm_sees_whole_images():
+    run = build(tiny_config(**RESIZING))
+    plan = run.plan
+    batches = run.feed.other_batches("precise_batch_norm", plan.timeline, plan.placements)
+    assert batches.job(0).arrays["image"].shape[-3:] == (8, 8, 1)
+    assert run.feed.train_batches().job(0).arrays["image"].shape[-3:] == (4, 4, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["negative", "resizing"])
+def test_a_run_stopped_within_a_size_goes_on_bitwise(tmp_path, module, which):
+    """Saved at 28, between the changes at 23 and 45."""
+    config = tiny_config(**RESIZING)
+    if which == "negative":
+        config = tiny_config(**{"data.augment": f"{module}:negative", "total_steps": 50})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.run(config, whole).complete
+    assert not train.run(config, parts, should_stop=lambda done: done == 28).complete
+    assert train.run(config, parts).complete
+    expected, found = final_state(config, whole), final_state(config, parts)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def test_an_error_in_a_thread_of_the_loader_ends_the_run_in_a_line(tmp_path, module):
+    keys = {"data.augment": f"{module}:negative", "data.augment_options": {"stop": True}}
+    config = tiny_config(**keys)
+    with pytest.raises(ConfigError) as error:
+        train.run(config, tmp_path / "run")
+    line = str(error.value)
+    assert f"{module}.py, line 7: RuntimeError: saw 1" in line  # of 1,001 to 1,436
+    assert "\n" not in line
+
+
+def test_a_network_that_wants_one_size_is_an_error(monkeypatch):
+    """Here it is one whose parameters depend on the size, where it is asked."""
+    outline = plan.outline
+    seen = []
+
+    def other(init):
+        params, roles, values = outline(init)
+        seen.append(params)
+        return (params if len(seen) == 1 else {}), roles, values
+
+    monkeypatch.setattr(plan, "outline", other)
+    with pytest.raises(ConfigError, match="images of 4x4, of which the network has other param"):
+        build(tiny_config(**RESIZING))
