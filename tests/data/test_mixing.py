@@ -314,7 +314,7 @@ def test_boxes_of_smaller_images_lie_within_them_and_in_proportion():
         drawn_in_both = (there[name][:, 2] > 0) & (whole[name][:, 2] > 0)
         assert drawn_in_both.sum() > COUNT / 4
         difference = np.abs(there[name] - whole[name] / 4)[drawn_in_both]
-        assert (difference.max(axis=1) > 2).mean() < (0.02 if name == "erase_box" else TINY)
+        assert (difference.max(axis=1) > 2).mean() < (0.05 if name == "erase_box" else TINY)
     # The share is that of the box which is cut, whose sides are whole.
     cut = there["mix_box"][:, 2] > 0
     area = there["mix_box"][:, 2] * there["mix_box"][:, 3] / (small[0] * small[1])

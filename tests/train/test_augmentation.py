@@ -2,6 +2,11 @@
 
 import functools
 import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -18,6 +23,7 @@ from lbsgd.run.explain import explain
 from lbsgd.run.program import CompiledSteps
 from lbsgd.system.errors import ConfigError
 
+ROOT = pathlib.Path(__file__).parents[2]
 # Size by epoch in a run of three epochs of digits, of 23 updates each with kn=64.
 RESIZING = {
     "data.augment": "progressive_resizing",
@@ -25,7 +31,7 @@ RESIZING = {
     "data.erasing": 0.5,
     "total_steps": 50,
 }
-# Around the changes, by hand at 22 and 23, 45 and 46.
+# Around the changes, by hand at 23 and 45.
 UPDATES = [0, 1, 22, 23, 24, 44, 45, 46]
 CODE = """\
 import numpy as np
@@ -51,12 +57,12 @@ def module(tmp_path, monkeypatch) -> str:
     return name
 
 
-def trained(run: Run, updates) -> list[np.ndarray]:
-    """Losses and parameters after the updates, one after the other from the first of them."""
+def trained(run: Run) -> list[np.ndarray]:
+    """Losses and parameters after the updates, one after the other."""
     state, losses = run.program.start(), []
     compiled = functools.cache(run.program.compile_train_step)
     batches = run.feed.train_batches()
-    for update in updates:
+    for update in UPDATES:
         (batch,) = batches.between(update, update + 1)
         shape = run.plan.image_shape_of(update)
         assert batch["image"].shape[-3:] == shape
@@ -65,31 +71,23 @@ def trained(run: Run, updates) -> list[np.ndarray]:
     return [np.array(losses), *jax.tree.leaves(jax.device_get(state.params))]
 
 
-@pytest.mark.parametrize(
-    ("which", "devices", "steps", "updates"),
-    [
-        # Small images alone; all whole ones are in tests/train/test_placement.py.
-        pytest.param("resizing", 5, 2, [0, 1]),
-        *(
-            pytest.param(which, devices, steps, UPDATES, marks=pytest.mark.long)
-            for which in ("negative", "resizing")
-            for devices, steps in ((1, 2), (5, 1), (5, 2))
-        ),
-    ],
-)
-def test_the_run_is_the_same_in_every_place(x64, module, which, devices, steps, updates):
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["negative", "resizing"])
+@pytest.mark.parametrize(("devices", "steps"), [(1, 2), (5, 1), (5, 2)])
+def test_the_run_is_the_same_in_every_place(x64, module, which, devices, steps):
+    """That batches are, in short tests too: the next one, and tests/data/test_pipeline.py."""
     keys = {**RESIZING, "dtype": "float64"}
     if which == "negative":
         keys |= {"data.augment": f"{module}:negative", "data.augment_options": {}}
     expected, found = (
-        trained(build(tiny_config(**keys, devices=d, accumulation_steps=a)), updates)
+        trained(build(tiny_config(**keys, devices=d, accumulation_steps=a)))
         for d, a in ((1, 1), (devices, steps))
     )
     for one, other in zip(expected, found):
         np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("devices", "steps"), [(2, 1), (5, 2), (8, 1)])
+@pytest.mark.parametrize(("devices", "steps"), [(5, 2)])
 def test_a_named_augmentation_gives_the_same_rows_in_every_place(module, devices, steps):
     keys = {"data.augment": f"{module}:negative", "data.threads": devices}
     plain = build(tiny_config(devices=1))
@@ -203,3 +201,63 @@ def test_a_network_that_wants_one_size_is_an_error(monkeypatch):
     monkeypatch.setattr(plan, "outline", other)
     with pytest.raises(ConfigError, match="images of 4x4, of which the network has other param"):
         build(tiny_config(**RESIZING))
+
+
+def files_of_the_docs() -> list[str]:
+    text = (ROOT / "docs" / "data.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def documented(tmp_path, monkeypatch) -> str:
+    """A module of all the files that the docs show."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"mine_{next(counter)}"
+    files = files_of_the_docs()
+    assert all(len(file.splitlines()) < 30 for file in files)
+    (tmp_path / f"{name}.py").write_text("\n".join(files))
+    return name
+
+
+def test_the_cutout_of_the_docs_cuts_a_square_out_of_every_image(documented):
+    keys = {"data.augment": f"{documented}:cutout", "data.augment_options": {"size": 4}}
+    before, after = (build(tiny_config(**some)) for some in ({}, keys))
+    images = [load_job(run.feed.train_batches().job(0))["image"] for run in (before, after)]
+    changed = images[0] != images[1]
+    assert changed.any(axis=(3, 4, 5)).all()
+    assert (images[1][changed] == 0).all()
+    for image in changed.reshape(-1, 8, 8):
+        rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
+        assert max(np.ptp(rows), np.ptp(columns)) < 4
+
+
+def test_both_of_the_docs_augment_and_grow(documented):
+    keys = {"data.augment": f"{documented}:both", "data.augment_options": {"end_epoch": 2}}
+    before, after = (build(tiny_config(**some, total_steps=50)) for some in ({}, keys))
+    assert after.plan.image_sizes.distinct == [(4, 4), (6, 6), (8, 8)]
+    images = [load_job(run.feed.train_batches().job(48))["image"] for run in (before, after)]
+    assert (images[0] != images[1]).any(axis=(3, 4, 5)).mean() > 0.5
+
+
+@pytest.mark.long
+def test_the_command_of_the_docs_trains(tmp_path):
+    (tmp_path / "mine.py").write_text(files_of_the_docs()[0])
+    command = [sys.executable, "-m", "lbsgd.main", "train"]
+    command += [f"--config={ROOT}/configs/digits.py", "--config.total_epochs=0"]
+    command += ["--config.total_steps=3", "--config.learning_rate.warmup=none"]
+    command += ["--config.learning_rate.decay=none", "--config.data.augment=mine:cutout"]
+    for option, code, says in (
+        ("size=2", 0, "mine:cutout(size=2)"),
+        ("size=9", 2, "mine.py, line 11: ValueError: bound must be 1 to 2^32, not 0"),
+        ("sise=2", 2, "(mine.py, line 6) has no option 'sise'; the nearest that it has is 'size'"),
+    ):
+        ended = subprocess.run(
+            [*command, f"--config.data.augment_options.{option}", f"--workdir={option}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == code, ended.stderr
+        assert says in ended.stderr + ended.stdout
+        assert "Traceback" not in ended.stderr
