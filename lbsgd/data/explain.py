@@ -65,7 +65,9 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
 
 
 def _explain_named(data: ml_collections.ConfigDict) -> str:
-    options = ", ".join(f"{name}={value!r}" for name, value in data.augment_options.items())
+    options = ", ".join(
+        f"{name}={value!r}" for name, value in data.augment_options.to_dict().items()
+    )
     return f"{data.augment}({options})"
 
 

@@ -45,21 +45,6 @@ def check_size(params: Any) -> None:
         )
 
 
-def check_same_parameters(params: Any, smaller: Any, size: tuple[int, int]) -> None:
-    """Raises ConfigError if a network has other parameters for images of another size.
-
-    Args:
-      params: of whole images, or their shapes.
-      smaller: of images of that size.
-    """
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, smaller)]
-    if shapes[0] != shapes[1]:
-        raise ConfigError(
-            f"data.augment makes images of {format_shape(size)}, of which the network has other "
-            "parameters than of whole ones; take one that averages over positions"
-        )
-
-
 def check_data(
     config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], classes: int
 ) -> None:
@@ -124,6 +109,36 @@ def check_normalization(
         )
     if kind == "batch":
         _check_batch(config, layer, values[layer], confusion)
+
+
+def check_smaller_images(
+    config: ml_collections.ConfigDict,
+    size: tuple[int, int],
+    params: Any,
+    smaller: Any,
+    values: Mapping[str, int],
+) -> None:
+    """Checks that a network can train on images of another size than the whole ones.
+
+    Args:
+      size: `(h, w)` of the images.
+      params: of the network for whole images, or their shapes.
+      smaller: of the network for images of that size.
+      values: as in `check_normalization`, of images of that size.
+
+    Raises:
+      ConfigError: it has other parameters for them, or its normalisation would not train.
+    """
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, smaller)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"data.augment makes images of {format_shape(size)}, for which the network has other "
+            "parameters than for whole ones; take one that averages over positions"
+        )
+    try:
+        check_normalization(config, values, confusion=False)
+    except ConfigError as error:
+        raise ConfigError(f"images of {format_shape(size)}, of data.augment: {error}") from error
 
 
 def _check_batch(

@@ -29,8 +29,8 @@ from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import (
     check_data,
     check_normalization,
-    check_same_parameters,
     check_size,
+    check_smaller_images,
     image_shape_of,
 )
 from lbsgd.run.config import explain_unused, in_effect, run_keys
@@ -247,8 +247,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     for size in image_sizes.smaller_than(image_shape):
         shape = (*size, image_shape[2])
         there, _, values = outline(functools.partial(init_variables, model, shape, config.seed))
-        check_same_parameters(params, there, size)
-        check_normalization(config, values, confusion=False)
+        check_smaller_images(config, size, params, there, values)
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}

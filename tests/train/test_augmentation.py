@@ -17,8 +17,8 @@ from tiny_run import final_state, tiny_config
 from lbsgd import train
 from lbsgd.data.order import random_below
 from lbsgd.data.pipeline import load_job
-from lbsgd.run import plan
 from lbsgd.run.build import Run, build
+from lbsgd.run.checks import check_smaller_images
 from lbsgd.run.explain import explain
 from lbsgd.run.program import CompiledSteps
 from lbsgd.system.errors import ConfigError
@@ -188,19 +188,23 @@ def test_an_error_in_a_thread_of_the_loader_ends_the_run_in_a_line(tmp_path, mod
     assert "\n" not in line
 
 
-def test_a_network_that_wants_one_size_is_an_error(monkeypatch):
-    """Here it is one whose parameters depend on the size, where it is asked."""
-    outline = plan.outline
-    seen = []
+def test_a_network_for_which_the_small_images_are_too_small_is_an_error():
+    """Whole images leave 2 x 2 values to the last layer, and the smallest 1."""
+    keys = {"worker_batch_size": 2, "batch_size": 8}
+    assert build(tiny_config(**keys))
+    says = r"images of 4x4, of data.augment: batch norm: stage3_block1/norm1 normalises 2 values"
+    with pytest.raises(ConfigError, match=says):
+        build(tiny_config(**RESIZING, **keys))
 
-    def other(init):
-        params, roles, values = outline(init)
-        seen.append(params)
-        return (params if len(seen) == 1 else {}), roles, values
 
-    monkeypatch.setattr(plan, "outline", other)
-    with pytest.raises(ConfigError, match="images of 4x4, of which the network has other param"):
-        build(tiny_config(**RESIZING))
+def test_a_network_with_other_parameters_for_small_images_is_an_error():
+    def shapes(inputs):
+        return {"dense": {"kernel": jax.ShapeDtypeStruct((inputs, 10), np.float32)}}
+
+    config = tiny_config()
+    check_smaller_images(config, (4, 4), shapes(64), shapes(64), {})
+    with pytest.raises(ConfigError, match="images of 4x4, for which the network has other param"):
+        check_smaller_images(config, (4, 4), shapes(64), shapes(16), {})
 
 
 def files_of_the_docs() -> list[str]:

@@ -47,7 +47,7 @@ class Augmentation:
     @property
     def resizes(self) -> bool:
         """Whether it says how large images are in an epoch."""
-        return hasattr(self.function, "image_size")
+        return callable(getattr(self.function, "image_size", None))
 
     def image_size(self, epoch: int) -> tuple[int, int]:
         """Returns `(h, w)` of the images of an epoch, counted from 0.
@@ -82,7 +82,7 @@ def build_augmentation(
     named = load(KEY, OWN.get(data.augment, data.augment))
     if not is_dotted(data.augment):
         named = named._replace(name=data.augment)
-    function = named.call(data.augment_options, seed=seed, image_shape=image_shape)
+    function = named.call(data.augment_options.to_dict(), seed=seed, image_shape=image_shape)
     if not callable(function):
         raise named.error(f"gave {short_repr(function)}, not a function of images")
     return Augmentation(named, function, image_shape)

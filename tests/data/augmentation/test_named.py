@@ -53,6 +53,12 @@ def sized(height=3, width=3):
     augment.image_size = lambda epoch: (height, width)
     return augment
 
+def shaped():
+    def augment(images, epochs, examples):
+        return images
+    augment.image_size = (3, 3)  # something of its own
+    return augment
+
 def unsized():
     def augment(images, epochs, examples):
         return images
@@ -116,6 +122,7 @@ def test_it_may_say_a_size(build):
     assert darker.resizes
     assert [darker.image_size(epoch) for epoch in (0, 2)] == [(3, 2), (6, 5)]
     assert not build("invert").resizes
+    assert build("shaped").image_size(0) == (6, 5)
 
 
 @pytest.mark.parametrize(
