@@ -216,7 +216,7 @@ _AUGMENTATION: Keys = {
     ),
     "data.augment": Key(
         "",
-        'What else changes images in training, after crop, flip and colours; "" for nothing (docs/data.md).',
+        'What else changes images in training, after crop, flip and colours; "" for nothing.',
         choices=("", *OWN),
         dotted=True,
         used_with=_OF_LOADED,
