@@ -5,7 +5,11 @@ import dataclasses
 import jax
 from clu import parameter_overview
 
-from lbsgd.data.explain import explain_augmentation, explain_data
+from lbsgd.data.explain import (
+    explain_augmentation,
+    explain_data,
+    explain_image_sizes,
+)
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
@@ -68,6 +72,7 @@ def explain(plan: Plan) -> list[str]:
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
+        *explain_image_sizes(plan.augmentation, plan.image_sizes, plan.timeline, total),
         *_explain_machine(plan),
         *_explain_batch_sizes(plan),
     ]
