@@ -12,6 +12,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
@@ -239,13 +240,22 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
         for key, value in flatten(ml_collections.ConfigDict(found)):
             if key not in known:
                 config_lib.check_is_key(key)
-            _set(config, key, _with_tuples(value))
+            value = _with_tuples(value)
+            _set(config, key, value)
+            _check_names_no_code(key, value)
         config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"
         ) from error
     return config
+
+
+def _check_names_no_code(key: str, value: Any) -> None:
+    """Raises ConfigError where what is read from a workdir names code: who wrote it chose that."""
+    names = value if isinstance(value, tuple) else (value,)
+    if config_lib.KEYS[key].dotted and any(is_dotted(str(name)) for name in names):
+        raise ConfigError(f"it names code, {key}={value!r}, and no workdir chooses what is run")
 
 
 def _with_tuples(value: Any) -> Any:
