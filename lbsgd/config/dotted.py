@@ -43,6 +43,7 @@ class Named(NamedTuple):
       file: the path of the source that defines it; "" where there is none.
       line: at which its definition begins; 0 where that is not known.
       digest: SHA-256 of that file, hexadecimal; "" where there is none.
+      options: the key of its options; "" where that follows from `key`.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Named(NamedTuple):
     file: str
     line: int
     digest: str
+    options: str = ""
 
     def __str__(self) -> str:
         return f"{self.key}={self.name!r}"
@@ -71,20 +73,30 @@ class Named(NamedTuple):
         parameters = _parameters(self.value)
         return argument in parameters and argument not in _OF_FLAX
 
-    def call(self, options: Mapping[str, Any], **offered: Any) -> Any:
-        """Calls it with the options, and with those of the offered arguments that it takes.
+    def arguments(self, options: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
+        """Collects the options, and those of the offered arguments that it takes.
 
         Args:
           options: set in the config; they count more than what is offered.
 
         Raises:
+          ConfigError: an option that it does not take, or an argument that it misses.
+        """
+        given = {k: v for k, v in offered.items() if self.takes(k)}
+        arguments = {**given, **options}
+        self._check(arguments, options)
+        return arguments
+
+    def call(self, options: Mapping[str, Any], **offered: Any) -> Any:
+        """Calls it with what `arguments` collects.
+
+        Raises:
           ConfigError: an option that it does not take, an argument that it misses, or an error in
             it.
         """
-        given = {k: v for k, v in offered.items() if self.takes(k) and k not in options}
-        self._check({**given, **options}, options)
+        arguments = self.arguments(options, **offered)
         with self.guard():
-            return self.value(**given, **options)
+            return self.value(**arguments)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -126,7 +138,8 @@ class Named(NamedTuple):
                 raise self.error(f"has no option {short_repr(option)}; {has}")
         for name in known:
             if parameters[name].default is inspect.Parameter.empty and name not in arguments:
-                raise self.error(f"needs {name!r}; set {_options_of(self.key)}.{name}")
+                options_key = self.options or _options_of(self.key)
+                raise self.error(f"needs {name!r}; set {options_key}.{name}")
 
     def _place(self, error: Exception) -> str:
         """Finds the line of its file where an error came up; else where it is defined."""
@@ -184,7 +197,7 @@ def load(key: str, name: str) -> Named:
         value = getattr(value, part)
     if not callable(value):
         raise ConfigError(f"{key}={name!r} is {short_repr(value)}, which cannot be called")
-    return _located(key, name, value)
+    return locate(key, name, value)
 
 
 def _import(key: str, name: str, path: str) -> ModuleType:
@@ -226,8 +239,8 @@ def _public(value: Any) -> list[str]:
     return [name for name in dir(value) if not name.startswith("_")]
 
 
-def _located(key: str, name: str, value: Any) -> Named:
-    """Finds the file and the line that define a value."""
+def locate(key: str, name: str, value: Callable[..., Any]) -> Named:
+    """Finds the file and the line that define what can be called, wherever that came from."""
     source = value
     while isinstance(source, functools.partial):
         source = source.func
@@ -236,7 +249,8 @@ def _located(key: str, name: str, value: Any) -> Named:
         source = type(source)
     file, line = "", 0
     with contextlib.suppress(TypeError, OSError):
-        file = os.path.realpath(inspect.getsourcefile(source) or "")
+        path = inspect.getsourcefile(source)
+        file = os.path.realpath(path) if path else ""
         line = inspect.getsourcelines(source)[1]
     digest = ""
     if file and os.path.isfile(file):

@@ -10,6 +10,7 @@ from lbsgd.models.explain import explain_network, explain_normalization, explain
 from lbsgd.optim.chain import decayed, scaled
 from lbsgd.optim.explain import explain_optimizer
 from lbsgd.run.plan import Plan
+from lbsgd.run.sink_names import explain_sinks
 from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
@@ -79,6 +80,7 @@ def explain(plan: Plan) -> list[str]:
         explain_optimizer(c.optimizer, plan.roles),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
+        *explain_sinks(c),
         *plan.unused,
     ]
 

@@ -26,6 +26,7 @@ from lbsgd.models.roles import Role, split_roles
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.run.checks import check_data, check_normalization, check_size, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, run_keys
+from lbsgd.run.sink_names import load_sinks
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
@@ -191,6 +192,7 @@ def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology
     Raises:
       ConfigError: its parts do not fit together, or not with the data or the machine.
     """
+    load_sinks(config)  # what is wrong with one is known to all processes, and to `--explain`
     with precision(config.dtype):
         plan = _make_plan(in_effect(config), data, topology)
     return dataclasses.replace(plan, unused=tuple(explain_unused(config)))

@@ -94,8 +94,10 @@ ON_TOP = [
     (["--config.total_epochs=30"], "total_epochs", 30.0),
     (["--config.data.dir="], "data.dir", ""),
     (["--config.data.dir=a=b"], "data.dir", "a=b"),
-    (["--noconfig.log.tensorboard"], "log.tensorboard", False),
-    (["--config.log.tensorboard=False"], "log.tensorboard", False),
+    (["--noconfig.model.skip_connections"], "model.skip_connections", False),
+    (["--config.model.skip_connections=False"], "model.skip_connections", False),
+    (["--config.log.sinks=()"], "log.sinks", ()),
+    (["--config.log.sinks=clu,wandb"], "log.sinks", ("clu", "wandb")),
     (["--config.data.flip"], "data.flip", True),
 ]
 
