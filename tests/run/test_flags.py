@@ -97,7 +97,10 @@ ON_TOP = [
     (["--noconfig.model.skip_connections"], "model.skip_connections", False),
     (["--config.model.skip_connections=False"], "model.skip_connections", False),
     (["--config.log.sinks=()"], "log.sinks", ()),
-    (["--config.log.sinks=clu,wandb"], "log.sinks", ("clu", "wandb")),
+    (["--config.log.sinks=clu,a.b:C"], "log.sinks", ("clu", "a.b:C")),
+    (["-config.log.sinks", "a.b:C"], "log.sinks", ("a.b:C",)),
+    (["--config.log.sinks=('a:B', 'clu')"], "log.sinks", ("a:B", "clu")),
+    (["--config.log.sinks="], "log.sinks", ()),
     (["--config.data.flip"], "data.flip", True),
 ]
 

@@ -47,7 +47,7 @@ class Sinks:
         """
         self._config, self._folder, self._say = config, folder, say
         self._named, self._open = load_sinks(config), []
-        if on_metrics:
+        if on_metrics is not None:
             name = getattr(on_metrics, "__qualname__", type(on_metrics).__name__)
             factory = locate("on_metrics", name, on_metrics)
             self._open = [_Guarded(factory, on_metrics, say)]
@@ -74,7 +74,7 @@ class Sinks:
 
 
 class _Guarded:
-    """Guards a sink: its first error is said in a line, and it is not called again."""
+    """Guards a sink: its first error is said in a line, then it is closed and not called again."""
 
     def __init__(
         self, factory: Named, sink: Sink | None, say: Callable[[str], None], *, own: bool = False
@@ -96,15 +96,16 @@ class _Guarded:
         return guarded
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
-        if self._sink:
+        if self._sink is not None:
             with self._errors():
                 self._sink(step, values)
 
     def close(self) -> None:
         """Closes the sink, if it is still open and asks for it."""
-        if self._close:
+        close, self._close = self._close, None
+        if close is not None:
             with self._errors():
-                self._close()
+                close()
 
     @contextlib.contextmanager
     def _errors(self) -> Any:
@@ -113,11 +114,17 @@ class _Guarded:
             with contextlib.nullcontext() if self._own else self._factory.guard():
                 yield
         except Exception as error:
-            self._sink = self._close = None
+            self._sink = None
             text = str(error)
             if not text.startswith(str(self._factory)):
                 text = f"{self._factory}: {type(error).__name__}: {first_line(error)}"
             self._say(f"{one_line(text)}; the run does without it")
+            self._say = _silent
+            self.close()
+
+
+def _silent(text: str) -> None:
+    """Says nothing, for the sink's first error was said."""
 
 
 def _missing(sink: NamedSink) -> str:
