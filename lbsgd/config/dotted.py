@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from lbsgd.system.errors import ConfigError, DivergedError, first_line
 from lbsgd.system.text import one_line, short_repr
 
-# Arguments that Flax gives every module, which are not for users of it to set.
+# Arguments that Flax gives every module, both, which are not for users of it to set.
 _OF_FLAX = ("parent", "name")
 _SHOWN_DIGEST = 12
 
@@ -70,8 +70,7 @@ class Named(NamedTuple):
 
     def takes(self, argument: str) -> bool:
         """Tells whether it has an argument of this name."""
-        parameters = _parameters(self.value)
-        return argument in parameters and argument not in _OF_FLAX
+        return argument in _parameters(self.value)
 
     def arguments(self, options: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
         """Collects the options, and those of the offered arguments that it takes.
@@ -128,7 +127,6 @@ class Named(NamedTuple):
             name
             for name, parameter in parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and name not in _OF_FLAX
         ]
         anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
         for option in options:
@@ -169,9 +167,11 @@ def _shown(file: str) -> str:
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a function in C that says nothing of itself
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
+    hidden = _OF_FLAX if all(name in parameters for name in _OF_FLAX) else ()
+    return {name: value for name, value in parameters.items() if name not in hidden}
 
 
 def load(key: str, name: str) -> Named:
@@ -249,8 +249,7 @@ def locate(key: str, name: str, value: Callable[..., Any]) -> Named:
         source = type(source)
     file, line = "", 0
     with contextlib.suppress(TypeError, OSError):
-        path = inspect.getsourcefile(source)
-        file = os.path.realpath(path) if path else ""
+        file = os.path.realpath(inspect.getsourcefile(source) or "")
         line = inspect.getsourcelines(source)[1]
     digest = ""
     if file and os.path.isfile(file):

@@ -34,9 +34,8 @@ class EventFile:
         self._event, self._summary, self._checksum = event_pb2.Event, summary_pb2, masked_crc32c
         folder.mkdir(exist_ok=True)
         now = time.time_ns()
-        # Read in the order of their names: of one second by nanoseconds, and before tensorflow's,
-        # which has the number of a process for the 0.
-        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.0.{now}"
+        # Files are read in the order of their names; with nanoseconds no two are the same.
+        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
         self._file = (folder / name).open("ab", buffering=0)
         self._write(file_version="brain.Event:2")
         log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
