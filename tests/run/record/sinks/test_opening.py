@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import pathlib
+import re
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ from lbsgd.run.config import resolve
 from lbsgd.run.record.sinks.opening import Sinks
 from lbsgd.system.errors import ConfigError
 
+ROOT = pathlib.Path(__file__).parents[4]
 CODE = '''\
 """Sinks, good and bad."""
 import json
@@ -120,6 +123,24 @@ def test_one_that_fails_is_closed(mine, tmp_path):
 def test_one_that_takes_other_arguments_is_a_line(mine, tmp_path):
     (line,) = use(tmp_path, f"{mine}:takes_too_little")
     assert f"{mine}.py, line 38: TypeError: takes_too_little.<locals>.<lambda>() takes 1" in line
+
+
+def test_the_sink_of_the_documentation_is_complete_and_resumes(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "running.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) < 30
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mysink.py").write_text(code)
+    config = {"log.sinks": ("mysink:Table",), "log.sink_options": {"Table": {"columns": ("b",)}}}
+    for start in (0, 2):
+        sinks = Sinks(resolve(config_with(**config)), tmp_path, pytest.fail)
+        sinks.open(start)
+        for step in range(start + 1, start + 4):
+            sinks(step, {"train_loss": 1.0})
+            sinks(step, {"val_error": 2.0, "b": 10 * start + step})
+        sinks.close()
+    rows = (tmp_path / "evaluations.csv").read_text().split()
+    assert rows == ["step,b", "1,1", "2,2", "3,23", "4,24", "5,25"]
 
 
 def test_an_interrupt_is_not_held_back(tmp_path):
