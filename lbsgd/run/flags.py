@@ -189,10 +189,22 @@ def _set_options(argv: Sequence[str], config: ml_collections.ConfigDict) -> list
             rest.append(word)
             continue
         value = word[match.end() + 1 :] if "=" in word else next(words, "")
-        name = match.group(1).removeprefix(f"{options}.")
         with value_of(config, options).unlocked() as part:
-            part.update_from_flattened_dict({name: _literal(value)})
+            _set_option(part, match.group(1), options, _literal(value))
     return rest
+
+
+def _set_option(part: ml_collections.ConfigDict, key: str, options: str, value: Any) -> None:
+    """Sets an option, or one within options of several names, which need not be there."""
+    *groups, leaf = key.removeprefix(f"{options}.").split(".")
+    for group in groups:
+        if group not in part:
+            part[group] = ml_collections.ConfigDict()
+        part = part[group]
+        if not isinstance(part, ml_collections.ConfigDict):
+            raise ConfigError(f"{key}: {group} is {short_repr(part)}, which holds no options")
+    with part.ignore_type():
+        part[leaf] = value
 
 
 def _with_tuples_of_names(argv: Sequence[str]) -> list[str]:
