@@ -55,7 +55,8 @@ def check_sinks(values: Values) -> None:
         if name not in names:
             known = f"there {'are' if names[1:] else 'is'} {', '.join(names)}" if names else "none"
             raise ConfigError(
-                f"log.sink_options.{name} is for no sink in log.sinks ({known}); add it there"
+                f"log.sink_options.{name} is for no sink in log.sinks ({known}); add it there, or "
+                "take its options out (log.sink_options={} has none)"
             )
         if not isinstance(options, Mapping):
             raise ConfigError(
