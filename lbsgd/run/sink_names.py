@@ -83,4 +83,5 @@ def _load(sink: str, options: Mapping[str, Any]) -> NamedSink:
 
 def explain_sinks(config: ml_collections.ConfigDict) -> list[str]:
     """Names the sinks that are users' own, a line for each, with the file that they are of."""
-    return [load("log.sinks", sink).describe() for sink in config.log.sinks if is_dotted(sink)]
+    users = [load("log.sinks", sink) for sink in config.log.sinks if is_dotted(sink)]
+    return [f"code: {factory.describe()}" for factory in users]

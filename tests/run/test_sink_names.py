@@ -119,4 +119,4 @@ def test_good_sinks_are_loaded_with_their_options(mine):
 
 def test_the_files_of_users_sinks_are_named(mine):
     (line,) = explain_sinks(with_sinks("tensorboard", f"{mine}:plain"))
-    assert line.startswith(f"log.sinks='{mine}:plain' of {mine}.py (SHA-256 ")
+    assert line.startswith(f"code: log.sinks='{mine}:plain' of {mine}.py (SHA-256 ")
