@@ -13,6 +13,7 @@ from lbsgd.data.explain import (
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
+from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
@@ -87,6 +88,7 @@ def explain(plan: Plan) -> list[str]:
         *plan.measurements.describe(c.diagnostics),
         *_explain_average(plan),
         *(f"code: {named.describe()}" for named in plan.code),
+        *explain_sinks(c),
         *plan.unused,
     ]
 

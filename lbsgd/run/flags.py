@@ -171,7 +171,8 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
     """Parses the flags, and sets their keys on a config."""
-    values, words = _define(flags.FlagValues()), [PROGRAM, *_set_options(argv, config)]
+    words = [PROGRAM, *_set_options(_with_tuples_of_names(argv), config)]
+    values = _define(flags.FlagValues())
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:
@@ -189,9 +190,36 @@ def _set_options(argv: Sequence[str], config: ml_collections.ConfigDict) -> list
             rest.append(word)
             continue
         value = word[match.end() + 1 :] if "=" in word else next(words, "")
-        name = match.group(1).removeprefix(f"{options}.")
         with value_of(config, options).unlocked() as part:
-            part.update_from_flattened_dict({name: _literal(value)})
+            _set_option(part, match.group(1), options, _literal(value))
+    return rest
+
+
+def _set_option(part: ml_collections.ConfigDict, key: str, options: str, value: Any) -> None:
+    """Sets an option, or one within options of several names, which need not be there."""
+    *groups, leaf = key.removeprefix(f"{options}.").split(".")
+    for group in groups:
+        if group not in part:
+            part[group] = ml_collections.ConfigDict()
+        part = part[group]
+        if not isinstance(part, ml_collections.ConfigDict):
+            raise ConfigError(f"{key}: {group} is {short_repr(part)}, which holds no options")
+    with part.ignore_type():
+        part[leaf] = value
+
+
+def _with_tuples_of_names(argv: Sequence[str]) -> list[str]:
+    """Writes names with commas between them, as `--config.log.sinks=clu,mine:Sink`, as a tuple."""
+    words, rest = iter(argv), []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        key = config_lib.KEYS.get(flag.lstrip("-").removeprefix("config."))
+        if key and key.dotted and isinstance(key.default, tuple):
+            value = value if equals else next(words, "")
+            if not value.startswith(("(", "[")):
+                value = repr(tuple(filter(None, value.split(","))))
+            word = f"{flag}={value}"
+        rest.append(word)
     return rest
 
 
