@@ -42,9 +42,9 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "synced batch norm is the same wherever its workers lie",
-        "run/plan.py",
-        'norm_axis_names=(LANE_AXIS, "member") if',
-        "norm_axis_names=(LANE_AXIS,) if",
+        "models/networks.py",
+        'SYNCED_AXES = ("lane", "member")',
+        'SYNCED_AXES = ("lane",)',
         ("tests/train/test_placement.py",),
     ),
     Mutant(

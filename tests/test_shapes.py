@@ -14,7 +14,7 @@ from lbsgd.models.normalization import moments
 from lbsgd.optim.layerwise import scale_by_trust_ratio
 from lbsgd.optim.momentum import MomentumState, rate_outside_momentum
 from lbsgd.schedule import functions
-from lbsgd.step.losses import cross_entropy, wrong_at
+from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.step.pixels import erase, mix
 from lbsgd.step.reduction import sum_of_workers
 from lbsgd.workers.collectives.buckets import in_buckets
@@ -87,7 +87,7 @@ def test_training_has_no_need_of_beartype():
         "import lbsgd.step.train_step, lbsgd.diagnostics.workers_gradient, lbsgd.models\n"
         "import lbsgd.workers.collectives.allreduce, lbsgd.optim.chain\n"
         "import jax.numpy as jnp\n"
-        "from lbsgd.step.losses import cross_entropy\n"
+        "from lbsgd.tasks.losses import cross_entropy\n"
         "print(cross_entropy(jnp.zeros((1, 10)), jnp.zeros(1)[:, None].astype(int)[0]).shape)\n"
     )
     run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)

@@ -1,25 +1,34 @@
 """Explains a run's network, its precision and its normalization."""
 
-from typing import Any
-
 import jax
 import ml_collections
 from clu import parameter_overview
 
+from lbsgd.config.dotted import Named, is_dotted
+from lbsgd.config.keys import value_of
+from lbsgd.config.unused import Unused
+from lbsgd.models.keys import KEYS, OF_BATCH_NORM
+from lbsgd.models.networks import Outline
 from lbsgd.system.text import pluralize
 
 
-def explain_network(c: ml_collections.ConfigDict, params: Any) -> str:
-    """Says which network it is, and how large.
+def explain_network(
+    c: ml_collections.ConfigDict, named: Named | None, outline: Outline
+) -> list[str]:
+    """Says which network it is, and how large; of another's, whose, and where its roles are from.
 
     Args:
       c: the config of the run.
-      params: shapes of the parameters.
+      named: whose network it is; None for lbsgd's own.
     """
-    size = pluralize(parameter_overview.count_parameters(params), "parameter")
-    arrays = pluralize(len(jax.tree.leaves(params)), "array")
+    size = pluralize(parameter_overview.count_parameters(outline.params), "parameter")
+    arrays = pluralize(len(jax.tree.leaves(outline.params)), "array")
     smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
-    return f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
+    line = f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
+    if named is None:
+        return [line]
+    roles = ", ".join(f"{number:,} by {source}" for source, number in outline.sources.items())
+    return [line, f"network: {named.describe()}", f"network: roles of parameters: {roles}"]
 
 
 def explain_precision(c: ml_collections.ConfigDict) -> list[str]:
@@ -37,19 +46,61 @@ def explain_precision(c: ml_collections.ConfigDict) -> list[str]:
     return [f"network: {which} at precision {c.matmul_precision!r}: {means[c.matmul_precision]}"]
 
 
-def explain_normalization(c: ml_collections.ConfigDict, precise_examples: int) -> str:
+def explain_normalization(
+    c: ml_collections.ConfigDict, outline: Outline, precise_examples: int
+) -> str:
     """Says what is normalized over what.
 
     Args:
       c: the config of the run.
       precise_examples: that the statistics of evaluation are taken over; 0 for running averages.
     """
+    if is_dotted(c.model.name):
+        return _explain_norms(c, outline, precise_examples)
     kind = c.model.normalization
     if kind == "group":
         return "group norm: of each example, in up to 32 groups of two or more channels"
     if kind == "none":
         return "normalization: none; convolutions have biases"
     return _explain_batch_norm(c, precise_examples)
+
+
+def _explain_norms(c: ml_collections.ConfigDict, outline: Outline, precise_examples: int) -> str:
+    """Says what is known of the normalization of another's network."""
+    if not outline.norms:
+        return "normalization: no layer of Flax's or lbsgd's"
+    layers = ", ".join(f"{number:,} {cls}" for cls, number in outline.norms.items())
+    lines = [f"normalization: {layers}"]
+    if "nn.BatchNorm" in outline.norms:
+        examples = pluralize(c.worker_batch_size, "example")
+        lines.append(f"nn.BatchNorm per worker, over {examples}, with a momentum of its own")
+    if "BatchNorm" in outline.norms:
+        lines.append(_explain_batch_norm(c, precise_examples))
+    return "; ".join(lines)
+
+
+def explain_unused_batch_norm(c: ml_collections.ConfigDict, outline: Outline) -> list[str]:
+    """Names the keys that were set for a batch norm that the network has not, in a line, if any."""
+    unused = unused_batch_norm_keys(c, outline)
+    return [f"without effect: {'; '.join(map(str, unused))}"] if unused else []
+
+
+def unused_batch_norm_keys(c: ml_collections.ConfigDict, outline: Outline) -> list[Unused]:
+    """Finds the keys away from their defaults that only lbsgd's batch norm uses, if there is none.
+
+    Args:
+      c: the config of the run.
+    """
+    if not is_dotted(c.model.name) or any(jax.tree.leaves(outline.of_step)):
+        return []
+    words = "lbsgd.models.normalization.BatchNorm, which the network has not"
+    if "nn.BatchNorm" in outline.norms:
+        words = "lbsgd.models.normalization.BatchNorm; nn.BatchNorm has a momentum of its own"
+    return [
+        Unused(key, value_of(c, key), words)
+        for key in OF_BATCH_NORM
+        if value_of(c, key) != KEYS[key].default
+    ]
 
 
 def _explain_batch_norm(config: ml_collections.ConfigDict, precise_examples: int) -> str:

@@ -1,34 +1,69 @@
 """Keys of the network, its batch norm, and the precision it is computed in."""
 
-from lbsgd.config.keys import Key, Keys, Values
+from collections.abc import Mapping
+from typing import Any
+
+from lbsgd.config.dotted import is_dotted
+from lbsgd.config.keys import Condition, Key, Keys, Values
 from lbsgd.system.errors import ConfigError
 
 _OF_BATCH_NORM = {"model.normalization": ("batch",)}
+# What is said of a key of lbsgd's own networks where another is named, and of a key of those.
+_OWN: Mapping[str, Any] = {
+    "used_if": Condition(
+        "a network of lbsgd's own, which model.name is not",
+        lambda values: not is_dotted(values["model.name"]),
+    )
+}
+_DOTTED: Mapping[str, Any] = {
+    "used_if": Condition(
+        'model.name="package.module:name", which it is not',
+        lambda values: is_dotted(values["model.name"]),
+    )
+}
 
 _MODEL: Keys = {
     "model.name": Key(
         "resnet50",
-        "The network: resnet18, 34, 50, 101 or 152, or cifar_resnetD of any depth D = 6n + 2.",
+        "The network: resnet18, 34, 50, 101 or 152, or cifar_resnetD of any depth D = 6n + 2; or a "
+        "Flax module, or a function that returns one.",
+        dotted=True,
+    ),
+    "model.options": Key(
+        {},
+        "What the named class or function is given, by argument, as model.options.x=1.",
+        **_DOTTED,
+    ),
+    "model.roles": Key(
+        "",
+        "The function of path and shape that gives a parameter its role, or None where the class "
+        "of its layer decides.",
+        dotted=True,
+        **_DOTTED,
     ),
     "model.num_classes": Key(
         0,
         "How many outputs the classifier has; 0 for as many as the data have classes.",
         most=10**7,
     ),
-    "model.width": Key(1.0, "The multiplier of all channel counts.", positive=True, most=1000),
+    "model.width": Key(
+        1.0, "The multiplier of all channel counts.", positive=True, most=1000, **_OWN
+    ),
     "model.skip_connections": Key(
-        True, "Whether the blocks are residual; without skips they are plain."
+        True, "Whether the blocks are residual; without skips they are plain.", **_OWN
     ),
     "model.zero_init_residual": Key(
         True,
         "The last scale of each residual block starts at 0; in a network without scales, the last "
         "kernel.",
+        **_OWN,
     ),
     "model.normalization": Key(
         "batch",
         "The normalization: batch norm; group norm (Wu and He 2018), of up to 32 groups of two or "
         "more channels; or none, where convolutions have biases.",
         choices=("batch", "group", "none"),
+        **_OWN,
     ),
 }
 
@@ -44,6 +79,7 @@ _BATCH_NORM: Keys = {
         "What is added to the variance.",
         positive=True,
         used_with={"model.normalization": ("batch", "group")},
+        **_OWN,
     ),
     "batch_norm.synced_workers": Key(
         1,
@@ -51,6 +87,7 @@ _BATCH_NORM: Keys = {
         unit="workers",
         positive=True,
         used_with=_OF_BATCH_NORM,
+        **_OWN,
     ),
     "batch_norm.running_variance": Key(
         "within",
@@ -84,6 +121,13 @@ _PRECISION: Keys = {
 }
 
 KEYS: Keys = {**_MODEL, **_BATCH_NORM, **_PRECISION}
+
+# Those that say nothing of networks without a batch norm of lbsgd's.
+OF_BATCH_NORM = (
+    "batch_norm.momentum",
+    "batch_norm.running_variance",
+    "batch_norm.precise_examples",
+)
 
 
 def check_precision(values: Values) -> None:

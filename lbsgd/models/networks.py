@@ -1,20 +1,90 @@
-"""Networks by name."""
+"""Makes pure functions of networks: of lbsgd's own by name, and of other people's Flax modules."""
 
+import contextlib
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import linen as nn
 
-from lbsgd.models.normalization import record_values
+from lbsgd.config.dotted import Named, is_dotted, load
+from lbsgd.models.dotted import Built, build_modules, load_network
+from lbsgd.models.layers import Layers, Path
 from lbsgd.models.resnet import ResNet, named_architecture
-from lbsgd.models.roles import split_roles
+from lbsgd.models.roles import Role, role_named, split_roles
+from lbsgd.models.values import Values
+from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import short_repr
+
+# What `init` may make; all else would be lost from one update to the next.
+_KEPT = {"params", "batch_stats", "intermediates"}
+# The mapped axes that synced workers lie along: those of lanes and of devices of a group.
+SYNCED_AXES = ("lane", "member")
+
+
+class Network(NamedTuple):
+    """A network as pure functions, whatever module it is made of.
+
+    Attributes:
+      module: in training.
+      initialize: () -> (params, batch_stats), without boxes, {} where there are none; drawn in
+        float32 whatever the type, so that runs in float64 start from the same weights.
+      train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
+        a `jax.random` key of this update and this worker, for dropout and other random layers.
+      evaluate: (params, batch_stats, images) -> outputs.
+      variables: () -> (outputs, variables) as `module.init_with_output` gives them.
+      images: shape and type of a worker's images.
+      named: whose module it is; None for lbsgd's own.
+      roles: the function that `model.roles` names, if any.
+    """
+
+    module: nn.Module
+    initialize: Callable[[], tuple[Any, Any]]
+    train: Callable[..., tuple[Any, Any]]
+    evaluate: Callable[..., Any]
+    variables: Callable[[], tuple[Any, Mapping[str, Any]]]
+    images: jax.ShapeDtypeStruct
+    named: Named | None
+    roles: Named | None
+
+
+class Outline(NamedTuple):
+    """What tracing a network tells of it, without computing anything.
+
+    Attributes:
+      params: shapes and types of the parameters.
+      roles: of the parameters, like them.
+      batch_stats: shapes and types of the statistics.
+      of_step: a tree of bools like them: True where lbsgd's batch norm leaves moments, whose
+        running average the step moves; False where the module moves its own.
+      values: how many values are normalized together.
+      outputs: shapes and types of what `evaluate` gives of one image.
+      sources: how many roles are by what: "with_role", "model.roles", or a class as "nn.Dense".
+      norms: how many normalization layers there are, by class.
+    """
+
+    params: Any
+    roles: Any
+    batch_stats: Any
+    of_step: Any
+    values: Values
+    outputs: Any
+    sources: Mapping[str, int]
+    norms: Mapping[str, int]
+
+
+def parameter_type(config: ml_collections.ConfigDict) -> Any:
+    """Returns the type of parameters, and of the images that a network is given."""
+    return jnp.float64 if config.dtype == "float64" else jnp.float32
 
 
 def build_model(name: str, **options: Any) -> ResNet:
-    """Builds the network called `name`; see `ResNet` for the options.
+    """Builds lbsgd's own network called `name`; see `ResNet` for the options.
 
     Raises:
       ConfigError: no such network, or no residual blocks to initialise as the identity.
@@ -28,28 +98,219 @@ def build_model(name: str, **options: Any) -> ResNet:
     return model
 
 
-def init_variables(model: ResNet, image_shape: tuple[int, ...], seed: int) -> Mapping[str, Any]:
-    """Initialises the model's variables, parameters in the boxes of their roles.
-
-    Drawn in float32 whatever the type, so that runs in float64 start from the same weights.
-    """
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
-    variables: Mapping[str, Any] = single.init(jax.random.key(seed), images, train=False)
-    return jax.tree.map(lambda x: x.astype(model.param_dtype), variables)
-
-
-def outline(init: Callable[[], Mapping[str, Any]]) -> tuple[Any, Any, dict[str, int]]:
-    """Outlines a network by tracing it, without computing anything.
+def build_network(
+    config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, ...]
+) -> Network:
+    """Builds the network of a resolved config.
 
     Args:
-      init: `init_variables`, bound.
+      num_classes: how many outputs it is to have.
+      image_shape: `(h, w, c)`.
 
-    Returns:
-      shapes of the parameters; their roles; by layer, how many values of an example are normalised
-      together.
+    Raises:
+      ConfigError: there is none of that name, or it does not fit its arguments.
     """
-    values: dict[str, int] = {}
-    with nn.intercept_methods(record_values(values)):
-        variables = jax.eval_shape(init)
-    return *split_roles(variables["params"]), values
+    named = roles = None
+    if is_dotted(config.model.name):
+        named = load_network(config)
+        built = build_modules(config, named, num_classes)
+        roles = load("model.roles", config.model.roles) if config.model.roles else None
+    else:
+        built = _build_own(config, num_classes)
+    wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
+    variables = functools.partial(_variables, built, tuple(image_shape), config.seed, guard)
+    computed = {"precision": config.matmul_precision, "guard": guard}
+    return Network(
+        built.training,
+        functools.partial(_initialize, variables, wide),
+        functools.partial(_train, built.training, built.train_flags, **computed),
+        functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed),
+        variables,
+        jax.ShapeDtypeStruct((config.worker_batch_size, *image_shape), wide),
+        named,
+        roles,
+    )
+
+
+def _build_own(config: ml_collections.ConfigDict, num_classes: int) -> Built:
+    model = build_model(
+        config.model.name,
+        num_classes=num_classes,
+        width=config.model.width,
+        skip_connections=config.model.skip_connections,
+        zero_init_residual=config.model.zero_init_residual,
+        normalization=config.model.normalization,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=parameter_type(config),
+        precision=config.matmul_precision,
+        norm_axis_names=SYNCED_AXES if config.batch_norm.synced_workers > 1 else (),
+        norm_epsilon=config.batch_norm.epsilon,
+    )
+    single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
+    return Built(model, model, single, {"train": True}, {"train": False})
+
+
+def _variables(
+    built: Built, image_shape: tuple[int, ...], seed: int, guard: Callable[[], Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """Initialises a module's variables, parameters in the boxes of their roles."""
+    key = jax.random.key(seed)
+    # Where a module has no argument for it, float32 is the type of what it draws.
+    with guard(), precision("float32"):
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        return built.initial.init_with_output(key, images, **built.evaluation_flags)
+
+
+def _initialize(
+    variables: Callable[[], tuple[Any, Mapping[str, Any]]], wide: Any
+) -> tuple[Any, Any]:
+    """Draws parameters and statistics."""
+    drawn = nn.meta.unbox(variables()[1])
+    return tuple(_widened(drawn.get(name, {}), wide) for name in ("params", "batch_stats"))
+
+
+def _widened(tree: Any, wide: Any) -> Any:
+    """Casts a tree to float64, where parameters are; else its types are the module's."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(wide) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree) if wide == jnp.float64 else tree
+
+
+def _train(
+    module: nn.Module,
+    flags: Mapping[str, Any],
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    key: jax.Array,
+    *,
+    precision: str,
+    guard: Callable[[], Any],
+) -> tuple[Any, Any]:
+    """Computes outputs and new statistics in training.
+
+    Raises:
+      ConfigError: the module raised an error, or left other statistics than it started with.
+    """
+    # Flax takes "params" for every stream that is not there.
+    rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}
+    variables = {"params": params, "batch_stats": batch_stats}
+    with guard(), jax.default_matmul_precision(precision):
+        outputs, left = module.apply(variables, images, rngs=rngs, mutable=["batch_stats"], **flags)
+    return outputs, _like(batch_stats, left.get("batch_stats", {}))
+
+
+def _like(batch_stats: Any, left: Any) -> Any:
+    """Gives the statistics that training leaves the types of those it started with."""
+    shapes = [jax.tree.map(jnp.shape, nn.meta.unbox(tree)) for tree in (batch_stats, left)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            "the network has other batch_stats after an update than at the start; make all of them "
+            f"in __call__, in evaluation too: {short_repr(shapes[1])}, not {short_repr(shapes[0])}"
+        )
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), nn.meta.unbox(left), batch_stats)
+
+
+def _evaluate(
+    module: nn.Module,
+    flags: Mapping[str, Any],
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    *,
+    precision: str,
+    guard: Callable[[], Any],
+) -> Any:
+    """Computes outputs in evaluation."""
+    with guard(), jax.default_matmul_precision(precision):
+        return module.apply({"params": params, "batch_stats": batch_stats}, images, **flags)
+
+
+def outline(network: Network) -> Outline:
+    """Outlines a network by tracing it.
+
+    Raises:
+      ConfigError: it cannot be traced, a parameter has no role or is not a float, there are none,
+        or it has state that a run does not keep.
+    """
+    layers = Layers()
+    values = Values(examples=1, training=False)
+    with nn.intercept_methods(layers.intercept), nn.intercept_methods(values.intercept):
+        # Of a function of its own, for what is traced once is not traced again.
+        outputs, variables = jax.eval_shape(lambda: network.variables())
+    _check_collections(variables)
+    roles, sources = _infer_roles(variables.get("params", {}), layers, network.roles)
+    params, batch_stats = jax.eval_shape(lambda: network.initialize())
+    _check_params(params)
+    if network.named:
+        outputs, values = _trace_calls(network, params, batch_stats)
+    else:
+        outputs = outputs.update(dtype=network.images.dtype)
+    of_step = layers.left_by_ours(batch_stats)
+    return Outline(params, roles, batch_stats, of_step, values, outputs, sources, layers.norms())
+
+
+def _trace_calls(network: Network, params: Any, batch_stats: Any) -> tuple[Any, Values]:
+    """Traces evaluation of one image and training of a worker's; of lbsgd's own that is known."""
+    one = network.images.update(shape=(1, *network.images.shape[1:]))
+    outputs = jax.eval_shape(lambda *args: network.evaluate(*args), params, batch_stats, one)
+    values = Values(examples=network.images.shape[0], training=True)
+    with nn.intercept_methods(values.intercept):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(lambda *args: network.train(*args), params, batch_stats, network.images, key)
+    return outputs, values
+
+
+def _check_collections(variables: Mapping[str, Any]) -> None:
+    others = sorted(set(variables) - _KEPT)
+    if others:
+        raise ConfigError(
+            f"the network has state in {', '.join(map(repr, others))}, which is not kept from one "
+            "update to the next; of Flax's collections only 'params' and 'batch_stats' are"
+        )
+
+
+def _check_params(params: Any) -> None:
+    """Checks that all parameters can be trained."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ConfigError("the network has no parameters, so there is nothing to train")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ConfigError(f"parameter {name} is of {leaf.dtype}, and only floats are trained")
+
+
+def _infer_roles(
+    params: Any, layers: Layers, function: Named | None
+) -> tuple[Any, Mapping[str, int]]:
+    """Finds the role of each parameter: by its box, the function, or its layer's class."""
+    sources: Counter[str] = Counter()
+
+    def infer(path: Path, shape: tuple[int, ...]) -> Role | None:
+        role = _role_by(function, path, shape) if function else None
+        if role:
+            sources["model.roles"] += 1
+            return role
+        known = layers.class_and_role(path)
+        if known:
+            sources[f"nn.{known[0]}"] += 1
+        return known and known[1]
+
+    roles = split_roles(params, infer)[1]
+    boxed = len(jax.tree.leaves(roles)) - sources.total()
+    return roles, dict(+Counter({"with_role": boxed, **sources}))
+
+
+def _role_by(function: Named, path: Path, shape: tuple[int, ...]) -> Role | None:
+    """Asks the function that `model.roles` names."""
+    with function.guard():
+        word = function.value(path, shape)
+    if word is None:
+        return None
+    try:
+        return role_named(word)
+    except ConfigError as error:
+        raise function.error(f"of {'/'.join(path)}: {error}") from error

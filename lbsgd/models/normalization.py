@@ -6,8 +6,7 @@ averages once per update, so these do not depend on lanes, devices or accumulati
 no such collection: an example's output does not depend on its neighbours.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -68,16 +67,19 @@ def moments(
     return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
 
 
-def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any) -> Any:
-    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages."""
+def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
+    """Maps f over pairs of {"mean", "var"} nodes: a layer's moments and its running averages."""
 
     def is_layer(node: Any) -> bool:
-        return set(node) == {"mean", "var"}
+        return isinstance(node, Mapping) and set(node) == {"mean", "var"}
 
-    return jax.tree.map(f, stats, running, is_leaf=is_layer)
+    def at(s: Any, r: Any, moments: Any) -> Any:
+        return f(s, r) if is_layer(s) and moments["mean"] else s
+
+    return jax.tree.map(at, stats, running, of_step, is_leaf=is_layer)
 
 
-def add_distance(stats: Any, running: Any) -> Any:
+def add_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Adds to each variance the squared distance of its mean from the running mean r.
 
     var(mean) over workers is E[(mean - r)^2] - (E[mean] - r)^2 for any r. This is the first term,
@@ -85,20 +87,25 @@ def add_distance(stats: Any, running: Any) -> Any:
     No more bytes are reduced than without. With r near the means nothing cancels; where it is not
     there yet, the error is eps (mean - r)^2, and is forgotten with r: after t updates both are
     0.9^t of what they were.
+
+    Args:
+      of_step: like the statistics, True where they are moments; others stay as they are.
     """
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] + jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 
-def subtract_distance(stats: Any, running: Any) -> Any:
+def subtract_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Makes averages of `add_distance`'s statistics mean(var) + var(mean)."""
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] - jnp.square(s["mean"] - r["mean"])},
         stats,
         running,
+        of_step,
     )
 
 
@@ -123,11 +130,6 @@ class BatchNorm(nn.Module):
     param_dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     axis_names: tuple[str, ...] = ()
-
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:-1])
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
@@ -180,11 +182,6 @@ class GroupNorm(nn.Module):
         most = max(1, min(32, features // 2))
         return next(groups for groups in range(most, 0, -1) if features % groups == 0)
 
-    @staticmethod
-    def values_of_an_example(shape: Sequence[int]) -> int:
-        """Counts the values of an example of `[n, ..., features]` that share mean and variance."""
-        return math.prod(shape[1:]) // GroupNorm.groups(shape[-1])
-
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Normalises `x`, `[n, ..., features]`, in training and evaluation alike."""
@@ -209,19 +206,3 @@ class NoNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Gives `x` back."""
         return x
-
-
-def record_values(seen: dict[str, int]) -> Callable[..., Any]:
-    """Makes an interceptor of batch and group norms, for `flax.linen.intercept_methods`.
-
-    Args:
-      seen: gets, by the layer's path, how many values of an example share a mean and a variance.
-    """
-
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BatchNorm | GroupNorm) and context.method_name == "__call__":
-            path = "/".join(context.module.path)
-            seen[path] = context.module.values_of_an_example(args[0].shape)
-        return call(*args, **kwargs)
-
-    return record

@@ -1,6 +1,7 @@
 """Gives each parameter its role, by which weight decay and trust ratios are decided.
 
-A layer says the role when it makes the parameter, so nothing has to guess it from a name.
+A layer of lbsgd's says the role when it makes the parameter, so nothing has to guess it from a
+name. Of Flax's layers it follows from their class (`lbsgd.models.layers`).
 """
 
 import enum
@@ -13,6 +14,10 @@ from flax import linen as nn
 from flax import struct
 
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import noun, short_repr
+
+# Parameters without a role, in one message.
+_MOST_SHOWN = 3
 
 
 class Role(enum.StrEnum):
@@ -22,6 +27,9 @@ class Role(enum.StrEnum):
     BIAS = "bias"
     NORM_SCALE = "norm scale"
     NORM_OFFSET = "norm offset"
+
+
+_WORDS = ", ".join(map(repr, map(str, Role)))
 
 
 class WithRole(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
@@ -52,27 +60,71 @@ def with_role(role: Role, init: Callable[..., jax.Array]) -> Callable[..., Any]:
     return lambda *args: WithRole(init(*args), role)
 
 
-def split_roles(params: Any) -> tuple[Any, Any]:
-    """Takes the parameters that `model.init` returned out of their boxes.
+def split_roles(
+    params: Any, infer: Callable[[tuple[str, ...], tuple[int, ...]], Role | None] | None = None
+) -> tuple[Any, Any]:
+    """Takes the parameters that `module.init` returned out of their boxes.
+
+    Args:
+      infer: (path, shape) -> the role of a parameter that is in no box of a role; None for unknown.
 
     Returns:
       params, roles: two trees of one structure, arrays and `Role`s.
 
     Raises:
-      ConfigError: a parameter whose layer did not say its role.
+      ConfigError: parameters without a role.
     """
 
     def is_box(node: Any) -> bool:
-        return isinstance(node, WithRole)
+        return isinstance(node, nn.meta.AxisMetadata)
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box):
-        if not is_box(leaf):
-            raise ConfigError(
-                f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has no role; "
-                "make it with lbsgd.models.roles.with_role(Role..., init)"
-            )
-    roles = jax.tree.map(lambda box: box.role, params, is_leaf=is_box)
-    return nn.meta.unbox(params), roles
+    unboxed, without = nn.meta.unbox(params), []
+
+    def role_of(path: tuple[Any, ...], leaf: Any) -> Role | None:
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+        shape = nn.meta.unbox(leaf).shape
+        role = _role_of_box(leaf) or (infer and infer(names, shape))
+        if role is None:
+            without.append(f"{'/'.join(names)} of shape {shape}")
+        return role
+
+    roles = jax.tree_util.tree_map_with_path(role_of, params, is_leaf=is_box)
+    if without:
+        raise ConfigError(_no_role(without))
+    return unboxed, roles
+
+
+def _role_of_box(node: Any) -> Role | None:
+    """Finds the role in a box, or in one of those within it; None without one."""
+    while isinstance(node, nn.meta.AxisMetadata):
+        if isinstance(node, WithRole):
+            return node.role
+        # Of flax's own boxes each has its content in `value`.
+        node = getattr(node, "value", None)
+    return None
+
+
+def _no_role(parameters: list[str]) -> str:
+    shown, more = ", ".join(parameters[:_MOST_SHOWN]), len(parameters) - _MOST_SHOWN
+    if more > 0:
+        shown += f" and {more:,} more"
+    return (
+        f"{noun(len(parameters), 'parameter')} without a role: {shown}; give each one of {_WORDS}: "
+        "where it is made, by lbsgd.models.roles.with_role(Role..., init), or by the function of "
+        "path and shape that model.roles names"
+    )
+
+
+def role_named(word: Any) -> Role:
+    """Finds the role that a word names: "kernel".
+
+    Raises:
+      ConfigError: there is none.
+    """
+    try:
+        return Role(word)
+    except ValueError as error:
+        raise ConfigError(f"{short_repr(word)} is no role; roles are {_WORDS}") from error
 
 
 # What Flax's own layers call them: Dense, Conv, Embed, attention's projections, norms.

@@ -9,7 +9,6 @@ from lbsgd.data.explain import explain_augmentation, explain_data
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
-from lbsgd.run.target import Target
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
@@ -31,8 +30,8 @@ class _ParameterRow:
 def parameter_table(plan: Plan) -> str:
     """Tables each parameter with its role, and whether it decays and has a trust ratio."""
     params = plan.state_shapes.params
-    decays = decaying(plan.config.optimizer, plan.roles)
-    ratios = with_trust_ratio(plan.config.optimizer, plan.roles)
+    decays = decaying(plan.config.optimizer, plan.outline.roles)
+    ratios = with_trust_ratio(plan.config.optimizer, plan.outline.roles)
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),
@@ -44,7 +43,7 @@ def parameter_table(plan: Plan) -> str:
         )
         for (path, shape), role, decay, ratio in zip(
             jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(plan.roles),
+            jax.tree.leaves(plan.outline.roles),
             jax.tree.leaves(decays),
             jax.tree.leaves(ratios),
         )
@@ -58,13 +57,13 @@ def explain(plan: Plan) -> list[str]:
 
     Numbers from 1,000 on have separators, but for shapes and for values to be set as keys.
     """
-    c, params = plan.config, plan.state_shapes.params
+    c = plan.config
     rate, total = plan.learning_rate, plan.total_updates
     lines = [
-        explain_network(c, params),
+        *explain_network(c, plan.network.named, plan.outline),
         *_explain_outputs(plan),
         *explain_precision(c),
-        explain_normalization(c, plan.precise_batches * c.batch_size),
+        explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
         *_explain_machine(plan),
@@ -76,7 +75,7 @@ def explain(plan: Plan) -> list[str]:
         *lines,
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
-        explain_optimizer(c.optimizer, plan.roles),
+        explain_optimizer(c.optimizer, plan.outline.roles),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
         *plan.unused,
@@ -116,7 +115,7 @@ def _explain_length(plan: Plan) -> str:
         f"length: {pluralize(plan.total_updates, 'update')} = {length}, "
         f"{pluralize(len(plan.evaluate_after), 'evaluation')}"
     )
-    first, target = min(plan.evaluate_after), Target.of(plan.config.stop_at)
+    first, target = min(plan.evaluate_after), plan.target
     if first < plan.total_updates:
         text += f", the first after update {first:,} (epoch {decimal(plan.timeline.epoch(first))})"
     return text + (f"; ends at the first with {target}" if target else "")

@@ -15,7 +15,7 @@ POSITIVE = [name for name, key in KEYS.items() if key.positive]
 FRACTIONS = [name for name, key in KEYS.items() if key.fraction]
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 # One of another type for each type.
-WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5}
+WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5, dict: "many"}
 # Good values of keys that take but a few.
 GOOD = {
     "data.crop_area": (0.5, 1.0),
@@ -171,7 +171,9 @@ def test_group_in_place_of_a_key_is_an_error():
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_value_of_another_type_is_an_error(key):
     message = rejected(**{key: WRONG[type(DEFAULTS[key])]})
-    assert message.startswith(f"{key} must be {type(DEFAULTS[key]).__name__}, not ")
+    kind = type(DEFAULTS[key]).__name__
+    must = "holds options by name" if kind == "dict" else f"must be {kind}"
+    assert message.startswith(f"{key} {must}, not ")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +276,7 @@ def another(key: str) -> object:
     if key in GOOD:
         return GOOD[key]
     others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
+    others[dict] = {"depth": 7}
     return others[type(value)]
 
 

@@ -74,6 +74,7 @@ OF_TYPE = {
     float: st.sampled_from(FLOATS) | st.floats(0, 10) | st.floats() | st.sampled_from(INTEGERS),
     str: st.sampled_from(TEXTS) | st.text(),
     tuple: st.sampled_from(TUPLES) | st.lists(st.floats(0, 100), max_size=4).map(tuple),
+    dict: st.dictionaries(st.text(), st.sampled_from((1, "x", None)), max_size=2),
 }
 ANYTHING = st.one_of(*OF_TYPE.values(), st.sampled_from(OTHERS))
 

@@ -36,6 +36,7 @@ COSINE, POLYNOMIAL = ({"learning_rate.decay": name} for name in ("cosine", "poly
 UNSCALED = {"learning_rate.scaling": "none", "learning_rate.warmup_from": "zero"}
 GROWN = {"batch_growth.sizes": (512,), "batch_growth.at_epochs": (1.0,)}
 BATCH_GROWS = {"batch_growth.in_place_of_decay": True}
+THEIRS = {"model.name": "their.networks:Net"}
 GROUP, PLAIN = ({"model.normalization": name} for name in ("group", "none"))
 TORUS = {"allreduce.algorithm": "torus_2d"}
 SYNTHETIC, TFDS, FOLDER, NPZ, PACKED = (
@@ -81,9 +82,15 @@ POLICY = {
     "learning_rate.decay_past_end_steps": (1, [OFF, COSINE], [POLYNOMIAL]),
     "batch_growth.largest": (4096, [OFF, GROWN], [BATCH_GROWS]),
     "batch_growth.compensate": ("momentum", [OFF], [GROWN]),
+    "model.options": ({"depth": 3}, [OFF], [THEIRS]),
+    "model.roles": ("their.networks:roles", [OFF], [THEIRS]),
+    "model.width": (2.0, [THEIRS], [OFF]),
+    "model.skip_connections": (False, [THEIRS], [OFF]),
+    "model.zero_init_residual": (False, [THEIRS], [OFF]),
+    "model.normalization": ("none", [THEIRS], [OFF]),
     "batch_norm.momentum": (0.5, [GROUP, PLAIN], [OFF]),
-    "batch_norm.epsilon": (1e-3, [PLAIN], [OFF, GROUP]),
-    "batch_norm.synced_workers": (2, [GROUP, PLAIN], [OFF]),
+    "batch_norm.epsilon": (1e-3, [PLAIN, THEIRS], [OFF, GROUP]),
+    "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS], [OFF]),
     "batch_norm.running_variance": ("total", [GROUP, PLAIN], [OFF]),
     "batch_norm.precise_examples": (256, [GROUP, PLAIN], [OFF]),
     "allreduce.bucket_mib": (8.0, [OFF], [TORUS, {"allreduce.dtype": "float16"}]),

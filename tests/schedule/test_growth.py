@@ -150,7 +150,7 @@ def loop_by_hand(parts: Run, momenta: list[float], rates: list[float]):
     """Parameters after Nesterov SGD with coupled decay, one worker after the other."""
 
     def loss(params, images, labels):
-        logits, _ = parts.plan.model.apply(
+        logits, _ = parts.plan.network.module.apply(
             {"params": params, "batch_stats": stats},
             images,
             train=True,
@@ -163,7 +163,7 @@ def loop_by_hand(parts: Run, momenta: list[float], rates: list[float]):
     params, stats = state.params, state.batch_stats
     gradient_of = jax.jit(jax.grad(loss))
     buffer = jax.tree.map(np.zeros_like, params)
-    kernels = jax.tree.map(lambda role: role == "kernel", parts.plan.roles)
+    kernels = jax.tree.map(lambda role: role == "kernel", parts.plan.outline.roles)
     for (images, labels), m, rate in zip(batches_of(parts), momenta, rates, strict=True):
         images = (images / 255.0 - 0.5) / 0.5
         each = [gradient_of(params, x, y) for x, y in zip(images, labels)]

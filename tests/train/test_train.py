@@ -325,7 +325,7 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     for update in (3, 4):  # ceil(100 / 64) minibatches
         images = load_job(batches.job(update))["image"].reshape(4, 16, 8, 8, 1)
         for rows in images:
-            _, left = parts.plan.model.apply(
+            _, left = parts.plan.network.module.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},
                 parts.plan.preprocess(jnp.asarray(rows)),
                 train=True,
