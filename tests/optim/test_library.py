@@ -329,15 +329,17 @@ def test_in_a_train_state_it_is_the_run_of_the_same_config(x64):
     def loss(params, batch):
         images = batch["image"].astype(np.float64).reshape(-1, 8, 8, 1)
         labels = batch["label"].reshape(-1)
-        logits = plan.model.apply({"params": params}, (images / 255 - 0.5) / 0.5, train=True)
+        logits = plan.network.module.apply(
+            {"params": params}, (images / 255 - 0.5) / 0.5, train=True
+        )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     gradient = jax.jit(jax.grad(loss))
     gradients = [functools.partial(gradient, batch=jax.device_get(batch)) for batch in batches]
     tx = lars(plan.learning_rate.schedule, **LARS)
     histories = in_a_train_state(tx, jax.device_get(state.params), gradients)
-    for batch, found in zip(batches, histories):
-        state, _ = step(state, batch)
+    for t, (batch, found) in enumerate(zip(batches, histories)):
+        state, _ = step(state, batch, program.numbers.at(t))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
             found,
