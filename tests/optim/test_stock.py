@@ -299,7 +299,9 @@ def test_a_config_names_it(x64):
 )
 def test_it_is_explained(name, keys, says, decays):
     config = config_of(name, **keys)
-    assert explain_optimizer(config, ROLES) == says
+    said, code = explain_optimizer(config, ROLES)
+    assert said == says
+    assert code.startswith(f"optimizer: optimizer.name='{name}' of ")
     assert {key for key, flag in decaying(config, ROLES).items() if flag} == decays
     assert not any(with_trust_ratio(config, ROLES).values())
 
@@ -307,7 +309,7 @@ def test_it_is_explained(name, keys, says, decays):
 def test_what_takes_no_mask_decays_as_a_whole(module):
     config = config_of(f"{module}:all_decay")
     assert all(decaying(config, ROLES).values())
-    assert "on 5 of 5 parameter arrays" in explain_optimizer(config, ROLES)
+    assert "on 5 of 5 parameter arrays" in explain_optimizer(config, ROLES)[0]
     plain = of_name(f"{module}:all_decay")
     decayed = of_name(f"{module}:all_decay", weight_decay=0.1)
     changes = [one_update(rule)[1][0] for rule in (plain, decayed)]
