@@ -33,7 +33,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lbsgd.optim.leaves import Leaf, in_type_of
+from lbsgd.optim.leaves import Leaf, in_type_of, type_in_jax
 from lbsgd.optim.masks import Mask, flags, needed
 
 
@@ -62,9 +62,14 @@ class LambState(NamedTuple):
     trust_ratios: Any
 
 
+def _wide_type(x: Float[Leaf, "..."]) -> np.dtype[Any]:
+    """Returns the type of norms and ratios: float32 at least."""
+    return np.promote_types(type_in_jax(x), np.float32)
+
+
 def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Converts to float32 what is of a smaller type."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    return x.astype(_wide_type(x))
 
 
 def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
@@ -80,7 +85,7 @@ def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
 
 def _one(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Makes the ratio of an array that has none, in the type of the others."""
-    return jnp.ones((), np.promote_types(x.dtype, np.float32))
+    return jnp.ones((), _wide_type(x))
 
 
 def _ratio(
@@ -94,7 +99,7 @@ def _ratio(
 
 def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Multiplies an array by its ratio, rounding to its type once."""
-    return (ratio * _wide(x)).astype(x.dtype)
+    return (ratio * _wide(x)).astype(type_in_jax(x))
 
 
 def _lars_ratio(

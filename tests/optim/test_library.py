@@ -2,6 +2,8 @@
 
 import doctest
 import functools
+import subprocess
+import sys
 
 import flax.serialization
 import jax
@@ -13,6 +15,7 @@ from flax.training.train_state import TrainState
 from layerwise_by_hand import ROLES, UPDATES, gradient_of, problem
 from layerwise_by_hand import schedule as varying
 
+import lbsgd.optim
 from lbsgd.models.roles import Role, roles_by_name
 from lbsgd.optim import lamb, lars, library, sgd
 from lbsgd.optim.chain import lars_rule
@@ -227,6 +230,25 @@ def test_it_stands_in_a_chain(made):
 def test_a_number_is_a_constant_schedule(rate):
     found, expected = trained(sgd(rate), 1), trained(sgd(0.5), 1)
     assert_close(found, expected, rtol=0)
+
+
+@of_each
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_parameters_may_lie_on_the_host(made, dtype):
+    """In numpy's arrays, of float64 too where JAX has none."""
+    params, gradient = (jax.tree.map(lambda x: np.asarray(x, dtype), arrays(i)) for i in range(2))
+    changes, state = made.update(gradient, made.init(params), params)
+    again, _ = made.update(gradient, state, params)
+    assert {x.dtype for x in jax.tree.leaves(again)} == {jnp.dtype(np.float32)}
+    assert_close(changes, made.update(arrays(1), made.init(arrays(0)), arrays(0))[0])
+
+
+def test_names_are_there_before_they_are_imported():
+    text = "import lbsgd.optim, sys; print(*dir(lbsgd.optim)); assert 'jax' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert {"sgd", "lars", "lamb"} <= set(run.stdout.split())
+    with pytest.raises(AttributeError, match="has no attribute 'adam'"):
+        lbsgd.optim.adam  # noqa: B018
 
 
 # --- mistakes --------------------------------------------------------------------------------
