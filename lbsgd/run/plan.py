@@ -28,9 +28,7 @@ from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import (
     check_data,
     check_size,
-    check_task,
     image_shape_of,
-    targets_of,
 )
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.target import Target, find_target
@@ -46,7 +44,7 @@ from lbsgd.step.pixels import normalize
 from lbsgd.step.train_step import Averaged, TrainState, train_step
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
-from lbsgd.tasks.build import build_task
+from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, Placement, place
@@ -242,8 +240,14 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
     check_values(config, found.values, confusion=bool(measurements.confusion))
-    task = build_task(config, data.classes)
-    check_task(config, task)
+    task, code = build_task(config, data.classes), tuple(named_code(config))
+    check_task(
+        task,
+        found.outputs,
+        jax.ShapeDtypeStruct((1, *image_shape), np.uint8),
+        named=next((named for named in code if named.key == "task.name"), None),
+        network=network.named,
+    )
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
@@ -268,7 +272,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         network=network,
         outline=found,
         task=task,
-        code=tuple(named_code(config)),
+        code=code,
         learning_rate=learning_rate,
         schedules=_schedules(config, learning_rate, timeline, momenta),
         numbers=_numbers(config, rule, task),
