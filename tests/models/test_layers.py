@@ -116,7 +116,7 @@ def test_names_alone_give_no_role():
 
 
 class Boxed(nn.Module):
-    """Roles said in boxes, beside boxes of Flax's own, of a layer that says another by its class."""
+    """Says roles in boxes, some within Flax's own, of layers whose class says another."""
 
     @nn.compact
     def __call__(self, x):

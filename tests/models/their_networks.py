@@ -193,6 +193,15 @@ class TinyGroups(nn.Module):
         return nn.Dense(10)(x)
 
 
+class Raw(nn.Module):
+    """Of a parameter without a type."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = with_role(Role.KERNEL, nn.initializers.normal())
+        return jnp.mean(x, (1, 2)) @ self.param("w", init, (3, 10))
+
+
 # --- with mistakes ---------------------------------------------------------------------------
 
 
