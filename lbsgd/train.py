@@ -23,7 +23,6 @@ from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.result import Outcome, finish
 from lbsgd.run.record.speed import Speed
-from lbsgd.run.target import Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
@@ -145,7 +144,9 @@ def _open(
     opened.push(log_file.failure)
     log_file.line(describe_process())
     process, processes = jax.process_index(), jax.process_count()
-    progress = open_(open_progress(plan.total_updates, log_file.line, process, processes))
+    progress = open_(
+        open_progress(plan.total_updates, plan.task.metrics, log_file.line, process, processes)
+    )
     differ = different_commits(machine["git_commit"])
     if differ:
         progress.line(differ)
@@ -198,7 +199,7 @@ def _train(session: Session, start: Reached) -> Reached:
     plan, program, feed = session.run
     state, pending, at_target = start.state, start.evaluation_pending, start.at_target
     assert state is not None
-    begun, target = time.monotonic(), Target.of(plan.config.stop_at)
+    begun, target = time.monotonic(), plan.target
     first = done = start.done
     with contextlib.ExitStack() as opened:
         # The first batches are loaded while the step is compiled.
@@ -213,6 +214,7 @@ def _train(session: Session, start: Reached) -> Reached:
             session.progress,
             session.log_file.watch(plan.config.runtime),
             session.should_stop,
+            program.numbers.reported,
             start=done,
             skipped=int(state.skipped),
         )
@@ -254,7 +256,7 @@ def _train(session: Session, start: Reached) -> Reached:
             ):
                 # Before the step, which takes the state's memory for the next one.
                 diagnostics.before(done + 1, state, batch)
-                state, metrics = steps(done)(state, batch)
+                state, metrics = steps(done)(state, batch, program.numbers.at(done))
                 done += 1
                 # Nothing waits for the devices here, but for updates that are several steps old.
                 monitor.update(done, diagnostics.after(done, metrics))
@@ -349,15 +351,14 @@ def _complete(session: Session, reached: Reached) -> str:
     if not reached.at_target or done == plan.total_updates:
         return text
     return (
-        f"{text}, and the target was reached, {Target.of(plan.config.stop_at)}; without stop_at, "
+        f"{text}, and the target was reached, {plan.target}; without stop_at, "
         f"or with another, it goes on to update {plan.total_updates:,}"
     )
 
 
 def _was_at_target(plan: Plan, record: Record | NoRecord) -> bool:
     """Tells whether an evaluation before reached the target, as process 0 has it in the metrics."""
-    target = Target.of(plan.config.stop_at)
-    found = target is not None and target.first(record.kept) is not None
+    found = plan.target is not None and plan.target.first(record.kept) is not None
     return bool(from_process_0(np.array(found)))
 
 

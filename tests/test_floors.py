@@ -57,7 +57,7 @@ def turned_round(house, module, line):
     [
         ("system.text", "from lbsgd.config.values import check_values"),
         ("schedule.timeline", "import lbsgd.workers.placement"),
-        ("data.order", "def f():\n    from lbsgd.step.losses import cross_entropy"),
+        ("data.order", "def f():\n    from lbsgd.tasks.losses import cross_entropy"),
         ("step.losses", "from lbsgd import optim"),
         ("checkpoint.store", "from lbsgd.launch import startup"),
         ("run.workdir", "from lbsgd.train import run"),

@@ -14,7 +14,7 @@ from lbsgd.models.normalization import moments
 from lbsgd.optim.layerwise import scale_by_trust_ratio
 from lbsgd.optim.momentum import MomentumState, rate_outside_momentum
 from lbsgd.schedule import functions
-from lbsgd.step.losses import cross_entropy, wrong_at
+from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.step.pixels import erase, mix
 from lbsgd.step.reduction import sum_of_workers
 from lbsgd.workers.collectives.buckets import in_buckets
@@ -27,14 +27,14 @@ LABELS, BOXES = jnp.zeros(4, jnp.int32), jnp.zeros((4, 4), jnp.int32)
 
 def momentum(buffer):
     gradient = {"w": jnp.ones(3)}
-    optimizer = rate_outside_momentum(0.9)
-    return optimizer.update(gradient, MomentumState({"w": buffer}), update_index=0)
+    optimizer = rate_outside_momentum()
+    return optimizer.update(gradient, MomentumState({"w": buffer}), momentum=0.9)
 
 
 def trust_ratio(params):
-    optimizer = scale_by_trust_ratio(rate_outside_momentum(0.0), {"w": True})
-    gradient = {"w": jnp.ones(3)}
-    return optimizer.update(gradient, optimizer.init(gradient), {"w": params}, update_index=0)
+    optimizer = scale_by_trust_ratio(rate_outside_momentum(), {"w": True})
+    gradient, numbers = {"w": jnp.ones(3)}, {"momentum": 0.0, "trust_coefficient": 0.1}
+    return optimizer.update(gradient, optimizer.init(gradient), {"w": params}, **numbers)
 
 
 # Where numpy's broadcasting would make something of it, or not complain until much later.
@@ -87,7 +87,7 @@ def test_training_has_no_need_of_beartype():
         "import lbsgd.step.train_step, lbsgd.diagnostics.workers_gradient, lbsgd.models\n"
         "import lbsgd.workers.collectives.allreduce, lbsgd.optim.chain\n"
         "import jax.numpy as jnp\n"
-        "from lbsgd.step.losses import cross_entropy\n"
+        "from lbsgd.tasks.losses import cross_entropy\n"
         "print(cross_entropy(jnp.zeros((1, 10)), jnp.zeros(1)[:, None].astype(int)[0]).shape)\n"
     )
     run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
@@ -95,7 +95,7 @@ def test_training_has_no_need_of_beartype():
 
 
 def test_numpy_arrays_are_leaves_of_an_optimizer():
-    optimizer = rate_outside_momentum(0.5)
+    optimizer = rate_outside_momentum()
     state = MomentumState({"w": np.ones(3)})
-    result, _ = optimizer.update({"w": np.ones(3)}, state, update_index=0)
+    result, _ = optimizer.update({"w": np.ones(3)}, state, momentum=0.5)
     np.testing.assert_array_equal(result["w"], [1.5] * 3)

@@ -16,7 +16,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -86,6 +86,22 @@ class Named(NamedTuple):
         with self.guard():
             return self.value(**given, **options)
 
+    def bind(self, options: Mapping[str, Any], given: Sequence[str]) -> Callable[..., Any]:
+        """Binds the options, to a function that is to be called with what it is given by position.
+
+        Args:
+          given: names for messages of what is given, in order.
+
+        Raises:
+          ConfigError: an option that it does not take, or an argument that it misses.
+        """
+        first = list(_parameters(self.value))[: len(given)]
+        for name in first:
+            if name in options:
+                raise self.error(f"is given {name!r}; it is no option")
+        self._check({**dict.fromkeys(first), **options}, options)
+        return self.guarded(functools.partial(self.value, **options))
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Turns an error within into a ConfigError that says where in its file it came up."""
@@ -99,7 +115,6 @@ class Named(NamedTuple):
     def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function that it gave, so that its errors are as those of `guard`."""
 
-        @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
             with self.guard():
                 return function(*args, **keywords)

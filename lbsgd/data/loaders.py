@@ -4,7 +4,7 @@ import ml_collections
 
 from lbsgd.data.augment import Color, CropAndFlip
 from lbsgd.data.corrupt import CorruptExamples
-from lbsgd.data.pipeline import Loader
+from lbsgd.data.pipeline import Loader, Targets
 from lbsgd.data.source import Source
 from lbsgd.data.views import CentreCrop, InceptionCrop, View, Whole
 
@@ -12,13 +12,18 @@ Shape = tuple[int, int, int]
 
 
 def training_loader(
-    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: CorruptExamples
+    config: ml_collections.ConfigDict,
+    source: Source,
+    image_shape: Shape,
+    corrupt: CorruptExamples,
+    targets: Targets | None = None,
 ) -> Loader:
     """Builds the loader of training examples, cropped and augmented as the config says.
 
     Args:
       config: the config of the run.
       image_shape: `(h, w, c)` of the network's input.
+      targets: what the task makes of labels.
     """
     data, seed = config.data, config.seed
     view: View = Whole(image_shape)
@@ -30,20 +35,25 @@ def training_loader(
         CropAndFlip(seed, padding, data.flip),
         Color(seed, data.color_jitter, data.lighting),
     )
-    return Loader(source, view, augment, corrupt, data.threads)
+    return Loader(source, view, augment, corrupt, data.threads, targets)
 
 
 def evaluation_loader(
-    config: ml_collections.ConfigDict, source: Source, image_shape: Shape, corrupt: CorruptExamples
+    config: ml_collections.ConfigDict,
+    source: Source,
+    image_shape: Shape,
+    corrupt: CorruptExamples,
+    targets: Targets | None = None,
 ) -> Loader:
     """Builds the loader of validation examples: whole images or centre crops, not augmented.
 
     Args:
       config: the config of the run.
       image_shape: `(h, w, c)` of the network's input.
+      targets: what the task makes of labels.
     """
     data = config.data
     view: View = Whole(image_shape)
     if data.crop == "inception":
         view = CentreCrop(image_shape, data.evaluation_short_side)
-    return Loader(source, view, (), corrupt, data.threads)
+    return Loader(source, view, (), corrupt, data.threads, targets)

@@ -36,6 +36,8 @@ from lbsgd.workers.placement import Placement
 Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
+# Labels [N] -> arrays [N, ...] of a batch, by name.
+Targets = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 # Batches that are prefetched: they wait on the devices, ready for the step.
 AHEAD = 2
@@ -49,10 +51,23 @@ class LoadJob(NamedTuple):
     Attributes:
       arrays: of the batch, not filled yet.
       tasks: calls that together fill the arrays, in any order and in any thread.
+      targets: as in `Loader`.
     """
 
     arrays: Arrays
     tasks: Sequence[Callable[[], None]]
+    targets: Targets | None = None
+
+    def filled(self) -> Arrays:
+        """Gives the arrays of the batch, once all tasks are done."""
+        if self.targets is None:
+            return self.arrays
+        labels = self.arrays["label"]
+        made = {
+            k: x.reshape(labels.shape + x.shape[1:])
+            for k, x in self.targets(labels.ravel()).items()
+        }
+        return {**{k: x for k, x in self.arrays.items() if k != "label"}, **made}
 
 
 class Rows(NamedTuple):
@@ -83,6 +98,7 @@ class Loader:
         the other.
       corrupt: what to do with examples that cannot be read.
       threads: how many threads load; 0 for one per core.
+      targets: what a task makes of the labels of a batch; None for the labels as they are.
     """
 
     source: Source
@@ -90,6 +106,7 @@ class Loader:
     augment: tuple[Augment, ...] = ()
     corrupt: CorruptExamples = dataclasses.field(default_factory=CorruptExamples)
     threads: int = 0
+    targets: Targets | None = None
 
     @property
     def num_threads(self) -> int:
@@ -123,7 +140,9 @@ class Loader:
         # Four tasks per thread or more, so that all threads share the rows of a small batch.
         size = max(1, min(MOST_ROWS, count // (4 * self.num_threads)))
         parts = [rows.part(slice(i, i + size)) for i in range(0, count, size)]
-        return LoadJob(arrays, [functools.partial(self._fill, p, mask is None) for p in parts])
+        return LoadJob(
+            arrays, [functools.partial(self._fill, p, mask is None) for p in parts], self.targets
+        )
 
     def _fill(self, rows: Rows, replace: bool) -> None:
         """Loads rows: each example by itself, then the augmentation of all of them."""
@@ -170,7 +189,7 @@ def load_job(job: LoadJob) -> Arrays:
     """Loads a batch in this thread and returns its arrays."""
     for task in job.tasks:
         task()
-    return job.arrays
+    return job.filled()
 
 
 def to_devices(local: Arrays, placement: Placement) -> Batch:
@@ -251,7 +270,7 @@ class Prefetch:
             task.result()
         self._room.acquire()
         if not self._stopped.is_set():
-            self._loaded.put(to_devices(job.arrays, placement))
+            self._loaded.put(to_devices(job.filled(), placement))
         return not self._stopped.is_set()
 
 

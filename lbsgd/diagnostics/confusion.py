@@ -6,6 +6,7 @@ and distribution.
 
 import contextlib
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ import numpy as np
 from lbsgd.data.pipeline import TrainBatches
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
 from lbsgd.run.feed import Feed
-from lbsgd.run.plan import Plan
+from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
 from lbsgd.schedule.timeline import Segment, Timeline
 from lbsgd.step.train_step import TrainState
+from lbsgd.step.worker import Batch, Worker, WorkerResult
 from lbsgd.workers.placement import Placement, place
 
 
@@ -48,20 +50,34 @@ def pair_batches(feed: Feed, placement: Placement, done: int) -> TrainBatches:
     return feed.other_batches("gradient_confusion", timeline, {placement.batch_size: placement})
 
 
+def _numbered(worker: Worker) -> Worker:
+    """Wraps a worker that is given the number of its batch's first minibatch besides.
+
+    How many minibatches are in a batch depends on the devices; what is drawn for one may not.
+    """
+
+    def numbered(params: Any, stats: Any, numbers: Any, rows: Batch, index: Any) -> WorkerResult:
+        first, of_update = numbers
+        return worker(params, stats, of_update, rows, first + index)
+
+    return numbered
+
+
 class Confusion:
     """Cosines of pairs of minibatches, each of them one worker to batch norm."""
 
-    def __init__(self, plan: Plan, feed: Feed, monitor: Monitor) -> None:
+    def __init__(self, program: Program, feed: Feed, monitor: Monitor) -> None:
         """Compiles nothing yet.
 
         Args:
           monitor: hears of each batch, and may end the measurement before the next.
         """
+        plan, self._numbers = program.plan, program.numbers
         config = plan.config.diagnostics
         self._feed, self._monitor, self._pairs = feed, monitor, config.confusion.pairs
         self._placement = pair_placement(plan.topology.devices, config.confusion.batch_size)
         # Each minibatch is a worker of its own to batch norm, whatever is synced in training.
-        self._step = compiled(plan.worker, self._placement, in_turn=config.in_turn)
+        self._step = compiled(_numbered(plan.worker), self._placement, in_turn=config.in_turn)
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
         """Computes the cosine of each pair after `done` updates; None if it is to stop."""
@@ -70,10 +86,11 @@ class Confusion:
         source = pair_batches(self._feed, self._placement, done)
         steps = math.ceil(self._pairs / in_batch)
         with contextlib.closing(source.between(0, steps)) as batches:
-            for batch in batches:
+            for step, batch in enumerate(batches):
                 if self._monitor.should_stop(done):
                     return None
-                found = jax.device_get(self._step(state.params, state.batch_stats, batch))
+                numbers = (np.int32(step * self._placement.workers), self._numbers.at(done))
+                found = jax.device_get(self._step(state.params, state.batch_stats, numbers, batch))
                 # Every other product is of a pair; between them are those of strangers.
                 cosines += neighbour_cosines(found)[::2].tolist()
                 self._monitor.alive()

@@ -39,7 +39,8 @@ class Diagnostics:
             when the run resumes.
         """
         self._plan, self._monitor, self._record = program.plan, monitor, monitor.record
-        self._confusion = Confusion(self._plan, feed, monitor)
+        self._numbers = program.numbers
+        self._confusion = Confusion(program, feed, monitor)
         self._layers = layer_names(self._plan.state_shapes.params)
         config = self._plan.config.diagnostics
         # One for each placement: a batch that grows has several.
@@ -84,7 +85,8 @@ class Diagnostics:
         with self._monitor.paused(), _enough_memory():
             # The update that makes `done` has the index done - 1; its batch is laid out for that.
             placement = self._plan.placement_of(done - 1)
-            found = self._compiled(placement)(state.params, state.batch_stats, batch)
+            numbers = self._numbers.at(done - 1)
+            found = self._compiled(placement)(state.params, state.batch_stats, numbers, batch)
             # Within the pause: the call above returns before the devices are done.
             found = jax.device_get(found)
         self._monitor.alive()

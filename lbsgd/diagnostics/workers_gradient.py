@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.step.loops import scan
+from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import over_devices, sum_of_workers
-from lbsgd.step.worker import Batch, WorkerResult
-from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement
+from lbsgd.step.worker import Batch, Worker, worker_gradient
+from lbsgd.workers.placement import DEVICE_AXES, Placement
 
 Gradient = Any
 
@@ -60,7 +61,7 @@ def dot(a: Gradient, b: Gradient) -> Float[Array, ""]:
 
 
 def _lanes_at_once(
-    gradient: Callable[[Batch], Gradient], rows: Batch, real: Bool[Array, " lanes"]
+    gradient: Callable[[Any], Gradient], rows: Any, real: Bool[Array, " lanes"]
 ) -> _Lanes:
     """Measures the lanes side by side, all their gradients held at a time."""
     gradients = jax.vmap(gradient)(rows)
@@ -77,7 +78,7 @@ def _lanes_at_once(
 
 
 def _lanes_in_turn(
-    gradient: Callable[[Batch], Gradient], rows: Batch, real: Bool[Array, " lanes"], platform: str
+    gradient: Callable[[Any], Gradient], rows: Any, real: Bool[Array, " lanes"], platform: str
 ) -> _Lanes:
     """Measures lane after lane: four gradients are held at a time, and one worker's activations."""
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], rows))
@@ -102,9 +103,10 @@ def _lanes_in_turn(
 def device_gradients(
     params: Any,
     batch_stats: Any,
+    numbers: Numbers,
     batch: Batch,
     *,
-    worker: Callable[..., WorkerResult],
+    worker: Worker,
     placement: Placement,
     in_turn: bool,
 ) -> WorkerGradients:
@@ -117,13 +119,9 @@ def device_gradients(
       batch: this device's part, `[A, L, n, ...]`.
     """
 
-    def loss(params: Any, rows: Batch) -> Float[Array, ""]:
-        # The norms of a network for synced batch norm ask for the axis, even of a group of one.
-        alone = jax.tree.map(lambda x: x[None], rows)
-        bound = functools.partial(worker, params, batch_stats)
-        return jnp.sum(jax.vmap(bound, axis_name=LANE_AXIS)(alone).loss)
+    def gradient(rows_and_index: tuple[Batch, Int[Array, ""]]) -> Gradient:
+        return worker_gradient(params, batch_stats, numbers, *rows_and_index, worker=worker)[0]
 
-    gradient = functools.partial(jax.grad(loss), params)
     through_lanes = _lanes_at_once
     if in_turn:
         through_lanes = functools.partial(_lanes_in_turn, platform=placement.platform)
@@ -132,7 +130,8 @@ def device_gradients(
 
     def accumulate(carry: tuple[Gradient, Gradient], step_and_rows: Any) -> tuple[Any, Any]:
         (before, total), (step, rows) = carry, step_and_rows
-        lanes = through_lanes(gradient, rows, placement.holds_worker(step))
+        each = (rows, placement.worker_of_lane(step))
+        lanes = through_lanes(gradient, each, placement.holds_worker(step))
         # Idle slots are the last ones, so what an idle lane sends comes to idle lanes alone.
         sent = lax.ppermute(lanes.last, DEVICE_AXES, to_next)
         neighbour = jax.tree.map(lambda old, new: jnp.where(device == 0, old, new), before, sent)
@@ -157,9 +156,10 @@ def device_gradients(
 def workers_gradient(
     params: Any,
     batch_stats: Any,
+    numbers: Numbers,
     batch: Batch,
     *,
-    worker: Callable[..., WorkerResult],
+    worker: Worker,
     placement: Placement,
     in_turn: bool = False,
 ) -> WorkerGradients:
@@ -167,18 +167,19 @@ def workers_gradient(
 
     Args:
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
-      worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `step.worker_loss`, bound.
+      numbers: of the update whose minibatch it is.
+      worker: e.g. `step.worker_loss`, bound.
       placement: of workers that share no batch norm.
       in_turn: the lanes of a device one after the other, for memory, instead of side by side.
     """
     on_device = functools.partial(
         device_gradients, worker=worker, placement=placement, in_turn=in_turn
     )
-    return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+    return over_devices(on_device, placement, replicated=3)(params, batch_stats, numbers, batch)
 
 
-def compiled(worker: Callable[..., WorkerResult], placement: Placement, *, in_turn: bool) -> Any:
-    """Compiles (params, batch_stats, batch) -> `WorkerGradients`; nothing is donated."""
+def compiled(worker: Worker, placement: Placement, *, in_turn: bool) -> Any:
+    """Compiles (params, batch_stats, numbers, batch) -> `WorkerGradients`; nothing is donated."""
     step = functools.partial(workers_gradient, worker=worker, placement=placement, in_turn=in_turn)
     # Replicated, for a process cannot fetch what other processes alone hold.
     return jax.jit(step, out_shardings=placement.replicated)

@@ -68,23 +68,18 @@ def moments(
 
 
 def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
-    """Maps f over pairs of {"mean", "var"} nodes: a layer's statistics and its running averages.
-
-    Statistics that a module moved itself are left as they are (`of_step`).
-    """
+    """Maps f over pairs of {"mean", "var"} nodes: a layer's moments and its running averages."""
 
     def is_layer(node: Any) -> bool:
         return isinstance(node, Mapping) and set(node) == {"mean", "var"}
 
-    def of_layer(s: Any, r: Any, ours: Any) -> Any:
-        return f(s, r) if is_layer(s) and all(jax.tree.leaves(ours)) else s
+    def at(s: Any, r: Any, moments: Any) -> Any:
+        return f(s, r) if is_layer(s) and moments["mean"] else s
 
-    if of_step is None:
-        of_step = jax.tree.map(lambda _: True, stats)
-    return jax.tree.map(of_layer, stats, running, of_step, is_leaf=is_layer)
+    return jax.tree.map(at, stats, running, of_step, is_leaf=is_layer)
 
 
-def add_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
+def add_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Adds to each variance the squared distance of its mean from the running mean r.
 
     var(mean) over workers is E[(mean - r)^2] - (E[mean] - r)^2 for any r. This is the first term,
@@ -94,8 +89,7 @@ def add_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
     0.9^t of what they were.
 
     Args:
-      of_step: a tree of bools like the statistics, False where they are not moments of `BatchNorm`
-        and stay as they are; None where all are.
+      of_step: like the statistics, True where they are moments; others stay as they are.
     """
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] + jnp.square(s["mean"] - r["mean"])},
@@ -105,7 +99,7 @@ def add_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
     )
 
 
-def subtract_distance(stats: Any, running: Any, of_step: Any = None) -> Any:
+def subtract_distance(stats: Any, running: Any, of_step: Any) -> Any:
     """Makes averages of `add_distance`'s statistics mean(var) + var(mean)."""
     return _by_layer(
         lambda s, r: {"mean": s["mean"], "var": s["var"] - jnp.square(s["mean"] - r["mean"])},

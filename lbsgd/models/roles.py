@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
@@ -124,3 +125,36 @@ def role_named(word: Any) -> Role:
         return Role(word)
     except ValueError as error:
         raise ConfigError(f"{short_repr(word)} is no role; roles are {_WORDS}") from error
+
+
+# What Flax's own layers call them: Dense, Conv, Embed, attention's projections, norms.
+_ROLES_BY_NAME = {
+    "kernel": Role.KERNEL,
+    "embedding": Role.KERNEL,
+    "bias": Role.BIAS,
+    "scale": Role.NORM_SCALE,
+}
+
+
+def roles_by_name(params: Any) -> Any:
+    """Guesses roles by names and rank, for parameters whose layers did not say them.
+
+    The last name counts: kernel and embedding are kernels, bias is a bias, scale a norm's scale,
+    and a bias beside a scale a norm's offset. Under other names arrays of rank 2 and more are
+    kernels, and the rest biases.
+
+    Returns:
+      roles, a tree like the parameters.
+    """
+    parts = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in parts]
+    there = set(names)
+
+    def role(name: str, x: Any) -> Role:
+        layer, _, last = name.rpartition("/")
+        if last == "bias" and f"{layer}/scale".removeprefix("/") in there:
+            return Role.NORM_OFFSET
+        return _ROLES_BY_NAME.get(last, Role.KERNEL if jnp.ndim(x) > 1 else Role.BIAS)
+
+    roles = [role(name, x) for name, (_, x) in zip(names, parts)]
+    return jax.tree.unflatten(jax.tree.structure(params), roles)

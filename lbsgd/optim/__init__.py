@@ -1,1 +1,20 @@
-"""Optimizes: optax transformations, of a network in whose parameters roles are known."""
+"""Optimizes: optax transformations, with decay and trust ratios by the roles of the parameters.
+
+`from lbsgd.optim import sgd, lars, lamb` are ordinary optax transformations, for any training loop.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lbsgd.optim.library import lamb, lars, sgd
+
+__all__ = ["lamb", "lars", "sgd"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports them when they are asked for: who reads a config needs no JAX."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lbsgd.optim import library
+
+    return getattr(library, name)

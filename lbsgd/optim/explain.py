@@ -1,24 +1,46 @@
 """Explains a run's optimizer."""
 
+from typing import Any
+
 import jax
 import ml_collections
 from jaxtyping import PyTree
 
+from lbsgd.config.dotted import Named, is_dotted, load
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import decayed
+from lbsgd.optim.masks import decayed, flags, scaled
+from lbsgd.optim.stock import decay_mask, own_mask
 from lbsgd.system.text import pluralize
 
 
-def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
-    """Says which optimizer it is, and what decays.
+def decaying(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:
+    """Tells which parameters decay.
 
     Args:
       c: the config's `optimizer`.
       roles: of the parameters.
     """
-    flags = jax.tree.leaves(decayed(roles))
-    arrays = pluralize(len(flags), "parameter array")
-    decay = f"weight decay {c.weight_decay:g} on {sum(flags)} of {arrays}"
+    if not c.weight_decay:
+        return jax.tree.map(lambda _: False, roles)
+    if is_dotted(c.name):
+        return flags(decay_mask(_named(c), _options(c), roles), roles)
+    return decayed(roles)
+
+
+def with_trust_ratio(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:
+    """Tells which parameters have a trust ratio of LARS or LAMB; arguments as in `decaying`."""
+    if c.name in ("lars", "lamb"):
+        return scaled(roles)
+    return jax.tree.map(lambda _: False, roles)
+
+
+def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
+    """Says which optimizer it is, and what decays; arguments as in `decaying`."""
+    decays = jax.tree.leaves(decaying(c, roles))
+    arrays = pluralize(len(decays), "parameter array")
+    decay = f"weight decay {c.weight_decay:g} on {sum(decays)} of {arrays}"
+    if is_dotted(c.name):
+        return _explain_dotted(c, decay)
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
@@ -39,3 +61,26 @@ def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
     decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
     return f"optimizer: {c.name.upper()}, {momentum}; {decay}{trust}"
+
+
+def _explain_dotted(c: ml_collections.ConfigDict, decay: str) -> str:
+    """Explains one that a dotted name names, and whose decay it is."""
+    named = _named(c)
+    options = ", ".join(f"{name}={value!r}" for name, value in sorted(_options(c).items()))
+    rate = "told the rate" if named.takes("learning_rate") else "a direction, times the rate"
+    if not c.weight_decay:
+        decay = "no weight decay"
+    elif named.takes("weight_decay"):
+        told = own_mask(named) or "nothing, so all of them"
+        decay = f"{decay} by its own weight_decay (which: by {told})"
+    else:
+        decay = f"{c.weight_decay_form} {decay}"
+    return f"optimizer: {c.name}({options}), {rate}; {decay}"
+
+
+def _named(c: ml_collections.ConfigDict) -> Named:
+    return load("optimizer.name", c.name)
+
+
+def _options(c: ml_collections.ConfigDict) -> dict[str, Any]:
+    return ml_collections.ConfigDict(c.options).to_dict()

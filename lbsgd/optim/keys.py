@@ -2,16 +2,33 @@
 
 from collections.abc import Mapping
 
-from lbsgd.config.keys import ON, Key, Keys, Wanted
+from lbsgd.config.dotted import is_dotted
+from lbsgd.config.keys import ON, Condition, Key, Keys, Wanted
 
 _OF_SGD = {"optimizer.name": ("sgd", "lars")}
-_OF_DECAY: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.weight_decay": ON}
 _OF_LARS = {"optimizer.name": ("lars",)}
 _OF_LAMB = {"optimizer.name": ("lamb",)}
 _OF_MOMENTUM: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.momentum": ON}
+_OF_OTHERS = Condition(
+    'optimizer.name="package.module:name"', lambda values: is_dotted(values["optimizer.name"])
+)
+_OF_ALL_BUT_LAMB = Condition(
+    "any optimizer but lamb", lambda values: values["optimizer.name"] != "lamb"
+)
 
 KEYS: Keys = {
-    "optimizer.name": Key("sgd", "The optimizer.", choices=("sgd", "lars", "lamb")),
+    "optimizer.name": Key(
+        "sgd",
+        "The optimizer: one of lbsgd's, or a function that makes an optax transformation, as "
+        '"optax.contrib:muon".',
+        choices=("sgd", "lars", "lamb"),
+        dotted=True,
+    ),
+    "optimizer.options": Key(
+        {},
+        "The arguments of that function but for the rate, the weight decay and what decays.",
+        used_if=_OF_OTHERS,
+    ),
     "optimizer.momentum": Key(0.9, "The momentum m; 0 for none.", fraction=True, used_with=_OF_SGD),
     "optimizer.nesterov": Key(True, "Whether momentum is Nesterov's.", used_with=_OF_MOMENTUM),
     "optimizer.momentum_form": Key(
@@ -31,9 +48,10 @@ KEYS: Keys = {
     "optimizer.weight_decay_form": Key(
         "coupled",
         "The form of weight decay: coupled (L2), or decoupled and scaled by the learning rate. "
-        "That of lamb is always decoupled from its moments.",
+        "That of lamb is always decoupled from its moments, and another's may have its own.",
         choices=("coupled", "decoupled"),
-        used_with=_OF_DECAY,
+        used_with={"optimizer.weight_decay": ON},
+        used_if=_OF_ALL_BUT_LAMB,
     ),
     "optimizer.trust_coefficient": Key(
         0.001, "The coefficient eta of the trust ratio.", positive=True, used_with=_OF_LARS

@@ -5,7 +5,7 @@ LARS (You, Gitman and Ginsburg 2017) gives each layer a rate of its own, in prop
     lambda = eta ||w|| / (||g|| + beta ||w|| + epsilon)
 
 with g the gradient without decay, beta the weight decay, and norms over a whole array. Two variants
-go by its name, of which `chain.lars` makes either (gamma is the rate, lambda of this update):
+go by its name, of which `library.lars` makes either (gamma is the rate, lambda of this update):
 
     scaled     v <- m v + gamma lambda (g + beta w);    w <- w - v     the paper, MLPerf's reference
     unscaled   u <- m u + (g + beta w);                 w <- w - gamma lambda u
@@ -23,7 +23,6 @@ variant with momentum correction; a parameter without decay has no trust ratio t
 gives all parameters a trust ratio by default. PyTorch has neither LARS nor LAMB.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lbsgd.optim.leaves import Leaf
+from lbsgd.optim.leaves import Leaf, in_type_of
+from lbsgd.optim.masks import Mask, flags, needed
 
 
 class TrustState(NamedTuple):
@@ -98,11 +98,9 @@ def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*s
 
 def scale_by_trust_ratio(
     inner: optax.GradientTransformationExtraArgs,
-    mask: Any,
+    mask: Mask,
     *,
-    coefficient: float = 0.001,
-    weight_decay: float = 0.0,
-    epsilon: float = 0.0,
+    decay: bool = False,
     at_zero: str = "one",
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies what `inner` makes of the gradient by lambda, of this update's g and w (LARS).
@@ -111,36 +109,47 @@ def scale_by_trust_ratio(
     `inner` too, the unscaled one. Without decay, momentum and epsilon the result has the norm
     eta ||w||, however the gradient is scaled.
 
+    The update function needs the keyword `trust_coefficient`, eta; with `decay` also
+    `weight_decay`, beta; and takes `trust_epsilon`, which is added to the norms below.
+
     Args:
       inner: a transform of the gradient.
-      mask: like the parameters, True where there is a trust ratio.
-      coefficient: eta.
-      weight_decay: beta in lambda; `inner` applies it.
-      epsilon: added to the norms below.
+      mask: True where there is a trust ratio: like the parameters, or a function that makes such a
+        tree of them.
+      decay: beta ||w|| is in lambda; `inner` applies it.
       at_zero: lambda where ||w|| or ||g|| is 0: "one", or by the "formula" (but 1 where that would
         divide by 0).
     """
-
-    def trust_ratio(
-        g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
-    ) -> Float[Array, ""]:
-        if not scaled:
-            return _one(w)
-        of_g, of_w = norm(g), norm(w)
-        # Two norms, as in the paper: that of the sum (optax.lars) is small where they cancel.
-        below = of_g + weight_decay * of_w + epsilon
-        # The formula has a value wherever it does not divide by 0.
-        nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
-        return _ratio(coefficient * of_w, below, *nonzero)
 
     def init(params: Any) -> TrustState:
         return TrustState(jax.tree.map(_one, params), inner.init(params))
 
     def update(
-        gradient: Any, state: TrustState, params: Any, **keywords: Any
+        gradient: Any,
+        state: TrustState,
+        params: Any = None,
+        *,
+        trust_coefficient: ArrayLike,
+        trust_epsilon: ArrayLike = 0.0,
+        **keywords: Any,
     ) -> tuple[Any, TrustState]:
+        beta = keywords["weight_decay"] if decay else 0.0
+
+        def trust_ratio(
+            g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
+        ) -> Float[Array, ""]:
+            if not scaled:
+                return _one(w)
+            of_g, of_w = norm(g), norm(w)
+            # Two norms, as in the paper: that of the sum (optax.lars) is small where they cancel.
+            below = of_g + in_type_of(of_w, beta) * of_w + in_type_of(of_w, trust_epsilon)
+            # The formula has a value wherever it does not divide by 0.
+            nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
+            return _ratio(in_type_of(of_w, trust_coefficient) * of_w, below, *nonzero)
+
+        params = needed(params, "a trust ratio")
         # Of the gradient that comes in, not of `inner`'s: decay and momentum are not in ||g||.
-        ratios = jax.tree.map(trust_ratio, gradient, params, mask)
+        ratios = jax.tree.map(trust_ratio, gradient, params, flags(mask, params))
         direction, of_inner = inner.update(gradient, state.inner, params, **keywords)
         # The ratios are in the state to be looked at: no later update depends on them.
         return jax.tree.map(_scale, ratios, direction), TrustState(ratios, of_inner)
@@ -148,28 +157,29 @@ def scale_by_trust_ratio(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _unbiased(decay: float, updates: Float[Array, ""]) -> Float[Array, ""]:
-    """Computes 1 - decay^updates, by which a moment that started at 0 is too small."""
-    # By expm1, since 1 - 0.999 in float32 is off by 5e-5 of itself; math.log(0) would raise.
-    return -jnp.expm1(updates * (math.log(decay) if decay else -math.inf))
+def _unbiased(forgotten: Float[Array, ""], updates: Float[Array, ""]) -> Float[Array, ""]:
+    """Computes 1 - (1 - forgotten)^updates, by which a moment that started at 0 is too small."""
+    # By expm1 and log1p, since 0.999 in float32 is off by 5e-5 of what it lacks of 1.
+    return -jnp.expm1(updates * jnp.log1p(-forgotten))
 
 
 def _adam_direction(
-    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: float
+    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: ArrayLike
 ) -> Float[Leaf, "*shape"]:
     """Divides a mean gradient by the root of the mean square, element by element."""
     # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
-    return mean / (jnp.sqrt(square) + epsilon)
+    return mean / (jnp.sqrt(square) + in_type_of(square, epsilon))
+
+
+def _moment(
+    old: Float[Leaf, "*shape"], new: Float[Leaf, "*shape"], forgotten: Any
+) -> Float[Leaf, "*shape"]:
+    """Moves a moment towards a new value: (1 - forgotten) old + forgotten new."""
+    return in_type_of(old, 1.0 - forgotten) * old + in_type_of(new, forgotten) * new
 
 
 def scale_by_lamb(
-    mask: Any,
-    *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-6,
-    weight_decay: float = 0.0,
-    norm_clip: tuple[float, ...] = (),
+    mask: Mask, *, decay: bool = False, norm_clip: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the direction of LAMB (You et al. 2020, Algorithm 2), its learning rate left out.
 
@@ -180,10 +190,15 @@ def scale_by_lamb(
     The ratio is 1 where ||w|| or ||u|| is 0. Its t, from 1, is the keyword `update_index` plus one.
     Squares of gradients beyond 1e19 overflow float32.
 
+    The update function needs the keywords `update_index`, `epsilon`, `one_minus_beta1` and
+    `one_minus_beta2` (of which float32 keeps more digits than of betas near 1); with `decay`
+    `weight_decay`, lambda; with `norm_clip` `least_norm` and `greatest_norm`.
+
     Args:
-      mask: like the parameters, True where there is a trust ratio and decay.
-      weight_decay: lambda.
-      norm_clip: () for phi(z) = z, or (least, greatest) for phi(z) = min(max(z, least), greatest).
+      mask: True where there is a trust ratio and decay: like the parameters, or a function that
+        makes such a tree of them.
+      decay: lambda w is there.
+      norm_clip: phi(z) is min(max(z, least_norm), greatest_norm) and not z.
     """
 
     def init(params: Any) -> LambState:
@@ -192,35 +207,51 @@ def scale_by_lamb(
         mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return LambState(mean, square, jax.tree.map(_one, params))
 
-    def trust_ratio(
-        u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
-    ) -> Float[Array, ""]:
-        if not scaled:
-            return _one(w)
-        of_u, of_w = norm(u), norm(w)
-        phi = jnp.clip(of_w, *norm_clip) if norm_clip else of_w
-        # By ||w|| itself, for phi(0) is not 0 if it clips from below.
-        return _ratio(phi, of_u, of_u, of_w)
-
     def update(
-        gradient: Any, state: LambState, params: Any, *, update_index: ArrayLike, **_: Any
+        gradient: Any,
+        state: LambState,
+        params: Any = None,
+        *,
+        update_index: ArrayLike,
+        one_minus_beta1: ArrayLike,
+        one_minus_beta2: ArrayLike,
+        epsilon: ArrayLike,
+        **keywords: Any,
     ) -> tuple[Any, LambState]:
         # From 1, for at 0 updates both corrections would divide by 0; float32 is exact up to 2^24.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
         # Inverses, so that arrays are multiplied, and only scalars divided.
-        to_mean, to_square = 1.0 / _unbiased(beta1, t), 1.0 / _unbiased(beta2, t)
+        to_mean, to_square = (
+            1.0 / _unbiased(jnp.asarray(forgotten).astype(t.dtype), t)
+            for forgotten in (one_minus_beta1, one_minus_beta2)
+        )
 
         def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:
-            r = _adam_direction(to_mean.astype(m.dtype) * m, to_square.astype(v.dtype) * v, epsilon)
+            r = _adam_direction(in_type_of(m, to_mean) * m, in_type_of(v, to_square) * v, epsilon)
             # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
-            return r + weight_decay * w if scaled else r
+            return r + in_type_of(w, keywords["weight_decay"]) * w if scaled and decay else r
 
-        mean = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mean, gradient)
+        def trust_ratio(
+            u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
+        ) -> Float[Array, ""]:
+            if not scaled:
+                return _one(w)
+            of_u, of_w = norm(u), norm(w)
+            phi = of_w
+            if norm_clip:
+                bounds = (keywords["least_norm"], keywords["greatest_norm"])
+                phi = jnp.clip(of_w, *(in_type_of(of_w, bound) for bound in bounds))
+            # By ||w|| itself, for phi(0) is not 0 if it clips from below.
+            return _ratio(phi, of_u, of_u, of_w)
+
+        params = needed(params, "a trust ratio")
+        scaled = flags(mask, params)
+        mean = jax.tree.map(lambda m, g: _moment(m, g, one_minus_beta1), state.mean, gradient)
         square = jax.tree.map(
-            lambda v, g: beta2 * v + (1.0 - beta2) * jnp.square(g), state.square, gradient
+            lambda v, g: _moment(v, jnp.square(g), one_minus_beta2), state.square, gradient
         )
-        u = jax.tree.map(direction, mean, square, params, mask)
-        ratios = jax.tree.map(trust_ratio, u, params, mask)
+        u = jax.tree.map(direction, mean, square, params, scaled)
+        ratios = jax.tree.map(trust_ratio, u, params, scaled)
         return jax.tree.map(_scale, ratios, u), LambState(mean, square, ratios)
 
     return optax.GradientTransformationExtraArgs(init, update)

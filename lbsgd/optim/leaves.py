@@ -1,7 +1,19 @@
-"""Names what the trees of gradients and parameters may hold."""
+"""Names what the trees of gradients and parameters may hold, and gives numbers their types."""
+
+from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 # Transforms work in anyone's training loop, which may keep its parameters on the host.
 Leaf = jax.Array | np.ndarray
+
+
+def in_type_of(x: Leaf, number: ArrayLike) -> Any:
+    """Converts a real scalar to the type of an array that it is to be combined with."""
+    # Strict promotion refuses a float32 rate beside bfloat16; Python's numbers it takes.
+    if isinstance(number, int | float | complex):
+        return float(number.real)
+    # The type that JAX has for it: on the host there may be float64 where 64-bit types are off.
+    return number.astype(jax.dtypes.canonicalize_dtype(x.dtype))

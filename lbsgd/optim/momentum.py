@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from lbsgd.optim.leaves import Leaf
-from lbsgd.schedule.functions import Schedule
+from lbsgd.optim.leaves import Leaf, in_type_of
 
 
 class MomentumState(NamedTuple):
@@ -25,29 +25,18 @@ class MomentumState(NamedTuple):
     buffer: Any
 
 
-def _at(decay: float | Schedule, update_index: jax.typing.ArrayLike, like: Leaf) -> Any:
-    """Gives m at this update; a schedule's in the type of `like`."""
-    # A number takes the array's type by itself; strict promotion refuses float32 beside bfloat16.
-    return decay(update_index).astype(like.dtype) if callable(decay) else decay
-
-
 def _init(params: Any) -> MomentumState:
     """Starts with an empty buffer."""
     # From 0 the first buffer is the first gradient, as in PyTorch.
     return MomentumState(jax.tree.map(jnp.zeros_like, params))
 
 
-def rate_outside_momentum(
-    decay: float | Schedule, *, nesterov: bool = False
-) -> optax.GradientTransformationExtraArgs:
+def rate_outside_momentum(*, nesterov: bool = False) -> optax.GradientTransformationExtraArgs:
     """Makes equation (9) without its learning rate: u <- m u + g, which is also the result.
 
     With Nesterov momentum the result is g + m u (as in torch.optim.SGD).
 
-    The update function needs the keyword `update_index`, t.
-
-    Args:
-      decay: m, or a schedule of it.
+    The update function needs the keyword `momentum`, m.
     """
 
     def update(
@@ -55,29 +44,31 @@ def rate_outside_momentum(
         state: MomentumState,
         params: Any = None,
         *,
-        update_index: jax.typing.ArrayLike,
+        momentum: ArrayLike,
         **_: Any,
     ) -> tuple[Any, MomentumState]:
         def move(g: Float[Leaf, "*shape"], u: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
-            return _at(decay, update_index, u) * u + g
+            return in_type_of(u, momentum) * u + g
 
         buffer = jax.tree.map(move, gradient, state.buffer)
         result = buffer
         if nesterov:
-            result = jax.tree.map(
-                lambda g, u: g + _at(decay, update_index, u) * u, gradient, buffer
-            )
+            result = jax.tree.map(lambda g, u: g + in_type_of(u, momentum) * u, gradient, buffer)
         return result, MomentumState(buffer)
 
     return optax.GradientTransformationExtraArgs(_init, update)
 
 
+def _ratio_of_rates(learning_rate: ArrayLike, last_learning_rate: ArrayLike) -> Any:
+    """Divides this update's rate by the last one's; 1 where that was 0."""
+    rate, last = jnp.asarray(learning_rate), jnp.asarray(last_learning_rate)
+    usable = last != 0
+    # The inner selection keeps JAX, when it looks for NaNs, from finding 0 / 0.
+    return jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
+
+
 def rate_inside_momentum(
-    learning_rate: Schedule,
-    decay: float | Schedule,
-    *,
-    nesterov: bool = False,
-    correction: bool = True,
+    *, nesterov: bool = False, correction: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     """Makes equation (10), rate included: v <- m c v + eta g, which is also the result.
 
@@ -85,10 +76,8 @@ def rate_inside_momentum(
     last one's (1 where the last was 0: the buffer then holds nothing to correct by a ratio);
     without it c is 1. With Nesterov momentum the result is eta g + m v.
 
-    The update function needs the keyword `update_index`, t.
-
-    Args:
-      decay: m, or a schedule of it.
+    The update function needs the keywords `learning_rate` and `momentum`, and with momentum
+    correction `last_learning_rate`, of which the first update has its own.
     """
 
     def update(
@@ -96,31 +85,27 @@ def rate_inside_momentum(
         state: MomentumState,
         params: Any = None,
         *,
-        update_index: jax.typing.ArrayLike,
+        learning_rate: ArrayLike,
+        momentum: ArrayLike,
+        last_learning_rate: ArrayLike | None = None,
         **_: Any,
     ) -> tuple[Any, MomentumState]:
-        rate = learning_rate(update_index)
-        # As scalars, before the arrays: one number to multiply each array by, not three.
-        m = _at(decay, update_index, rate)
-        # An array even if m is a Python number: it is cast to the type of each buffer below.
-        keep = jnp.full_like(rate, m)
+        keep = momentum
         if correction:
-            # Computed again, not kept: a run that resumes elsewhere has the same.
-            # The first update has none before it: its ratio is 1, and its buffer 0 anyway.
-            last = learning_rate(jnp.maximum(jnp.asarray(update_index) - 1, 0))
-            usable = last != 0
-            # The inner selection keeps JAX, when it looks for NaNs, from finding 0 / 0.
-            keep = m * jnp.where(usable, rate / jnp.where(usable, last, 1.0), 1.0)
+            if last_learning_rate is None:
+                raise TypeError("momentum correction needs the keyword last_learning_rate")
+            # As scalars, before the arrays: one number to multiply each array by, not three.
+            keep = momentum * _ratio_of_rates(learning_rate, last_learning_rate)
 
         def move(g: Float[Leaf, "*shape"], v: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
-            return keep.astype(v.dtype) * v + rate.astype(g.dtype) * g
+            return in_type_of(v, keep) * v + in_type_of(g, learning_rate) * g
 
         buffer = jax.tree.map(move, gradient, state.buffer)
         result = buffer
         if nesterov:
             result = jax.tree.map(
                 # Without correction: v has been brought to this rate already.
-                lambda g, v: rate.astype(g.dtype) * g + _at(decay, update_index, v) * v,
+                lambda g, v: in_type_of(g, learning_rate) * g + in_type_of(v, momentum) * v,
                 gradient,
                 buffer,
             )

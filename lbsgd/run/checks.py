@@ -1,15 +1,17 @@
 """What a config says of images and network against what they are."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from lbsgd.data.facts import Facts
-from lbsgd.run.target import Target
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import pluralize
+from lbsgd.system.text import short_repr
+from lbsgd.tasks.task import Task
 
 # The largest networks there are have a trillion; these are for images.
 MOST_PARAMETERS = 10**11
@@ -23,11 +25,6 @@ def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int,
     if config.data.crop == "inception":
         height = width = config.data.image_size
     return height, width, channels
-
-
-def has_top5(classes: int) -> bool:
-    """Tells whether a top-5 error says anything: with 5 classes or fewer it is always 0."""
-    return classes > 5
 
 
 def check_size(params: Any) -> None:
@@ -71,11 +68,38 @@ def check_data(
             f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
             "set it to 0 to take theirs"
         )
-    target = Target.of(config.stop_at)
-    if target and target.logged == "val_error_top5" and not has_top5(classes):
-        raise ConfigError(
-            f"stop_at: there is no {target.metric} of {pluralize(classes, 'class', 'classes')}; "
-            "take val_error or val_accuracy"
-        )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
+
+
+def check_task(config: ml_collections.ConfigDict, task: Task) -> None:
+    """Raises ConfigError where the config asks of a task what it has not."""
+    if (config.data.mixup or config.data.cutmix) and not task.mixes:
+        raise ConfigError(
+            f"mixup and cutmix mix labels, which the task {config.task.name!r} does not know of; "
+            "set data.mixup=0 and data.cutmix=0"
+        )
+
+
+# Keys of a batch that are not a task's: its input, and what was drawn for each example.
+NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"})
+
+
+def targets_of(task: Task, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Makes a task's targets of labels, int32 `[n]`.
+
+    Raises:
+      ConfigError: they are no arrays of as many rows, or have a name that a batch has already.
+    """
+    targets = task.targets(labels)
+    if not isinstance(targets, Mapping) or not all(
+        isinstance(x, np.ndarray) and x.shape[:1] == labels.shape for x in targets.values()
+    ):
+        raise ConfigError(
+            "targets of a task must be numpy arrays [n, ...] by name, of labels [n]; not "
+            f"{short_repr(targets)} of {labels.tolist()}"
+        )
+    taken = sorted(NOT_TARGETS & targets.keys())
+    if taken:
+        raise ConfigError(f"a task's target cannot be called {taken[0]!r}; a batch has that")
+    return dict(targets)

@@ -23,9 +23,11 @@ import lbsgd.optim.keys
 import lbsgd.run.keys
 import lbsgd.schedule.keys
 import lbsgd.step.keys
+import lbsgd.tasks.keys
 import lbsgd.workers.keys
 from lbsgd.config import reading
 from lbsgd.config.describe import paragraphs
+from lbsgd.config.dotted import Named, is_dotted, load
 from lbsgd.config.keys import Keys, default_tree, flatten, set_value
 from lbsgd.config.times import check_times
 from lbsgd.config.unused import reset_unused, without_effect
@@ -37,6 +39,7 @@ ROOMS: Mapping[str, Keys] = {
     "schedule": lbsgd.schedule.keys.KEYS,
     "optim": lbsgd.optim.keys.KEYS,
     "models": lbsgd.models.keys.KEYS,
+    "tasks": lbsgd.tasks.keys.KEYS,
     "step": lbsgd.step.keys.KEYS,
     "data": lbsgd.data.keys.KEYS,
     "run": lbsgd.run.keys.KEYS,
@@ -100,6 +103,20 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_lists(inside) for name, inside in value.items()}
     return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
+
+
+def named_code(config: ml_collections.ConfigDict) -> list[Named]:
+    """Loads whatever a config names as "package.module:name" that decides what the run computes.
+
+    Raises:
+      ConfigError: one cannot be loaded.
+    """
+    found = []
+    for key, value in flatten(config):
+        if KEYS[key].dotted and not KEYS[key].machine:
+            names = value if isinstance(value, tuple) else (value,)
+            found += [load(key, name) for name in names if is_dotted(name)]
+    return found
 
 
 def explain_unused(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,24 +1,26 @@
-"""Evaluates a state: loss and error over the validation set, top-5 error where it is one."""
+"""Evaluates a state over the validation set, by what its task sums up."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from lbsgd.run.checks import has_top5
 from lbsgd.run.feed import Feed
 from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
+from lbsgd.run.target import OF_AVERAGE
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.step.evaluation import EvalSums
+from lbsgd.step.evaluation import EXAMPLES
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
+from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
 
 
 class Evaluation:
-    """Computes loss and errors over every validation example exactly once."""
+    """Computes the metrics of a task over every validation example exactly once."""
 
     def __init__(self, program: Program, feed: Feed, monitor: Monitor) -> None:
         """Compiles nothing yet.
@@ -27,39 +29,58 @@ class Evaluation:
           monitor: hears of each batch, and may end the evaluation before the next.
         """
         self._plan, self._feed, self._monitor = program.plan, feed, monitor
-        self._batches = feed.eval_batches()
+        self._batches, self._numbers = feed.eval_batches(), program.numbers
         self._step, self._moments = program.eval_step(), program.moments_step()
 
     def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
         """Evaluates the state after `done` updates; None if the run is to stop meanwhile.
+
+        Averaged weights are evaluated beside, where there are any.
 
         Raises:
           ConfigError: an example cannot be read, or memory does not suffice.
           RuntimeError: examples were counted twice or not at all.
         """
         remedy = f"set evaluation.batch_size to less than {self._batches.batch_size}"
-        with precision(self._plan.config.dtype), explain_out_of_memory("evaluation", remedy):
-            totals = self._sums(done, state)
-        if totals is None:
-            return None
-        loss, wrong, wrong_top5, examples = totals.tolist()
-        self._check_count(int(examples))
-        values = {"val_loss": loss / examples, "val_error": 100.0 * wrong / examples}
-        if has_top5(self._plan.data.classes):
-            values["val_error_top5"] = 100.0 * wrong_top5 / examples
-        return values
+        weights = {"": (state.params, state.batch_stats)}
+        if state.ema is not None:
+            weights[OF_AVERAGE] = state.ema
+        found: dict[str, float] = {}
+        for ending, (params, stats) in weights.items():
+            with precision(self._plan.config.dtype), explain_out_of_memory("evaluation", remedy):
+                sums = self._sums(done, params, stats)
+            if sums is None:
+                return None
+            values = self._summarized(sums)
+            found |= {f"val_{name}{ending}": value for name, value in values.items()}
+        return found
 
-    def _sums(self, done: int, state: TrainState) -> np.ndarray | None:
-        """Adds up the `EvalSums` of all batches; None if the run is to stop meanwhile."""
-        stats = self._statistics(done, state)
-        totals = np.zeros(len(EvalSums._fields))
+    def _sums(self, done: int, params: Any, stats: Any) -> dict[str, np.ndarray] | None:
+        """Adds up the sums of all batches; None if the run is to stop meanwhile."""
+        stats = self._statistics(done, params, stats)
+        totals: dict[str, np.ndarray] = {}
         with contextlib.closing(iter(self._batches)) as batches:
             for batch in batches:
                 if self._monitor.should_stop(done):
                     return None
-                totals += jax.device_get(self._step(state.params, stats, batch))
+                for name, part in jax.device_get(self._step(params, stats, batch)).items():
+                    # In float64, and on the host: counts of examples are exact there.
+                    totals[name] = totals.get(name, 0.0) + np.asarray(part, np.float64)
                 self._monitor.alive()
         return totals
+
+    def _summarized(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Makes the task's numbers of its sums, once it is sure that all examples were counted."""
+        examples, task = int(sums[EXAMPLES]), self._plan.task
+        self._check_count(examples)
+        own = {name: total for name, total in sums.items() if name != EXAMPLES}
+        values = dict(task.summarize(own, examples))
+        if values.keys() != task.validation.keys():
+            raise ConfigError(
+                f"the task {self._plan.config.task.name!r} evaluates {', '.join(values)}, and "
+                f"declares {', '.join(task.validation)}"
+            )
+        return {name: float(values[name]) for name in task.validation}
 
     def _check_count(self, examples: int) -> None:
         """Checks that only corrupt examples were left out."""
@@ -68,14 +89,14 @@ class Evaluation:
         if not count - most <= examples <= count:
             raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
-    def _statistics(self, done: int, state: TrainState) -> Any:
+    def _statistics(self, done: int, params: Any, stats: Any) -> Any:
         """Returns the running averages, or for precise batch norm the mean over a part of the set.
 
         That part and its augmentation are a function of the update index.
         """
         batches = self._plan.precise_batches
         if not batches:
-            return state.batch_stats
+            return stats
         placement = self._plan.placement
         source = self._feed.other_batches(
             "precise_batch_norm",
@@ -83,8 +104,8 @@ class Evaluation:
             {placement.batch_size: placement},
         )
         total: Any = None
-        for batch in source.between(done, done + batches):
-            moments = self._moments(state.params, state.batch_stats, batch)
+        for update, batch in enumerate(source.between(done, done + batches), done):
+            moments = self._moments(params, stats, self._numbers.at(update), batch)
             total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
             jax.block_until_ready(total)
         return jax.tree.map(lambda x: x / batches, total)

@@ -42,7 +42,7 @@ class Feed:
         """Gives minibatches of the training set in an order of their own for each purpose."""
         plan, train = self.plan, self.splits.train
         return TrainBatches(
-            training_loader(plan.config, train, plan.image_shape, self.corrupt),
+            training_loader(plan.config, train, plan.image_shape, self.corrupt, plan.task.targets),
             Order(len(train), plan.config.seed, purpose),
             timeline,
             placements,
@@ -52,7 +52,9 @@ class Feed:
     def eval_batches(self) -> EvalBatches:
         """Gives the validation set, each example once."""
         plan, validation = self.plan, self.splits.validation
-        loader = evaluation_loader(plan.config, validation, plan.image_shape, self.corrupt)
+        loader = evaluation_loader(
+            plan.config, validation, plan.image_shape, self.corrupt, plan.task.targets
+        )
         # What fits in training fits here, where nothing is kept to be differentiated.
         p = plan.placement
         trained = p.devices * p.lanes * p.worker_batch_size

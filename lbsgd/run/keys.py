@@ -8,8 +8,8 @@ _RUN: Keys = {
     "seed": Key(0, "The seed of initialisation, order and augmentation.", most=2**32 - 1),
     "stop_at": Key(
         (),
-        "The first evaluation that reaches this ends the run: () for none, or a metric "
-        f"({', '.join(target.METRICS)}) and a number, like ('val_error', 24.1).",
+        "The first evaluation that reaches this ends the run: () for none, or a metric of the task "
+        "and a number, like ('val_error', 24.1) or ('val_accuracy_top5', 93.0).",
         check=lambda _, value: target.check(value),
         own_check=True,
         machine=True,

@@ -16,28 +16,38 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
+from lbsgd.config.dotted import Named
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.explain import explain_unused_batch_norm
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
-from lbsgd.models.roles import Role
 from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
-from lbsgd.run.checks import check_data, check_size, image_shape_of
-from lbsgd.run.config import explain_unused, in_effect, run_keys
-from lbsgd.schedule import batch_growth, times
+from lbsgd.optim.rule import Rule
+from lbsgd.run.checks import (
+    check_data,
+    check_size,
+    check_task,
+    image_shape_of,
+    targets_of,
+)
+from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
+from lbsgd.run.target import Target, find_target
+from lbsgd.schedule import batch_growth, functions, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
 from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.step.evaluation import EvalSums, eval_step, moments_step
+from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
+from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
-from lbsgd.step.train_step import TrainState, train_step
-from lbsgd.step.worker import WorkerResult, worker_loss
+from lbsgd.step.train_step import Averaged, TrainState, train_step
+from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
+from lbsgd.tasks.build import build_task
+from lbsgd.tasks.task import Task
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, Placement, place
 from lbsgd.workers.topology import Topology
@@ -52,10 +62,12 @@ class Plan:
       topology: the machine that the run is planned for.
       placements: where the workers are, by batch size.
       total_updates: T; updates are 0..T-1.
-      network: as pure functions.
-      outline: what tracing it tells.
-      roles: of the parameters, like them.
+      network: in training with the mapped axes of synced batch norm.
+      outline: what tracing it tells: shapes, roles.
+      task: what is learned, and by what it is judged.
+      code: what the config names that is not lbsgd's own.
       schedules: what varies with the update index, by the name it has among the metrics.
+      numbers: what each update takes: a number, or a schedule of it.
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
       state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
@@ -64,6 +76,7 @@ class Plan:
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       measurements: when diagnostics are due.
+      target: that the run ends at; None for none.
       unused: a line that names the keys without effect, if there are any; `config` is without them.
       estimated: how the number of accumulation steps was estimated, a line; "" where it was not.
     """
@@ -76,9 +89,11 @@ class Plan:
     total_updates: int
     network: Network
     outline: Outline
-    roles: PyTree[Role]
+    task: Task
+    code: tuple[Named, ...]
     learning_rate: LearningRate
     schedules: Mapping[str, Schedule]
+    numbers: Numbers
     optimizer: optax.GradientTransformationExtraArgs
     initial_state: Callable[[], TrainState]
     state_shapes: TrainState
@@ -86,9 +101,10 @@ class Plan:
     save_after: frozenset[int]
     image_shape: tuple[int, int, int]
     preprocess: Callable[[jax.Array], jax.Array]
-    worker: Callable[..., WorkerResult]
+    worker: Worker
     gradient_mean: Callable[[Any], Any] | None
     measurements: Measurements
+    target: Target | None
     unused: tuple[str, ...] = ()
     estimated: str = ""
 
@@ -124,47 +140,57 @@ class Plan:
         """Shapes and types of a training batch, each `[A, D * L, n, ...]`."""
         p = placement
         slots = (p.accumulation_steps, p.devices * p.lanes, p.worker_batch_size)
-        row: dict[str, Any] = {
-            "image": np.zeros(self.image_shape, np.uint8),
-            "label": np.zeros((), np.int32),
-        }
+        row: dict[str, Any] = {"image": np.zeros(self.image_shape, np.uint8)}
         none = np.zeros(1, np.int64)
-        row |= {key: drawn[0] for key, drawn in self.mixing.draw(none, none).items()}
+        targets = targets_of(self.task, none.astype(np.int32))
+        row |= {key: drawn[0] for key, drawn in (targets | self.mixing.draw(none, none)).items()}
         return {key: jax.ShapeDtypeStruct(slots + x.shape, x.dtype) for key, x in row.items()}
 
     def train_step(
         self, placement: Placement
     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """Binds the update of a placement, pure: (state, batch) -> (state, metrics)."""
+        """Binds the update of a placement, pure: (state, batch, numbers) -> (state, metrics)."""
         return functools.partial(
             train_step,
             worker=self.worker,
+            reductions=self.task.reductions,
             optimizer=self.optimizer,
-            schedules=self.schedules,
             placement=placement,
-            batch_norm_momentum=self.config.batch_norm.momentum,
+            of_step=self.outline.of_step,
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
         )
 
     def moments_step(self) -> Callable[..., Any]:
-        """Binds (params, batch_stats, batch) -> batch-norm moments of that minibatch."""
+        """Binds (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
         return functools.partial(
             moments_step,
             worker=self.worker,
             placement=self.placement,
+            of_step=self.outline.of_step,
             total_variance=self.config.batch_norm.running_variance == "total",
         )
 
-    def eval_step(self) -> Callable[..., EvalSums]:
-        """Binds (params, batch_stats, batch) -> `EvalSums`."""
+    def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
+        """Binds (params, batch_stats, batch) -> sums of the task."""
         return functools.partial(
             eval_step,
-            model=self.network.module,
+            network=self.network.evaluate,
             preprocess=self.preprocess,
+            evaluate=self.task.evaluate,
             placement=self.placement,
         )
+
+    def number_shapes(self) -> Numbers:
+        """Shapes and types of the numbers of an update."""
+        whole = {"seed": jnp.uint32, "update_index": jnp.int32}
+        with precision(self.config.dtype):
+            floating = jax.ShapeDtypeStruct((), jnp.result_type(float))
+            shapes = jax.tree.map(lambda _: floating, self.numbers)
+            return shapes._replace(
+                **{key: jax.ShapeDtypeStruct((), dtype) for key, dtype in whole.items()}
+            )
 
     def trace(self, placement: Placement | None = None) -> jax.stages.Traced:
         """Traces the update for devices that need not be here, to be lowered for any platform."""
@@ -176,11 +202,13 @@ class Plan:
             return step.trace(
                 sharded(self.state_shapes, replicated),
                 sharded(self.batch_shapes(placement), by_slot),
+                sharded(self.number_shapes(), replicated),
             )
 
     def identity(self) -> dict[str, Any]:
         """Collects what decides the parameters of the run; a workdir belongs to one of these."""
-        return {**run_keys(self.config), "the training set": self.data.fingerprint}
+        code = {f"the code of {named.name}": named.digest for named in self.code}
+        return {**run_keys(self.config), **code, "the training set": self.data.fingerprint}
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:
@@ -210,23 +238,26 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     total = times.total(config, timeline)
 
     network = build_network(config, config.model.num_classes or data.classes, image_shape)
-    outlined = outline(network)
-    params, roles = outlined.params, outlined.roles
-    check_size(params)
+    found = outline(network)
+    check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
-    check_values(config, outlined.values, confusion=bool(measurements.confusion))
+    check_values(config, found.values, confusion=bool(measurements.confusion))
+    task = build_task(config, data.classes)
+    check_task(config, task)
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
-    optimizer = build_optimizer(
+    rule = build_optimizer(
         learning_rate.schedule,
-        roles,
+        found.roles,
         **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
     )
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
-    preprocess, worker = _build_worker(config, network)
-    initial_state = functools.partial(_initial_state, network.initialize, optimizer)
+    preprocess = _build_preprocess(config)
+    initial_state = functools.partial(
+        _initial_state, network.initialize, rule.transform, averaged=bool(config.ema.decay)
+    )
     return Plan(
         config=config,
         data=data,
@@ -235,20 +266,25 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         placements={size: _place(config, topology, size, steps) for size in sizes},
         total_updates=total,
         network=network,
-        outline=outlined,
-        roles=roles,
+        outline=found,
+        task=task,
+        code=tuple(named_code(config)),
         learning_rate=learning_rate,
         schedules=_schedules(config, learning_rate, timeline, momenta),
-        optimizer=optimizer,
+        numbers=_numbers(config, rule, task),
+        optimizer=rule.transform,
         initial_state=initial_state,
         state_shapes=jax.eval_shape(initial_state),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
         save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,
         preprocess=preprocess,
-        worker=worker,
-        gradient_mean=gradient_mean(params, DEVICE_AXES, topology.devices, **exchange),
+        worker=functools.partial(
+            worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
+        ),
+        gradient_mean=gradient_mean(found.params, DEVICE_AXES, topology.devices, **exchange),
         measurements=measurements,
+        target=find_target(config.stop_at, task, averaged=bool(config.ema.decay)),
     )
 
 
@@ -276,29 +312,38 @@ def _schedules(
     momentum = batch_growth.momentum_schedule(timeline, momenta)
     if callable(momentum):
         found["momentum"] = momentum
-    if config.optimizer.name != "lamb":  # which has no momentum in this sense
+    if config.optimizer.name in ("sgd", "lars"):  # others have no momentum in this sense
         found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
     return found
 
 
-def _build_worker(
-    config: ml_collections.ConfigDict, network: Network
-) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., WorkerResult]]:
-    """Binds `step.pixels.normalize` and `step.worker.worker_loss`."""
-    preprocess = functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
+def _numbers(config: ml_collections.ConfigDict, rule: Rule, task: Task) -> Numbers:
+    """Collects what each update takes: numbers, and schedules of some of them."""
+    decay = config.ema.decay
+    return Numbers(
+        seed=config.seed,
+        optimizer=dict(rule.numbers),
+        task=dict(task.numbers),
+        batch_norm_momentum=config.batch_norm.momentum,
+        ema_decay=functions.warmed_decay(decay) if decay and config.ema.warmup else decay,
     )
-    return preprocess, functools.partial(
-        worker_loss,
-        model=network.module,
-        preprocess=preprocess,
-        label_smoothing=config.label_smoothing,
+
+
+def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Binds `step.pixels.normalize`, in the type of the parameters."""
+    return functools.partial(
+        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
     )
 
 
 def _initial_state(
-    init: Callable[[], tuple[Any, Any]], optimizer: optax.GradientTransformationExtraArgs
+    initialize: Callable[[], tuple[Any, Any]],
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    averaged: bool,
 ) -> TrainState:
-    params, stats = init()
+    params, stats = initialize()
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(update_index, params, stats, optimizer.init(params), skipped)
+    # Copies, for the step is given the memory of each array once.
+    ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
+    return TrainState(update_index, params, stats, optimizer.init(params), skipped, ema)

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan, sharded
-from lbsgd.step.evaluation import EvalSums
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
@@ -55,8 +55,13 @@ class Program:
         batch: dict[str, jax.ShapeDtypeStruct] = sharded(shapes, placement.batch_sharding)
         return batch
 
+    @functools.cached_property
+    def numbers(self) -> UpdateNumbers:
+        """What each update takes as its third argument, by update index."""
+        return UpdateNumbers(self.plan)
+
     def train_step(self, placement: Placement | None = None) -> Callable[..., Any]:
-        """Jits the update: (state, batch) -> (state, metrics); the state is donated."""
+        """Jits the update: (state, batch, numbers) -> (state, metrics); the state is donated."""
         return self._bind(self._jitted(placement or self.plan.placement))
 
     def compile_train_step(self, placement: Placement | None = None) -> jax.stages.Compiled:
@@ -72,14 +77,15 @@ class Program:
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
             state = sharded(self.plan.state_shapes, placement.replicated)
-            return self._jitted(placement).lower(state, self.abstract_batch(placement))
+            numbers = sharded(self.plan.number_shapes(), placement.replicated)
+            return self._jitted(placement).lower(state, self.abstract_batch(placement), numbers)
 
     def moments_step(self) -> Callable[..., Any]:
-        """Jits (params, batch_stats, batch) -> batch-norm moments of that minibatch."""
+        """Jits (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
         return self._replicated(self.plan.moments_step())
 
-    def eval_step(self) -> Callable[..., EvalSums]:
-        """Jits (params, batch_stats, batch) -> `EvalSums`."""
+    def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
+        """Jits (params, batch_stats, batch) -> sums of the task over examples, and their number."""
         return self._replicated(self.plan.eval_step())
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:

@@ -82,7 +82,7 @@ def phases_of(config: ml_collections.ConfigDict) -> list[Phase]:
 
 def _check_keys(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError where a key of `batch_growth` contradicts another."""
-    growth, rate = config.batch_growth, config.learning_rate
+    growth, rate, optimizer = config.batch_growth, config.learning_rate, config.optimizer.name
     times = growth.at_epochs or growth.at_steps
     # What is wrong, and what to do about it.
     problems = {
@@ -96,8 +96,8 @@ def _check_keys(config: ml_collections.ConfigDict) -> None:
         ),
         f"there are {len(growth.sizes)} sizes and {len(times)} times for them; give each a time in "
         "at_epochs (or at_steps)": len(growth.sizes) != len(times),
-        "compensate='momentum' is for momentum, which optimizer.name='lamb' has not": (
-            growth.compensate == "momentum" and config.optimizer.name == "lamb"
+        f"compensate='momentum' is for momentum, which optimizer.name={optimizer!r} has not": (
+            growth.compensate == "momentum" and optimizer not in ("sgd", "lars")
         ),
         "compensate='rate' follows learning_rate.scaling, which is 'none'; set that to 'linear' or "
         "'sqrt'": growth.compensate == "rate" and rate.scaling == "none",

@@ -140,3 +140,17 @@ def constant_warmup(after: Schedule, start_rate: float, updates: int) -> Schedul
     return lambda update_index: jnp.where(
         _float(update_index) < updates, start_rate, after(update_index)
     )
+
+
+def warmed_decay(decay: float) -> Schedule:
+    """Makes the decay of an average over updates: at most (1 + t) / (10 + t) at update t.
+
+    So that the average of the first few updates is not that of the start (as TensorFlow's
+    ExponentialMovingAverage has it).
+    """
+
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+        t = _float(update_index)
+        return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+
+    return schedule

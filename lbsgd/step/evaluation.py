@@ -1,45 +1,34 @@
 """Evaluates a state: sums over validation examples, and the moments of precise batch norm."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from lbsgd.models.normalization import subtract_distance
-from lbsgd.step.losses import cross_entropy, wrong_at
-from lbsgd.step.reduction import mean_over_lanes, over_devices, sum_over_steps
-from lbsgd.step.worker import Batch, WorkerResult, with_distance
+from lbsgd.step.numbers import Numbers
+from lbsgd.step.reduction import over_devices, over_lanes, sum_over_steps
+from lbsgd.step.worker import Batch, Worker, with_distance
 from lbsgd.workers.placement import DEVICE_AXES, Placement
 
-
-class EvalSums(NamedTuple):
-    """Sums over examples, of which evaluation makes its means.
-
-    Attributes:
-      loss: cross-entropy, nats.
-      wrong: examples whose label is not the largest logit's (top-1).
-      wrong_top5: those whose label is not among the five largest.
-      examples: how many there were.
-    """
-
-    loss: Float[Array, ""]
-    wrong: Int[Array, ""]
-    wrong_top5: Int[Array, ""]
-    examples: Int[Array, ""]
+# Beside the task's own sums: how many examples there were.
+EXAMPLES = "examples"
 
 
 def moments_step(
     params: Any,
     batch_stats: Any,
+    numbers: Numbers,
     batch: Batch,
     *,
-    worker: Callable[..., WorkerResult],
+    worker: Worker,
     placement: Placement,
-    total_variance: bool,
+    of_step: Any,
+    total_variance: bool = False,
 ) -> Any:
     """Computes the batch-norm moments of a minibatch with fixed parameters, averaged over workers.
 
@@ -48,30 +37,34 @@ def moments_step(
 
     Args:
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
-      worker: as in `train_step`.
+      numbers, worker, of_step: as in `train_step`.
       total_variance: average mean(var) + var(mean) instead of mean(var).
 
     Returns:
-      a tree like `batch_stats`.
+      a tree like `batch_stats`; what is no moment in it is as it was.
     """
     if total_variance:
-        worker = with_distance(worker)
+        worker = with_distance(worker, of_step)
 
-    def on_device(params: Any, batch_stats: Any, batch: Batch) -> Any:
+    def on_device(params: Any, batch_stats: Any, numbers: Numbers, batch: Batch) -> Any:
         def moments(step_and_rows: tuple[jax.Array, Batch]) -> Any:
             step, rows = step_and_rows
-            bound = functools.partial(worker, params, batch_stats)
+            bound = functools.partial(worker, params, batch_stats, numbers)
             # The loss is not used, and the compiler drops what only the loss needs.
-            return mean_over_lanes(bound, rows, step, placement).batch_stats
+            return over_lanes(bound, rows, step, placement, {}).batch_stats
 
         steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
         stats = sum_over_steps(moments, (steps, batch), placement.platform)
         with jax.named_scope("all_reduce"):
             stats = lax.pmean(stats, DEVICE_AXES)
         # After the mean over all workers: what is subtracted is the square of that mean.
-        return subtract_distance(stats, batch_stats) if total_variance else stats
+        if total_variance:
+            stats = subtract_distance(stats, batch_stats, of_step)
+        return jax.tree.map(
+            lambda new, old, ours: new if ours else old, stats, batch_stats, of_step
+        )
 
-    return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+    return over_devices(on_device, placement, replicated=3)(params, batch_stats, numbers, batch)
 
 
 def eval_step(
@@ -79,32 +72,41 @@ def eval_step(
     batch_stats: Any,
     batch: Batch,
     *,
-    model: Any,
+    network: Callable[..., Any],
     preprocess: Callable[[UInt8[Array, "n h w c"]], Float[Array, "n h w c"]],
+    evaluate: Callable[[Any, Batch], Mapping[str, Any]],
     placement: Placement,
-) -> EvalSums:
+) -> dict[str, Array]:
     """Evaluates the examples of a batch whose `mask` is set, summed over all devices.
 
     Args:
-      batch: image `[1, D * L, e, ...]`, label and mask `[1, D * L, e]`.
+      batch: image `[1, D * L, e, ...]`, targets likewise, and mask `[1, D * L, e]`.
+      network: (params, batch_stats, images) -> outputs.
       preprocess: uint8 images -> input of the network.
+      evaluate: (outputs, batch) -> by name an array `[n, ...]`; see `lbsgd.tasks.Task`.
+
+    Returns:
+      their sums by name, and the number of `EXAMPLES`.
     """
 
-    def on_device(params: Any, batch_stats: Any, batch: Batch) -> EvalSums:
+    def on_device(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
         # Evaluated as one batch: running averages make an example's output its own.
-        images, labels, mask = (
-            batch[key].reshape((-1, *batch[key].shape[3:])) for key in ("image", "label", "mask")
-        )
-        variables = {"params": params, "batch_stats": batch_stats}
+        rows = {key: x.reshape((-1, *x.shape[3:])) for key, x in batch.items()}
+        mask = rows.pop("mask")
         with jax.named_scope("forward"):
-            logits = model.apply(variables, preprocess(images), train=False)
+            outputs = network(params, batch_stats, preprocess(rows["image"]))
         with jax.named_scope("metrics"):
-            # Selected, not multiplied by 0: what a padded row gives may not be finite.
-            loss = jnp.where(mask, cross_entropy(logits, labels), 0)
-            wrong, wrong_top5 = (mask & wrong_at(k, logits, labels) for k in (1, 5))
             # Sums, not means: where rows are padding, devices hold different numbers of examples.
-            sums = EvalSums(*map(jnp.sum, (loss, wrong, wrong_top5, mask)))
+            sums = {key: masked_sum(x, mask) for key, x in evaluate(outputs, rows).items()}
+            sums[EXAMPLES] = jnp.sum(mask)
         with jax.named_scope("all_reduce"):
             return lax.psum(sums, DEVICE_AXES)
 
     return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+
+
+def masked_sum(x: Shaped[Array, " n *shape"], mask: Bool[Array, " n"]) -> Shaped[Array, "*shape"]:
+    """Sums over the rows of x whose mask is set."""
+    along = mask.reshape((-1,) + (1,) * (x.ndim - 1))
+    # Selected, not multiplied by 0: what a padded row gives may not be finite.
+    return jnp.sum(jnp.where(along, x, jnp.zeros_like(x)), axis=0)

@@ -1,10 +1,19 @@
-"""Keys of the loss, and of updates that are not finite."""
+"""Keys of the average of weights, and of updates that are not finite."""
 
-from lbsgd.config.keys import Key, Keys
+from lbsgd.config.keys import ON, Key, Keys
 
 KEYS: Keys = {
-    "label_smoothing": Key(
-        0.0, "The part of a label that is spread over all classes.", fraction=True
+    "ema.decay": Key(
+        0.0,
+        "The decay d of an exponential moving average of weights w and batch norm's statistics, "
+        "e <- d e + (1 - d) w after each update; it is evaluated beside them. 0 for none.",
+        fraction=True,
+    ),
+    "ema.warmup": Key(
+        True,
+        "Whether d is at most (1 + t) / (10 + t) at update t, so that the first weights are soon "
+        "forgotten.",
+        used_with={"ema.decay": ON},
     ),
     "on_nonfinite": Key(
         "stop",

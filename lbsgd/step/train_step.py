@@ -7,25 +7,40 @@
 The all-reduce stands in `device_gradient`, once, after the accumulation. Each phase is a
 `jax.named_scope`, so that a profile and the compiled program's op names tell which it is:
 `augment`, `forward` and `loss` of the workers, `accumulate`, `all_reduce`, `optimizer`,
-`batch_norm_statistics`, `select_finite` and `metrics`.
+`batch_norm_statistics`, `ema`, `select_finite` and `metrics`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, no_type_check
+from collections.abc import Callable
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.models.normalization import subtract_distance
-from lbsgd.schedule.functions import Schedule
-from lbsgd.step.reduction import mean_over_lanes, over_devices, sum_over_steps
-from lbsgd.step.worker import Batch, WorkerResult, with_distance
-from lbsgd.workers.placement import DEVICE_AXES, Placement
+from lbsgd.step.numbers import Numbers
+from lbsgd.step.reduction import (
+    Reductions,
+    add_results,
+    mean_over_devices,
+    no_result,
+    over_devices,
+    over_lanes,
+    sum_over_steps,
+)
+from lbsgd.step.worker import Batch, Worker, WorkerResult, with_distance
+from lbsgd.workers.placement import Placement
+
+
+@no_type_check
+class Averaged(NamedTuple):
+    """Holds averages over updates of what an evaluation needs."""
+
+    params: Any
+    batch_stats: Any
 
 
 # Trees of shapes and of shardings are TrainStates too, which are no arrays: not to be checked.
@@ -39,6 +54,7 @@ class TrainState(struct.PyTreeNode):
       batch_stats: running averages of batch norm; {} for a network without.
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
+      ema: the exponential moving average of parameters and statistics; None for a run without.
     """
 
     update_index: Int[Array, ""]
@@ -46,14 +62,17 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     skipped: Int[Array, ""]
+    ema: "Averaged | None" = None
 
 
 def device_gradient(
     params: Any,
     batch_stats: Any,
+    numbers: Numbers,
     batch: Batch,
     *,
-    worker: Callable[..., WorkerResult],
+    worker: Worker,
+    reductions: Reductions,
     placement: Placement,
     gradient_mean: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, WorkerResult]:
@@ -61,17 +80,17 @@ def device_gradient(
 
     Args:
       batch: this device's part, `[A, L, n, ...]`.
+      reductions: of the workers' metrics, by name.
       gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
 
     Returns:
-      the gradient, like the parameters, and the workers' mean result.
+      the gradient, like the parameters, and the workers' results, reduced.
     """
 
     # The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
     def loss(params: Any, rows: Batch, step: Int[Array, ""]) -> tuple[jax.Array, WorkerResult]:
-        result = mean_over_lanes(
-            functools.partial(worker, params, batch_stats), rows, step, placement
-        )
+        bound = functools.partial(worker, params, batch_stats, numbers)
+        result = over_lanes(bound, rows, step, placement, reductions)
         return result.loss, result
 
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
@@ -79,15 +98,25 @@ def device_gradient(
         # Not value_and_grad: the value is in the result.
         return jax.grad(loss, has_aux=True)(params, rows, step)
 
+    def add(total: tuple[Any, WorkerResult], terms: tuple[Any, WorkerResult]) -> Any:
+        gradients = jax.tree.map(jnp.add, total[0], terms[0])
+        return gradients, add_results(total[1], terms[1], reductions)
+
+    def start(shapes: tuple[Any, WorkerResult]) -> Any:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[0])
+        return zeros, no_result(shapes[1], reductions)
+
     # A step must know its number, for in the last one some lanes may be idle.
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    gradients, result = sum_over_steps(gradient, (steps, batch), placement.platform)
+    gradients, result = sum_over_steps(
+        gradient, (steps, batch), placement.platform, add=add, start=start
+    )
     with jax.named_scope("all_reduce"):
-        # One call, which XLA may combine into one message: the result is small beside a gradient.
         if gradient_mean is None:
-            return lax.pmean((gradients, result), DEVICE_AXES)
+            result, gradients = mean_over_devices(result, reductions, gradients)
+            return gradients, result
         # Moments of batch norm are not rounded to 16 bits, whatever gradients are sent in.
-        return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)
+        return gradient_mean(gradients), *mean_over_devices(result, reductions)
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
@@ -96,13 +125,21 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _running_averages(running: Any, stats: Any, momentum: float, total_variance: bool) -> Any:
+def _running_averages(
+    running: Any, stats: Any, of_step: Any, momentum: Float[Array, ""], total_variance: bool
+) -> Any:
     """Moves the running averages of batch norm by one step towards this update's moments."""
     with jax.named_scope("batch_norm_statistics"):
         if total_variance:
             # By the same averages as in `with_distance`, so before these move.
-            stats = subtract_distance(stats, running)
-        return jax.tree.map(lambda r, new: momentum * r + (1.0 - momentum) * new, running, stats)
+            stats = subtract_distance(stats, running, of_step)
+
+        def moved(r: jax.Array, new: jax.Array, moments: bool) -> jax.Array:
+            m = jnp.asarray(momentum, r.dtype)
+            # What is not moments, a network's own norm has moved already, by a momentum of its own.
+            return m * r + (1.0 - m) * new if moments else new
+
+        return jax.tree.map(moved, running, stats, of_step)
 
 
 def _select_finite(finite: Bool[Array, ""], changed: TrainState, state: TrainState) -> TrainState:
@@ -110,39 +147,36 @@ def _select_finite(finite: Bool[Array, ""], changed: TrainState, state: TrainSta
     with jax.named_scope("select_finite"):
         # By selection on the devices: asking the host would make each update wait for the last.
         # The update index goes on, for at the same one the same minibatch would come again.
-        kept = changed.replace(
-            params=state.params, batch_stats=state.batch_stats, opt_state=state.opt_state
-        )
+        kept = state.replace(update_index=changed.update_index)
         chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
         skipped = state.skipped + jnp.where(finite, 0, 1).astype(state.skipped.dtype)
         return chosen.replace(skipped=skipped)
 
 
-def _metrics(
-    result: WorkerResult,
-    gradients: Any,
-    update_index: Int[Array, ""],
-    schedules: Mapping[str, Schedule],
-) -> dict[str, Any]:
-    """Computes what every update tells of itself: nats, percent, and the schedules' values."""
-    return {
-        "train_loss": result.loss,
-        "train_error": 100.0 * result.error,
-        "gradient_norm": optax.tree.norm(gradients),
-        **{name: schedule(update_index) for name, schedule in schedules.items()},
-    }
+def _averaged(average: Any, params: Any, batch_stats: Any, decay: Float[Array, ""]) -> Any:
+    """Moves the exponential moving average of parameters and statistics, where there is one."""
+    if average is None:
+        return None
+    with jax.named_scope("ema"):
+
+        def moved(e: jax.Array, new: jax.Array) -> jax.Array:
+            d = jnp.asarray(decay, e.dtype)
+            return d * e + (1.0 - d) * new
+
+        return jax.tree.map(moved, average, Averaged(params, batch_stats))
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
+    numbers: Numbers,
     *,
-    worker: Callable[..., WorkerResult],
+    worker: Worker,
+    reductions: Reductions,
     optimizer: optax.GradientTransformationExtraArgs,
-    schedules: Mapping[str, Schedule],
     placement: Placement,
-    batch_norm_momentum: float,
-    total_variance: bool,
+    of_step: Any,
+    total_variance: bool = False,
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -154,9 +188,12 @@ def train_step(
     Args:
       state: donated when compiled.
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
-      worker: (params, batch_stats, rows) -> `WorkerResult`, e.g. `worker_loss`, bound.
-      schedules: what varies with the update index, to be among the metrics, by name.
-      batch_norm_momentum: 0.9 for r <- 0.9 r + 0.1 (mean over workers).
+      numbers: of this update; its index is the state's.
+      worker: e.g. `worker_loss`, bound.
+      reductions: of the workers' metrics, by name.
+      optimizer: takes the update index and `numbers.optimizer` by keyword.
+      of_step: like the batch statistics, True where they are moments whose average moves here;
+        others are taken as the network leaves them, averaged over workers.
       total_variance: average mean(var) + var(mean) instead of mean(var).
       gradient_mean: see `device_gradient`.
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`.
@@ -164,29 +201,38 @@ def train_step(
     Returns:
       the next state, and the metrics of this update.
     """
+    # The only counter of a run; the host's is not asked.
+    numbers = numbers._replace(update_index=state.update_index)
     gradient = functools.partial(
         device_gradient,
-        worker=with_distance(worker) if total_variance else worker,
+        worker=with_distance(worker, of_step) if total_variance else worker,
+        reductions=reductions,
         placement=placement,
         gradient_mean=gradient_mean,
     )
-    gradients, result = over_devices(gradient, placement, replicated=2)(
-        state.params, state.batch_stats, batch
+    gradients, result = over_devices(gradient, placement, replicated=3)(
+        state.params, state.batch_stats, numbers, batch
     )
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         changes, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, update_index=state.update_index
+            gradients,
+            state.opt_state,
+            state.params,
+            update_index=state.update_index,
+            **numbers.optimizer,
         )
         params = jax.tree.map(jnp.add, state.params, changes)
     batch_stats = _running_averages(
-        state.batch_stats, result.batch_stats, batch_norm_momentum, total_variance
+        state.batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance
     )
-    changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped)
+    ema = _averaged(state.ema, params, batch_stats, numbers.ema_decay)
+    changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema)
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
-        metrics = _metrics(result, gradients, state.update_index, schedules)
+        metrics = {f"train_{name}": value for name, value in result.metrics.items()}
+        metrics |= {"train_loss": result.loss, "gradient_norm": optax.tree.norm(gradients)}
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:

@@ -1,65 +1,73 @@
-"""Computes the loss of one worker over its n examples, and the statistics it leaves behind."""
+"""Computes the loss of one worker over its n examples, what it measures, and its gradient."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lbsgd.models.normalization import add_distance
-from lbsgd.step.losses import cross_entropy, wrong_at
-from lbsgd.step.pixels import erase, mix, partner
+from lbsgd.step.numbers import Numbers
+from lbsgd.step.pixels import erase, mix
+from lbsgd.workers.placement import LANE_AXIS
 
-# Examples by key: `image`, `label`, and what was drawn for them.
+# Examples by key: `image`, what the task makes of their labels, and what was drawn for them.
 Batch = Mapping[str, jax.Array]
 
 
 class WorkerResult(NamedTuple):
-    """What a worker knows after its n examples; averaged over workers, what an update knows.
+    """What a worker knows after its n examples; reduced over workers, what an update knows.
 
     Attributes:
-      loss: mean cross-entropy, nats.
-      error: top-1 error, a fraction; of mixed examples, against their own label.
-      batch_stats: the moments of its batch norms; {} of a network without.
+      loss: averaged over workers, and differentiated.
+      metrics: the task's, by name, each reduced as the task says.
+      batch_stats: what its norms leave, averaged over workers; {} of a network without.
     """
 
     loss: Float[Array, ""]
-    error: Float[Array, ""]
+    metrics: Mapping[str, Any]
     batch_stats: Any
+
+
+# (params, batch_stats, numbers, its rows [n, ...], its index) -> its result
+Worker = Callable[[Any, Any, Numbers, Batch, Int[Array, ""]], WorkerResult]
+
+
+def worker_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
+    """Makes the key of a worker's random numbers in an update: a function of nothing else."""
+    # Named, for what a process sets as JAX's own default must not change what is drawn.
+    key = jax.random.key(numbers.seed, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, numbers.update_index), index)
 
 
 def worker_loss(
     params: Any,
     batch_stats: Any,
+    numbers: Numbers,
     batch: Batch,
+    index: Int[Array, ""],
     *,
-    model: Any,
+    network: Callable[..., tuple[Any, Any]],
     preprocess: Callable[[UInt8[Array, "n h w c"]], Float[Array, "n h w c"]],
-    label_smoothing: float,
+    loss: Callable[..., tuple[Float[Array, ""], Mapping[str, Any]]],
 ) -> WorkerResult:
     """Computes the loss of one worker, its batch norm seeing exactly its n examples.
 
-    Equation 5 of Goyal et al. 2017.
-
     Args:
-      batch: image, label, and what `Mixing.draw` drew for them, each `[n, ...]`.
+      batch: image, targets, and what `Mixing.draw` drew for them, each `[n, ...]`.
+      index: of the worker among all k, for its random numbers.
+      network: (params, batch_stats, images, key) -> outputs, and what its norms leave.
       preprocess: uint8 images -> input of the network.
+      loss: (outputs, batch, **numbers of the task) -> loss, metrics; see `lbsgd.tasks.Task`.
     """
     with jax.named_scope("augment"):
         images = _augmented(batch, preprocess(batch["image"]))
     with jax.named_scope("forward"):
-        # The norms leave the moments of these n examples; `train_step` moves the averages, once.
-        logits, left = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        outputs, left = network(params, batch_stats, images, worker_key(numbers, index))
     with jax.named_scope("loss"):
-        loss = jnp.mean(_losses(logits, batch, label_smoothing))
-        error = jnp.mean(wrong_at(1, logits, batch["label"]).astype(loss.dtype))
-    return WorkerResult(loss, error, left.get("batch_stats", {}))
+        value, metrics = loss(outputs, batch, **numbers.task)
+    return WorkerResult(value, dict(metrics), left)
 
 
 def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -72,29 +80,47 @@ def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n
     return images
 
 
-def _losses(
-    logits: Float[Array, "n classes"], batch: Batch, label_smoothing: float
-) -> Float[Array, " n"]:
-    """Computes the loss of each example; of a mixed one, that of both its labels by their share."""
-    labels: Int[Array, " n"] = batch["label"]
-    losses = cross_entropy(logits, labels, label_smoothing)
-    if "mix_share" not in batch:
-        return losses
-    # Of two labels, not of one-hot targets: no array [n, classes] is made beside the logits.
-    share = batch["mix_share"].astype(losses.dtype)
-    others = cross_entropy(logits, partner(labels), label_smoothing)
-    return share * losses + (1 - share) * others
+def worker_gradient(
+    params: Any,
+    batch_stats: Any,
+    numbers: Numbers,
+    batch: Batch,
+    index: Int[Array, ""],
+    *,
+    worker: Worker,
+) -> tuple[Any, WorkerResult]:
+    """Computes the gradient of one worker's own loss, and its result.
+
+    It needs no mesh; but batch norm that is synced over devices needs theirs.
+
+    Args:
+      batch: its rows, `[n, ...]`.
+    """
+
+    def loss(params: Any) -> tuple[Float[Array, ""], WorkerResult]:
+        # The norms of a network for synced batch norm ask for the axis, even of a group of one.
+        alone = jax.tree.map(lambda x: x[None], (batch, index))
+        bound = functools.partial(worker, params, batch_stats, numbers)
+        result = jax.tree.map(lambda x: x[0], jax.vmap(bound, axis_name=LANE_AXIS)(*alone))
+        return result.loss, result
+
+    # Not value_and_grad: the value is in the result.
+    gradient, result = jax.grad(loss, has_aux=True)(params)
+    return gradient, result
 
 
-def with_distance(worker: Callable[..., WorkerResult]) -> Callable[..., WorkerResult]:
+def with_distance(worker: Worker, of_step: Any) -> Worker:
     """Wraps a worker so that its statistics also say how far its means lie from the running ones.
 
     Their average over workers then holds mean(var) + var(mean), once `subtract_distance` is done.
+
+    Args:
+      of_step: like the statistics, True where they are moments.
     """
 
-    def measured(params: Any, batch_stats: Any, batch: Batch) -> WorkerResult:
-        result = worker(params, batch_stats, batch)
+    def measured(params: Any, batch_stats: Any, *rest: Any) -> WorkerResult:
+        result = worker(params, batch_stats, *rest)
         # From the running means: squares of the means themselves would cancel in the subtraction.
-        return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats))
+        return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats, of_step))
 
     return measured

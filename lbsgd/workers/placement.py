@@ -131,10 +131,20 @@ class Placement:
 
         For use within `shard_map` over `DEVICE_AXES`.
         """
+        return self._slot_of_lane(step) < self.workers
+
+    def worker_of_lane(self, step: Int[Array, ""]) -> Int[Array, " lanes"]:
+        """Gives the worker whose rows each lane of this device holds in an accumulation step.
+
+        As `worker_of_slot`, within `shard_map` over `DEVICE_AXES`.
+        """
+        return self._slot_of_lane(step) % self.workers
+
+    def _slot_of_lane(self, step: Int[Array, ""]) -> Int[Array, " lanes"]:
         # By the device's own index, so that one program serves all devices.
         first = (step * self.devices + lax.axis_index(DEVICE_AXES)) * self.lanes
         # int32 in 64-bit mode too, or strict promotion would refuse to add the two.
-        return first + jnp.arange(self.lanes, dtype=jnp.int32) < self.workers
+        return first + jnp.arange(self.lanes, dtype=jnp.int32)
 
     def local_slots(self) -> slice:
         """Finds the part of the slot axis `D * L` that this process's devices hold.

@@ -8,8 +8,10 @@ import pytest
 from layerwise_by_hand import KERNELS, ROLES, SHAPES
 
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import build_optimizer, lamb, lars, scaled, sgd
+from lbsgd.optim import lamb, lars, sgd
+from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.keys import KEYS
+from lbsgd.optim.masks import scaled
 from lbsgd.run.config import default_config as defaults
 from lbsgd.run.config import resolve
 from lbsgd.system.errors import ConfigError
@@ -32,7 +34,17 @@ def schedule(update):
 def of_config(**keys):
     config = defaults()
     config.optimizer.update(keys)
-    return build_optimizer(schedule, ROLES, **resolve(config).optimizer)
+    return told(build_optimizer(schedule, ROLES, **resolve(config).optimizer))
+
+
+def told(rule):
+    """The rule's transform, which is told the numbers of each update as in a run."""
+
+    def update(gradient, state, params, *, update_index):
+        numbers = rule.numbers_at(update_index)
+        return rule.transform.update(gradient, state, params, update_index=update_index, **numbers)
+
+    return optax.GradientTransformationExtraArgs(rule.transform.init, update)
 
 
 @pytest.fixture(params=OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -121,7 +133,7 @@ def test_each_takes_its_own_keys(name, make, own):
     found = of_config(name=name, **others | own)
     if make is lamb:
         others = {"weight_decay": 0.1}
-    expected = make(schedule, ROLES, **others | own)
+    expected = make(schedule, roles=ROLES, **others | own)
     w, state, like = arrays(0), found.init(arrays(0)), expected.init(arrays(0))
     for t in range(3):
         changes, state = found.update(arrays(t + 1), state, w, update_index=t)
@@ -144,7 +156,7 @@ LAMB = OPTIMIZERS["lamb"]
         ({"name": "lars", "trust_epsilon": -1.0}, "trust_epsilon must be finite and not negative"),
         ({**LAMB, "beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
         ({"name": "lars", "trust_at_zero": "0"}, "trust_at_zero '0'; known: one, formula"),
-        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb"),
+        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb, or "),
     ],
 )
 def test_what_means_nothing_is_an_error(keys, says):

@@ -21,8 +21,8 @@ from layerwise_by_hand import (
 )
 
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import lamb
-from lbsgd.optim.layerwise import LambState, scale_by_lamb
+from lbsgd.optim import lamb
+from lbsgd.optim.layerwise import scale_by_lamb
 
 # Of the size that LAMB has them: a step is this part of a kernel's norm.
 SCALE = 1 / 100
@@ -44,7 +44,7 @@ def schedule(update):
 )
 def test_lamb_is_its_formulas(x64, decay, clip, moments):
     found, _ = train(
-        lamb(schedule, ROLES, weight_decay=decay, norm_clip=clip, **moments), problem()
+        lamb(schedule, roles=ROLES, weight_decay=decay, norm_clip=clip, **moments), problem()
     )
     names = {"beta1": "b1", "beta2": "b2", "epsilon": "eps"}
     expected = by_hand(
@@ -60,7 +60,7 @@ def test_lamb_is_its_formulas(x64, decay, clip, moments):
 
 def test_the_step_of_a_kernel_has_norm_rate_phi_of_its_norm(x64):
     """Whatever the gradient was; and its ratio is what the state holds."""
-    history, state = train(lamb(schedule, ROLES, weight_decay=0.05), problem())
+    history, state = train(lamb(schedule, roles=ROLES, weight_decay=0.05), problem())
     ratios = jax.device_get(optax.tree.get(state, "trust_ratios"))
     for name in ROLES:
         before, after = history[name][-2:]
@@ -75,12 +75,13 @@ def test_the_step_of_a_kernel_has_norm_rate_phi_of_its_norm(x64):
 
 def test_a_state_made_outside_of_jit_can_be_donated():
     """Mean and square start as equal numbers in arrays of their own."""
-    transform = scale_by_lamb({"w": True}, weight_decay=0.0)
+    transform = scale_by_lamb({"w": True})
+    numbers = {"one_minus_beta1": 0.1, "one_minus_beta2": 0.001, "epsilon": 1e-6}
     params = {"w": jnp.ones((3, 2))}
     state = transform.init(params)
 
     def update(state, gradients):
-        return transform.update(gradients, state, params, update_index=0)[1]
+        return transform.update(gradients, state, params, update_index=0, **numbers)[1]
 
     after = jax.jit(update, donate_argnums=0)(state, params)
     np.testing.assert_array_less(0, after.square["w"])
@@ -89,11 +90,10 @@ def test_a_state_made_outside_of_jit_can_be_donated():
 @pytest.mark.parametrize("update", [0, 1, 999, 9_999_999])
 @pytest.mark.parametrize("integer", [int, jnp.int32])
 def test_the_bias_correction_is_of_the_update_index(update, integer):
-    """In float32: 1 - 0.999 is 0.001 to rounding, and no counter is kept."""
+    """In float32: 1 - 0.999 is 0.001 to rounding."""
     w, g = jnp.ones(3), jnp.asarray([0.5, -2.0, 0.25])
-    optimizer = lamb(lambda t: jnp.float32(1.0), {"bias": Role.BIAS})
+    optimizer = lamb(lambda t: jnp.float32(1.0), roles={"bias": Role.BIAS})
     state = optimizer.init({"bias": w})
-    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(state))
     t = integer(update)
     changes, state = optimizer.update({"bias": g}, state, {"bias": w}, update_index=t)
     b1, b2 = 1 - 0.9 ** (update + 1), 1 - 0.999 ** (update + 1)
@@ -106,12 +106,11 @@ def test_the_bias_correction_is_of_the_update_index(update, integer):
 def test_where_a_norm_is_zero_the_ratio_is_one(x64, zero, clip):
     w = {"kernel": np.full((2, 2), 0.0 if zero in ("w", "both") else 2.0)}
     g = {"kernel": np.full((2, 2), 0.0 if zero in ("g", "both") else 3.0)}
-    optimizer = lamb(lambda t: jnp.asarray(0.5), {"kernel": Role.KERNEL}, norm_clip=clip)
+    optimizer = lamb(lambda t: jnp.asarray(0.5), roles={"kernel": Role.KERNEL}, norm_clip=clip)
     changes, state = optimizer.update(g, optimizer.init(w), w, update_index=0)
     expected = -0.5 * g["kernel"] / (g["kernel"] + 1e-6)
     np.testing.assert_allclose(changes["kernel"], expected, rtol=20 * EPS)
-    (of_lamb,) = (part for part in state if isinstance(part, LambState))
-    assert of_lamb.trust_ratios["kernel"] == 1
+    assert optax.tree.get(state, "trust_ratios")["kernel"] == 1
 
 
 # --- others ----------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ def test_lamb_is_timm_s(x64, monkeypatch, decay):
         return timm.Lamb(groups, lr, eps=1e-6, max_grad_norm=None)
 
     theirs = train_in_torch(make, problem(), decay, scale=SCALE)
-    found, _ = train(lamb(schedule, ROLES, weight_decay=decay), problem())
+    found, _ = train(lamb(schedule, roles=ROLES, weight_decay=decay), problem())
     if not decay:
         assert all(furthest({name: found[name]}, theirs) > 1e-3 for name in KERNELS)
         found, theirs = ({k: h[k] for k in ROLES if k not in KERNELS} for h in (found, theirs))
@@ -140,6 +139,6 @@ def test_lamb_of_kernels_is_optax_s(x64, decay):
     with jax.numpy_dtype_promotion("standard"):
         theirs = optax.lamb(schedule, weight_decay=decay, mask=mask)
         expected, _ = train(optax.with_extra_args_support(theirs), problem())
-    found, _ = train(lamb(schedule, ROLES, weight_decay=decay), problem())
+    found, _ = train(lamb(schedule, roles=ROLES, weight_decay=decay), problem())
     assert_alike({k: found[k] for k in KERNELS}, {k: expected[k] for k in KERNELS})
     assert all(furthest({k: found[k]}, expected) > 1e-3 for k in ROLES if k not in KERNELS)

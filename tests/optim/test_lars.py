@@ -26,7 +26,7 @@ from layerwise_by_hand import (
 )
 
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import lars
+from lbsgd.optim import lars
 from lbsgd.optim.layerwise import norm
 
 FORMS = {"scaled": "rate_inside", "unscaled": "rate_outside"}
@@ -34,7 +34,7 @@ ETA = 0.01
 
 
 def ours(form="scaled", rate=schedule, **options):
-    return lars(rate, ROLES, momentum_form=FORMS[form], trust_coefficient=ETA, **options)
+    return lars(rate, roles=ROLES, momentum_form=FORMS[form], trust_coefficient=ETA, **options)
 
 
 # --- the formulas ----------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_lars_is_its_formulas(x64, form, correction, decay, momentum, nesterov):
 
 
 def test_the_paper_s_is_the_default(x64):
-    found, _ = train(lars(schedule, ROLES, momentum=0.9, weight_decay=0.05), problem())
+    found, _ = train(lars(schedule, roles=ROLES, momentum=0.9, weight_decay=0.05), problem())
     assert_alike(found, by_hand(lars_by_hand, problem(), beta=0.05, eta=0.001))
 
 
@@ -147,7 +147,7 @@ def test_the_step_has_norm_rate_trust_norm_of_w(form, scale):
     g = {"kernel": (random.normal(size=(64, 32)) * scale).astype(np.float32)}
     optimizer = lars(
         lambda t: jnp.float32(3.0),
-        {"kernel": Role.KERNEL},
+        roles={"kernel": Role.KERNEL},
         momentum_form=FORMS[form],
         trust_coefficient=0.001,
     )
@@ -185,7 +185,7 @@ def test_where_a_norm_is_zero_the_ratio_is_one(x64, form, zero):
     g = {"kernel": np.full((2, 2), 0.0 if zero in ("g", "both") else 3.0)}
     optimizer = lars(
         lambda t: jnp.asarray(0.5),
-        {"kernel": Role.KERNEL},
+        roles={"kernel": Role.KERNEL},
         momentum_form=FORMS[form],
         weight_decay=0.1,
     )
@@ -215,7 +215,7 @@ def test_the_formula_where_a_norm_is_zero(x64, form, of_w, of_g, decay, epsilon,
     w, g = {"kernel": np.full((2, 2), of_w)}, {"kernel": np.full((2, 2), of_g)}
     optimizer = lars(
         lambda t: jnp.asarray(0.5),
-        {"kernel": Role.KERNEL},
+        roles={"kernel": Role.KERNEL},
         momentum_form=FORMS[form],
         weight_decay=decay,
         trust_epsilon=epsilon,
@@ -233,7 +233,7 @@ def test_the_formula_changes_nothing_else(x64):
     found, _ = train(ours(**options), problem())
     assert_alike(found, by_hand(lars_by_hand, problem(), beta=0.05, eta=ETA))
     w, g = {"kernel": np.ones((2, 2))}, {"kernel": np.full((2, 2), np.nan)}
-    optimizer = lars(schedule, {"kernel": Role.KERNEL}, **options)
+    optimizer = lars(schedule, roles={"kernel": Role.KERNEL}, **options)
     changes, _ = optimizer.update(g, optimizer.init(w), w, update_index=0)
     assert np.isnan(changes["kernel"]).all()
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import sgd
+from lbsgd.optim import sgd
+from lbsgd.optim.chain import sgd_rule
 from lbsgd.optim.momentum import MomentumState, rate_inside_momentum
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -56,7 +57,7 @@ def test_the_paper_s_example(form, correction, expected):
     """m = 0.9, g = 1, eta = 0.1, 0.1, 1: what (10) without correction gets wrong."""
     optimizer = sgd(
         schedule_of([0.1, 0.1, 1.0]),
-        {"w": Role.KERNEL},
+        roles={"w": Role.KERNEL},
         momentum=0.9,
         momentum_form=form,
         momentum_correction=correction,
@@ -73,7 +74,7 @@ def test_python_integers_serve_as_update_index(form, nesterov):
     rates, gradients = [0.1, 0.3, 0.05], [1.0, -2.0, 0.5]
     optimizer = sgd(
         schedule_of(rates),
-        {"w": Role.KERNEL},
+        roles={"w": Role.KERNEL},
         momentum=0.8,
         nesterov=nesterov,
         momentum_form=form,
@@ -99,7 +100,7 @@ def train(rates, start, gradients, *, form, correction, nesterov, decay, decay_f
     """The history of parameters through the whole chain."""
     optimizer = sgd(
         schedule_of(rates),
-        ROLES,
+        roles=ROLES,
         momentum=0.9,
         nesterov=nesterov,
         momentum_form=form,
@@ -188,7 +189,7 @@ def test_a_rate_of_zero_keeps_the_parameters_finite(rates, nesterov):
     gradients = np.array([1.0, -2.0, 3.0, 0.5])
     optimizer = sgd(
         schedule_of(list(rates)),
-        {"w": Role.KERNEL},
+        roles={"w": Role.KERNEL},
         momentum=0.9,
         nesterov=nesterov,
         momentum_form="rate_inside",
@@ -202,18 +203,31 @@ def test_a_rate_of_zero_keeps_the_parameters_finite(rates, nesterov):
 @pytest.mark.parametrize(("before", "factor"), [(0.0, 1.0), (0.25, 2.0), (2.0, 0.25)])
 def test_the_correction_factor(before, factor):
     """What a full buffer is multiplied by, besides m, when the rate goes from `before` to 0.5."""
-    transform = rate_inside_momentum(schedule_of([before, 0.5]), 0.9)
     buffer = MomentumState({"w": jnp.asarray(3.0)})
-    result, state = transform.update({"w": jnp.asarray(10.0)}, buffer, update_index=1)
+    result, state = rate_inside_momentum().update(
+        {"w": jnp.asarray(10.0)},
+        buffer,
+        learning_rate=0.5,
+        last_learning_rate=before,
+        momentum=0.9,
+    )
     np.testing.assert_allclose(result["w"], 0.9 * factor * 3.0 + 0.5 * 10.0, rtol=4 * EPS)
     np.testing.assert_array_equal(result["w"], state.buffer["w"])
 
 
 def test_the_first_update_has_no_rate_before_it():
-    transform = rate_inside_momentum(schedule_of([0.5, 7.0]), 0.9)
-    buffer = MomentumState({"w": jnp.asarray(3.0)})
-    result, _ = transform.update({"w": jnp.asarray(10.0)}, buffer, update_index=0)
-    np.testing.assert_allclose(result["w"], 0.9 * 3.0 + 0.5 * 10.0, rtol=4 * EPS)
+    keys = {"momentum_form": "rate_inside", "momentum_correction": True, "nesterov": False}
+    rule = sgd_rule(
+        schedule_of([0.5, 7.0]),
+        ROLES,
+        momentum=0.9,
+        weight_decay=0.0,
+        weight_decay_form="coupled",
+        **keys,
+    )
+    first, second = rule.numbers_at(0), rule.numbers_at(1)
+    assert (first["learning_rate"], first["last_learning_rate"]) == (0.5, 0.5)
+    assert (second["learning_rate"], second["last_learning_rate"]) == (7.0, 0.5)
 
 
 # --- optax -----------------------------------------------------------------------------------
@@ -226,7 +240,7 @@ def test_rate_outside_is_optax_sgd(momentum, nesterov):
     rates = random.uniform(0.01, 1.0, UPDATES)
     start = {name: random.normal(size=SIZE) for name in ROLES}
     gradients = {name: random.normal(size=(UPDATES, SIZE)) for name in ROLES}
-    ours = sgd(schedule_of(rates), ROLES, momentum=momentum, nesterov=nesterov)
+    ours = sgd(schedule_of(rates), roles=ROLES, momentum=momentum, nesterov=nesterov)
     found, _ = trajectory(ours, start, gradients)
     with jax.numpy_dtype_promotion("standard"):
         theirs = optax.with_extra_args_support(

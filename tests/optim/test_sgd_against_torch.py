@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lbsgd.models.roles import Role
-from lbsgd.optim.chain import sgd
+from lbsgd.optim import sgd
 
 torch = pytest.importorskip("torch")
 
@@ -43,7 +43,7 @@ def gradient_of(w, noise):
 
 def train(start, noise, **options) -> dict[str, np.ndarray]:
     """Parameters after every update, by lbsgd."""
-    optimizer = sgd(lambda update: jnp.asarray(RATES)[update], ROLES, **options)
+    optimizer = sgd(lambda update: jnp.asarray(RATES)[update], roles=ROLES, **options)
     params = jax.tree.map(jnp.asarray, start)
     state = optimizer.init(params)
     history = []

@@ -9,7 +9,8 @@ from flax import linen as nn
 from lbsgd.models.networks import build_model
 from lbsgd.models.resnet import IMAGENET, named_architecture
 from lbsgd.models.roles import Role, split_roles, with_role
-from lbsgd.optim.chain import decayed, sgd
+from lbsgd.optim import sgd
+from lbsgd.optim.masks import decayed
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
 
 EPS = np.finfo(np.float64).eps
@@ -32,7 +33,7 @@ def arrays(*seed: int) -> dict[str, np.ndarray]:
 
 def test_coupled_decay_adds_lambda_w_to_the_gradient(x64):
     g, w = arrays(0), arrays(1)
-    found, _ = coupled_weight_decay(0.05, MASK).update(g, (), w)
+    found, _ = coupled_weight_decay(MASK).update(g, (), w, weight_decay=0.05)
     np.testing.assert_allclose(found["kernel"], g["kernel"] + 0.05 * w["kernel"], rtol=4 * EPS)
     np.testing.assert_array_equal(found["bias"], g["bias"])
 
@@ -40,8 +41,8 @@ def test_coupled_decay_adds_lambda_w_to_the_gradient(x64):
 @pytest.mark.parametrize("update", range(len(RATES)))
 def test_decoupled_decay_takes_eta_lambda_w_off_the_parameters(x64, update):
     change, w = arrays(0), arrays(1)
-    transform = decoupled_weight_decay(schedule, 0.05, MASK)
-    found, _ = transform.update(change, (), w, update_index=update)
+    numbers = {"learning_rate": RATES[update], "weight_decay": 0.05}
+    found, _ = decoupled_weight_decay(MASK).update(change, (), w, **numbers)
     expected = change["kernel"] - RATES[update] * 0.05 * w["kernel"]
     np.testing.assert_allclose(found["kernel"], expected, rtol=0, atol=8 * EPS)
     np.testing.assert_array_equal(found["bias"], change["bias"])
@@ -52,7 +53,7 @@ def test_decoupled_decay_takes_eta_lambda_w_off_the_parameters(x64, update):
 
 def train(gradients, **options) -> dict[str, np.ndarray]:
     """Parameters after the updates."""
-    optimizer = sgd(schedule, ROLES, momentum=0.9, **options)
+    optimizer = sgd(schedule, roles=ROLES, momentum=0.9, **options)
     params = arrays(1)
     state = optimizer.init(params)
     for update, gradient in enumerate(gradients):
@@ -173,7 +174,7 @@ def test_the_chain_decays_by_role():
     params, roles = split_roles(module.init(jax.random.key(0), jnp.zeros((1, 3)))["params"])
     for form in ("coupled", "decoupled"):
         optimizer = sgd(
-            lambda update: jnp.float32(0.5), roles, weight_decay=0.5, weight_decay_form=form
+            lambda update: jnp.float32(0.5), roles=roles, weight_decay=0.5, weight_decay_form=form
         )
         zero = jax.tree.map(jnp.zeros_like, params)
         changes, _ = optimizer.update(zero, optimizer.init(params), params, update_index=0)

@@ -28,6 +28,7 @@ DEFAULTS = {name: key.default for name, key in KEYS.items()}
 # By hand: of each key, the choices that leave it without effect, and one that uses it.
 OFF, ON_CALL = {}, {"evaluation.every_epochs": 1.0}
 SGD, LARS, LAMB = ({"optimizer.name": name} for name in ("sgd", "lars", "lamb"))
+LION = {"optimizer.name": "optax:lion"}
 INSIDE = {"optimizer.momentum_form": "rate_inside"}
 NO_WARMUP, GRADUAL = ({"learning_rate.warmup": name} for name in ("none", "gradual"))
 UNTIMED = {**NO_WARMUP, "learning_rate.warmup_epochs": 0.0}
@@ -46,19 +47,24 @@ ON_DEVICE = {**SYNTHETIC, "data.synthetic_on_device": True}
 WORKERS, CONFUSION = ({f"diagnostics.{x}.every_steps": 5} for x in ("workers", "confusion"))
 
 POLICY = {
-    "optimizer.momentum": (0.5, [LAMB], [SGD, LARS]),
-    "optimizer.nesterov": (False, [LAMB, {"optimizer.momentum": 0.0}], [SGD, LARS]),
+    "optimizer.options": ({"b1": 0.5}, [SGD, LARS, LAMB], [LION]),
+    "optimizer.momentum": (0.5, [LAMB, LION], [SGD, LARS]),
+    "optimizer.nesterov": (False, [LAMB, LION, {"optimizer.momentum": 0.0}], [SGD, LARS]),
     "optimizer.momentum_form": ("rate_inside", [LAMB, {"optimizer.momentum": 0.0}], [SGD, LARS]),
     "optimizer.momentum_correction": (
         False,
         [SGD, {**INSIDE, **LAMB}],
         [INSIDE, {**INSIDE, **LARS}],
     ),
-    "optimizer.weight_decay_form": ("decoupled", [LAMB, {"optimizer.weight_decay": 0.0}], [SGD]),
-    "optimizer.trust_coefficient": (0.01, [SGD, LAMB], [LARS]),
+    "optimizer.weight_decay_form": (
+        "decoupled",
+        [LAMB, {"optimizer.weight_decay": 0.0}],
+        [SGD, LARS, LION],
+    ),
+    "optimizer.trust_coefficient": (0.01, [SGD, LAMB, LION], [LARS]),
     "optimizer.trust_epsilon": (1e-6, [SGD, LAMB], [LARS]),
     "optimizer.trust_at_zero": ("formula", [SGD, LAMB], [LARS]),
-    "optimizer.beta1": (0.5, [SGD, LARS], [LAMB]),
+    "optimizer.beta1": (0.5, [SGD, LARS, LION], [LAMB]),
     "optimizer.beta2": (0.5, [SGD, LARS], [LAMB]),
     "optimizer.epsilon": (1e-3, [SGD, LARS], [LAMB]),
     "optimizer.norm_clip": ((0.0, 1.0), [SGD, LARS], [LAMB]),

@@ -163,7 +163,7 @@ def loop_by_hand(parts: Run, momenta: list[float], rates: list[float]):
     params, stats = state.params, state.batch_stats
     gradient_of = jax.jit(jax.grad(loss))
     buffer = jax.tree.map(np.zeros_like, params)
-    kernels = jax.tree.map(lambda role: role == "kernel", parts.plan.roles)
+    kernels = jax.tree.map(lambda role: role == "kernel", parts.plan.outline.roles)
     for (images, labels), m, rate in zip(batches_of(parts), momenta, rates, strict=True):
         images = (images / 255.0 - 0.5) / 0.5
         each = [gradient_of(params, x, y) for x, y in zip(images, labels)]

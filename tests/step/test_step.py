@@ -17,7 +17,7 @@ import pytest
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.program import Program
-from lbsgd.step.losses import wrong_at
+from lbsgd.tasks.losses import wrong_at
 
 EPS = np.finfo(np.float64).eps
 WORKERS, N, CLASSES, SIZE = 8, 32, 10, 8
@@ -161,7 +161,7 @@ def loop_over_workers(worker, params, batch):
 @pytest.fixture(scope="module")
 def written_out(start) -> list[WrittenOut]:
     """After each update. Running averages do not enter the training, so both kinds share it."""
-    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).plan.model)
+    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).plan.network.module)
     worker = jax.jit(jax.value_and_grad(loss, has_aux=True))
     structure = jax.tree.structure(start.params)
     params = leaves(start.params)
@@ -377,7 +377,7 @@ def test_eval_step_sums_over_the_examples_that_count(start, devices):
     variables = {"params": start.params, "batch_stats": start.batch_stats}
     images = standardise(batch["image"].reshape(-1, SIZE, SIZE, 3))
     logits = np.asarray(
-        jax.jit(functools.partial(run.plan.model.apply, train=False))(variables, images)
+        jax.jit(functools.partial(run.plan.network.module.apply, train=False))(variables, images)
     )
     labels, mask = batch["label"].ravel(), batch["mask"].ravel()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

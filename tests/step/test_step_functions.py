@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.step.losses import cross_entropy
+from lbsgd.tasks.losses import cross_entropy
 from lbsgd.step.pixels import normalize
 
 EPS = np.finfo(np.float64).eps

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: errors, learning rate and batch size against epochs."""
+"""The curves of a run as a picture: its metric, learning rate and batch size against epochs."""
 
 import bisect
 import pathlib
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lbsgd.run.record.metrics import evaluations
 from lbsgd.system.errors import first_line
 from lbsgd.system.figures import new_figure
+from lbsgd.tasks.task import Metric, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,10 +34,12 @@ class Schedule(NamedTuple):
     batch_size: Sequence[int]
 
 
-def draw(metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule: Schedule) -> str:
+def draw(
+    metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule: Schedule, task: Task
+) -> str:
     """Writes the curves as a PNG: "", or why that cannot be. No run fails of its picture."""
     try:
-        curves(metrics, title, schedule).savefig(path, dpi=120)
+        curves(metrics, title, schedule, task).savefig(path, dpi=120)
     except OSError as error:
         return f"{path} cannot be written ({error.strerror or error})"
     except Exception as error:  # of matplotlib, which may be anything
@@ -44,15 +47,18 @@ def draw(metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule
     return ""
 
 
-def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> "Figure":
-    """Plots errors against epochs, learning rate below, and the batch size where it changes."""
+def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule, task: Task) -> "Figure":
+    """Plots the headline metric, learning rate below, and the batch size where it changes."""
     figure = new_figure(7, 5)
     strips = ("learning_rate", "batch_size")[: 2 if len(set(schedule.batch_size)) > 1 else 1]
     ratios = (3, *(1 for _ in strips))
-    errors, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-    validation = [(line["epoch"], line["val_error"]) for line in evaluations(metrics)]
-    _draw_errors(errors, _training_means(metrics), validation)
-    errors.set_title(title)
+    above, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    name = task.headline
+    lines = [line for line in evaluations(metrics) if line.get(f"val_{name}") is not None]
+    validation = [(line["epoch"], line[f"val_{name}"]) for line in lines]
+    # There is none in training of what only an evaluation can tell.
+    _draw_metric(above, _training_means(metrics, f"train_{name}"), validation, name, task.best)
+    above.set_title(title)
     for panel, key in zip(below, strips):
         levels = getattr(schedule, key)
         panel.plot(
@@ -65,11 +71,15 @@ def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule) -> "Fi
     return figure
 
 
-def _draw_errors(
-    panel: Any, training: list[tuple[float, float]], validation: list[tuple[float, float]]
+def _draw_metric(
+    panel: Any,
+    training: list[tuple[float, float]],
+    validation: list[tuple[float, float]],
+    name: str,
+    metric: Metric,
 ) -> None:
-    """Plots both errors, on an axis on which small ones at the end can be read."""
-    for points, name, color in (
+    """Plots a metric of training and validation; of one that falls, small values can be read."""
+    for points, set_, color in (
         (training, "training", "tab:blue"),
         (validation, "validation", "tab:red"),
     ):
@@ -77,10 +87,12 @@ def _draw_errors(
             continue
         epochs, values = zip(*points)
         marker = "o" if len(points) == 1 else "." if len(points) <= MOST_MARKERS else ""
-        label = f"{name}, {values[-1]:.2f}% at the end"
+        label = f"{set_}, {metric.format(values[-1])} at the end"
         panel.plot(epochs, values, color=color, marker=marker, label=label)
-    _scale(panel, [value for _, value in training + validation])
-    panel.set_ylabel("error %")
+    values_of_both = [value for _, value in training + validation]
+    if not metric.rises and min(values_of_both, default=0) >= 0:
+        _scale(panel, values_of_both)
+    panel.set_ylabel(f"{metric.words or name} {metric.unit}".strip())
     panel.grid(alpha=0.3)
     if training or validation:
         panel.legend(frameon=False)
@@ -107,13 +119,13 @@ def _scale(panel: Any, values: list[float]) -> None:
     panel.minorticks_off()
 
 
-def _training_means(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Averages the training error from each epoch to the next: pairs of an epoch and a mean.
+def _training_means(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Averages a metric of training from each epoch to the next: pairs of an epoch and a mean.
 
     Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
     the run is cut into `STRETCHES` of the same length.
     """
-    lines = [line for line in metrics if line.get("train_error") is not None]
+    lines = [line for line in metrics if line.get(name) is not None]
     ends = [line["epoch"] for line in evaluations(metrics)]
     end = lines[-1]["epoch"] if lines else 0.0
     if len(ends) < 2 and lines:
@@ -124,5 +136,5 @@ def _training_means(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
     for line in lines:
         at = bisect.bisect_left(ends, line["epoch"])
         if at < len(ends):
-            stretches.setdefault(ends[at], []).append(line["train_error"])
+            stretches.setdefault(ends[at], []).append(line[name])
     return [(end, statistics.fmean(errors)) for end, errors in sorted(stretches.items())]

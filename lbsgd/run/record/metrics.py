@@ -137,4 +137,4 @@ def _checked(line: Any, lists: bool) -> dict[str, Any]:
 
 def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Selects the lines that hold an evaluation."""
-    return (line for line in metrics if line.get("val_error") is not None)
+    return (line for line in metrics if any(name.startswith("val_") for name in line))

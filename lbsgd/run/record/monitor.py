@@ -5,7 +5,7 @@ The metrics of an update come off the devices while later ones are computed.
 
 import collections
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,8 +15,10 @@ from lbsgd.run.plan import Plan
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.speed import INPUT_BOUND, Speed, Stopwatch
+from lbsgd.run.target import OF_AVERAGE
 from lbsgd.system.devices import IN_FLIGHT
 from lbsgd.system.errors import DivergedError
+from lbsgd.tasks.task import Task
 
 # Logged updates over which images/s are measured: single ones come off the devices in bursts.
 RATE_WINDOW = 20
@@ -46,6 +48,7 @@ class Monitor:
         progress: Progress,
         alive: Callable[[], None],
         should_stop: Callable[[int], bool],
+        scheduled: Callable[[int], Mapping[str, float]],
         *,
         start: int,
         skipped: int,
@@ -53,11 +56,13 @@ class Monitor:
         """Monitors a run from an update on.
 
         Args:
+          scheduled: update index -> what varies with it, by the name it has among the metrics.
           start: updates done before.
           skipped: of them, how many were not finite.
         """
         self.record, self.alive, self.should_stop = record, alive, should_stop
         self._plan, self._progress, self._skipped = plan, progress, skipped
+        self._scheduled = scheduled
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._watch = Stopwatch()
         # To measure the speed over the newest few.
@@ -105,11 +110,9 @@ class Monitor:
     def evaluation(self, done: int, values: dict[str, float]) -> None:
         """Writes the result of an evaluation after `done` updates."""
         self.record.write(done, values)
-        top5 = values.get("val_error_top5")
+        words = "  ".join(describe_evaluation(self._plan.task, values))
         self._progress.line(
-            f"epoch {self._plan.timeline.epoch(done):.2f}  update {done}  "
-            f"validation loss {values['val_loss']:.4f}  error {values['val_error']:.2f}%"
-            + (f"  top-5 {top5:.2f}%" if top5 is not None else "")
+            f"epoch {self._plan.timeline.epoch(done):.2f}  update {done}  validation {words}"
         )
 
     def paused(self) -> "_Paused":
@@ -124,6 +127,8 @@ class Monitor:
     def _fetch(self) -> None:
         done, arrays = self._waiting.popleft()
         values = {key: float(value) for key, value in jax.device_get(arrays).items()}
+        # The update that makes `done` has the index done - 1.
+        values |= self._scheduled(done - 1)
         self._fetched = done
         self.alive()
         if values["skipped"] > self._skipped:
@@ -161,6 +166,17 @@ class Monitor:
                 "another --workdir)"
             )
         self._progress.line(f"{text}; it is skipped, number {self._skipped}")
+
+
+def describe_evaluation(task: Task, values: Mapping[str, float]) -> list[str]:
+    """Says each metric of an evaluation, those of averaged weights last."""
+    found = []
+    for ending, words in (("", ""), (OF_AVERAGE, "averaged weights: ")):
+        for name, metric in task.validation.items():
+            value = values.get(f"val_{name}{ending}")
+            if value is not None:
+                found.append(f"{words}{metric.words or name} {metric.format(value)}")
+    return found
 
 
 class _Paused:

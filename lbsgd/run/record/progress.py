@@ -11,8 +11,11 @@ import rich.table
 
 from lbsgd.system.progress import Bar
 from lbsgd.system.streams import supports_progress_bar
+from lbsgd.tasks.task import Metric
 
 Values = Mapping[str, float]
+# Of the task, by name; the loss is always shown.
+Metrics = Mapping[str, Metric]
 
 
 class Progress(Protocol):
@@ -31,14 +34,13 @@ class Progress(Protocol):
         """Leaves the terminal as it was."""
 
 
-def _short(values: Values) -> str:
-    names = {
-        "train_loss": "loss {:.3f}",
-        "train_error": "error {:.1f}%",
-        "learning_rate": "lr {:.4g}",
-        "images_per_second": "{:,.0f} images/s",
-    }
-    return "  ".join(text.format(values[key]) for key, text in names.items() if key in values)
+def _short(values: Values, metrics: Metrics) -> str:
+    texts = {"train_loss": "loss {:.3f}"}
+    for name, metric in metrics.items():
+        form = "{:.1f}%" if metric.unit == "%" else "{:.3g}"
+        texts[f"train_{name}"] = f"{metric.words or name} {form}"
+    texts |= {"learning_rate": "lr {:.4g}", "images_per_second": "{:,.0f} images/s"}
+    return "  ".join(text.format(values[key]) for key, text in texts.items() if key in values)
 
 
 def _duration(seconds: float) -> str:
@@ -51,9 +53,13 @@ class PlainProgress:
     """Prints lines, at most one every `seconds`."""
 
     def __init__(
-        self, total: int, seconds: float = 10.0, write: Callable[[str], None] | None = None
+        self,
+        total: int,
+        metrics: Metrics,
+        seconds: float = 10.0,
+        write: Callable[[str], None] | None = None,
     ) -> None:
-        self._total, self._seconds = total, seconds
+        self._total, self._metrics, self._seconds = total, metrics, seconds
         self._write = write or functools.partial(print, flush=True)
         self._first: tuple[int, float] | None = None
         self._last = time.monotonic()
@@ -71,7 +77,9 @@ class PlainProgress:
         left = ""
         if step > before:
             left = f"  {_duration((now - then) / (step - before) * (self._total - step))} left"
-        self.line(f"epoch {epoch:.2f}  update {step}/{self._total}  {_short(values)}{left}")
+        self.line(
+            f"epoch {epoch:.2f}  update {step}/{self._total}  {_short(values, self._metrics)}{left}"
+        )
 
     def line(self, text: str) -> None:
         self._write(text)
@@ -83,8 +91,9 @@ class PlainProgress:
 class BarProgress:
     """Draws a bar on a terminal."""
 
-    def __init__(self, total: int) -> None:
-        metrics = rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    def __init__(self, total: int, metrics: Metrics) -> None:
+        self._metrics = metrics
+        rest = rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1)
         width = rich.console.Console(force_terminal=True).width
         self._bar = Bar(
             rich.progress.TextColumn("epoch {task.fields[epoch]:.1f}"),
@@ -92,7 +101,7 @@ class BarProgress:
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
             # Last and of what width is left, so that on a narrow terminal it is cut.
-            rich.progress.TextColumn("{task.fields[text]}", table_column=metrics),
+            rich.progress.TextColumn("{task.fields[text]}", table_column=rest),
             total=total,
             epoch=0.0,
             text="",
@@ -102,7 +111,9 @@ class BarProgress:
         self._bar.start(step, epoch=0.0, text="")
 
     def show(self, step: int, epoch: float, values: Values) -> None:
-        text = _short(values).replace("  ", " ").replace("images", "img")  # 80 columns are enough
+        text = (
+            _short(values, self._metrics).replace("  ", " ").replace("images", "img")
+        )  # 80 columns are enough
         self._bar.show(step, epoch=epoch, text=text)
 
     def line(self, text: str) -> None:
@@ -115,8 +126,10 @@ class BarProgress:
 class LoggedProgress:
     """Progress that is seen on the terminal, where this process speaks, and kept in its log."""
 
-    def __init__(self, shown: Progress | None, log: Callable[[str], None], total: int) -> None:
-        self._parts: list[Progress] = [PlainProgress(total, 60.0, log)]
+    def __init__(
+        self, shown: Progress | None, log: Callable[[str], None], total: int, metrics: Metrics
+    ) -> None:
+        self._parts: list[Progress] = [PlainProgress(total, metrics, 60.0, log)]
         if shown:
             self._parts.append(shown)
 
@@ -139,17 +152,22 @@ class LoggedProgress:
 
 
 def open_progress(
-    total: int, log: Callable[[str], None], process: int = 0, processes: int = 1
+    total: int,
+    metrics: Metrics,
+    log: Callable[[str], None],
+    process: int = 0,
+    processes: int = 1,
 ) -> LoggedProgress:
     """Opens a bar on a terminal, lines elsewhere; other processes than 0 write to their log alone.
 
     Of several processes none draws a bar: what starts them may give each a terminal to fill.
 
     Args:
+      metrics: of the task in training, by name.
       log: writes a line into it.
     """
     shown: Progress | None = None
     if process == 0:
         bar = processes == 1 and supports_progress_bar()
-        shown = BarProgress(total) if bar else PlainProgress(total)
-    return LoggedProgress(shown, log, total)
+        shown = BarProgress(total, metrics) if bar else PlainProgress(total, metrics)
+    return LoggedProgress(shown, log, total, metrics)

@@ -1,4 +1,4 @@
-"""What came of a run: its final error and its target, said in lines, a file and a picture."""
+"""What came of a run: its final metric and its target, said in lines, a file and a picture."""
 
 import dataclasses
 import json
@@ -20,6 +20,7 @@ from lbsgd.run.workdir import Workdir
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.files import replace_file
 from lbsgd.system.text import pluralize
+from lbsgd.tasks.task import Task
 from lbsgd.workers.placement import Placement
 
 # Of the final error (Goyal et al., section 5.1).
@@ -35,43 +36,49 @@ class Outcome:
     Attributes:
       updates: done in all.
       complete: whether there is nothing left to do; a run that was stopped has something left.
-      final_error: see `FinalError`, in percent; None if there was no evaluation.
+      final: see `Final`; None if there was no evaluation.
     """
 
     updates: int
     complete: bool
-    final_error: float | None
+    final: float | None
 
 
-class FinalError(NamedTuple):
-    """Holds the median validation error over the final 5 epochs (Goyal et al., section 5.1).
+class Final(NamedTuple):
+    """Holds the median of the headline metric over the final 5 epochs.
+
+    For classification that is the validation error of Goyal et al., section 5.1, in percent.
 
     Attributes:
-      error: in percent.
+      value: of the task's headline metric.
       evaluations: of which it is the median.
       whole: whether there were 5 epochs; a shorter run has the median over all of it.
     """
 
-    error: float
+    value: float
     evaluations: int
     whole: bool
 
 
-def final_error(metrics: list[dict[str, Any]], timeline: Timeline) -> FinalError | None:
+def final_value(metrics: list[dict[str, Any]], timeline: Timeline, headline: str) -> Final | None:
     """Takes the median over the evaluations in the epoch of the last one, and in the 4 before it.
 
     An evaluation at the end of an epoch belongs to that epoch (`Timeline.epoch_of`): with one at
     the end of each these are the final five, with one every fourth epoch the final two.
 
+    Args:
+      headline: a metric of evaluations, by its name in the metrics.
+
     Returns:
       None if there was no evaluation.
     """
-    evaluated = [(line["step"], line["val_error"]) for line in evaluations(metrics)]
+    lines = [line for line in evaluations(metrics) if line.get(headline) is not None]
+    evaluated = [(line["step"], line[headline]) for line in lines]
     if not evaluated:
         return None
     last = timeline.epoch_of(evaluated[-1][0])
-    errors = [error for step, error in evaluated if timeline.epoch_of(step) > last - FINAL_EPOCHS]
-    return FinalError(statistics.median(errors), len(errors), last >= FINAL_EPOCHS)
+    values = [value for step, value in evaluated if timeline.epoch_of(step) > last - FINAL_EPOCHS]
+    return Final(statistics.median(values), len(values), last >= FINAL_EPOCHS)
 
 
 def finish(
@@ -95,8 +102,8 @@ def finish(
         progress.line(f"{'done' if complete else 'stopped'} after update {done}")
         return Outcome(done, complete, None)
     lines, damage = read_whole_lines(folder.metrics)
-    final = final_error(lines, plan.timeline)
-    undrawn = curves.draw(lines, folder.curves, _title(plan), _schedule(plan, done))
+    final = final_value(lines, plan.timeline, _headline(plan))
+    undrawn = curves.draw(lines, folder.curves, _title(plan), _schedule(plan, done), plan.task)
     unwritten = _write(plan, folder, done, complete, lines)
     for problem in filter(None, (damage, undrawn, unwritten)):
         progress.line(problem)
@@ -106,10 +113,9 @@ def finish(
             f"stopped after update {done} of {plan.total_updates}; the same command resumes it"
         )
     if final:
-        progress.line(say_error(final, list(evaluations(lines))))
-    target = Target.of(plan.config.stop_at)
-    if target:
-        progress.line(say_target(target, lines))
+        progress.line(say_final(final, list(evaluations(lines)), plan.task))
+    if plan.target:
+        progress.line(say_target(plan.target, lines))
     if speed:
         epochs = pluralize(plan.timeline.epoch(done), "epoch")
         progress.line(f"{pluralize(done, 'update')}, {epochs}, {speed}")
@@ -122,13 +128,23 @@ def finish(
     ):
         if not (name == "picture" and undrawn):
             progress.line(f"{name:<11}{path}")
-    return Outcome(done, complete, final.error if final else None)
+    return Outcome(done, complete, final.value if final else None)
 
 
-def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
-    """Says the final error, of how many evaluations it is, and what the last of all found."""
-    top5 = evaluated[-1].get("val_error_top5")
-    last = [f"top-5 {top5:.2f}%"] if top5 is not None else []
+def _headline(plan: Plan) -> str:
+    return f"val_{plan.task.headline}"
+
+
+def say_final(final: Final, evaluated: Sequence[Mapping[str, Any]], task: Task) -> str:
+    """Says the final value, of how many evaluations it is, and what the last of all found."""
+    best, last = task.best, evaluated[-1]
+    # The loss says little at the end.
+    others = {n: m for n, m in task.validation.items() if n not in ("loss", task.headline)}
+    rest = [
+        f"{metric.words or name} {metric.format(last[f'val_{name}'])}"
+        for name, metric in others.items()
+        if last.get(f"val_{name}") is not None
+    ]
     of = f"the only evaluation in the final {FINAL_EPOCHS} epochs"
     if len(evaluated) == 1:
         of = "the only evaluation"
@@ -139,8 +155,10 @@ def say_error(final: FinalError, evaluated: Sequence[Mapping[str, Any]]) -> str:
                 f"median of all {final.evaluations} evaluations, in fewer than {FINAL_EPOCHS} "
                 "epochs"
             )
-        last = [f"the last {evaluated[-1]['val_error']:.2f}%", *last]
-    return f"validation error {final.error:.2f}% ({'; '.join(filter(None, (of, ', '.join(last))))})"
+        at_last = last.get(f"val_{task.headline}")
+        rest = [f"the last {'not finite' if at_last is None else best.format(at_last)}", *rest]
+    said = "; ".join(filter(None, (of, ", ".join(rest))))
+    return f"validation {best.words or task.headline} {best.format(final.value)} ({said})"
 
 
 def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -159,13 +177,14 @@ def _write(
     plan: Plan, folder: Workdir, done: int, complete: bool, lines: list[dict[str, Any]]
 ) -> str:
     """Writes result.json: "", or why that cannot be."""
-    final, target = final_error(lines, plan.timeline), Target.of(plan.config.stop_at)
+    final, target = final_value(lines, plan.timeline, _headline(plan)), plan.target
     found = {
         "updates": done,
         "epochs": plan.timeline.epoch(done),
         "complete": complete,
-        "final_error": final.error if final else None,
-        "final_error_evaluations": final.evaluations if final else 0,
+        "headline": _headline(plan),
+        "final": final.value if final else None,
+        "final_evaluations": final.evaluations if final else 0,
         "target": _target_reached(target, lines) if target else None,
     }
     try:
@@ -178,7 +197,8 @@ def _write(
 def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, Any]:
     line = target.first(lines)
     return {
-        **target._asdict(),
+        "metric": target.metric,
+        "value": target.value,
         "reached": line is not None,
         "updates": line["step"] if line else None,
         "epochs": line["epoch"] if line else None,

@@ -1,0 +1,54 @@
+"""Selects, by their roles, the parameters that decay and those that have a trust ratio."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lbsgd.models.roles import Role, roles_by_name
+
+# Roles: a tree like the parameters (or like the upper part of theirs), a function of them, or None.
+Roles = Any
+# Likewise of True and False.
+Mask = Any
+
+# Goyal et al. (section 5.1) spare the coefficients of batch norm, and say nothing of biases.
+# MLPerf's reference of LARS spares both, from decay and from trust ratios.
+DECAYED_ROLES = frozenset({Role.KERNEL})
+SCALED_ROLES = frozenset({Role.KERNEL})
+
+
+def decayed(roles: Roles) -> Mask:
+    """Tells which parameters decay: kernels, so neither norm parameters nor biases."""
+    return _those(DECAYED_ROLES, roles)
+
+
+def scaled(roles: Roles) -> Mask:
+    """Tells which parameters have a trust ratio, with LARS and LAMB: kernels."""
+    return _those(SCALED_ROLES, roles)
+
+
+def _those(chosen: frozenset[Role], roles: Roles) -> Mask:
+    """Makes a mask like the roles; a function where they are known of given parameters alone."""
+    of_params: Callable[[Any], Any] = roles_by_name if roles is None else roles
+    if callable(of_params):
+        return lambda params: _those(chosen, of_params(params))
+    return jax.tree.map(lambda role: role in chosen, roles)
+
+
+def flags(mask: Mask, params: Any) -> Any:
+    """Makes a tree like the parameters of what a mask says of each."""
+    tree = mask(params) if callable(mask) else mask
+    # What `optax.masked` leaves out are parts without leaves, of which nothing is to be said.
+    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), tree, params)
+
+
+def needed(params: Any, what_for: str) -> Any:
+    """Returns the parameters, which an optional argument of `update` may have left out.
+
+    Raises:
+      ValueError: it has.
+    """
+    if params is None:
+        raise ValueError(f"{what_for} needs the parameters: update(gradient, state, params)")
+    return params

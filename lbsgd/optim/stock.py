@@ -1,0 +1,147 @@
+"""Takes in optimizers that were written elsewhere: optax's own, and anyone's by a dotted name."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from lbsgd.config.dotted import Named
+from lbsgd.optim.masks import Mask, Roles, decayed
+from lbsgd.optim.rate import scale_by_negative_rate
+from lbsgd.optim.rule import Number, Rule, is_on
+from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import short_repr
+
+# What optax's optimizers call the argument that selects what decays.
+MASK_NAMES = ("mask", "weight_decay_mask")
+# Arguments that are set elsewhere, and where.
+_SET_BY = {
+    "learning_rate": "the keys of learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "roles": "the layers",
+}
+
+
+def rule_of(
+    learning_rate: Number,
+    roles: Roles,
+    *,
+    named: Named,
+    options: Mapping[str, Any],
+    weight_decay: Any,
+    weight_decay_form: str,
+) -> Rule:
+    """Makes a rule of a function that returns an optax transformation.
+
+    Where it takes `learning_rate` it is called in every update with the rate of that update, so
+    that the rate is a number of the compiled update. Where it takes none, what it returns is a
+    direction, which is scaled by the negative rate. If it takes `weight_decay` it is given that,
+    and which parameters decay by `mask` or `weight_decay_mask`; else there is decay of ours, in the
+    form asked for. If it takes `roles` it is given these.
+
+    Args:
+      options: its other arguments, by name.
+
+    Raises:
+      ConfigError: an option that it does not take or that is set elsewhere, an error in it, or
+        what it returns is no transformation.
+    """
+    for option in _SET_BY.keys() & options.keys():
+        raise ConfigError(f"{named}: {option} is set by {_SET_BY[option]}, not by its options")
+    given = {"roles": roles, **_decay_given(named, weight_decay, roles)}
+
+    def make(**rate: Any) -> optax.GradientTransformationExtraArgs:
+        made = named.call(options, **given, **rate)
+        if not isinstance(made, optax.GradientTransformation):
+            raise named.error(f"returns {short_repr(made)}, which is no optax transformation")
+        return optax.with_extra_args_support(made)
+
+    steps: list[optax.GradientTransformation] = [_of_others(named, make)]
+    if not named.takes("learning_rate"):
+        with _promotion_by_default():
+            made = make()  # once: whatever is wrong with it is known before an update
+        steps = [_of_others(named, lambda **_: made), scale_by_negative_rate()]
+    numbers: dict[str, Number] = {"learning_rate": learning_rate}
+    if is_on(weight_decay) and not named.takes("weight_decay"):
+        numbers["weight_decay"] = weight_decay
+        if weight_decay_form == "coupled":
+            steps.insert(0, coupled_weight_decay(decayed(roles)))
+        else:
+            steps.append(decoupled_weight_decay(decayed(roles)))
+    return Rule(optax.chain(*steps), numbers)
+
+
+def own_mask(named: Named) -> str:
+    """Names the argument by which it is told what decays; "" where it has none."""
+    return next(filter(named.takes, MASK_NAMES), "") if named.takes("weight_decay") else ""
+
+
+def decay_mask(named: Named, options: Mapping[str, Any], roles: Roles) -> Mask:
+    """Tells which parameters decay with an optimizer of a dotted name.
+
+    All of them where it decays by itself and takes no mask.
+    """
+    if not named.takes("weight_decay"):
+        return decayed(roles)
+    mask = options.get(own_mask(named), decayed(roles)) if own_mask(named) else None
+    return jax.tree.map(lambda _: True, roles) if mask is None else mask
+
+
+def _decay_given(named: Named, weight_decay: Any, roles: Roles) -> dict[str, Any]:
+    """Collects the arguments by which it decays itself."""
+    mask = own_mask(named)
+    return {"weight_decay": weight_decay, **({mask: decayed(roles)} if mask else {})}
+
+
+@contextlib.contextmanager
+def _promotion_by_default() -> Iterator[None]:
+    """Lets arrays of different types and ranks meet, as what was written elsewhere may have it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _of_others(
+    named: Named, make: Callable[..., optax.GradientTransformationExtraArgs]
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a transform of one that is made anew for each rate, and checks what it gives.
+
+    The update function needs the keyword `learning_rate`, and passes all that it has on.
+    """
+
+    def init(params: Any) -> Any:
+        with named.guard(), _promotion_by_default():
+            # An array as in updates, so that the state is that of these.
+            return jax.tree.map(_strong, make(learning_rate=jnp.ones(())).init(params))
+
+    def update(
+        gradient: Any, state: Any, params: Any = None, *, learning_rate: ArrayLike, **others: Any
+    ) -> tuple[Any, Any]:
+        with named.guard(), _promotion_by_default():
+            transform = make(learning_rate=learning_rate)
+            changes, after = transform.update(gradient, state, params, **others)
+            after = jax.tree.map(_strong, after)
+        if _described(after, types=True) != _described(state, types=True):
+            raise named.error("returns a state of other shapes or types than before the update")
+        if _described(changes) != _described(gradient):
+            raise named.error("returns changes of other shapes than the parameters have")
+        # A float32 rate may have widened what is of a smaller type.
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), changes, gradient), after
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _strong(x: Any) -> jax.Array:
+    """Gives an array a type of its own, which a Python number in it has not: it would change."""
+    array = jnp.asarray(x)
+    return array.astype(array.dtype) if array.aval.weak_type else array
+
+
+def _described(tree: Any, *, types: bool = False) -> Any:
+    """Describes a tree by its structure and the shapes of its arrays, and their types if asked."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x) if types else None) for x in leaves]

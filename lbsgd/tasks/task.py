@@ -1,0 +1,99 @@
+"""Says what a task is: pure functions, and the metrics that they compute.
+
+The loop, the log, the report and the pictures ask a task, and know nothing of labels.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from lbsgd.workers.reductions import How
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Declares a metric.
+
+    Attributes:
+      unit: "%" of what is in percent; "" of all else.
+      rises: whether more is better.
+      reduction: how the workers' values become that of the minibatch, in training: "mean", "sum",
+        "max" or a `Reduction`.
+      words: as people read it, such as "top-5"; by default its name.
+      complement: of a metric in percent, the name of 100 less it: "accuracy" of "error".
+    """
+
+    unit: Literal["", "%"] = ""
+    rises: bool = False
+    reduction: How = "mean"
+    words: str = ""
+    complement: str = ""
+
+    def format(self, value: float) -> str:
+        """Writes a value with its unit: "24.10%", "0.6931"."""
+        return f"{value:.2f}%" if self.unit == "%" else f"{value:.4f}"
+
+
+def label_only(labels: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """Puts the labels of a source into a batch as they are, as `label`."""
+    return {"label": labels}
+
+
+def means(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float]:
+    """Divides the sums of an evaluation by the number of examples."""
+    return {name: float(total) / examples for name, total in sums.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Says what is learned, and by what it is judged.
+
+    A batch is a mapping of arrays `[n, ...]`: the network's input `image`, and what `targets` makes
+    of the labels of the data.
+
+    Attributes:
+      loss: (outputs, batch, **numbers) -> (loss, metrics by name), of a worker: from the network's
+        outputs for its n examples, a scalar that is averaged over workers and differentiated, and
+        scalars (or trees, with a `Reduction`) for `metrics`.
+      evaluate: (outputs, batch) -> by name an array `[n, ...]`, which evaluation sums up over all
+        examples, each once.
+      metrics: what `loss` gives besides the loss itself, by name; reported as `train_NAME`.
+      validation: what evaluation gives, by name; reported as `val_NAME`.
+      headline: the one of `validation` that a run is judged by.
+      summarize: (sums by name, examples) -> the numbers of `validation`; by default means.
+      targets: labels of the data, int32 `[n]` -> arrays `[n, ...]` of a batch, on the host.
+      numbers: what `loss` takes as keywords: numbers that may differ between runs which share one
+        compiled step.
+      mixes: whether `loss` and `targets` know of mixup and CutMix: a batch then has `mix_share`
+        too, and each example's partner is the next one of its worker, cyclically.
+    """
+
+    loss: Callable[..., tuple[Any, Mapping[str, Any]]]
+    evaluate: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
+    metrics: Mapping[str, Metric]
+    validation: Mapping[str, Metric]
+    headline: str
+    summarize: Callable[[Mapping[str, np.ndarray], int], Mapping[str, float]] = means
+    targets: Callable[[np.ndarray], Mapping[str, np.ndarray]] = label_only
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.validation:
+            known = ", ".join(self.validation)
+            raise ValueError(f"headline {self.headline!r} is none of validation: {known}")
+        if "loss" in self.metrics:
+            raise ValueError("metrics must not hold 'loss', which every task has")
+
+    @property
+    def reductions(self) -> dict[str, How]:
+        """How each metric of training is reduced over workers."""
+        return {name: metric.reduction for name, metric in self.metrics.items()}
+
+    @property
+    def best(self) -> Metric:
+        """The metric that a run is judged by."""
+        return self.validation[self.headline]
