@@ -91,6 +91,7 @@ MISTAKES = {
     "WrongInTraining": ("KeyError: 'of training alone'", 'raise KeyError("of training alone")'),
     "NewStatistics": ("other batch_stats after an update than at the start", ""),
     "Whole": ("parameter n is of int32, and only floats are trained", ""),
+    "Counter": ("batch_stats count is of int32, and only floats are averaged over workers", ""),
     "Nothing": ("no parameters, so there is nothing to train", ""),
     "WithoutCall": ("without __call__, which is to take images", "class WithoutCall"),
     "Plain": ("makes a Plain, which is no flax.linen.Module", "class Plain"),

@@ -53,12 +53,14 @@ class Mixed(nn.Module):
     """A batch norm of lbsgd's, one of Flax's, and statistics of another kind."""
 
     num_classes: int
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
-        x = BatchNorm(name="ours")(x, train=train)
+        types = {"dtype": self.param_dtype, "param_dtype": self.param_dtype}
+        x = BatchNorm(name="ours", **types)(x, train=train)
         x = nn.BatchNorm(use_running_average=not train, name="stock")(x)
-        seen = self.variable("batch_stats", "seen", lambda: jnp.zeros((), jnp.int32))
+        seen = self.variable("batch_stats", "seen", lambda: jnp.zeros(()))
         if train:
             seen.value = seen.value + 1
         return nn.Dense(self.num_classes)(jnp.mean(x, (1, 2)))
@@ -256,6 +258,13 @@ class NewStatistics(Mlp):
     def __call__(self, x, train):
         if train:
             self.variable("batch_stats", "late", lambda: jnp.zeros(()))
+        return super().__call__(x)
+
+
+class Counter(Mlp):
+    @nn.compact
+    def __call__(self, x):
+        self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
         return super().__call__(x)
 
 
