@@ -15,7 +15,7 @@ from lbsgd.config.keys import flatten
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import short_repr
 
 PROGRAM = "lbsgd train"
@@ -37,7 +37,7 @@ class TrainFlags(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     explain: bool
     coordinator: str | None
     num_processes: int | None
@@ -53,7 +53,10 @@ class _Flag(NamedTuple):
 
 _FLAGS = (
     _Flag(
-        "workdir", "string", "DIR", "the folder of the run; by default runs/ and the config's name"
+        "workdir",
+        "string",
+        "DIR",
+        "the run's folder, or gs:// or s3://; by default runs/ and the config's name",
     ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
     _Flag(
@@ -202,7 +205,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
     return config
 
 
-def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
     """Reads the config that the run in a folder was last started with.
 
     Raises:
@@ -233,8 +236,8 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         ) from error
 
 
-def _at(workdir: str | None) -> pathlib.Path:
-    return expand_home(workdir or "")
+def _at(workdir: str | None) -> AnyPath:
+    return user_path(workdir or "")
 
 
 def _split(file: str) -> tuple[pathlib.Path, list[str]]:

@@ -1,13 +1,13 @@
 """TensorBoard summaries of a run, where tensorflow is installed."""
 
 import importlib.util
-import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
 from lbsgd.run.record.progress import Values
 from lbsgd.system.errors import first_line
 from lbsgd.system.figures import quiet_matplotlib
+from lbsgd.system.files import AnyPath
 
 
 class Summaries(Protocol):
@@ -51,7 +51,7 @@ class DispensableSummaries:
             self._say(f"TensorBoard summaries end here, they cannot be written ({reason})")
 
 
-def open_summaries(folder: pathlib.Path, say: Callable[[str], None]) -> Summaries:
+def open_summaries(folder: AnyPath, say: Callable[[str], None]) -> Summaries:
     """Opens clu's TensorBoard writer, or a writer of nothing and a line that says why."""
     missing = [m for m in ("tensorflow", "tensorboard") if importlib.util.find_spec(m) is None]
     if missing:
