@@ -1,6 +1,7 @@
 """Paths as users write them, on disks and in buckets, and atomic replacement of files."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 
@@ -47,6 +48,12 @@ def expand_home(path: str) -> pathlib.Path:
     if expanded == "~" or expanded.startswith("~/"):
         raise ConfigError(f"{path}: this user has no home; set HOME, or write the path out")
     return pathlib.Path(expanded)
+
+
+def file_checksum(path: pathlib.Path) -> str:
+    """Computes the SHA-256 of a file on the disk."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: AnyPath, content: str | bytes) -> None:
