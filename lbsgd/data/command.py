@@ -125,10 +125,10 @@ def _on_disk(path: str) -> pathlib.Path:
     """Reads a path of a file or a folder on the disk.
 
     Raises:
-      ConfigError: it is in a bucket.
+      ArgumentTypeError: it is in a bucket.
     """
     if LIKE_BUCKET.match(path):
-        raise ConfigError(
+        raise argparse.ArgumentTypeError(
             f"{path} is not on a disk; prepare the set on one, and copy it into the bucket"
         )
     return pathlib.Path(path)

@@ -186,9 +186,8 @@ class BucketPath:
             self._fs.get_file(self._key, str(file))
 
     def upload(self, file: pathlib.Path) -> None:
-        """Replaces the object by a file on the disk, as `write_bytes` does."""
-        with self._errors():
-            self._fs.put_file(str(file), self._key)
+        """Replaces the object by a file on the disk, which fits into memory."""
+        self.write_bytes(file.read_bytes())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the object.
