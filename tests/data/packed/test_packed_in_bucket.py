@@ -131,9 +131,7 @@ def test_a_disk_without_room_is_a_line(bucket, monkeypatch):
     source = PackedSource(bucket / "train")
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(
-        ConfigError, match=r"cannot open .* \([\d,]+ bytes needed in .*, 100 free\)"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot open .* bytes needed in .*, 100 free\)"):
         source[0]
 
 
