@@ -193,7 +193,7 @@ class BucketPath:
         """Removes the object.
 
         Args:
-          missing_ok: whether there may be none.
+          missing_ok: whether there may be none, of which S3 does not tell.
         """
         with contextlib.suppress(*[FileNotFoundError] * missing_ok), self._errors():
             self._fs.rm_file(self._key)

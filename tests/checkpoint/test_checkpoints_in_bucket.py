@@ -3,8 +3,8 @@
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from buckets import new_bucket
 from checkpoint_folder import Opened, filled, on_disk, restored, state
-from memory_bucket import new_bucket
 
 from lbsgd.checkpoint import manifest, store, transfer
 from lbsgd.checkpoint.command import main
@@ -163,12 +163,11 @@ def test_what_the_bucket_gives_back_is_what_counts(folder, monkeypatch):
     assert names(folder) == ["1", "2"]
 
 
-def test_an_object_cannot_lead_out_of_the_folder(folder):
-    (folder / "2" / "state" / "d").write_bytes(b"")
-    fs, odd = folder._fs, f"{(folder / '2')._key}/../../../../escaped"
-    fs.pipe_file(odd, b"x")
-    with pytest.raises(store.DamagedError):
-        store.read_arrays(folder / "2", store.read_manifest(folder / "2"))
+def test_an_object_cannot_lead_out_of_the_folder(folder, monkeypatch):
+    real = BucketPath.sizes
+    monkeypatch.setattr(BucketPath, "sizes", lambda self: {**real(self), "../../escaped/x": 1})
+    with pytest.raises(store.DamagedError, match=r"may not hold one of"):
+        store.read_manifest(folder / "2")
 
 
 def test_the_command_takes_a_workdir_its_checkpoints_and_one_of_them(capsys):
@@ -189,5 +188,5 @@ def test_no_good_checkpoint_is_a_line(folder):
         (folder / update / "_CHECKPOINT_METADATA").unlink()
         (folder / update / "state" / "manifest.ocdbt").write_bytes(b"")
     with Opened(folder) as opened:
-        with pytest.raises(ConfigError, match=r"none of the 2 checkpoints in memory://.* is good"):
+        with pytest.raises(ConfigError, match=r"none of the 2 checkpoints in .*://.* is good"):
             opened.checkpoints.restore(state())

@@ -4,7 +4,7 @@ import faulthandler
 import time
 
 import pytest
-from memory_bucket import new_bucket
+from buckets import new_bucket
 
 from lbsgd.system import appending
 from lbsgd.system.appending import open_appended

@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
+from buckets import new_bucket
 from fsspec.implementations.memory import MemoryFileSystem
-from memory_bucket import new_bucket
 
 from lbsgd.system import locks
 from lbsgd.system.locks import lock_of

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+from buckets import new_bucket
 from image_files import contents, tree, write
-from memory_bucket import new_bucket
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.images.encode import Encoding
