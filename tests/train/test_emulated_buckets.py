@@ -51,12 +51,18 @@ AMAZON = {
     "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+GOOGLE_CLIENT = {
+    "STORAGE_EMULATOR_HOST": "http://127.0.0.1:{port}",
+    "FSSPEC_GS_TOKEN": "anon",
+    # Else it asks Google itself what kind of bucket it is.
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+}
 KINDS = {
     "s3": (["moto[server]==5.2.5", "s3fs==2026.9.0"], MOTO, AMAZON),
     "gs": (
         ["gcp-storage-emulator==2026.7.19", "gcsfs==2026.10.1"],
         GOOGLE,
-        {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:{port}", "FSSPEC_GS_TOKEN": "anon"},
+        GOOGLE_CLIENT,
     ),
 }
 
@@ -123,14 +129,11 @@ BUCKETS = (
 def test_what_holds_of_buckets_in_memory_holds_there(emulated):
     emulated.environment[PLACE] = f"{emulated.place}/tests"
     # The libraries warn of connections that they have not closed.
-    warns = (
-        "-W",
-        "ignore::ResourceWarning",
-        "-W",
-        "ignore::pytest.PytestUnraisableExceptionWarning",
-    )
+    unclosed = ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+    warns = [word for name in unclosed for word in ("-W", f"ignore::{name}")]
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", *warns)
     assert " passed" in emulated(*words, *BUCKETS)
+    del emulated.environment[PLACE]
 
 
 RUN = (
