@@ -17,7 +17,7 @@ from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import short_repr
 
 PROGRAM = "lbsgd train"
@@ -39,7 +39,7 @@ class TrainFlags(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     explain: bool
     coordinator: str | None
     num_processes: int | None
@@ -55,7 +55,10 @@ class _Flag(NamedTuple):
 
 _FLAGS = (
     _Flag(
-        "workdir", "string", "DIR", "the folder of the run; by default runs/ and the config's name"
+        "workdir",
+        "string",
+        "DIR",
+        "the run's folder, also gs:// or s3://; by default runs/NAME of the config",
     ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
     _Flag(
@@ -256,7 +259,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
     return config
 
 
-def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
     """Reads the config that the run in a folder was last started with.
 
     Raises:
@@ -302,8 +305,8 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         ) from error
 
 
-def _at(workdir: str | None) -> pathlib.Path:
-    return expand_home(workdir or "")
+def _at(workdir: str | None) -> AnyPath:
+    return user_path(workdir or "")
 
 
 def _split(file: str) -> tuple[pathlib.Path, list[str]]:

@@ -1,7 +1,6 @@
 """MLflow: a run of its own there for each workdir."""
 
 import collections
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +10,11 @@ import ml_collections
 
 from lbsgd.config.keys import flatten
 from lbsgd.run.record.sinks.run_id import keep_run_id, read_run_id
+from lbsgd.system.files import AnyPath
 
 
 def open_sink(
-    folder: pathlib.Path,
+    folder: AnyPath,
     config: Mapping[str, Any],
     *,
     tracking_uri: str | None = None,
@@ -38,7 +38,7 @@ def open_sink(
         return Run(client, run_id, Metric)
     found = client.get_experiment_by_name(experiment)
     of_experiment = found.experiment_id if found else client.create_experiment(experiment)
-    name = run_name or folder.resolve().name
+    name = run_name or folder.absolute().name
     run_id = client.create_run(of_experiment, tags=dict(tags or {}), run_name=name).info.run_id
     keep_run_id(folder, "mlflow", run_id)
     keys = flatten(ml_collections.ConfigDict(config))
