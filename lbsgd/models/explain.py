@@ -23,12 +23,11 @@ def explain_network(
     """
     size = pluralize(parameter_overview.count_parameters(outline.params), "parameter")
     arrays = pluralize(len(jax.tree.leaves(outline.params)), "array")
-    smoothing = f", label smoothing {c.label_smoothing:g}" if c.label_smoothing else ""
-    line = f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}{smoothing}"
+    line = f"network: {c.model.name}, {size} in {arrays}, computed in {c.dtype}"
     if named is None:
         return [line]
     roles = ", ".join(f"{number:,} by {source}" for source, number in outline.sources.items())
-    return [line, f"network: {named.describe()}", f"network: roles of parameters: {roles}"]
+    return [line, f"network: roles of parameters: {roles}"]
 
 
 def explain_precision(c: ml_collections.ConfigDict) -> list[str]:

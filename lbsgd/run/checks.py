@@ -1,17 +1,15 @@
 """What a config says of images and network against what they are."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from lbsgd.data.facts import Facts
+from lbsgd.data.source import format_shape
+from lbsgd.models.values import Values, check_values
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import short_repr
-from lbsgd.tasks.task import Task
 
 # The largest networks there are have a trillion; these are for images.
 MOST_PARAMETERS = 10**11
@@ -72,34 +70,31 @@ def check_data(
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
 
 
-def check_task(config: ml_collections.ConfigDict, task: Task) -> None:
-    """Raises ConfigError where the config asks of a task what it has not."""
-    if (config.data.mixup or config.data.cutmix) and not task.mixes:
-        raise ConfigError(
-            f"mixup and cutmix mix labels, which the task {config.task.name!r} does not know of; "
-            "set data.mixup=0 and data.cutmix=0"
-        )
+def check_smaller_images(
+    config: ml_collections.ConfigDict,
+    size: tuple[int, int],
+    params: Any,
+    smaller: Any,
+    values: Values,
+) -> None:
+    """Checks that a network can train on images of another size than the whole ones.
 
-
-# Keys of a batch that are not a task's: its input, and what was drawn for each example.
-NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"})
-
-
-def targets_of(task: Task, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Makes a task's targets of labels, int32 `[n]`.
+    Args:
+      size: `(h, w)` of the images.
+      params: of the network for whole images, or their shapes.
+      smaller: of the network for images of that size.
+      values: what of them is normalised together.
 
     Raises:
-      ConfigError: they are no arrays of as many rows, or have a name that a batch has already.
+      ConfigError: it has other parameters for them, or its normalisation would not train.
     """
-    targets = task.targets(labels)
-    if not isinstance(targets, Mapping) or not all(
-        isinstance(x, np.ndarray) and x.shape[:1] == labels.shape for x in targets.values()
-    ):
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, smaller)]
+    if shapes[0] != shapes[1]:
         raise ConfigError(
-            "targets of a task must be numpy arrays [n, ...] by name, of labels [n]; not "
-            f"{short_repr(targets)} of {labels.tolist()}"
+            f"data.augment makes images of {format_shape(size)}, for which the network has other "
+            "parameters than for whole ones; take one that averages over positions"
         )
-    taken = sorted(NOT_TARGETS & targets.keys())
-    if taken:
-        raise ConfigError(f"a task's target cannot be called {taken[0]!r}; a batch has that")
-    return dict(targets)
+    try:
+        check_values(config, values, confusion=False)
+    except ConfigError as error:
+        raise ConfigError(f"images of {format_shape(size)}, of data.augment: {error}") from error

@@ -5,13 +5,18 @@ import dataclasses
 import jax
 from clu import parameter_overview
 
-from lbsgd.data.explain import explain_augmentation, explain_data
+from lbsgd.data.explain import (
+    explain_augmentation,
+    explain_data,
+    explain_image_sizes,
+)
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
+from lbsgd.tasks.explain import explain_task
 from lbsgd.workers.explain import explain_allreduce
 
 
@@ -62,10 +67,12 @@ def explain(plan: Plan) -> list[str]:
     lines = [
         *explain_network(c, plan.network.named, plan.outline),
         *_explain_outputs(plan),
+        explain_task(c, plan.task),
         *explain_precision(c),
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
+        *explain_image_sizes(plan.augmentation, plan.image_sizes, plan.timeline, total),
         *_explain_machine(plan),
         *_explain_batch_sizes(plan),
     ]
@@ -78,8 +85,18 @@ def explain(plan: Plan) -> list[str]:
         explain_optimizer(c.optimizer, plan.outline.roles),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
+        *_explain_average(plan),
+        *(f"code: {named.describe()}" for named in plan.code),
         *plan.unused,
     ]
+
+
+def _explain_average(plan: Plan) -> list[str]:
+    c = plan.config.ema
+    if not c.decay:
+        return []
+    warmup = ", and at most (1 + t) / (10 + t) at update t" if c.warmup else ""
+    return [f"averaged weights: decay {c.decay:g}{warmup}; evaluated beside the others"]
 
 
 def _explain_machine(plan: Plan) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import pluralize
 from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.tasks.task import Metric, Task
 
@@ -51,6 +52,7 @@ def classification(
         headline="error",
         summarize=_summarize,
         numbers=numbers,
+        wrong_outputs=functools.partial(_wrong_outputs, classes=classes, images=1),
         mixes=True,
     )
 
@@ -113,12 +115,18 @@ def _losses_of(
 
 
 def _check(logits: Any, batch: Mapping[str, jax.Array], classes: int) -> None:
-    """Checks what a network gives, as it is traced."""
-    n = batch["label"].shape[0]
+    """Checks what a network gives, as it is traced: in training it may be something else."""
+    wrong = _wrong_outputs(logits, classes, batch["label"].shape[0])
+    if wrong:
+        raise ConfigError(f"the network {wrong}")
+
+
+def _wrong_outputs(logits: Any, classes: int, images: int) -> str:
+    """Says what is wrong with the outputs for so many images; "" if nothing is."""
     shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != n or shape[1] < classes:
-        found = type(logits).__name__ if shape is None else f"{tuple(shape)}"
-        raise ConfigError(
-            f"classification takes logits [n, {classes}] of a network, which gives {found} for "
-            f"n = {n}"
-        )
+    if shape and len(shape) == 2 and shape[0] == images and shape[1] >= classes:
+        return ""
+    found = f"a {type(logits).__name__}" if shape is None else f"outputs of shape {tuple(shape)}"
+    return f"gives {found} for {pluralize(images, 'image')}; classification takes logits " + (
+        f"({images}, {classes})"
+    )

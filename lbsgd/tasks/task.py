@@ -67,6 +67,8 @@ class Task:
       targets: labels of the data, int32 `[n]` -> arrays `[n, ...]` of a batch, on the host.
       numbers: what `loss` takes as keywords: numbers that may differ between runs which share one
         compiled step.
+      wrong_outputs: shapes of the network's outputs for one image -> what is wrong with them, "" if
+        nothing is.
       mixes: whether `loss` and `targets` know of mixup and CutMix: a batch then has `mix_share`
         too, and each example's partner is the next one of its worker, cyclically.
     """
@@ -79,6 +81,7 @@ class Task:
     summarize: Callable[[Mapping[str, np.ndarray], int], Mapping[str, float]] = means
     targets: Callable[[np.ndarray], Mapping[str, np.ndarray]] = label_only
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    wrong_outputs: Callable[[Any], str] = lambda outputs: ""
     mixes: bool = False
 
     def __post_init__(self) -> None:

@@ -171,11 +171,12 @@ class Monitor:
 def describe_evaluation(task: Task, values: Mapping[str, float]) -> list[str]:
     """Says each metric of an evaluation, those of averaged weights last."""
     found = []
-    for ending, words in (("", ""), (OF_AVERAGE, "averaged weights: ")):
+    for ending, before in (("", ""), (OF_AVERAGE, "averaged weights: ")):
         for name, metric in task.validation.items():
             value = values.get(f"val_{name}{ending}")
             if value is not None:
-                found.append(f"{words}{metric.words or name} {metric.format(value)}")
+                found.append(f"{before}{metric.words or name} {metric.format(value)}")
+                before = ""
     return found
 
 
