@@ -415,11 +415,9 @@ def test_another_s_network_is_explained():
     config = config_of("Vit", **{"model.roles": "their_networks:vit_roles"})
     network = build_network(config, 10, SHAPE)
     found = outline(network)
-    line, whose, roles = explain_network(config, network.named, found)
+    line, roles = explain_network(config, network.named, found)
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
     assert line.startswith(f"network: their_networks:Vit, {count:,} parameters in 16 arrays")
-    assert whose.startswith("network: model.name='their_networks:Vit' of ")
-    assert "their_networks.py (SHA-256 " in whose
     assert roles.startswith("network: roles of parameters: 8 by nn.DenseGeneral, 1 by model.roles")
     assert explain_normalization(config, found, 0) == "normalization: 1 nn.LayerNorm"
 
