@@ -76,7 +76,7 @@ def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
     assert config.data.source == "synthetic"
     outcome = train.run(resolve(config), tmp_path)
     assert (outcome.updates, outcome.complete) == (3, True)
-    assert 0 <= outcome.final_error <= 100
+    assert 0 <= outcome.final <= 100
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

@@ -93,8 +93,9 @@ def test_training_is_that_of_all_examples_at_once(x64, normalization):
     assert jax.tree.leaves(state.batch_stats) == []
     start = jax.device_get(state.params)
     expected = by_hand(run, start)
-    for batch, (loss, params) in zip(run.feed.train_batches().between(0, UPDATES), expected):
-        state, metrics = step(state, batch)
+    batches = run.feed.train_batches().between(0, UPDATES)
+    for update, (batch, (loss, params)) in enumerate(zip(batches, expected)):
+        state, metrics = step(state, batch, run.program.numbers.at(update))
         assert float(metrics["train_loss"]) == pytest.approx(loss, rel=1e-9)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
@@ -127,7 +128,7 @@ def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, n
         "diagnostics.confusion.pairs": 2,
         "diagnostics.confusion.batch_size": 8,
         "log.every_steps": 1,
-        "log.tensorboard": False,
+        "log.sinks": (),
     }
     config = run_on(4, 1, normalization, **keys).plan.config
     (tmp_path / "config.py").write_text(

@@ -1,9 +1,7 @@
 """Metrics, progress and curves."""
 
-import importlib.util
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -13,8 +11,10 @@ import terminal
 
 from lbsgd.run.record.metrics import MetricsFile, read_metrics, read_whole_lines
 from lbsgd.run.record.progress import PlainProgress, open_progress
-from lbsgd.run.record.summaries import DispensableSummaries, NoSummaries, open_summaries
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks import Metric, classification
+
+METRICS = classification(10).metrics
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -68,19 +68,27 @@ def test_of_a_damaged_file_what_is_whole_can_be_read(tmp_path, text, steps, says
 
 
 def test_plain_progress_prints_lines(capsys):
-    progress = PlainProgress(total=10, seconds=0.0)
+    progress = PlainProgress(total=10, metrics=METRICS, seconds=0.0)
     values = {"train_loss": 1.5, "train_error": 25.0, "learning_rate": 0.1}
     progress.show(5, 0.5, {**values, "images_per_second": 1234.0})
     out = capsys.readouterr().out
     for part in ("epoch 0.50", "update 5/10", "loss 1.500", "error 25.0%", "lr 0.1", "1,234 im"):
         assert part in out
-    PlainProgress(total=10, seconds=3600.0).show(1, 0.1, values)
+    PlainProgress(total=10, metrics=METRICS, seconds=3600.0).show(1, 0.1, values)
     assert capsys.readouterr().out == ""
+
+
+def test_progress_shows_the_metrics_of_the_task(capsys):
+    metrics = {"iou": Metric("%", rises=True, words="overlap"), "depth": Metric()}
+    progress = PlainProgress(total=10, metrics=metrics, seconds=0.0)
+    values = {"train_loss": 1.5, "train_iou": 25.0, "train_depth": 12.345, "train_error": 1.0}
+    progress.show(5, 0.5, values)
+    assert "update 5/10  loss 1.500  overlap 25.0%  depth 12.3\n" in capsys.readouterr().out
 
 
 def test_a_process_that_does_not_speak_writes_to_its_log_alone(capsys):
     said = []
-    progress = open_progress(10, said.append, 1, 2)
+    progress = open_progress(10, METRICS, said.append, 1, 2)
     progress.begin(4)
     progress.line("a line")
     progress.close()
@@ -121,8 +129,9 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
 
 SHOW = """
 from lbsgd.run.record.progress import open_progress
+from lbsgd.tasks import classification
 said = []
-progress = open_progress(125000, said.append)
+progress = open_progress(125000, classification(10).metrics, said.append)
 progress.begin(4)
 progress.show(7, 1.5, {'train_loss': 2.0, 'train_error': 50.0, 'learning_rate': 0.1})
 progress.line('a line [bold] above')
@@ -157,60 +166,3 @@ def test_on_a_narrow_terminal_the_bar_keeps_count_and_time(columns, env):
 def test_a_terminal_that_has_no_room_for_a_bar_gets_lines(columns, env):
     code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
     assert (code, shown) == (0, "a line [bold] above\r\n")
-
-
-def test_summaries_that_cannot_be_written_end_and_training_goes_on():
-    class Full:
-        def write_scalars(self, step, scalars):
-            raise OSError("kernel.cc:1; No space left on device\nmore")
-
-    said = []
-    summaries = DispensableSummaries(Full(), said.append)
-    for step in (1, 2):
-        summaries.write_scalars(step, {})
-    summaries.close()
-    end = "TensorBoard summaries end here, they cannot be written (No space left on device)"
-    assert said == [end]
-
-
-def test_summaries_reach_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    script = f"""
-from lbsgd.run.record.summaries import open_summaries
-import pathlib
-said = []
-writer = open_summaries(pathlib.Path({str(tmp_path)!r}), said.append)
-assert not said, said
-writer.write_scalars(7, {{"train_loss": 2.5}})
-writer.close()
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator({str(tmp_path)!r}, size_guidance={{"tensors": 0}})
-events.Reload()
-(event,) = events.Tensors("train_loss")
-assert event.step == 7
-import tensorflow as tf
-assert tf.make_ndarray(event.tensor_proto) == 2.5, event
-"""
-    env = {**os.environ, "MPLBACKEND": "none_that_there_is"}  # which tensorflow would stumble over
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("error", [ValueError("Key backend: x\nmore"), ImportError()])
-def test_summaries_that_cannot_be_had_are_a_line(tmp_path, monkeypatch, error):
-    """Whatever tensorflow says when it is imported."""
-
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "clu.metric_writers":
-                raise error
-
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.delitem(sys.modules, "clu.metric_writers", raising=False)
-    monkeypatch.delattr("clu.metric_writers", raising=False)
-    said = []
-    assert isinstance(open_summaries(tmp_path, said.append), NoSummaries)
-    assert said == [
-        f"TensorBoard summaries are off ({str(error).partition(chr(10))[0] or 'ImportError'})"
-    ]
