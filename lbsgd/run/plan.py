@@ -22,8 +22,8 @@ from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.mixing import Mixing
-from lbsgd.models.explain import explain_unused_batch_norm
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.rule import Rule
@@ -266,6 +266,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     outputs = config.model.num_classes or data.classes
     network = build_network(config, outputs, image_shape)
     found = outline(network)
+    config = reset_unused_batch_norm(config, found)
     check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
     check_values(config, found.values, confusion=bool(measurements.confusion))

@@ -11,10 +11,13 @@ from jax.extend.core import jaxprs_in_params
 from lbsgd.models.explain import (
     explain_network,
     explain_normalization,
-    explain_unused_batch_norm,
-    unused_batch_norm_keys,
 )
 from lbsgd.models.networks import SYNCED_AXES, build_model, build_network, outline
+from lbsgd.models.unused import (
+    explain_unused_batch_norm,
+    reset_unused_batch_norm,
+    unused_batch_norm_keys,
+)
 from lbsgd.models.values import check_values
 from lbsgd.run.config import default_config, in_effect, resolve
 from lbsgd.system.errors import ConfigError
@@ -409,6 +412,7 @@ def test_keys_of_batch_norm_are_unused_without_ours(name, unused, why):
     lines = explain_unused_batch_norm(config, found)
     assert lines == ([f"without effect: {'; '.join(map(str, keys))}"] if unused else [])
     assert unused_batch_norm_keys(config_of(name), found) == []
+    assert reset_unused_batch_norm(config, found) == (config_of(name) if unused else config)
 
 
 def test_another_s_network_is_explained():
