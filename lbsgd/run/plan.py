@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lbsgd.config.dotted import Named
+from lbsgd.config.dotted import Named, is_dotted
 from lbsgd.data.facts import Facts
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.explain import explain_unused_batch_norm
@@ -25,6 +25,7 @@ from lbsgd.models.networks import Network, Outline, build_network, outline, para
 from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.rule import Rule
+from lbsgd.optim.stock import check_update
 from lbsgd.run.checks import (
     check_data,
     check_size,
@@ -256,6 +257,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         found.roles,
         **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
     )
+    if is_dotted(config.optimizer.name):
+        check_update(rule, found.params)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
