@@ -170,6 +170,20 @@ MUTANTS = (
         "lambda new, old: new, changed, kept",
         ("tests/step/test_step.py", "tests/train/test_train.py"),
     ),
+    Mutant(
+        "a sink that fails is a line, never the end of a run",
+        "run/record/sinks/opening.py",
+        "except Exception as error:",
+        "except ImportError as error:",
+        ("tests/run/record/sinks/test_opening.py",),
+    ),
+    Mutant(
+        "TensorBoard shows each step of a run that resumed once",
+        "run/record/sinks/tensorboard.py",
+        "step=start + 1, session_log=log",
+        "step=start + 10**6, session_log=log",
+        ("tests/run/record/sinks/test_tensorboard.py",),
+    ),
 )
 
 

@@ -5,10 +5,15 @@ import dataclasses
 import jax
 from clu import parameter_overview
 
-from lbsgd.data.explain import explain_augmentation, explain_data
+from lbsgd.data.explain import (
+    explain_augmentation,
+    explain_data,
+    explain_image_sizes,
+)
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
+from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
@@ -68,6 +73,7 @@ def explain(plan: Plan) -> list[str]:
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
+        *explain_image_sizes(plan.augmentation, plan.image_sizes, plan.timeline, total),
         *_explain_machine(plan),
         *_explain_batch_sizes(plan),
     ]
@@ -82,6 +88,7 @@ def explain(plan: Plan) -> list[str]:
         *plan.measurements.describe(c.diagnostics),
         *_explain_average(plan),
         *(f"code: {named.describe()}" for named in plan.code),
+        *explain_sinks(c),
         *plan.unused,
     ]
 

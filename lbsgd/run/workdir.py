@@ -82,11 +82,6 @@ class Workdir:
         """The folder of checkpoints, each called by its update index."""
         return self.path / "checkpoints"
 
-    @property
-    def tensorboard(self) -> pathlib.Path:
-        """The folder of TensorBoard summaries."""
-        return self.path / "tensorboard"
-
     def read_config(self) -> dict[str, Any]:
         """Reads all keys of the resolved config that a run here was last started with.
 

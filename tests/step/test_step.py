@@ -161,7 +161,9 @@ def loop_over_workers(worker, params, batch):
 @pytest.fixture(scope="module")
 def written_out(start) -> list[WrittenOut]:
     """After each update. Running averages do not enter the training, so both kinds share it."""
-    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).plan.network.module)
+    loss = functools.partial(
+        written_out_loss, stats=start.batch_stats, model=run_on(1).plan.network.module
+    )
     worker = jax.jit(jax.value_and_grad(loss, has_aux=True))
     structure = jax.tree.structure(start.params)
     params = leaves(start.params)

@@ -58,7 +58,9 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
     """Losses and parameters of each update: one network, all examples at once, SGD in full."""
 
     def loss(params, images, labels):
-        logits = run.plan.network.module.apply({"params": params}, (images / 255 - 0.5) / 0.5, train=True)
+        logits = run.plan.network.module.apply(
+            {"params": params}, (images / 255 - 0.5) / 0.5, train=True
+        )
         log_p = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=1, keepdims=True))
         return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
 
@@ -125,7 +127,7 @@ def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, n
         "diagnostics.confusion.pairs": 2,
         "diagnostics.confusion.batch_size": 8,
         "log.every_steps": 1,
-        "log.tensorboard": False,
+        "log.sinks": (),
     }
     config = run_on(4, 1, normalization, **keys).plan.config
     (tmp_path / "config.py").write_text(

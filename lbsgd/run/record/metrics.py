@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: metrics.jsonl, TensorBoard summaries, progress."""
+"""The metrics of a run: metrics.jsonl, and diagnostics.jsonl beside it."""
 
 import contextlib
 import json
