@@ -51,6 +51,7 @@ class Layers:
         variables = jax.eval_shape(init)
     """
 
+    error: Callable[[str], ConfigError] = ConfigError
     # Modules that share a scope have one path.
     classes: dict[Path, list[type[nn.Module]]] = dataclasses.field(default_factory=dict)
 
@@ -61,7 +62,7 @@ class Layers:
           ConfigError: its statistics are to be shared over a mapped axis.
         """
         module = context.module
-        _check_axis(module)
+        _check_axis(module, self.error)
         known = self.classes.setdefault(module.path, [])
         # A lifted layer, as of nn.remat, calls a lambda first, at the path of its parent.
         if type(module) not in known and context.method_name.isidentifier():
@@ -97,12 +98,12 @@ def _any_is(classes: Any, known: type) -> bool:
     return any(issubclass(cls, known) for cls in classes)
 
 
-def _check_axis(module: nn.Module) -> None:
+def _check_axis(module: nn.Module, error: Callable[[str], ConfigError]) -> None:
     """Refuses what would depend on where the workers are."""
     axis = getattr(module, "axis_name", None)
     if isinstance(module, _OF_FLAX) and axis is not None:
-        raise ConfigError(
-            f"{'/'.join(module.path)}: nn.{type(module).__name__} with axis_name={axis!r} would "
-            "normalize over devices, and a run does not depend on those; leave axis_name out, and "
-            "it normalizes over the examples of a worker"
+        raise error(
+            f"has {type(module).__name__} {'/'.join(module.path)} with axis_name={axis!r}, which "
+            "would normalize over devices, and a run does not depend on those; leave axis_name "
+            "out, and it normalizes over the examples of a worker"
         )

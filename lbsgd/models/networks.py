@@ -199,16 +199,20 @@ def _train(
     variables = {"params": params, "batch_stats": batch_stats}
     with guard(), jax.default_matmul_precision(precision):
         outputs, left = module.apply(variables, images, rngs=rngs, mutable=["batch_stats"], **flags)
-    return outputs, _like(batch_stats, left.get("batch_stats", {}))
+        return outputs, _like(batch_stats, left.get("batch_stats", {}))
 
 
 def _like(batch_stats: Any, left: Any) -> Any:
-    """Gives the statistics that training leaves the types of those it started with."""
+    """Gives the statistics that training leaves the types of those it started with.
+
+    Raises:
+      ValueError: they are others.
+    """
     shapes = [jax.tree.map(jnp.shape, nn.meta.unbox(tree)) for tree in (batch_stats, left)]
     if shapes[0] != shapes[1]:
-        raise ConfigError(
-            "the network has other batch_stats after an update than at the start; make all of them "
-            f"in __call__, in evaluation too: {short_repr(shapes[1])}, not {short_repr(shapes[0])}"
+        raise ValueError(
+            f"batch_stats {short_repr(shapes[1])} after an update, {short_repr(shapes[0])} at the "
+            "start; make all of them in evaluation too"
         )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), nn.meta.unbox(left), batch_stats)
 
@@ -235,15 +239,16 @@ def outline(network: Network) -> Outline:
       ConfigError: it cannot be traced, a parameter has no role, there are none, one or a statistic
         is not a float, or it has state that a run does not keep.
     """
-    layers = Layers()
+    error = network.named.error if network.named else ConfigError
+    layers = Layers(error)
     values = Values(examples=1, training=False)
     with nn.intercept_methods(layers.intercept), nn.intercept_methods(values.intercept):
         # Of a function of its own, for what is traced once is not traced again.
         outputs, variables = jax.eval_shape(lambda: network.variables())
-    _check_collections(variables)
-    roles, sources = _infer_roles(variables.get("params", {}), layers, network.roles)
+    _check_collections(variables, error)
+    roles, sources = _infer_roles(variables.get("params", {}), layers, network)
     params, batch_stats = jax.eval_shape(lambda: network.initialize())
-    _check_floats(params, batch_stats)
+    _check_floats(params, batch_stats, error)
     if network.named:
         outputs, values = _trace_calls(network, params, batch_stats)
     else:
@@ -263,19 +268,19 @@ def _trace_calls(network: Network, params: Any, batch_stats: Any) -> tuple[Any, 
     return outputs, values
 
 
-def _check_collections(variables: Mapping[str, Any]) -> None:
+def _check_collections(variables: Mapping[str, Any], error: Callable[[str], ConfigError]) -> None:
     others = sorted(set(variables) - _KEPT)
     if others:
-        raise ConfigError(
-            f"the network has state in {', '.join(map(repr, others))}, which is not kept from one "
+        raise error(
+            f"has state in {', '.join(map(repr, others))}, which is not kept from one "
             "update to the next; of Flax's collections only 'params' and 'batch_stats' are"
         )
 
 
-def _check_floats(params: Any, batch_stats: Any) -> None:
+def _check_floats(params: Any, batch_stats: Any, error: Callable[[str], ConfigError]) -> None:
     """Checks that all parameters can be trained, and all statistics averaged over workers."""
     if not jax.tree.leaves(params):
-        raise ConfigError("the network has no parameters, so there is nothing to train")
+        raise error("has no parameters, so there is nothing to train")
     for tree, what, only in (
         (params, "parameter", "floats are trained"),
         (batch_stats, "batch_stats", "floats are averaged over workers"),
@@ -283,17 +288,15 @@ def _check_floats(params: Any, batch_stats: Any) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ConfigError(f"{what} {name} is of {leaf.dtype}, and only {only}")
+                raise error(f"has {what} {name} of {leaf.dtype}, and only {only}")
 
 
-def _infer_roles(
-    params: Any, layers: Layers, function: Named | None
-) -> tuple[Any, Mapping[str, int]]:
+def _infer_roles(params: Any, layers: Layers, network: Network) -> tuple[Any, Mapping[str, int]]:
     """Finds the role of each parameter: by its box, the function, or its layer's class."""
     sources: Counter[str] = Counter()
 
     def infer(path: Path, shape: tuple[int, ...]) -> Role | None:
-        role = _role_by(function, path, shape) if function else None
+        role = _role_by(network.roles, path, shape) if network.roles else None
         if role:
             sources["model.roles"] += 1
             return role
@@ -302,7 +305,7 @@ def _infer_roles(
             sources[f"nn.{known[0]}"] += 1
         return known and known[1]
 
-    roles = split_roles(params, infer)[1]
+    roles = split_roles(params, infer, layers.error)[1]
     boxed = len(jax.tree.leaves(roles)) - sources.total()
     return roles, dict(+Counter({"with_role": boxed, **sources}))
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import noun, short_repr
+from lbsgd.system.text import pluralize, short_repr
 
 # Parameters without a role, in one message.
 _MOST_SHOWN = 3
@@ -61,12 +61,15 @@ def with_role(role: Role, init: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def split_roles(
-    params: Any, infer: Callable[[tuple[str, ...], tuple[int, ...]], Role | None] | None = None
+    params: Any,
+    infer: Callable[[tuple[str, ...], tuple[int, ...]], Role | None] | None = None,
+    error: Callable[[str], ConfigError] = ConfigError,
 ) -> tuple[Any, Any]:
     """Takes the parameters that `module.init` returned out of their boxes.
 
     Args:
       infer: (path, shape) -> the role of a parameter that is in no box of a role; None for unknown.
+      error: makes the error of a text that goes on after the network's name.
 
     Returns:
       params, roles: two trees of one structure, arrays and `Role`s.
@@ -90,7 +93,7 @@ def split_roles(
 
     roles = jax.tree_util.tree_map_with_path(role_of, params, is_leaf=is_box)
     if without:
-        raise ConfigError(_no_role(without))
+        raise error(_no_role(without))
     return unboxed, roles
 
 
@@ -109,9 +112,9 @@ def _no_role(parameters: list[str]) -> str:
     if more > 0:
         shown += f" and {more:,} more"
     return (
-        f"{noun(len(parameters), 'parameter')} without a role: {shown}; give each one of {_WORDS}: "
-        "where it is made, by lbsgd.models.roles.with_role(Role..., init), or by the function of "
-        "path and shape that model.roles names"
+        f"has {pluralize(len(parameters), 'parameter')} without a role: {shown}; give each one of "
+        f"{_WORDS}: where it is made, by lbsgd.models.roles.with_role(Role..., init), or by the "
+        "function of path and shape that model.roles names"
     )
 
 

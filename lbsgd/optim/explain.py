@@ -34,14 +34,10 @@ def with_trust_ratio(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTre
     return jax.tree.map(lambda _: False, roles)
 
 
-def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> list[str]:
-    """Says which optimizer it is, and what decays, and whose code it is.
-
-    Arguments as in `decaying`.
-    """
-    if is_dotted(c.name):
-        return [f"optimizer: {_explain_dotted(c, roles)}", f"optimizer: {_named(c).describe()}"]
-    return [f"optimizer: {_explain_own(c, roles)}"]
+def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
+    """Says which optimizer it is, and what decays; arguments as in `decaying`."""
+    explained = _explain_dotted(c, roles) if is_dotted(c.name) else _explain_own(c, roles)
+    return f"optimizer: {explained}"
 
 
 def _explain_decay(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:

@@ -76,6 +76,23 @@ def rule_of(
     return Rule(optax.chain(*steps), numbers)
 
 
+def check_update(rule: Rule, params: Any) -> None:
+    """Traces an update, in which mistakes of others show before a run is compiled.
+
+    Args:
+      params: shapes of the parameters.
+
+    Raises:
+      ConfigError: there is one.
+    """
+
+    def update(params: Any) -> Any:
+        state, numbers = rule.transform.init(params), rule.numbers_at(0)
+        return rule.transform.update(params, state, params, update_index=jnp.int32(0), **numbers)
+
+    jax.eval_shape(update, params)
+
+
 def own_mask(named: Named) -> str:
     """Names the argument by which it is told what decays; "" where it has none."""
     return next(filter(named.takes, MASK_NAMES), "") if named.takes("weight_decay") else ""

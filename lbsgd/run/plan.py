@@ -17,16 +17,17 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lbsgd.config.dotted import Named
+from lbsgd.config.dotted import Named, is_dotted
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.mixing import Mixing
-from lbsgd.models.explain import explain_unused_batch_norm
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.rule import Rule
+from lbsgd.optim.stock import check_update
 from lbsgd.run.checks import check_data, check_size, check_smaller_images, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.sink_names import load_sinks
@@ -266,6 +267,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     outputs = config.model.num_classes or data.classes
     network = build_network(config, outputs, image_shape)
     found = outline(network)
+    config = reset_unused_batch_norm(config, found)
     check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
     check_values(config, found.values, confusion=bool(measurements.confusion))
@@ -288,6 +290,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         found.roles,
         **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
     )
+    if is_dotted(config.optimizer.name):
+        check_update(rule, found.params)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)

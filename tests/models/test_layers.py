@@ -1,6 +1,8 @@
 """Roles of the layers of Flax's, by their class, however they are lifted; and of what has none."""
 
 import itertools
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,14 @@ from lbsgd.system.errors import ConfigError
 
 KERNEL, BIAS, SCALE, OFFSET = Role.KERNEL, Role.BIAS, Role.NORM_SCALE, Role.NORM_OFFSET
 LINEAR, NORM = {"kernel": KERNEL, "bias": BIAS}, {"scale": SCALE, "bias": OFFSET}
+
+
+def where_of(text: str) -> str:
+    """Where this text stands among their networks, from the current folder."""
+    file = pathlib.Path(their_networks.__file__)
+    lines = file.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if text in line)
+    return f"{os.path.relpath(file)}, line {number}"
 
 
 def outlined(name: str, **changes):
@@ -111,7 +121,9 @@ class Misleading(nn.Module):
 
 
 def test_names_alone_give_no_role():
-    with pytest.raises(ConfigError, match=r"^parameter without a role: kernel of shape \(1, 2\); "):
+    with pytest.raises(
+        ConfigError, match=r"^has 1 parameter without a role: kernel of shape \(1, 2\); "
+    ):
         roles_of(Misleading(), jnp.zeros((1, 2)))
 
 
@@ -145,10 +157,10 @@ def test_a_parameter_without_a_role_is_named_with_the_ways_out():
     with pytest.raises(ConfigError) as error:
         outlined("Vit")
     assert str(error.value) == (
-        "parameter without a role: class_token of shape (1, 1, 8); give each one of 'kernel', "
-        "'bias', 'norm scale', 'norm offset': where it is made, by "
-        "lbsgd.models.roles.with_role(Role..., init), or by the function of path and shape that "
-        "model.roles names"
+        f"model.name='their_networks:Vit' ({where_of('class Vit(')}) has 1 parameter without a "
+        "role: class_token of shape (1, 1, 8); give each one of 'kernel', 'bias', 'norm scale', "
+        "'norm offset': where it is made, by lbsgd.models.roles.with_role(Role..., init), or by "
+        "the function of path and shape that model.roles names"
     )
 
 
@@ -159,7 +171,7 @@ class Many(nn.Module):
 
 
 def test_of_many_without_a_role_a_few_are_named():
-    with pytest.raises(ConfigError, match=r"^parameters without .*: p0 of .* and 2 more; "):
+    with pytest.raises(ConfigError, match=r"^has 5 parameters without .*: p0 of .* and 2 more; "):
         roles_of(Many(), jnp.zeros(1))
 
 

@@ -11,10 +11,13 @@ from jax.extend.core import jaxprs_in_params
 from lbsgd.models.explain import (
     explain_network,
     explain_normalization,
-    explain_unused_batch_norm,
-    unused_batch_norm_keys,
 )
 from lbsgd.models.networks import SYNCED_AXES, build_model, build_network, outline
+from lbsgd.models.unused import (
+    explain_unused_batch_norm,
+    reset_unused_batch_norm,
+    unused_batch_norm_keys,
+)
 from lbsgd.models.values import check_values
 from lbsgd.run.config import default_config, in_effect, resolve
 from lbsgd.system.errors import ConfigError
@@ -409,17 +412,16 @@ def test_keys_of_batch_norm_are_unused_without_ours(name, unused, why):
     lines = explain_unused_batch_norm(config, found)
     assert lines == ([f"without effect: {'; '.join(map(str, keys))}"] if unused else [])
     assert unused_batch_norm_keys(config_of(name), found) == []
+    assert reset_unused_batch_norm(config, found) == (config_of(name) if unused else config)
 
 
 def test_another_s_network_is_explained():
     config = config_of("Vit", **{"model.roles": "their_networks:vit_roles"})
     network = build_network(config, 10, SHAPE)
     found = outline(network)
-    line, whose, roles = explain_network(config, network.named, found)
+    line, roles = explain_network(config, network.named, found)
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
     assert line.startswith(f"network: their_networks:Vit, {count:,} parameters in 16 arrays")
-    assert whose.startswith("network: model.name='their_networks:Vit' of ")
-    assert "their_networks.py (SHA-256 " in whose
     assert roles.startswith("network: roles of parameters: 8 by nn.DenseGeneral, 1 by model.roles")
     assert explain_normalization(config, found, 0) == "normalization: 1 nn.LayerNorm"
 

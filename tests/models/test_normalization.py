@@ -360,9 +360,10 @@ def test_distances_averaged_make_the_variance_of_all_examples(x64, workers, dist
         nested({layer: {"mean": v[j].mean(0), "var": v[j].var(0)} for layer, v in x.items()})
         for j in range(workers)
     ]
-    left = [add_distance(stats, running) for stats in of_workers]
+    ours = jax.tree.map(lambda _: True, running)
+    left = [add_distance(stats, running, ours) for stats in of_workers]
     averaged = jax.tree.map(lambda *leaves: sum(leaves) / workers, *left)
-    found = subtract_distance(averaged, running)
+    found = subtract_distance(averaged, running, ours)
     # About workers + 5 roundings of squares below (3 + 5)^2.
     atol = (workers + 5) * 64 * EPS
     for layer, stats in {"stem": found["stem"], "block": found["stage"]["block"]["norm"]}.items():
@@ -378,7 +379,8 @@ def test_with_one_worker_far_away_distances_cancel(x64):
     """For any running mean: the result is the worker's own moments."""
     stats = {"mean": jnp.asarray([5.0, -2.0]), "var": jnp.asarray([1.0, 0.5])}
     running = {"mean": jnp.asarray([100.0, 0.0]), "var": jnp.ones(2)}
-    found = subtract_distance(add_distance(stats, running), running)
+    ours = {"mean": True, "var": True}
+    found = subtract_distance(add_distance(stats, running, ours), running, ours)
     # Squares of up to 100 are added and taken off again.
     np.testing.assert_allclose(found["var"], stats["var"], rtol=0, atol=4 * 100**2 * EPS)
     np.testing.assert_array_equal(found["mean"], stats["mean"])
