@@ -38,7 +38,7 @@ def open_sink(
         return Run(client, run_id, Metric)
     found = client.get_experiment_by_name(experiment)
     of_experiment = found.experiment_id if found else client.create_experiment(experiment)
-    name = run_name or folder.resolve().name
+    name = run_name or folder.absolute().name
     run_id = client.create_run(of_experiment, tags=dict(tags or {}), run_name=name).info.run_id
     keep_run_id(folder, "mlflow", run_id)
     keys = flatten(ml_collections.ConfigDict(config))

@@ -37,7 +37,7 @@ def open_sink(
         resume="allow",
         project=project,
         entity=entity,
-        name=name or folder.resolve().name,
+        name=name or folder.absolute().name,
         group=group,
         tags=list(tags),
         notes=notes,
