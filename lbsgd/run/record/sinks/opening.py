@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -108,7 +108,7 @@ class _Guarded:
                 close()
 
     @contextlib.contextmanager
-    def _errors(self) -> Any:
+    def _errors(self) -> Iterator[None]:
         try:
             # Of users' own the line names the place where it came up.
             with contextlib.nullcontext() if self._own else self._factory.guard():
