@@ -92,6 +92,7 @@ class AppendedObject:
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         self._file.write(before)
         self._synced, self._syncing = len(before), threading.Lock()
+        self._written = {len(before)}  # also where it is not known whether that succeeded
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._rewrite, name="lbsgd-rewrite", daemon=True)
         self._thread.start()
@@ -103,9 +104,21 @@ class AppendedObject:
         with self._syncing:  # so that no older version comes after a newer one
             # As the system has it: faulthandler writes by the descriptor.
             if os.fstat(self.fileno()).st_size != self._synced:
+                self._check_own()
                 data = self.local.read_bytes()
+                self._written.add(len(data))
                 self._path.write_bytes(data)
                 self._synced = len(data)
+
+    def _check_own(self) -> None:
+        """Checks that what is overwritten is an earlier version, by its size.
+
+        Raises:
+          OSError: it is another process's, which has taken the run over.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_size not in self._written:
+                raise OSError(errno.EBUSY, "another process has written it", str(self._path))
 
     def fileno(self) -> int:
         return self._file.fileno()

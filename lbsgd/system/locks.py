@@ -20,6 +20,7 @@ from typing import Protocol
 
 from lbsgd.system.bucket import BucketPath
 from lbsgd.system.files import AnyPath
+from lbsgd.system.text import one_line
 
 # How long a holder may be silent, and how often it speaks.
 LEASE_SECONDS, RENEW_SECONDS = 60.0, 10.0
@@ -168,6 +169,6 @@ class BucketLock:
 
 def _named(content: bytes) -> str:
     try:
-        return str(json.loads(content)["holder"])
-    except (ValueError, KeyError, TypeError):
+        return one_line(str(json.loads(content)["holder"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another run"

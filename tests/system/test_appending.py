@@ -89,3 +89,31 @@ def test_what_cannot_be_brought_into_a_bucket_waits(monkeypatch):
     file.sync()
     assert path.read_bytes() == b"one\n"
     file.close()
+
+
+def test_what_another_process_has_written_stays():
+    """Which took the run over, while this one slept."""
+    path = new_bucket() / "lines"
+    file = open_appended(path)
+    file.write(b"one\n")
+    file.sync()
+    path.write_bytes(b"of the other\n")
+    file.write(b"two\n")
+    with pytest.raises(OSError, match="another process has written it"):
+        file.sync()
+    file.close()
+    assert path.read_bytes() == b"of the other\n"
+    assert file.local.read_bytes() == b"one\ntwo\n"
+    file.local.unlink()
+
+
+def test_an_object_that_was_removed_is_written_again():
+    path = new_bucket() / "lines"
+    file = open_appended(path)
+    for text in (b"one\n", b"two\n"):
+        file.write(text)
+        file.sync()
+        path.unlink()
+    file.write(b"three\n")
+    file.close()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"

@@ -13,6 +13,7 @@ import subprocess
 import time
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from buckets import PLACE
 from hanging import HANG_SECONDS
@@ -200,12 +201,10 @@ for path in root.glob("*/*"):
 
 
 def test_a_run_reads_packed_data_from_a_bucket(emulated, tmp_path):
-    import numpy as np
-
-    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
-    labels = np.arange(200) % 10
+    labels = np.arange(1500) % 10
     (tmp_path / "arrays").mkdir()
-    for split in ("train", "validation"):
+    for seed, split in enumerate(("train", "validation")):
+        images = np.random.default_rng(seed).integers(0, 256, (1500, 8, 8, 1), np.uint8)
         np.savez(tmp_path / "arrays" / f"{split}.npz", images=images, labels=labels)
     main, packed = ("-m", "lbsgd.main"), tmp_path / "packed"
     emulated(*main, "prepare", f"{tmp_path / 'arrays'}", f"{packed}", "--raw")
@@ -217,4 +216,4 @@ def test_a_run_reads_packed_data_from_a_bucket(emulated, tmp_path):
         emulated(*main, *RUN, *source, "--config.total_steps=3", f"--workdir={where}")
         states.append(shown(emulated(*main, "checkpoint", "show", f"{where}")))
     assert states[0] == states[1]
-    assert len(list((tmp_path / "cache/lbsgd/shards").glob("*.array_record"))) == 1
+    assert len(list((tmp_path / "cache/lbsgd/shards").glob("*.array_record"))) == 2
