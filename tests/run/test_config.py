@@ -24,6 +24,8 @@ GOOD = {
     "allreduce.grid": (4, 2),
     "data.image_shape": (224, 224, 3),
     "stop_at": ("val_error", 24.1),
+    "task.name": "their.tasks:task",
+    "task.loss": "their.losses:loss",
 }
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
@@ -273,10 +275,10 @@ def test_run_keys_come_back_from_json():
 def another(key: str) -> object:
     """A good value that is not the default."""
     value = DEFAULTS[key]
-    if key in CHOICES:
-        return CHOICES[key][-1]
     if key in GOOD:
         return GOOD[key]
+    if key in CHOICES:
+        return CHOICES[key][-1]
     others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
     others |= {dict: {"size": 7}}
     return others[type(value)]
