@@ -44,7 +44,7 @@ KEYS = {
     "evaluation.every_epochs": 0.0,
     "evaluation.every_steps": 15,
     "evaluation.batch_size": 8,
-    "log.tensorboard": False,
+    "log.sinks": (),
 }
 TIMES = ("images_per_second", "data_wait_percent")
 PHASES = ("compilation", "training", "evaluation", "saving")

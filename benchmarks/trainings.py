@@ -31,7 +31,7 @@ def command(config: str, flags: Sequence[str], workdir: pathlib.Path | str) -> l
       flags: of the command line.
     """
     start = [sys.executable, "-m", "lbsgd.main", "train", f"--config=configs/{config}", *flags]
-    return [*start, "--config.log.tensorboard=False", f"--workdir={workdir}"]
+    return [*start, "--config.log.sinks=()", f"--workdir={workdir}"]
 
 
 def train(config: str, flags: Sequence[str], seed: int) -> dict[str, object]:

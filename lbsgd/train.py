@@ -1,9 +1,8 @@
 """The loop: one run from its config to its result, read from top to bottom."""
 
 import contextlib
-import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError, DivergedError
+from lbsgd.system.files import AnyPath, any_path
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
     check_processes_agree,
@@ -78,9 +78,10 @@ class Reached(NamedTuple):
 
 def run(
     config: ml_collections.ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     *,
     should_stop: Callable[[int], bool] = lambda updates: False,
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> Outcome:
     """Trains as a resolved config says; resumes from the newest checkpoint in `workdir`.
 
@@ -88,9 +89,11 @@ def run(
 
     Args:
       config: from `lbsgd.run.config.resolve`.
-      workdir: the folder of the run.
+      workdir: the folder of the run, on a disk or in a bucket ("gs://bucket/runs/x").
       should_stop: asked with the number of updates done, before each update and while evaluating;
         once true, the run saves a checkpoint and ends.
+      on_metrics: called in process 0 with each line of metrics, the number of updates done and
+        values by name; its first error is a line, and it is not called again.
 
     Raises:
       ConfigError: something the user can put right.
@@ -99,7 +102,7 @@ def run(
     # What is opened is closed in reverse order, whatever ends the run: the record before the log
     # that says why, and the lock of the workdir last.
     with precision(config.dtype), contextlib.ExitStack() as opened:
-        session = _open(config, Workdir(pathlib.Path(workdir)), should_stop, opened)
+        session = _open(config, Workdir(any_path(workdir)), should_stop, on_metrics, opened)
         start = _resume(session)
         if _nothing_left(session.run.plan, start):
             session.progress.line(_complete(session, start))
@@ -124,6 +127,7 @@ def _open(
     config: ml_collections.ConfigDict,
     folder: Workdir,
     should_stop: Callable[[int], bool],
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None,
     opened: contextlib.ExitStack,
 ) -> Session:
     """Builds the run, claims its workdir, and opens log, progress and record."""
@@ -151,7 +155,7 @@ def _open(
     if differ:
         progress.line(differ)
     # The state is alike everywhere, so one process writes it, and the disk need not be shared.
-    record = open_(NoRecord() if process else Record(plan, folder, progress.line))
+    record = open_(NoRecord() if process else Record(plan, folder, progress.line, on_metrics))
     return Session(run, folder, record, progress, log_file, should_stop)
 
 
@@ -182,6 +186,7 @@ def _begin(session: Session, start: Reached) -> Reached:
     feed.corrupt.log_to(folder.corrupt)
     for line in explain(plan):
         session.progress.line(line)
+    session.record.open_sinks(start.done)
     if start.state:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
         return start

@@ -114,9 +114,23 @@ MUTANTS = (
     Mutant(
         "LARS has the decay in its trust ratio",
         "optim/layerwise.py",
-        "of_g + in_type_of(of_w, beta) * of_w + in_type_of",
-        "of_g + in_type_of",
+        "below = of_g + in_type_of(of_w, weight_decay) * of_w + ",
+        "below = of_g + ",
         ("tests/optim/test_lars.py",),
+    ),
+    Mutant(
+        "in anyone's loop an optimizer counts its updates",
+        "optim/rule.py",
+        "optax.safe_increment(t)",
+        "t",
+        ("tests/optim/test_library.py",),
+    ),
+    Mutant(
+        "an optimizer of a dotted name is told the rate of each update",
+        "optim/stock.py",
+        "make(learning_rate=learning_rate)",
+        "make(learning_rate=jnp.ones(()))",
+        ("tests/optim/test_stock.py",),
     ),
     Mutant(
         "evaluation counts each example once",
@@ -156,6 +170,20 @@ MUTANTS = (
         "lambda new, old: jnp.where(finite, new, old), changed, kept",
         "lambda new, old: new, changed, kept",
         ("tests/step/test_step.py", "tests/train/test_train.py"),
+    ),
+    Mutant(
+        "a sink that fails is a line, never the end of a run",
+        "run/record/sinks/opening.py",
+        "except Exception as error:",
+        "except ImportError as error:",
+        ("tests/run/record/sinks/test_opening.py",),
+    ),
+    Mutant(
+        "TensorBoard shows each step of a run that resumed once",
+        "run/record/sinks/tensorboard.py",
+        "step=start + 1, session_log=log",
+        "step=start + 10**6, session_log=log",
+        ("tests/run/record/sinks/test_tensorboard.py",),
     ),
 )
 

@@ -111,7 +111,7 @@ def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
         "    def __init__(self, finder):\n"
         "        self.finder = finder\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('tensorflow', 'torch', 'tensorboard'):\n"
+        "        if name.split('.')[0] in ('tensorflow', 'torch', 'tensorboard', 'wandb'):\n"
         "            return None\n"
         "        return self.finder.find_spec(name, path, target)\n"
         "    def __getattr__(self, name):\n"
@@ -119,10 +119,13 @@ def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
         "sys.meta_path = [Without(finder) for finder in sys.meta_path]\n"
     )
     workdir = tmp_path / "run"
-    done = lbsgd(*SMALL, "--config.total_steps=3", f"--workdir={workdir}", PYTHONPATH=str(tmp_path))
+    keys = ("--config.total_steps=3", "--config.log.sinks=tensorboard,clu,wandb")
+    done = lbsgd(*SMALL, *keys, f"--workdir={workdir}", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "TensorBoard summaries are off" in done.stdout
-    assert "lbsgd[tensorboard]" in done.stdout
+    assert len(list((workdir / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    assert "log.sinks='tensorboard'" not in done.stdout
+    for name in ("clu", "wandb"):
+        assert re.search(f"log.sinks='{name}' is off: .*'lbsgd.{name}.' turns it on", done.stdout)
     steps = [line["step"] for line in read_metrics(workdir / "metrics.jsonl")]
     assert steps == [1, 2, 3, 3]
 

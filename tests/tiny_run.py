@@ -28,7 +28,7 @@ def tiny_config(**keys: object):
             "data": {"crop": "padded", "crop_padding": 1},
             "evaluation": {"every_steps": 5},
             "checkpoint": {"every_steps": 4, "keep": 2},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     config.update_from_flattened_dict(keys)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from lbsgd.system.errors import ConfigError, DivergedError, first_line
 from lbsgd.system.text import one_line, short_repr
 
-# Arguments that Flax gives every module, which are not for users of it to set.
+# Arguments that Flax gives every module, both, which are not for users of it to set.
 _OF_FLAX = ("parent", "name")
 _SHOWN_DIGEST = 12
 
@@ -43,6 +43,7 @@ class Named(NamedTuple):
       file: the path of the source that defines it; "" where there is none.
       line: at which its definition begins; 0 where that is not known.
       digest: SHA-256 of that file, hexadecimal; "" where there is none.
+      options: the key of its options; "" where that follows from `key`.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Named(NamedTuple):
     file: str
     line: int
     digest: str
+    options: str = ""
 
     def __str__(self) -> str:
         return f"{self.key}={self.name!r}"
@@ -68,23 +70,32 @@ class Named(NamedTuple):
 
     def takes(self, argument: str) -> bool:
         """Tells whether it has an argument of this name."""
-        parameters = _parameters(self.value)
-        return argument in parameters and argument not in _OF_FLAX
+        return argument in _parameters(self.value)
 
-    def call(self, options: Mapping[str, Any], **offered: Any) -> Any:
-        """Calls it with the options, and with those of the offered arguments that it takes.
+    def arguments(self, options: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
+        """Collects the options, and those of the offered arguments that it takes.
 
         Args:
           options: set in the config; they count more than what is offered.
 
         Raises:
+          ConfigError: an option that it does not take, or an argument that it misses.
+        """
+        given = {k: v for k, v in offered.items() if self.takes(k)}
+        arguments = {**given, **options}
+        self._check(arguments, options)
+        return arguments
+
+    def call(self, options: Mapping[str, Any], **offered: Any) -> Any:
+        """Calls it with what `arguments` collects.
+
+        Raises:
           ConfigError: an option that it does not take, an argument that it misses, or an error in
             it.
         """
-        given = {k: v for k, v in offered.items() if self.takes(k) and k not in options}
-        self._check({**given, **options}, options)
+        arguments = self.arguments(options, **offered)
         with self.guard():
-            return self.value(**given, **options)
+            return self.value(**arguments)
 
     def bind(self, options: Mapping[str, Any], given: Sequence[str]) -> Callable[..., Any]:
         """Binds the options, to a function that is to be called with what it is given by position.
@@ -131,7 +142,6 @@ class Named(NamedTuple):
             name
             for name, parameter in parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and name not in _OF_FLAX
         ]
         anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
         for option in options:
@@ -141,7 +151,8 @@ class Named(NamedTuple):
                 raise self.error(f"has no option {short_repr(option)}; {has}")
         for name in known:
             if parameters[name].default is inspect.Parameter.empty and name not in arguments:
-                raise self.error(f"needs {name!r}; set {_options_of(self.key)}.{name}")
+                options_key = self.options or _options_of(self.key)
+                raise self.error(f"needs {name!r}; set {options_key}.{name}")
 
     def _place(self, error: Exception) -> str:
         """Finds the line of its file where an error came up; else where it is defined."""
@@ -171,9 +182,11 @@ def _shown(file: str) -> str:
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a function in C that says nothing of itself
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
+    hidden = _OF_FLAX if all(name in parameters for name in _OF_FLAX) else ()
+    return {name: value for name, value in parameters.items() if name not in hidden}
 
 
 def load(key: str, name: str) -> Named:
@@ -199,7 +212,7 @@ def load(key: str, name: str) -> Named:
         value = getattr(value, part)
     if not callable(value):
         raise ConfigError(f"{key}={name!r} is {short_repr(value)}, which cannot be called")
-    return _located(key, name, value)
+    return locate(key, name, value)
 
 
 def _import(key: str, name: str, path: str) -> ModuleType:
@@ -241,8 +254,8 @@ def _public(value: Any) -> list[str]:
     return [name for name in dir(value) if not name.startswith("_")]
 
 
-def _located(key: str, name: str, value: Any) -> Named:
-    """Finds the file and the line that define a value."""
+def locate(key: str, name: str, value: Callable[..., Any]) -> Named:
+    """Finds the file and the line that define what can be called, wherever that came from."""
     source = value
     while isinstance(source, functools.partial):
         source = source.func

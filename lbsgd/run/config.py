@@ -32,6 +32,7 @@ from lbsgd.config.keys import Keys, default_tree, flatten, set_value
 from lbsgd.config.times import check_times
 from lbsgd.config.unused import reset_unused, without_effect
 from lbsgd.config.values import check_values
+from lbsgd.run.sink_names import check_sinks
 
 # The keys by the room that declares them; what users set first comes first.
 ROOMS: Mapping[str, Keys] = {
@@ -71,6 +72,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     check_values(values, KEYS)
     lbsgd.models.keys.check_precision(values)
     check_times(resolved, KEYS)
+    check_sinks(values)
     _set_what_follows(resolved)
     return ml_collections.FrozenConfigDict(resolved)
 

@@ -13,6 +13,7 @@ from lbsgd.data.explain import (
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
+from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
@@ -82,11 +83,12 @@ def explain(plan: Plan) -> list[str]:
         *lines,
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
-        explain_optimizer(c.optimizer, plan.outline.roles),
+        *explain_optimizer(c.optimizer, plan.outline.roles),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
         *_explain_average(plan),
         *(f"code: {named.describe()}" for named in plan.code),
+        *explain_sinks(c),
         *plan.unused,
     ]
 

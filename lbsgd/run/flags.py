@@ -12,11 +12,12 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import short_repr
 
 PROGRAM = "lbsgd train"
@@ -38,7 +39,7 @@ class TrainFlags(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     explain: bool
     coordinator: str | None
     num_processes: int | None
@@ -54,7 +55,10 @@ class _Flag(NamedTuple):
 
 _FLAGS = (
     _Flag(
-        "workdir", "string", "DIR", "the folder of the run; by default runs/ and the config's name"
+        "workdir",
+        "string",
+        "DIR",
+        "the run's folder, also gs:// or s3://; by default runs/NAME of the config",
     ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
     _Flag(
@@ -170,7 +174,8 @@ def _without_config(argv: Sequence[str]) -> list[str]:
 
 def _parse_all(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
     """Parses the flags, and sets their keys on a config."""
-    values, words = _define(flags.FlagValues()), [PROGRAM, *_set_options(argv, config)]
+    words = [PROGRAM, *_set_options(_with_tuples_of_names(argv), config)]
+    values = _define(flags.FlagValues())
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     rest = values(words)
     if len(rest) > 1:
@@ -188,9 +193,36 @@ def _set_options(argv: Sequence[str], config: ml_collections.ConfigDict) -> list
             rest.append(word)
             continue
         value = word[match.end() + 1 :] if "=" in word else next(words, "")
-        name = match.group(1).removeprefix(f"{options}.")
         with value_of(config, options).unlocked() as part:
-            part.update_from_flattened_dict({name: _literal(value)})
+            _set_option(part, match.group(1), options, _literal(value))
+    return rest
+
+
+def _set_option(part: ml_collections.ConfigDict, key: str, options: str, value: Any) -> None:
+    """Sets an option, or one within options of several names, which need not be there."""
+    *groups, leaf = key.removeprefix(f"{options}.").split(".")
+    for group in groups:
+        if group not in part:
+            part[group] = ml_collections.ConfigDict()
+        part = part[group]
+        if not isinstance(part, ml_collections.ConfigDict):
+            raise ConfigError(f"{key}: {group} is {short_repr(part)}, which holds no options")
+    with part.ignore_type():
+        part[leaf] = value
+
+
+def _with_tuples_of_names(argv: Sequence[str]) -> list[str]:
+    """Writes names with commas between them, as `--config.log.sinks=clu,mine:Sink`, as a tuple."""
+    words, rest = iter(argv), []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        key = config_lib.KEYS.get(flag.lstrip("-").removeprefix("config."))
+        if key and key.dotted and isinstance(key.default, tuple):
+            value = value if equals else next(words, "")
+            if not value.startswith(("(", "[")):
+                value = repr(tuple(filter(None, value.split(","))))
+            word = f"{flag}={value}"
+        rest.append(word)
     return rest
 
 
@@ -227,7 +259,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
     return config
 
 
-def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
     """Reads the config that the run in a folder was last started with.
 
     Raises:
@@ -239,13 +271,22 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
         for key, value in flatten(ml_collections.ConfigDict(found)):
             if key not in known:
                 config_lib.check_is_key(key)
-            _set(config, key, _with_tuples(value))
+            value = _with_tuples(value)
+            _set(config, key, value)
+            _check_names_no_code(key, value)
         config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"
         ) from error
     return config
+
+
+def _check_names_no_code(key: str, value: Any) -> None:
+    """Raises ConfigError where what is read from a workdir names code: who wrote it chose that."""
+    names = value if isinstance(value, tuple) else (value,)
+    if config_lib.KEYS[key].dotted and any(is_dotted(str(name)) for name in names):
+        raise ConfigError(f"it names code, {key}={value!r}, and no workdir chooses what is run")
 
 
 def _with_tuples(value: Any) -> Any:
@@ -264,8 +305,8 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         ) from error
 
 
-def _at(workdir: str | None) -> pathlib.Path:
-    return expand_home(workdir or "")
+def _at(workdir: str | None) -> AnyPath:
+    return user_path(workdir or "")
 
 
 def _split(file: str) -> tuple[pathlib.Path, list[str]]:

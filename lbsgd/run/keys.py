@@ -1,7 +1,7 @@
 """Keys of a run as a whole: its seed and end, evaluations, checkpoints, log, and processes."""
 
 from lbsgd.config.keys import ON, Key, Keys, any_time, times
-from lbsgd.run import target
+from lbsgd.run import sink_names, target
 
 _RUN: Keys = {
     # JAX looks at 32 bits of it.
@@ -60,9 +60,17 @@ _LOG: Keys = {
     "log.every_steps": Key(
         100, "How often metrics are written.", unit="updates", positive=True, machine=True
     ),
-    "log.tensorboard": Key(
-        True,
-        "Whether to write TensorBoard summaries too, where tensorflow is installed.",
+    "log.sinks": Key(
+        ("tensorboard",),
+        "Where metrics go besides metrics.jsonl: () for nowhere else.",
+        choices=tuple(sink_names.OWN),
+        dotted=True,
+        machine=True,
+    ),
+    "log.sink_options": Key(
+        {},
+        "Options of the sinks, by their names: log.sink_options.wandb.project=x; those of "
+        '"package.module:Sink" by Sink.',
         machine=True,
     ),
 }

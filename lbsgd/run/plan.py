@@ -29,6 +29,7 @@ from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import check_data, check_size, check_smaller_images, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
+from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
 from lbsgd.schedule import batch_growth, functions, times
 from lbsgd.schedule.functions import Schedule
@@ -247,6 +248,7 @@ def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology
     Raises:
       ConfigError: its parts do not fit together, or not with the data or the machine.
     """
+    load_sinks(config)  # what is wrong with one is known to all processes, and to `--explain`
     with precision(config.dtype):
         plan = _make_plan(in_effect(config), data, topology)
     unused = [*explain_unused(config), *explain_unused_batch_norm(config, plan.outline)]

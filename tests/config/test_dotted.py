@@ -14,7 +14,7 @@ CODE = '''\
 import functools
 
 class Net:
-    def __init__(self, width=8, *, num_classes, name=None):
+    def __init__(self, width=8, *, num_classes, parent=None, name=None):
         self.width, self.num_classes = width, num_classes
 
     class Inner:
@@ -72,6 +72,13 @@ def test_it_is_called_with_options_and_what_it_takes_of_what_is_offered(module):
     assert (net.width, net.num_classes) == (8, 2)
     # What takes anything takes any option, but is not offered what it does not name.
     assert load("x", f"{name}:half").call({"a": 1}, b=2) == {"factor": 0.5, "a": 1}
+
+
+def test_a_name_may_be_an_option_of_what_is_no_module_of_flax(module):
+    sink = load("x", f"{module('def f(name, folder=None): return name')}:f")
+    assert sink.call({"name": "mine"}) == "mine"
+    with pytest.raises(ConfigError, match=r"needs 'name'; set y\.options\.f\.name"):
+        sink._replace(options="y.options.f").arguments({})
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def run_config(folders: pathlib.Path):
                 "on_corrupt": "skip",
                 "max_corrupt": 4,
             },
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     return resolve(config)
@@ -299,7 +299,7 @@ def test_for_the_user_it_is_one_line_and_exit_code_2(folders, tmp_path, args, sa
         "worker_batch_size": 8,
         "model.width": 0.25,
         "learning_rate.warmup": "none",
-        "log.tensorboard": False,  # TensorFlow has things of its own to say
+        "log.sinks": (),  # TensorFlow has things of its own to say
     }
     command = [sys.executable, "-m", "lbsgd.main", "--config=configs/digits.py"]
     command += [f"--config.{key}={value}" for key, value in keys.items()]

@@ -298,7 +298,7 @@ FLAGS = [
     "--config.total_epochs=0",
     "--config.total_steps=12",
     "--config.learning_rate.warmup_epochs=0.1",
-    "--config.log.tensorboard=False",
+    "--config.log.sinks=()",
     *(f"--config.diagnostics.{key}={value}" for key, value in ON.items()),
 ]
 

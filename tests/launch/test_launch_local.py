@@ -187,7 +187,7 @@ DIGITS = [
     "--config.model.width=0.25",
     "--config.total_epochs=0",
     "--config.learning_rate.warmup_epochs=0.5",
-    "--config.log.tensorboard=False",
+    "--config.log.sinks=()",
 ]
 # JAX keeps what process 0 has compiled alone, so the others compile it every time.
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

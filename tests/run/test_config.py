@@ -26,6 +26,7 @@ GOOD = {
     "stop_at": ("val_error", 24.1),
     "task.name": "their.tasks:task",
     "task.loss": "their.losses:loss",
+    "log.sink_options": {"tensorboard": {"some": 1}},
 }
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
@@ -52,7 +53,8 @@ MACHINE = {
     "checkpoint.on_error",
     *(key for key in DEFAULTS if key.startswith("diagnostics.")),
     "log.every_steps",
-    "log.tensorboard",
+    "log.sinks",
+    "log.sink_options",
     "on_nonfinite",
     "max_nonfinite",
     "stop_at",
@@ -209,12 +211,18 @@ def test_whole_number_is_a_float(key):
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_choices(key):
-    message = rejected(**{key: "upside_down"})
+    message = rejected(**{key: of_words(key, "upside_down")})
     known = ", ".join(filter(None, CHOICES[key]))
     known += ', or "package.module:name"' if KEYS[key].dotted else ""
     assert message == f"unknown {key} 'upside_down'; known: {known}"
     for choice in CHOICES[key]:
-        assert dict(flatten(resolve(config_with(**{key: choice}))))[key] == choice
+        value = of_words(key, choice)
+        assert dict(flatten(resolve(config_with(**{key: value}))))[key] == value
+
+
+def of_words(key: str, word: str) -> object:
+    """A value of a key that is a word, or holds words."""
+    return (word,) if isinstance(DEFAULTS[key], tuple) else word
 
 
 @pytest.mark.parametrize("key", POSITIVE)
@@ -278,7 +286,7 @@ def another(key: str) -> object:
     if key in GOOD:
         return GOOD[key]
     if key in CHOICES:
-        return CHOICES[key][-1]
+        return of_words(key, CHOICES[key][-1])
     others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
     others |= {dict: {"size": 7}}
     return others[type(value)]

@@ -94,8 +94,13 @@ ON_TOP = [
     (["--config.total_epochs=30"], "total_epochs", 30.0),
     (["--config.data.dir="], "data.dir", ""),
     (["--config.data.dir=a=b"], "data.dir", "a=b"),
-    (["--noconfig.log.tensorboard"], "log.tensorboard", False),
-    (["--config.log.tensorboard=False"], "log.tensorboard", False),
+    (["--noconfig.model.skip_connections"], "model.skip_connections", False),
+    (["--config.model.skip_connections=False"], "model.skip_connections", False),
+    (["--config.log.sinks=()"], "log.sinks", ()),
+    (["--config.log.sinks=clu,a.b:C"], "log.sinks", ("clu", "a.b:C")),
+    (["-config.log.sinks", "a.b:C"], "log.sinks", ("a.b:C",)),
+    (["--config.log.sinks=('a:B', 'clu')"], "log.sinks", ("a:B", "clu")),
+    (["--config.log.sinks="], "log.sinks", ()),
     (["--config.data.flip"], "data.flip", True),
 ]
 
@@ -107,6 +112,34 @@ def test_keys_are_set_on_top_of_a_file_and_of_a_workdir_alike(argv, key, value, 
         assert parsed(*words) == {**expected, key: value}
     for words in ([DIGITS, *argv], [*argv, DIGITS], ["--config", DIGITS[9:], *argv]):
         assert parsed(*words) == {**parsed(DIGITS), key: value}
+
+
+OPTIONS = "--config.log.sink_options"
+
+
+def test_options_of_several_names_are_set_on_top(digits):
+    _, workdir = digits
+    sinks = "--config.log.sinks=wandb,a:S"
+    given = [f"{OPTIONS}.wandb.project=x", f"{OPTIONS}.S.a.b=3", f"{OPTIONS}.S.a.b=(1, 'c')"]
+    for words in ([DIGITS, sinks, *given], [*given, workdir, sinks], [DIGITS, *given, sinks]):
+        found = parsed(*words)["log.sink_options"]
+        assert found == {"wandb": {"project": "x"}, "S": {"a": {"b": (1, "c")}}}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            [f"{OPTIONS}.S=1", f"{OPTIONS}.S.a=2"],
+            "log.sink_options.S.a: S is 1, which holds no opt",
+        ),
+        ([f"{OPTIONS}.S.a=word", f"{OPTIONS}.S.a.b=2"], "log.sink_options.S.a.b: a is 'word', whi"),
+    ],
+)
+def test_options_within_what_holds_none_are_a_mistake(words, says):
+    with pytest.raises(ConfigError) as error:
+        flags.parse([DIGITS, *words])
+    assert str(error.value).startswith(says)
 
 
 def test_what_follows_from_a_key_follows_from_the_one_on_top(tmp_path):

@@ -41,7 +41,7 @@ def config(**keys: object):
             "learning_rate": {"reference_batch_size": 64, "decay": "none"},
             "batch_growth": {"sizes": (128, 256), "at_steps": (4, 8)},
             "data": {"crop": "none"},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     there.update_from_flattened_dict(keys)

@@ -128,7 +128,7 @@ def test_a_run_is_the_same_on_any_devices_and_goes_on_on_others(x64, tmp_path, n
         "diagnostics.confusion.pairs": 2,
         "diagnostics.confusion.batch_size": 8,
         "log.every_steps": 1,
-        "log.tensorboard": False,
+        "log.sinks": (),
     }
     config = run_on(4, 1, normalization, **keys).plan.config
     (tmp_path / "config.py").write_text(

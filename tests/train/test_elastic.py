@@ -41,7 +41,7 @@ def get_config(arg=""):
         "learning_rate": {{"reference_batch_size": 16, "warmup_epochs": 0.2}},
         "data": {{"crop": "padded", "crop_padding": 1, "flip": True}},
         "evaluation": {{"every_steps": 6}},
-        "log": {{"every_steps": 1, "tensorboard": False}},
+        "log": {{"every_steps": 1, "sinks": ()}},
     }}))
     if arg == "short":  # to compile little
         config.update({{"total_steps": {SHORT}, "batch_growth": {{"sizes": (), "at_steps": ()}}}})

@@ -44,7 +44,7 @@ def config_of(folder: pathlib.Path, **keys: object):
             "model": {"name": "cifar_resnet8", "width": 0.125},
             "learning_rate": {"warmup": "none", "decay": "none"},
             "data": {"source": "folder", "dir": str(folder)},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     config.update_from_flattened_dict(keys)

@@ -22,7 +22,7 @@ ARGS = [
     "--config.model.width=0.25",
     "--config.total_epochs=0",
     "--config.learning_rate.warmup_epochs=0.5",
-    "--config.log.tensorboard=False",
+    "--config.log.sinks=()",
 ]
 
 

@@ -23,7 +23,7 @@ RUN = [
     "--config.learning_rate.decay_epochs=(1.0, 1.3)",
     "--config.checkpoint.every_epochs=0",
     "--config.checkpoint.every_steps=4",
-    "--config.log.tensorboard=False",
+    "--config.log.sinks=()",
 ]
 SPEED = {"images_per_second", "data_wait_percent"}
 LAUNCHER = ["launch", "--num_processes=2", "--platform=cpu", "--max_restarts=0", "--"]

@@ -26,7 +26,7 @@ KEYS = {
     "learning_rate.warmup": "none",
     "batch_norm.precise_examples": 64,
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.sinks": (),
 }
 
 

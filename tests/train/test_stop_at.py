@@ -30,7 +30,7 @@ def get_config(arg=""):
         "optimizer": {{"momentum_form": "rate_inside"}},
         "evaluation": {{"every_steps": 3, "offset_steps": 2}},
         "checkpoint": {{"every_steps": 7}},
-        "log": {{"every_steps": 1, "tensorboard": False}},
+        "log": {{"every_steps": 1, "sinks": ()}},
     }}))
     return config
 """

@@ -25,7 +25,7 @@ def small_config(**keys: object):
             "devices": 2,
             "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup": "none"},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     config.update_from_flattened_dict(keys)

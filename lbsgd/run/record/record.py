@@ -1,4 +1,4 @@
-"""What a run leaves on the disk as it trains: metrics, summaries and checkpoints, in that order.
+"""What a run leaves behind as it trains: metrics, in their file and in sinks, and checkpoints.
 
 Only process 0 keeps a record; the others have `NoRecord`.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, evaluations, read_metrics
-from lbsgd.run.record.summaries import NoSummaries, Summaries, open_summaries
+from lbsgd.run.record.sinks.opening import Sink, Sinks
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.errors import ConfigError
@@ -25,8 +25,19 @@ class Record:
     from a checkpoint drops the later ones; so each update stands in the metrics once.
     """
 
-    def __init__(self, plan: Plan, folder: Workdir, say: Callable[[str], None]) -> None:
-        """Opens the checkpoints; `begin` opens the rest."""
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Workdir,
+        say: Callable[[str], None],
+        on_metrics: Sink | None = None,
+    ) -> None:
+        """Opens the checkpoints; `begin` opens the metrics, `open_sinks` where else they go.
+
+        Args:
+          say: takes a line.
+          on_metrics: gets the metrics besides.
+        """
         config = plan.config.checkpoint
         self._plan, self._folder, self._say = plan, folder, say
         self._checkpoints = Checkpoints(
@@ -34,7 +45,7 @@ class Record:
         )
         self._metrics: MetricsFile | None = None
         self._lists: MetricsFile | None = None
-        self._summaries: Summaries = NoSummaries()
+        self._sinks = Sinks(plan.config, folder.path, say, on_metrics)
         self._saved_at = time.monotonic()
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
@@ -42,13 +53,15 @@ class Record:
         return self._checkpoints.restore(like)
 
     def begin(self, start: int) -> None:
-        """Opens metrics and summaries of a run that resumes after `start` updates."""
+        """Opens the metrics of a run that resumes after `start` updates."""
         self._metrics = MetricsFile(self._folder.metrics, keep_until=start)
         if any(self._plan.measurements) or self._folder.diagnostics.is_file():
             self._lists = MetricsFile(self._folder.diagnostics, keep_until=start, lists=True)
-        if self._plan.config.log.tensorboard:
-            self._summaries = open_summaries(self._folder.tensorboard, self._say)
         self._saved_at = time.monotonic()
+
+    def open_sinks(self, start: int) -> None:
+        """Opens the sinks of a run that goes on after `start` updates."""
+        self._sinks.open(start)
 
     def holds_evaluation(self, update: int) -> bool:
         """Tells whether the state after `update` updates was evaluated."""
@@ -73,8 +86,9 @@ class Record:
     def write(self, done: int, values: Values) -> None:
         """Writes the metrics after `done` updates."""
         assert self._metrics
-        self._metrics.write(done, self._plan.timeline.epoch(done), values)
-        self._summaries.write_scalars(done, values)
+        epoch = self._plan.timeline.epoch(done)
+        self._metrics.write(done, epoch, values)
+        self._sinks(done, {"epoch": epoch, **values})
 
     def due(self, done: int) -> bool:
         """Tells whether the state after `done` updates is to be saved."""
@@ -104,7 +118,12 @@ class Record:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
 
     def _flush(self) -> str:
-        """Brings the metrics to the disk: "", or why that cannot be."""
+        """Brings the metrics to the disk: "", or why that cannot be.
+
+        Raises:
+          ConfigError: the workdir is another process's by now.
+        """
+        self._folder.check_held()
         files = (file for file in (self._metrics, self._lists) if file)
         return next(filter(None, (file.flush() for file in files)), "")
 
@@ -139,7 +158,7 @@ class Record:
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpoints.close()
-        self._summaries.close()
+        self._sinks.close()
         for file in (self._metrics, self._lists):
             if file:
                 file.close()
@@ -154,6 +173,9 @@ class NoRecord:
         return None
 
     def begin(self, start: int) -> None:
+        pass
+
+    def open_sinks(self, start: int) -> None:
         pass
 
     def holds_evaluation(self, update: int) -> bool:

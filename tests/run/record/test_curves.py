@@ -215,7 +215,7 @@ def test_a_run_ends_with_its_result_whatever_becomes_of_its_picture(tmp_path, ca
             "devices": 1,
             "model": {"name": "cifar_resnet8", "width": 0.25},
             "learning_rate": {"reference_batch_size": 16, "warmup": "none"},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1, "sinks": ()},
         }
     )
     metrics, picture = tmp_path / "metrics.jsonl", tmp_path / "curves.png"

@@ -1,9 +1,7 @@
 """Metrics, progress and curves."""
 
-import importlib.util
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +11,6 @@ import terminal
 
 from lbsgd.run.record.metrics import MetricsFile, read_metrics, read_whole_lines
 from lbsgd.run.record.progress import PlainProgress, open_progress
-from lbsgd.run.record.summaries import DispensableSummaries, NoSummaries, open_summaries
 from lbsgd.system.errors import ConfigError
 from lbsgd.tasks import Metric, classification
 
@@ -169,60 +166,3 @@ def test_on_a_narrow_terminal_the_bar_keeps_count_and_time(columns, env):
 def test_a_terminal_that_has_no_room_for_a_bar_gets_lines(columns, env):
     code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
     assert (code, shown) == (0, "a line [bold] above\r\n")
-
-
-def test_summaries_that_cannot_be_written_end_and_training_goes_on():
-    class Full:
-        def write_scalars(self, step, scalars):
-            raise OSError("kernel.cc:1; No space left on device\nmore")
-
-    said = []
-    summaries = DispensableSummaries(Full(), said.append)
-    for step in (1, 2):
-        summaries.write_scalars(step, {})
-    summaries.close()
-    end = "TensorBoard summaries end here, they cannot be written (No space left on device)"
-    assert said == [end]
-
-
-def test_summaries_reach_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    script = f"""
-from lbsgd.run.record.summaries import open_summaries
-import pathlib
-said = []
-writer = open_summaries(pathlib.Path({str(tmp_path)!r}), said.append)
-assert not said, said
-writer.write_scalars(7, {{"train_loss": 2.5}})
-writer.close()
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator({str(tmp_path)!r}, size_guidance={{"tensors": 0}})
-events.Reload()
-(event,) = events.Tensors("train_loss")
-assert event.step == 7
-import tensorflow as tf
-assert tf.make_ndarray(event.tensor_proto) == 2.5, event
-"""
-    env = {**os.environ, "MPLBACKEND": "none_that_there_is"}  # which tensorflow would stumble over
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("error", [ValueError("Key backend: x\nmore"), ImportError()])
-def test_summaries_that_cannot_be_had_are_a_line(tmp_path, monkeypatch, error):
-    """Whatever tensorflow says when it is imported."""
-
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "clu.metric_writers":
-                raise error
-
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.delitem(sys.modules, "clu.metric_writers", raising=False)
-    monkeypatch.delattr("clu.metric_writers", raising=False)
-    said = []
-    assert isinstance(open_summaries(tmp_path, said.append), NoSummaries)
-    assert said == [
-        f"TensorBoard summaries are off ({str(error).partition(chr(10))[0] or 'ImportError'})"
-    ]
