@@ -33,14 +33,14 @@ def measure(case, steps):
     """Seconds of each round and bytes of temporaries, by the number of steps."""
     runs = {}
     for number in steps:
-        _, step, state, batch = our_step(*case, accumulation_steps=number)
-        runs[number] = [step, state, batch]
+        parts, step, state, batch = our_step(*case, accumulation_steps=number)
+        runs[number] = [step, state, (batch, parts.program.numbers.at(0))]
     seconds = {number: [] for number in steps}
     for attempt in range(ROUNDS + 1):
         for number, run in runs.items():
-            step, state, batch = run
+            step, state, inputs = run
             start = time.perf_counter()
-            run[1], metrics = step(state, batch)
+            run[1], metrics = step(state, *inputs)
             jax.block_until_ready(metrics)
             if attempt:  # after a round to warm up
                 seconds[number].append(time.perf_counter() - start)

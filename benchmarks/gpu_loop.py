@@ -28,7 +28,7 @@ class Ways:
 
     def __init__(self, case) -> None:
         parts, self._step, self._state, self._batch = step.our_step(*case)
-        self._feed = parts.feed
+        self._feed, self._numbers = parts.feed, parts.program.numbers
         rows = {key: np.asarray(x) for key, x in self._batch.items()}
         put = jax.device_put
         self._batches = [
@@ -64,8 +64,8 @@ class Ways:
             with_feed.close()
 
     def _updates(self, batches, *, keep: bool = False) -> Iterator[None]:
-        for batch in batches:
-            self._state, metrics = self._step(self._state, batch)
+        for update, batch in enumerate(batches):
+            self._state, metrics = self._step(self._state, batch, self._numbers.at(update))
             if keep:
                 self._waiting.append(metrics)
             yield

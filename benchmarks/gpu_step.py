@@ -97,8 +97,8 @@ def summary(rates, flops):
 
 def compile_in_turn(name, size, batch_size, worker_batch_size, dtype):
     """lbsgd's step and then the plain one on the same images, each when it is asked for."""
-    _, ours, state, batch = step.our_step(name, size, batch_size, worker_batch_size, dtype)
-    yield "lbsgd", step.Running(ours, state, (batch,))
+    parts, ours, state, batch = step.our_step(name, size, batch_size, worker_batch_size, dtype)
+    yield "lbsgd", step.Running(ours, state, (batch, parts.program.numbers.at(0)))
     images = jnp.asarray(batch["image"]).reshape(batch_size, size, size, 3)
     labels = jnp.asarray(batch["label"]).reshape(batch_size)
     peers, state = step.plain_step(name, dtype, images, labels)

@@ -32,15 +32,16 @@ def measure(name, size, batch_size, worker_batch_size, dtype):
     """Seconds of an update and of a measurement in each round."""
     parts, step, state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
     look = compiled(parts.plan.worker, parts.plan.placement, in_turn=False)
+    numbers = parts.program.numbers.at(0)
     seconds = {"update": [], "measurement": []}
     repeats = 1
     for attempt in range(ROUNDS + 2):
         start = time.perf_counter()
         for _ in range(repeats):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, numbers)
         jax.block_until_ready(metrics)
         middle = time.perf_counter()
-        neighbour_cosines(jax.device_get(look(state.params, state.batch_stats, batch)))
+        neighbour_cosines(jax.device_get(look(state.params, state.batch_stats, numbers, batch)))
         end = time.perf_counter()
         if attempt == 1:  # long enough to time, after a first round to warm up
             repeats = max(1, round(0.3 / (middle - start)))

@@ -161,12 +161,12 @@ class Running:
 
 def compile_both(name, size, batch_size, worker_batch_size, dtype):
     """lbsgd's step and the plain one, on the same images."""
-    _, ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
+    parts, ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
     images = np.asarray(batch["image"]).reshape(batch_size, size, size, 3)
     images, labels = jnp.asarray(images), jnp.asarray(batch["label"]).reshape(batch_size)
     peers, peer_state = plain_step(name, dtype, images, labels)
     return {
-        "lbsgd": Running(ours, our_state, (batch,)),
+        "lbsgd": Running(ours, our_state, (batch, parts.program.numbers.at(0))),
         "plain": Running(peers, peer_state, (images, labels)),
     }
 

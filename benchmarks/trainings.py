@@ -59,8 +59,8 @@ def result_of(workdir: pathlib.Path) -> dict[str, object]:
     keys["data"]["dir"] = "DIR" if keys["data"]["dir"] else ""  # of this machine only
     return {
         "train_loss": [line["train_loss"] for line in updates],
-        "val_error": result.get("final_error"),
-        "evaluations": result.get("final_error_evaluations"),
+        "val_error": result.get("final"),
+        "evaluations": result.get("final_evaluations"),
         "train_error": statistics.fmean(line["train_error"] for line in updates[-5:]),
         "updates": updates[-1]["step"],
         "epochs": updates[-1]["epoch"],

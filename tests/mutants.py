@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "no number depends on idle slots",
         "step/reduction.py",
-        "jnp.where(keep, x, 0)",
+        "jnp.where(_along(real, x), x, 0)",
         "x",
         ("tests/train/test_placement.py",),
     ),
@@ -58,21 +58,22 @@ MUTANTS = (
         "each gradient byte is reduced once, outside the accumulation",
         "step/train_step.py",
         "return jax.grad(loss, has_aux=True)(params, rows, step)",
-        "return lax.pmean(jax.grad(loss, has_aux=True)(params, rows, step), DEVICE_AXES)",
+        "g, result = jax.grad(loss, has_aux=True)(params, rows, step)\n"
+        "        return jax.lax.pmean(g, placement.batch_spec[1]), result",
         ("tests/train/test_placement.py",),
     ),
     Mutant(
         "statistics are averaged over all devices, whatever the all-reduce",
         "step/train_step.py",
-        "return gradient_mean(gradients), lax.pmean(result, DEVICE_AXES)",
+        "return gradient_mean(gradients), *mean_over_devices(result, reductions)",
         "return gradient_mean(gradients), result",
         ("tests/workers/collectives/test_training.py",),
     ),
     Mutant(
         "running averages move once an update, by a tenth",
         "step/train_step.py",
-        "momentum * r + (1.0 - momentum) * new",
-        "(1.0 - momentum) * r + momentum * new",
+        "m * r + (1.0 - m) * new if moments",
+        "(1.0 - m) * r + m * new if moments",
         ("tests/step/test_step.py",),
     ),
     Mutant(
@@ -134,8 +135,8 @@ MUTANTS = (
     Mutant(
         "evaluation counts each example once",
         "step/evaluation.py",
-        "loss = jnp.where(mask, cross_entropy(logits, labels), 0)",
-        "loss = cross_entropy(logits, labels)",
+        "jnp.where(along, x, jnp.zeros_like(x))",
+        "x",
         (
             "tests/step/test_step.py",
             "tests/step/test_step_functions.py",

@@ -1,8 +1,14 @@
 """Keys of the task: what is learned, and its loss."""
 
-from lbsgd.config.keys import Key, Keys
+from lbsgd.config.dotted import is_dotted
+from lbsgd.config.keys import Condition, Key, Keys
 
 _OF_CLASSIFICATION = {"task.name": ("classification",)}
+
+
+def _of_ones_own(key: str) -> Condition:
+    return Condition(f'{key}="package.module:name"', lambda values: is_dotted(values[key]))
+
 
 KEYS: Keys = {
     "task.name": Key(
@@ -11,7 +17,11 @@ KEYS: Keys = {
         choices=("classification",),
         dotted=True,
     ),
-    "task.options": Key({}, "What a task of one's own takes besides the number of classes."),
+    "task.options": Key(
+        {},
+        "What a task of one's own takes besides the number of classes.",
+        used_if=_of_ones_own("task.name"),
+    ),
     "task.loss": Key(
         "cross_entropy",
         "The loss of each example; one's own is a function (logits, labels) -> [n].",
@@ -20,7 +30,10 @@ KEYS: Keys = {
         used_with=_OF_CLASSIFICATION,
     ),
     "task.loss_options": Key(
-        {}, "What a loss of one's own takes besides.", used_with=_OF_CLASSIFICATION
+        {},
+        "What a loss of one's own takes besides.",
+        used_with=_OF_CLASSIFICATION,
+        used_if=_of_ones_own("task.loss"),
     ),
     "label_smoothing": Key(
         0.0,

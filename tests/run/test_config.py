@@ -24,6 +24,8 @@ GOOD = {
     "allreduce.grid": (4, 2),
     "data.image_shape": (224, 224, 3),
     "stop_at": ("val_error", 24.1),
+    "task.name": "their.tasks:task",
+    "task.loss": "their.losses:loss",
     "log.sink_options": {"tensorboard": {"some": 1}},
 }
 # Written out: what may differ when a run goes on somewhere else.
@@ -281,10 +283,10 @@ def test_run_keys_come_back_from_json():
 def another(key: str) -> object:
     """A good value that is not the default."""
     value = DEFAULTS[key]
-    if key in CHOICES:
-        return of_words(key, CHOICES[key][-1])
     if key in GOOD:
         return GOOD[key]
+    if key in CHOICES:
+        return of_words(key, CHOICES[key][-1])
     others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
     others |= {dict: {"size": 7}}
     return others[type(value)]

@@ -37,6 +37,7 @@ UNSCALED = {"learning_rate.scaling": "none", "learning_rate.warmup_from": "zero"
 GROWN = {"batch_growth.sizes": (512,), "batch_growth.at_epochs": (1.0,)}
 BATCH_GROWS = {"batch_growth.in_place_of_decay": True}
 THEIRS = {"model.name": "their.networks:Net"}
+OWN_TASK, OWN_LOSS = {"task.name": "their.tasks:task"}, {"task.loss": "their.losses:loss"}
 GROUP, PLAIN = ({"model.normalization": name} for name in ("group", "none"))
 TORUS = {"allreduce.algorithm": "torus_2d"}
 SYNTHETIC, TFDS, FOLDER, NPZ, PACKED = (
@@ -88,6 +89,11 @@ POLICY = {
     "model.skip_connections": (False, [THEIRS], [OFF]),
     "model.zero_init_residual": (False, [THEIRS], [OFF]),
     "model.normalization": ("none", [THEIRS], [OFF]),
+    "task.options": ({"depth": 3}, [OFF, OWN_LOSS], [OWN_TASK]),
+    "task.loss": ("their.losses:loss", [OWN_TASK], [OFF]),
+    "task.loss_options": ({"gamma": 2.0}, [OFF, OWN_TASK, {**OWN_TASK, **OWN_LOSS}], [OWN_LOSS]),
+    "label_smoothing": (0.1, [OWN_TASK, OWN_LOSS], [OFF]),
+    "ema.warmup": (False, [OFF], [{"ema.decay": 0.9}]),
     "batch_norm.momentum": (0.5, [GROUP, PLAIN], [OFF]),
     "batch_norm.epsilon": (1e-3, [PLAIN, THEIRS], [OFF, GROUP]),
     "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS], [OFF]),

@@ -46,12 +46,12 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
 
 def train(run: Run) -> dict[str, np.ndarray]:
     """Metrics of every update and the final state, by name."""
-    step = run.program.compile_train_step()
+    step, numbers = run.program.compile_train_step(), run.program.numbers
     state = run.program.start()
     metrics = []
-    for batch in run.feed.train_batches().between(0, UPDATES):
-        state, values = step(state, batch)
-        metrics.append(jax.device_get(values))
+    for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
+        state, values = step(state, batch, numbers.at(update))
+        metrics.append(jax.device_get(values) | numbers.reported(update))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((metrics, state)))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -159,5 +159,5 @@ def test_idle_slots_change_nothing(x64):
         batch = {"image": local["image"], "label": labels}
         batch = jax.device_put(batch, run.plan.placement.batch_sharding)
         fresh = jax.tree.map(jnp.copy, state)
-        results.append(jax.device_get(step(fresh, batch)))
+        results.append(jax.device_get(step(fresh, batch, run.program.numbers.at(0))))
     jax.tree.map(np.testing.assert_array_equal, *results)

@@ -72,8 +72,9 @@ def test_a_run_ends_at_its_target_and_a_second_start_does_nothing(tmp_path, caps
         "updates": 2,
         "epochs": pytest.approx(epochs),
         "complete": True,
-        "final_error": outcome.final_error,
-        "final_error_evaluations": 1,
+        "headline": "val_error",
+        "final": outcome.final,
+        "final_evaluations": 1,
         "target": {"metric": "val_error", "value": 100.0, **reached},
     }
     said = "target reached: val_error of at most 100, after 2 updates = 0.08907 epochs ("

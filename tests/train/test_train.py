@@ -217,12 +217,12 @@ def diverging(**keys: object):
 def first_bad_update(config) -> tuple[int, float]:
     """The first update whose loss or gradient is not finite, and its learning rate."""
     parts = build(config)
-    step = parts.program.compile_train_step()
+    step, numbers = parts.program.compile_train_step(), parts.program.numbers
     state = parts.program.start()
-    for batch in parts.feed.train_batches().between(0, UPDATES):
-        state, values = step(state, batch)
+    for update, batch in enumerate(parts.feed.train_batches().between(0, UPDATES)):
+        state, values = step(state, batch, numbers.at(update))
         if not np.isfinite(values["train_loss"]) or not np.isfinite(values["gradient_norm"]):
-            return int(state.update_index) - 1, float(values["learning_rate"])
+            return update, numbers.reported(update)["learning_rate"]
     raise AssertionError("it does not diverge")
 
 

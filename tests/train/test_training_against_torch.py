@@ -93,12 +93,12 @@ def start(run):
 def in_jax(run, start):
     """Metrics of each update and the last state, on two devices in two accumulation steps."""
     assert (run.plan.placement.devices, run.plan.placement.accumulation_steps) == (2, 2)
-    step = run.program.compile_train_step()
+    step, numbers = run.program.compile_train_step(), run.program.numbers
     state = jax.device_put(start, run.plan.placement.replicated)
     metrics = []
-    for batch in run.feed.train_batches().between(0, UPDATES):
-        state, values = step(state, batch)
-        metrics.append(jax.device_get(values))
+    for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
+        state, values = step(state, batch, numbers.at(update))
+        metrics.append(jax.device_get(values) | numbers.reported(update))
     return metrics, jax.device_get(state)
 
 

@@ -91,10 +91,8 @@ def test_errors_at_the_end_can_be_read(errors, scale, ticks):
 
 def test_curves_have_the_batch_size_where_it_changes():
     evaluation = {"epoch": 1.0, "val_error": 5.0}
-    assert panels(curves.curves([evaluation], "x", FLAT, TASK)).keys() == {
-        "error %",
-        "learning rate",
-    }
+    figure = curves.curves([evaluation], "x", FLAT, TASK)
+    assert panels(figure).keys() == {"error %", "learning rate"}
     grown = curves.Schedule([0.0, 1.0, 2.5], [0.1, 0.1], [64, 128])
     figure = curves.curves([evaluation], "x", grown, TASK)
     (line,) = panels(figure)["batch size"]
@@ -160,16 +158,12 @@ def test_a_picture_is_drawn(tmp_path):
 def test_a_picture_that_cannot_be_drawn_is_a_line_that_says_why(tmp_path):
     folder = tmp_path / "curves.png"
     folder.mkdir()
-    assert (
-        curves.draw(LINES, folder, "x", FLAT, TASK)
-        == f"{folder} cannot be written (Is a directory)"
-    )
+    undrawn = curves.draw(LINES, folder, "x", FLAT, TASK)
+    assert undrawn == f"{folder} cannot be written (Is a directory)"
     full = tmp_path / "full.png"
     full.symlink_to("/dev/full")
-    assert (
-        curves.draw(LINES, full, "x", FLAT, TASK)
-        == f"{full} cannot be written (No space left on device)"
-    )
+    undrawn = curves.draw(LINES, full, "x", FLAT, TASK)
+    assert undrawn == f"{full} cannot be written (No space left on device)"
     path = tmp_path / "x.png"
     why = f"{path} cannot be drawn (KeyError: 'epoch')"
     assert curves.draw([{"train_error": 1.0}], path, "x", FLAT, TASK) == why

@@ -41,9 +41,10 @@ def small_run(devices, compute="float64", **keys):
 def train(run):
     """The losses of all updates, and the final state, by name; and the compiled step's text."""
     step, state, losses = run.program.compile_train_step(), run.program.start(), []
-    for batch in run.feed.train_batches().between(0, UPDATES):
-        state, metrics = step(state, batch)
-        losses.append(jax.device_get(metrics))
+    numbers = run.program.numbers
+    for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
+        state, metrics = step(state, batch, numbers.at(update))
+        losses.append(jax.device_get(metrics) | numbers.reported(update))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((losses, state)))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, step.as_text()
 
