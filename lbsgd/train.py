@@ -1,7 +1,6 @@
 """The loop: one run from its config to its result, read from top to bottom."""
 
 import contextlib
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError, DivergedError
+from lbsgd.system.files import AnyPath, any_path
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
     check_processes_agree,
@@ -78,7 +78,7 @@ class Reached(NamedTuple):
 
 def run(
     config: ml_collections.ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     *,
     should_stop: Callable[[int], bool] = lambda updates: False,
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -89,7 +89,7 @@ def run(
 
     Args:
       config: from `lbsgd.run.config.resolve`.
-      workdir: the folder of the run.
+      workdir: the folder of the run, on a disk or in a bucket ("gs://bucket/runs/x").
       should_stop: asked with the number of updates done, before each update and while evaluating;
         once true, the run saves a checkpoint and ends.
       on_metrics: called in process 0 with each line of metrics, the number of updates done and
@@ -102,7 +102,7 @@ def run(
     # What is opened is closed in reverse order, whatever ends the run: the record before the log
     # that says why, and the lock of the workdir last.
     with precision(config.dtype), contextlib.ExitStack() as opened:
-        session = _open(config, Workdir(pathlib.Path(workdir)), should_stop, on_metrics, opened)
+        session = _open(config, Workdir(any_path(workdir)), should_stop, on_metrics, opened)
         start = _resume(session)
         if _nothing_left(session.run.plan, start):
             session.progress.line(_complete(session, start))

@@ -29,6 +29,7 @@ CHECKED = (
     "lbsgd.workers",
     "lbsgd.optim",
     "lbsgd.models",
+    "lbsgd.tasks",
     "lbsgd.schedule.functions",
     "lbsgd.diagnostics.workers_gradient",
     "lbsgd.diagnostics.noise_scale",

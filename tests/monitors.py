@@ -21,4 +21,6 @@ def quiet(plan, *, said=None, should_stop=lambda done: False) -> Monitor:
       said: takes the lines; by default nobody does.
     """
     out = Lines() if said is None else said
-    return Monitor(plan, NoRecord(), out, lambda: None, should_stop, start=0, skipped=0)
+    return Monitor(
+        plan, NoRecord(), out, lambda: None, should_stop, lambda update: {}, start=0, skipped=0
+    )

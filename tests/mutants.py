@@ -113,9 +113,23 @@ MUTANTS = (
     Mutant(
         "LARS has the decay in its trust ratio",
         "optim/layerwise.py",
-        "of_g + weight_decay * of_w + epsilon",
-        "of_g + epsilon",
+        "below = of_g + in_type_of(of_w, weight_decay) * of_w + ",
+        "below = of_g + ",
         ("tests/optim/test_lars.py",),
+    ),
+    Mutant(
+        "in anyone's loop an optimizer counts its updates",
+        "optim/rule.py",
+        "optax.safe_increment(t)",
+        "t",
+        ("tests/optim/test_library.py",),
+    ),
+    Mutant(
+        "an optimizer of a dotted name is told the rate of each update",
+        "optim/stock.py",
+        "make(learning_rate=learning_rate)",
+        "make(learning_rate=jnp.ones(()))",
+        ("tests/optim/test_stock.py",),
     ),
     Mutant(
         "evaluation counts each example once",

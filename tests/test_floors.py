@@ -58,7 +58,7 @@ def turned_round(house, module, line):
         ("system.text", "from lbsgd.config.values import check_values"),
         ("schedule.timeline", "import lbsgd.workers.placement"),
         ("data.order", "def f():\n    from lbsgd.tasks.losses import cross_entropy"),
-        ("step.losses", "from lbsgd import optim"),
+        ("tasks.losses", "from lbsgd import optim"),
         ("checkpoint.store", "from lbsgd.launch import startup"),
         ("run.workdir", "from lbsgd.train import run"),
     ],
@@ -84,5 +84,5 @@ def test_circle_within_a_folder_is_noticed(house, module, line, folder):
 def test_imports_are_found(house):
     """Of each form, so that the tests above cannot pass by finding none."""
     assert {"train", "run.explain", "system.processes"} <= house.imports("main")  # in a function
-    assert {"workers.placement", "models.roles", "models.networks"} <= house.imports("run.plan")
+    assert {"workers.placement", "tasks.build", "models.networks"} <= house.imports("run.plan")
     assert imported_names(ast.parse("import lbsgd.data.order as o")) == {"lbsgd.data.order"}

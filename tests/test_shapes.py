@@ -14,9 +14,9 @@ from lbsgd.models.normalization import moments
 from lbsgd.optim.layerwise import scale_by_trust_ratio
 from lbsgd.optim.momentum import MomentumState, rate_outside_momentum
 from lbsgd.schedule import functions
-from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.step.pixels import erase, mix
 from lbsgd.step.reduction import sum_of_workers
+from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.workers.collectives.buckets import in_buckets
 from lbsgd.workers.collectives.scaling import float16_scale
 from lbsgd.workers.placement import place

@@ -35,26 +35,28 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
 def written_out(parts: Run, state, rows) -> np.ndarray:
     """Each worker's gradient by `jax.grad`, one after the other, `[k, P]`."""
 
-    def loss(params, row):
-        return parts.plan.worker(params, state.batch_stats, row).loss
+    numbers = parts.program.numbers.at(int(state.update_index))
+
+    def loss(params, row, index):
+        return parts.plan.worker(params, state.batch_stats, numbers, row, index).loss
 
     def flat(tree) -> np.ndarray:
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(tree))])
 
     gradient = jax.jit(jax.grad(loss))
-    each = ({key: x[j] for key, x in rows.items()} for j in range(len(rows["label"])))
-    return np.stack([flat(gradient(state.params, row)) for row in each])
+    each = (({key: x[j] for key, x in rows.items()}, j) for j in range(len(rows["label"])))
+    return np.stack([flat(gradient(state.params, row, jnp.int32(j))) for row, j in each])
 
 
-def quadratic_worker(params, batch_stats, batch) -> WorkerResult:
+def quadratic_worker(params, batch_stats, numbers, batch, index) -> WorkerResult:
     """Loss 1/2 (w - x)^T H (w - x): an example's gradient is H (w - x); H is diagonal."""
     curvature = params["curvature"]
     away = params["w"][None] - batch["x"]
     loss = 0.5 * jnp.mean(jnp.sum(jax.lax.stop_gradient(curvature)[None] * away**2, axis=1))
-    return WorkerResult(loss, loss, batch_stats)
+    return WorkerResult(loss, {}, batch_stats)
 
 
-def linear_worker(params, batch_stats, batch) -> WorkerResult:
+def linear_worker(params, batch_stats, numbers, batch, index) -> WorkerResult:
     """Its gradient is the mean of its rows."""
     loss = jnp.mean(batch["x"] @ params["w"])
-    return WorkerResult(loss, loss, batch_stats)
+    return WorkerResult(loss, {}, batch_stats)

@@ -1,7 +1,6 @@
 """Lists, verifies and shows checkpoints, for `lbsgd checkpoint`; changes nothing."""
 
 import json
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
 from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import one_line, pluralize
 
 
@@ -25,12 +24,12 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    folder, update = _locate(expand_home(workdir).absolute(), update)
+    folder, update = _locate(user_path(workdir).absolute(), update)
     updates = _updates(folder, update)
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
     store.quiet_orbax()
-    commands: dict[str, Callable[[pathlib.Path, list[int]], int]] = {
+    commands: dict[str, Callable[[AnyPath, list[int]], int]] = {
         "list": list_,
         "verify": verify,
         "show": show,
@@ -38,7 +37,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     return commands[command](folder, updates)
 
 
-def list_(folder: pathlib.Path, updates: list[int]) -> int:
+def list_(folder: AnyPath, updates: list[int]) -> int:
     """Lists what there is in a table, without reading the arrays."""
     print(f"{'update':>10}  {'MB':>9}  {'written':<25}  state")
     for update in sorted(updates):
@@ -58,7 +57,7 @@ def list_(folder: pathlib.Path, updates: list[int]) -> int:
     return EXIT_DONE
 
 
-def verify(folder: pathlib.Path, updates: list[int]) -> int:
+def verify(folder: AnyPath, updates: list[int]) -> int:
     """Reads every array and compares it with its checksum."""
     damaged = False
     for update in sorted(updates):
@@ -73,7 +72,7 @@ def verify(folder: pathlib.Path, updates: list[int]) -> int:
     return EXIT_FAILED if damaged else EXIT_DONE
 
 
-def show(folder: pathlib.Path, updates: list[int]) -> int:
+def show(folder: AnyPath, updates: list[int]) -> int:
     """Shows the newest one's identity and arrays, with norm, mean and start of their checksums."""
     path = folder / str(max(updates))
     try:
@@ -102,7 +101,7 @@ def _content(manifest: Manifest) -> str:
     )
 
 
-def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int | None]:
+def _locate(path: AnyPath, update: int | None) -> tuple[AnyPath, int | None]:
     """Finds the folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints"
@@ -114,7 +113,7 @@ def _locate(path: pathlib.Path, update: int | None) -> tuple[pathlib.Path, int |
     return path, update
 
 
-def _updates(folder: pathlib.Path, update: int | None) -> list[int]:
+def _updates(folder: AnyPath, update: int | None) -> list[int]:
     try:
         there = store.updates_in(folder)
     except OSError as error:

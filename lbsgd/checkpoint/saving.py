@@ -1,7 +1,6 @@
 """The checkpoints of a run: saved while training continues, trusted only once read back."""
 
 import contextlib
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lbsgd.checkpoint import store
+from lbsgd.checkpoint import store, transfer
 from lbsgd.checkpoint.manifest import (
     DamagedError,
     Manifest,
@@ -21,6 +20,7 @@ from lbsgd.checkpoint.manifest import (
     named_leaves,
 )
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath
 from lbsgd.system.text import differences, one_line, pluralize
 
 
@@ -69,7 +69,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: AnyPath,
         keep: int,
         identity: Mapping[str, Any],
         *,
@@ -79,7 +79,7 @@ class Checkpoints:
         """Creates the folder and removes what interrupted saves left in it.
 
         Args:
-          folder: holds all checkpoints.
+          folder: holds all checkpoints, on a disk or in a bucket.
           keep: how many checkpoints to keep, at least 1.
           identity: everything that determines the numbers of the run, as JSON values.
           on_error: what to do if a checkpoint cannot be written: "continue" prints a line, "stop"
@@ -103,7 +103,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in store.leftovers_in(self._folder):
                 with contextlib.suppress(OSError):
-                    store.remove(path)
+                    transfer.remove(path)
         except OSError as error:
             raise ConfigError(
                 f"{self._folder} cannot hold checkpoints ({store.reason(error)}); choose another "
@@ -262,7 +262,7 @@ class Checkpoints:
         _check_finite(arrays)
         if path.exists() and self._is_good(update):
             return
-        store.remove(path)
+        transfer.remove(path)
         self._verified.pop(update, None)
         manifest = make_manifest(update, self._identity, arrays)
         try:
@@ -286,10 +286,10 @@ class Checkpoints:
     def _clear(self, update: int) -> None:
         """Removes what a failed save left, as far as possible."""
         with contextlib.suppress(OSError):
-            store.remove(self._folder / str(update))
+            transfer.remove(self._folder / str(update))
         with contextlib.suppress(OSError):
             for path in store.leftovers_in(self._folder):
-                store.remove(path)
+                transfer.remove(path)
 
     def _fail(self, update: int, why: str) -> None:
         self._add(failed=1)
@@ -311,12 +311,12 @@ class Checkpoints:
             older = [other for other in store.updates_in(self._folder) if other <= update]
             for other in older:
                 if kept == self._keep:
-                    store.remove(self._folder / str(other))
+                    transfer.remove(self._folder / str(other))
                     self._verified.pop(other, None)
                 else:
                     kept += self._is_good(other)
             for path in store.leftovers_in(self._folder):
-                store.remove(path)
+                transfer.remove(path)
         except OSError as error:
             self._say(f"old checkpoints could not be removed ({store.reason(error)})")
 

@@ -10,13 +10,10 @@ A checkpoint that is read may be damaged or hostile: anything but JSON and array
 """
 
 import contextlib
-import errno
 import logging
 import os
 import pathlib
 import re
-import shutil
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,25 +23,36 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lbsgd.checkpoint.manifest import DamagedError, Manifest, check_array, from_json, to_json
+from lbsgd.checkpoint.transfer import (
+    MANIFEST,
+    TEMPORARY,
+    fetched,
+    is_complete,
+    sizes,
+    staged,
+)
+from lbsgd.system.bucket import BucketPath
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath
 from lbsgd.system.text import one_line
 
-# Orbax's mark in the name of a folder that is not complete, or is being removed.
-TEMPORARY = ".orbax-checkpoint-tmp"
 # A hundred times what the largest network needs; Orbax reads such a file into memory at once.
 LARGEST_JSON = 64 * 2**20
 # The open files of this process, by descriptor; on Linux only.
 OPEN_FILES = "/proc/self/fd"
 _ODD_NAME = re.compile(r"[][*?{}\\\ud800-\udfff]|:/")
-_JSON_FILES = ("_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA")
+_UPDATE = re.compile("0|[1-9][0-9]*")
+_JSON_FILES = ("_CHECKPOINT_METADATA", MANIFEST, "state/_METADATA")
 
 
-def check_name(folder: pathlib.Path) -> None:
+def check_name(folder: AnyPath) -> None:
     """Checks that the name of a folder allows checkpoints in it.
 
     Raises:
       ConfigError: it does not.
     """
+    if isinstance(folder, BucketPath):
+        return  # no part of which Orbax ever sees
     if _ODD_NAME.search(str(folder)) and not os.path.isdir(OPEN_FILES):
         raise ConfigError(
             f"{folder}: on this system checkpoints cannot lie below a folder whose name holds one "
@@ -70,55 +78,61 @@ def _for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(descriptor)
 
 
-def updates_in(folder: pathlib.Path) -> list[int]:
+@contextlib.contextmanager
+def _orbax_reads(path: AnyPath, files: Mapping[str, int]) -> Iterator[pathlib.Path]:
+    """Yields where Orbax can read files of a checkpoint, of which the sizes are given."""
+    with fetched(path, files, sum(files.values())) as local, _for_orbax(local) as there:
+        yield there
+
+
+def updates_in(folder: AnyPath) -> list[int]:
     """Lists the update indices that have checkpoints, good or not, the newest first.
 
     Raises:
       OSError: the folder cannot be read.
     """
-    names = [path.name for path in folder.iterdir()]
-    updates = [int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n)]
-    return sorted(updates, reverse=True)
+    named = (path for path in folder.iterdir() if _UPDATE.fullmatch(path.name))
+    return sorted((int(path.name) for path in named if is_complete(path)), reverse=True)
 
 
-def leftovers_in(folder: pathlib.Path) -> list[pathlib.Path]:
+def leftovers_in(folder: AnyPath) -> list[AnyPath]:
     """Lists the files and folders that interrupted saves left."""
-    return sorted(path for path in folder.iterdir() if TEMPORARY in path.name)
+    there: list[AnyPath] = sorted(folder.iterdir(), key=str)
+    partial = [path for path in there if _UPDATE.fullmatch(path.name) and not is_complete(path)]
+    return partial + [path for path in there if TEMPORARY in path.name]
 
 
-def write(path: pathlib.Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a checkpoint and syncs it to the disk.
+def write(path: AnyPath, manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a checkpoint and syncs it to the disk, or brings it into the bucket.
 
     Raises:
       Exception: of any kind, from a library; `reason` describes it.
     """
-    _check_room(path.parent, manifest.nbytes)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(_without_empty(arrays)),
         manifest=ocp.args.JsonSave(to_json(manifest)),
     )
-    with _for_orbax(path) as there:
+    with staged(path, manifest.nbytes) as local, _for_orbax(local) as there:
         _checkpointer().save(there, args=args)
-    _sync_to_disk(path)
 
 
-def read_manifest(path: pathlib.Path) -> Manifest:
+def read_manifest(path: AnyPath) -> Manifest:
     """Reads the manifest of a checkpoint, without its arrays.
 
     Raises:
       DamagedError: it is missing or damaged.
     """
     with _raise_damaged():
-        _sizes(path)
+        files = {n: nbytes for n, nbytes in _sizes(path).items() if not n.startswith("state/")}
         args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
-        with _for_orbax(path) as there:
+        with _orbax_reads(path, files) as there:
             manifest = from_json(_checkpointer().restore(there, args=args).manifest)
     if path.name != str(manifest.update):
         raise DamagedError(f"it is of update {manifest.update}")
     return manifest
 
 
-def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
+def read_arrays(path: AnyPath, manifest: Manifest) -> dict[str, np.ndarray]:
     """Reads the arrays of a checkpoint and verifies that they are what was saved.
 
     Raises:
@@ -126,13 +140,14 @@ def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]
     """
     stored = _without_empty(manifest.arrays)
     with _raise_damaged():
-        nbytes = size(path)
+        files = _sizes(path)
+        nbytes = sum(files.values())
         if nbytes < manifest.nbytes:
             raise DamagedError(f"it has {nbytes} bytes of {manifest.nbytes}")
-        _check_layout(path, manifest)
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
         args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=how))
-        with _for_orbax(path) as there:
+        with _orbax_reads(path, files) as there:
+            _check_layout(there, manifest)
             arrays = dict(_checkpointer().restore(there, args=args).state)
     for name in manifest.arrays.keys() - stored.keys():
         entry = manifest.arrays[name]
@@ -140,25 +155,6 @@ def read_arrays(path: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]
     for name, entry in manifest.arrays.items():
         check_array(name, arrays[name], entry)
     return arrays
-
-
-def remove(path: pathlib.Path) -> None:
-    """Removes a checkpoint, or the remains of one, atomically: no part of it is taken for a whole.
-
-    Raises:
-      OSError: it could not be removed.
-    """
-    if TEMPORARY not in path.name:
-        doomed = path.with_name(f"{path.name}{TEMPORARY}-removed")
-        if os.path.lexists(doomed):
-            remove(doomed)
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(doomed)
-        path = doomed
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def reason(error: BaseException) -> str:
@@ -249,8 +245,7 @@ def _check_layout(path: pathlib.Path, manifest: Manifest) -> None:
     Raises:
       DamagedError: names, dtypes, shapes or chunks differ.
     """
-    with _for_orbax(path) as there:
-        found = _checkpointer().metadata(there).item_metadata.state.tree
+    found = _checkpointer().metadata(path).item_metadata.state.tree
     stored = _without_empty(manifest.arrays)
     if found.keys() != stored.keys():
         odd = sorted(found.keys() ^ stored.keys())
@@ -262,35 +257,21 @@ def _check_layout(path: pathlib.Path, manifest: Manifest) -> None:
             raise DamagedError(f"{name} is not laid out as its manifest says")
 
 
-def _sizes(path: pathlib.Path) -> dict[str, int]:
+def _sizes(path: AnyPath) -> dict[str, int]:
     """Lists the sizes of the files of a checkpoint in bytes.
 
     Raises:
       DamagedError: a file is not a plain one, so that reading might never end, or one is huge.
       OSError: the files cannot be listed.
     """
-    if path.is_symlink() or not path.is_dir():
-        raise DamagedError("it is not a folder")
-    sizes = dict(_walk(path, ""))
+    found = sizes(path)
     for name in _JSON_FILES:
-        if sizes.get(name, 0) > LARGEST_JSON:
-            raise DamagedError(f"{name} has {sizes[name]} bytes")
-    return sizes
+        if found.get(name, 0) > LARGEST_JSON:
+            raise DamagedError(f"{name} has {found[name]} bytes")
+    return found
 
 
-def _walk(path: pathlib.Path, prefix: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(path) as entries:
-        for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                yield from _walk(path / entry.name, f"{prefix}{entry.name}/")
-            elif stat.S_ISREG(status.st_mode):
-                yield prefix + entry.name, status.st_size
-            else:
-                raise DamagedError(f"{prefix}{entry.name} is not a plain file")
-
-
-def size(path: pathlib.Path) -> int:
+def size(path: AnyPath) -> int:
     """Returns the size of a checkpoint in bytes; raises as `_sizes`."""
     return sum(_sizes(path).values())
 
@@ -304,40 +285,3 @@ def _raise_damaged() -> Iterator[None]:
         raise
     except Exception as error:
         raise DamagedError(f"it cannot be read ({reason(error)})") from error
-
-
-def _check_room(folder: pathlib.Path, nbytes: int) -> None:
-    """Checks that a checkpoint fits on the disk.
-
-    Orbax would create a missing folder, and write much before it notices that the disk is full.
-
-    Raises:
-      OSError: the folder is gone, or has no room for so many bytes.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"{folder} is not there any more")
-    usage = shutil.disk_usage(folder)
-    if usage.total > 0 and usage.free < nbytes:
-        text = f"No space left on device: {nbytes:,} bytes needed, {usage.free:,} free"
-        raise OSError(errno.ENOSPC, text)
-
-
-def _sync_to_disk(path: pathlib.Path) -> None:
-    """Syncs files and folders to the disk, and drops their cache, so that the disk is read back."""
-    for folder, _, files in os.walk(path, topdown=False):
-        for name in files:
-            _sync(os.path.join(folder, name))
-        with contextlib.suppress(OSError):  # not every file system can sync a folder
-            _sync(folder)
-    with contextlib.suppress(OSError):
-        _sync(str(path.parent))
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)

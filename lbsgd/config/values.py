@@ -1,6 +1,7 @@
 """Checks which values the keys of a config have, and how large these are."""
 
 import math
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +58,7 @@ def _check_names(name: str, value: Any, key: Key) -> None:
             raise ConfigError(f"{name} must hold names, not {short_repr(word)}")
         _check_text(name, word)
         if key.choices and word not in key.choices and not is_dotted(word):
-            known = ", ".join(key.choices)
+            known = ", ".join(filter(None, key.choices))
             raise ConfigError(
                 f'unknown {name} {short_repr(word)}; known: {known}, or "package.module:name"'
             )
@@ -93,7 +94,7 @@ def check_options(name: str, options: Mapping[Any, Any]) -> None:
             elif isinstance(part, str):
                 _check_text(key, part)
             elif is_number(part):
-                _check_number(key, part, Key(0, "", negative=True, most=math.inf))
+                _check_number(key, part, Key(0, "", negative=True, most=sys.float_info.max))
             elif not (part is None or isinstance(part, bool)):
                 raise ConfigError(f"{key} must be numbers or words, not {short_repr(part)}")
 

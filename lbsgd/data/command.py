@@ -16,6 +16,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from lbsgd.system.bucket import LIKE_BUCKET
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, ConfigError
 from lbsgd.system.limits import num_cores
@@ -65,17 +66,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser("lbsgd prepare", __doc__)
     add = parser.add_argument
-    add("input", nargs="?", type=pathlib.Path, help=KINDS)
-    add("output", nargs="?", type=pathlib.Path, help="the folder of the packed set")
+    add("input", nargs="?", type=_on_disk, help=KINDS)
+    add("output", nargs="?", type=_on_disk, help="the folder of the packed set")
     add(
         "--verify",
-        type=pathlib.Path,
+        type=_on_disk,
         metavar="OUTPUT",
         help="recompute the checksums of this packed set",
     )
     add(
         "--tfrecord",
-        type=pathlib.Path,
+        type=_on_disk,
         metavar="FOLDER",
         help="make the dataset in this folder, which has dataset_info.json, random-access",
     )
@@ -118,6 +119,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse(argv)
     _check(args)
     return args
+
+
+def _on_disk(path: str) -> pathlib.Path:
+    """Reads a path of a file or a folder on the disk.
+
+    Raises:
+      ArgumentTypeError: it is in a bucket.
+    """
+    if LIKE_BUCKET.match(path):
+        raise argparse.ArgumentTypeError(
+            f"{path} is not on a disk; prepare the set on one, and copy it into the bucket"
+        )
+    return pathlib.Path(path)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
 """Corrupt examples: the run stops at them, or logs, counts and replaces them."""
 
 import json
-import pathlib
 import threading
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath, append_line
 
 
 def corrupt_message(name: str, error: CorruptError) -> str:
@@ -27,10 +27,10 @@ class CorruptExamples:
     def __init__(self, policy: str = "error", most: int = 0) -> None:
         self.policy, self.most = policy, most
         self.names: set[str] = set()
-        self._path: pathlib.Path | None = None
+        self._path: AnyPath | None = None
         self._lock = threading.Lock()
 
-    def log_to(self, path: pathlib.Path) -> None:
+    def log_to(self, path: AnyPath) -> None:
         """Logs corrupt examples to a file, one JSON object per line; those already in it count.
 
         Raises:
@@ -64,5 +64,4 @@ class CorruptExamples:
 
     def _write(self, line: dict[str, str]) -> None:
         if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self._path, json.dumps(line))

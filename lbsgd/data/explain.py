@@ -2,9 +2,13 @@
 
 import ml_collections
 
+from lbsgd.data.augmentation.named import Augmentation
 from lbsgd.data.facts import Facts
+from lbsgd.data.image_sizes import ImageSizes
 from lbsgd.data.keys import usual_short_side
-from lbsgd.system.text import pluralize
+from lbsgd.data.source import format_shape
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.system.text import decimal, pluralize
 
 # Relative: a short side of evaluation that is as far from the usual one is told.
 FAR = 0.05
@@ -46,7 +50,9 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
     parts = crops[data.crop] + ["random flip"] * data.flip
     if any(data.color_jitter):
         parts.append("color jitter {:g}, {:g}, {:g}".format(*data.color_jitter))
-    named = {"lighting": "PCA lighting", "mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
+    parts += [f"PCA lighting {data.lighting:g}"] if data.lighting else []
+    parts += [_explain_named(data)] if data.augment else []
+    named = {"mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
     parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
     text = f"augmentation: {', '.join(parts) or 'none'}"
     if data.crop == "inception":
@@ -55,3 +61,30 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
         if abs(side - usual) > FAR * usual:
             text += f" (256/224 of {size:,}, as is usual, would be {usual:,}: set it to 0)"
     return text
+
+
+def _explain_named(data: ml_collections.ConfigDict) -> str:
+    options = ", ".join(
+        f"{name}={value!r}" for name, value in data.augment_options.to_dict().items()
+    )
+    return f"{data.augment}({options})"
+
+
+def explain_image_sizes(
+    augmentation: Augmentation | None, sizes: ImageSizes, timeline: Timeline, total_updates: int
+) -> list[str]:
+    """Says how large an augmentation makes images, where that changes.
+
+    Args:
+      sizes: of the images, by update.
+      total_updates: of the run.
+    """
+    if augmentation is None or not augmentation.resizes:
+        return []
+    parts = [
+        f"{format_shape(size)} from update {first:,} (epoch {decimal(timeline.epoch(first))})"
+        for first, _, size in sizes.between(0, total_updates)
+    ]
+    steps = pluralize(len(sizes.distinct), "size")
+    whole = format_shape(augmentation.image_shape[:2])
+    return [f"image size: {', '.join(parts)}: {steps}, each compiled once; evaluated at {whole}"]

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lbsgd.config.keys import Condition, Key, Keys, must, pair_within, whole
+from lbsgd.config.keys import ON, Condition, Key, Keys, must, pair_within, whole
+from lbsgd.data.augmentation.catalogue import OWN
 
 _OF_TFDS = {"data.source": ("tfds",)}
 _OF_SYNTHETIC = {"data.source": ("synthetic",)}
@@ -212,6 +213,18 @@ _AUGMENTATION: Keys = {
         0.0,
         "The standard deviation of PCA lighting; 0.1 in Krizhevsky et al. 2012.",
         used_with=_OF_LOADED,
+    ),
+    "data.augment": Key(
+        "",
+        'What else changes images in training, after crop, flip and colours; "" for nothing.',
+        choices=("", *OWN),
+        dotted=True,
+        used_with=_OF_LOADED,
+    ),
+    "data.augment_options": Key(
+        {},
+        "Options of data.augment, by name.",
+        used_with={"data.augment": ON, **_OF_LOADED},
     ),
     "data.mixup": Key(
         0.0,

@@ -3,8 +3,9 @@
 import ml_collections
 
 from lbsgd.data.augment import Color, CropAndFlip
+from lbsgd.data.augmentation.named import Augmentation
 from lbsgd.data.corrupt import CorruptExamples
-from lbsgd.data.pipeline import Loader, Targets
+from lbsgd.data.pipeline import Augment, Loader, Targets
 from lbsgd.data.source import Source
 from lbsgd.data.views import CentreCrop, InceptionCrop, View, Whole
 
@@ -17,6 +18,7 @@ def training_loader(
     image_shape: Shape,
     corrupt: CorruptExamples,
     targets: Targets | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Loader:
     """Builds the loader of training examples, cropped and augmented as the config says.
 
@@ -24,6 +26,7 @@ def training_loader(
       config: the config of the run.
       image_shape: `(h, w, c)` of the network's input.
       targets: what the task makes of labels.
+      augmentation: what `data.augment` names, which comes last.
     """
     data, seed = config.data, config.seed
     view: View = Whole(image_shape)
@@ -31,9 +34,10 @@ def training_loader(
         crop = data.crop_area, data.crop_aspect, data.crop_antialias
         view = InceptionCrop(image_shape, seed, *crop)
     padding = data.crop_padding if data.crop == "padded" else 0
-    augment = (
+    augment: tuple[Augment, ...] = (
         CropAndFlip(seed, padding, data.flip),
         Color(seed, data.color_jitter, data.lighting),
+        *([augmentation] if augmentation else []),
     )
     return Loader(source, view, augment, corrupt, data.threads, targets)
 

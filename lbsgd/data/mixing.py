@@ -49,6 +49,10 @@ class Mixing:
         """Tells whether any of the three is on."""
         return bool(self.mixup or self.cutmix or self.erasing)
 
+    def of_size(self, size: tuple[int, int]) -> "Mixing":
+        """Returns that of images of another size: boxes lie where they would, in proportion."""
+        return dataclasses.replace(self, image_shape=(*size, self.image_shape[2]))
+
     def draw(self, epochs: np.ndarray, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Draws the numbers that `mix` and `erase` need.
 

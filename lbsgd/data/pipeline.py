@@ -23,7 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lbsgd.data.corrupt import CorruptExamples
+from lbsgd.data.image_sizes import ImageSizes
 from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.images.resize import shrink
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.source import Source
@@ -114,7 +116,11 @@ class Loader:
         return self.threads or num_cores()
 
     def job(
-        self, epochs: np.ndarray, examples: np.ndarray, mask: np.ndarray | None = None
+        self,
+        epochs: np.ndarray,
+        examples: np.ndarray,
+        mask: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
     ) -> LoadJob:
         """Prepares to load examples `[...]`: image uint8 `[..., h, w, c]`, label int32 `[...]`.
 
@@ -122,10 +128,12 @@ class Loader:
           mask: which rows are real, for evaluation; a corrupt example is masked, so that it does
             not count. Without a mask, for training, the next example of the data set that can be
             read takes its place, so that the batch is still a function of its index.
+          size: `(h, w)` to which images are shrunk after all else; by default they are not.
         """
         count = examples.size
+        shape = (*(size or self.view.shape[:2]), self.view.shape[2])
         arrays: Arrays = {
-            "image": np.empty((*examples.shape, *self.view.shape), np.uint8),
+            "image": np.empty((*examples.shape, *shape), np.uint8),
             "label": np.empty(examples.shape, np.int32),
         }
         if mask is not None:
@@ -133,18 +141,26 @@ class Loader:
         rows = Rows(
             epochs.ravel(),
             examples.ravel(),
-            arrays["image"].reshape(count, *self.view.shape),
+            arrays["image"].reshape(count, *shape),
             arrays["label"].reshape(count),
             np.ones(count, bool) if mask is None else mask.reshape(count),
         )
         # Four tasks per thread or more, so that all threads share the rows of a small batch.
-        size = max(1, min(MOST_ROWS, count // (4 * self.num_threads)))
-        parts = [rows.part(slice(i, i + size)) for i in range(0, count, size)]
-        return LoadJob(
-            arrays, [functools.partial(self._fill, p, mask is None) for p in parts], self.targets
-        )
+        each = max(1, min(MOST_ROWS, count // (4 * self.num_threads)))
+        parts = [rows.part(slice(i, i + each)) for i in range(0, count, each)]
+        tasks = [functools.partial(self._fill, p, mask is None) for p in parts]
+        return LoadJob(arrays, tasks, self.targets)
 
     def _fill(self, rows: Rows, replace: bool) -> None:
+        """Loads rows, and shrinks their images where the batch has smaller ones."""
+        if rows.images.shape[1:] == self.view.shape:
+            return self._load(rows, replace)
+        whole = np.empty((len(rows.images), *self.view.shape), np.uint8)
+        self._load(rows._replace(images=whole), replace)
+        for image, out in zip(whole, rows.images):
+            shrink(image, out)
+
+    def _load(self, rows: Rows, replace: bool) -> None:
         """Loads rows: each example by itself, then the augmentation of all of them."""
         draws = self.view.draw(rows.epochs, rows.examples)
         loaded = rows.examples.copy()
@@ -320,6 +336,7 @@ class TrainBatches:
     Attributes:
       placements: where the workers are, by batch size.
       mixing: draws the numbers by which the devices mix and erase images.
+      image_sizes: of the images, by update; None where they are whole.
     """
 
     loader: Loader
@@ -327,6 +344,7 @@ class TrainBatches:
     timeline: Timeline
     placements: Mapping[int, Placement]
     mixing: Mixing
+    image_sizes: ImageSizes | None = None
 
     def placement(self, update: int) -> Placement:
         """Returns where the workers are placed at an update index."""
@@ -348,8 +366,10 @@ class TrainBatches:
         Its arrays are image `[A, S, n, h, w, c]`, label `[A, S, n]`, ...
         """
         epochs, examples = self.examples(update)
-        job = self.loader.job(epochs, examples)
-        drawn = self.mixing.draw(epochs.ravel(), examples.ravel())
+        size = self.image_sizes(update) if self.image_sizes else None
+        job = self.loader.job(epochs, examples, size=size)
+        mixing = self.mixing.of_size(size) if size else self.mixing
+        drawn = mixing.draw(epochs.ravel(), examples.ravel())
         job.arrays.update({k: x.reshape(examples.shape + x.shape[1:]) for k, x in drawn.items()})
         return job
 

@@ -2,12 +2,14 @@
 
 import pathlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath
 
 # One record per group, so that reading one reads no other; images are already compressed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -22,17 +24,26 @@ class RecordFile:
       records: how many records it must have.
     """
 
-    def __init__(self, path: pathlib.Path, records: int) -> None:
+    def __init__(
+        self, path: AnyPath, records: int, local: Callable[[], pathlib.Path] | None = None
+    ) -> None:
+        """Takes the path of a file, to be opened later.
+
+        Args:
+          local: brings the file to the disk and says where, if it lies in a bucket.
+        """
         self.path, self.records = path, records
+        self._local = local or (lambda: pathlib.Path(str(path)))
         self._lock = threading.Lock()
         self._reader: Any = None
 
     def _open(self) -> Any:
         with self._lock:
             if self._reader is None:
-                reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
+                local = self._local()
+                reader = ArrayRecordReader(str(local), READER_OPTIONS)
                 if reader.num_records() != self.records:
-                    self.path.open("rb").close()  # says why, where the file cannot be opened
+                    local.open("rb").close()  # says why, where the file cannot be opened
                     raise CorruptError(
                         f"{self.path.name} has {reader.num_records()} records, not {self.records}"
                     )

@@ -6,13 +6,12 @@ Exit code 0: at least one picture; 2: there is nothing to draw, or no run.
 """
 
 import logging
-import pathlib
 from collections.abc import Sequence
 
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     # It warns where it cannot keep a cache in the home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        for path in draw(Workdir(expand_home(parser.parse(argv).workdir))):
+        for path in draw(Workdir(user_path(parser.parse(argv).workdir))):
             print(path)
     except ConfigError as error:
         complain(error)
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def draw(folder: Workdir) -> list[pathlib.Path]:
+def draw(folder: Workdir) -> list[AnyPath]:
     """Writes the pictures that there is something for, and returns where.
 
     Raises:
@@ -41,6 +40,7 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
     # matplotlib takes its time; mistakes in the arguments need not wait for it.
     from lbsgd.diagnostics import pictures
     from lbsgd.run.record.metrics import read_metrics
+    from lbsgd.system.figures import save_figure
 
     metrics = read_metrics(folder.metrics)
     lists = read_metrics(folder.diagnostics, lists=True)
@@ -57,7 +57,7 @@ def draw(folder: Workdir) -> list[pathlib.Path]:
         )
     for path, figure in there.items():
         try:
-            figure.savefig(path, dpi=120)
+            save_figure(figure, path)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
     return list(there)

@@ -15,7 +15,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.step.loops import scan
-from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import over_devices, sum_of_workers
 from lbsgd.step.worker import Batch, Worker, worker_gradient
 from lbsgd.workers.placement import DEVICE_AXES, Placement
@@ -103,7 +102,7 @@ def _lanes_in_turn(
 def device_gradients(
     params: Any,
     batch_stats: Any,
-    numbers: Numbers,
+    numbers: Any,
     batch: Batch,
     *,
     worker: Worker,
@@ -142,12 +141,12 @@ def device_gradients(
     # Each step's squares and products are stacked, [A, L]; numbers, where gradients would not fit.
     zeros = jax.tree.map(jnp.zeros_like, params)
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    carry, numbers = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
+    carry, measured = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
     # Divided by k, and not averaged over devices: one with idle lanes has summed fewer.
     mean = jax.tree.map(lambda x: x / placement.workers, lax.psum(carry[1], DEVICE_AXES))
     # [A, D, L] is the order of slots, and so of workers; idle slots are past the last of them.
     squares, products = (
-        lax.all_gather(x, DEVICE_AXES, axis=1).reshape(-1)[: placement.workers] for x in numbers
+        lax.all_gather(x, DEVICE_AXES, axis=1).reshape(-1)[: placement.workers] for x in measured
     )
     # The first worker has none before it.
     return WorkerGradients(squares, products[1:], dot(mean, mean))
@@ -156,7 +155,7 @@ def device_gradients(
 def workers_gradient(
     params: Any,
     batch_stats: Any,
-    numbers: Numbers,
+    numbers: Any,
     batch: Batch,
     *,
     worker: Worker,
@@ -167,7 +166,7 @@ def workers_gradient(
 
     Args:
       batch: the kn examples by slot, `[A, D * L, n, ...]`.
-      numbers: of the update whose minibatch it is.
+      numbers: of the update whose minibatch it is, as the worker takes them.
       worker: e.g. `step.worker_loss`, bound.
       placement: of workers that share no batch norm.
       in_turn: the lanes of a device one after the other, for memory, instead of side by side.

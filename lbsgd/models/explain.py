@@ -35,7 +35,8 @@ def explain_precision(c: ml_collections.ConfigDict) -> list[str]:
     if c.dtype == "float64":
         return []
     which = "products of float32"
-    if c.dtype != "float32":
+    # Another's network may have layers that compute in float32 whatever it is told.
+    if c.dtype != "float32" and not is_dotted(c.model.name):
         which = "only the classifier has products of float32, they are"
     means = {
         "highest": 'in full on every device ("high" would be TF32 on a GPU)',

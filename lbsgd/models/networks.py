@@ -232,8 +232,8 @@ def outline(network: Network) -> Outline:
     """Outlines a network by tracing it.
 
     Raises:
-      ConfigError: it cannot be traced, a parameter has no role or is not a float, there are none,
-        or it has state that a run does not keep.
+      ConfigError: it cannot be traced, a parameter has no role, there are none, one or a statistic
+        is not a float, or it has state that a run does not keep.
     """
     layers = Layers()
     values = Values(examples=1, training=False)
@@ -243,7 +243,7 @@ def outline(network: Network) -> Outline:
     _check_collections(variables)
     roles, sources = _infer_roles(variables.get("params", {}), layers, network.roles)
     params, batch_stats = jax.eval_shape(lambda: network.initialize())
-    _check_params(params)
+    _check_floats(params, batch_stats)
     if network.named:
         outputs, values = _trace_calls(network, params, batch_stats)
     else:
@@ -272,15 +272,18 @@ def _check_collections(variables: Mapping[str, Any]) -> None:
         )
 
 
-def _check_params(params: Any) -> None:
-    """Checks that all parameters can be trained."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
+def _check_floats(params: Any, batch_stats: Any) -> None:
+    """Checks that all parameters can be trained, and all statistics averaged over workers."""
+    if not jax.tree.leaves(params):
         raise ConfigError("the network has no parameters, so there is nothing to train")
-    for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ConfigError(f"parameter {name} is of {leaf.dtype}, and only floats are trained")
+    for tree, what, only in (
+        (params, "parameter", "floats are trained"),
+        (batch_stats, "batch_stats", "floats are averaged over workers"),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ConfigError(f"{what} {name} is of {leaf.dtype}, and only {only}")
 
 
 def _infer_roles(

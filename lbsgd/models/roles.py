@@ -140,8 +140,8 @@ def roles_by_name(params: Any) -> Any:
     """Guesses roles by names and rank, for parameters whose layers did not say them.
 
     The last name counts: kernel and embedding are kernels, bias is a bias, scale a norm's scale,
-    and a bias beside a scale a norm's offset. Under other names arrays of rank 2 and more are
-    kernels, and the rest biases.
+    and a bias (or offset, as here) beside a scale a norm's offset. Under other names arrays of rank
+    2 and more are kernels, and the rest biases.
 
     Returns:
       roles, a tree like the parameters.
@@ -152,7 +152,7 @@ def roles_by_name(params: Any) -> Any:
 
     def role(name: str, x: Any) -> Role:
         layer, _, last = name.rpartition("/")
-        if last == "bias" and f"{layer}/scale".removeprefix("/") in there:
+        if last in ("bias", "offset") and f"{layer}/scale".removeprefix("/") in there:
             return Role.NORM_OFFSET
         return _ROLES_BY_NAME.get(last, Role.KERNEL if jnp.ndim(x) > 1 else Role.BIAS)
 

@@ -18,3 +18,8 @@ def __getattr__(name: str) -> Any:
     from lbsgd.optim import library
 
     return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+    """Lists them too, before they are imported."""
+    return sorted({*globals(), *__all__})

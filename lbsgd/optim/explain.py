@@ -34,17 +34,29 @@ def with_trust_ratio(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTre
     return jax.tree.map(lambda _: False, roles)
 
 
-def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
-    """Says which optimizer it is, and what decays; arguments as in `decaying`."""
+def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> list[str]:
+    """Says which optimizer it is, and what decays, and whose code it is.
+
+    Arguments as in `decaying`.
+    """
+    if is_dotted(c.name):
+        return [f"optimizer: {_explain_dotted(c, roles)}", f"optimizer: {_named(c).describe()}"]
+    return [f"optimizer: {_explain_own(c, roles)}"]
+
+
+def _explain_decay(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     decays = jax.tree.leaves(decaying(c, roles))
     arrays = pluralize(len(decays), "parameter array")
-    decay = f"weight decay {c.weight_decay:g} on {sum(decays)} of {arrays}"
-    if is_dotted(c.name):
-        return _explain_dotted(c, decay)
+    return f"weight decay {c.weight_decay:g} on {sum(decays)} of {arrays}"
+
+
+def _explain_own(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
+    """Explains one of lbsgd's."""
+    decay = _explain_decay(c, roles)
     if c.name == "lamb":
         clip = " of norms from {:g} to {:g}".format(*c.norm_clip) if c.norm_clip else ""
         return (
-            f"optimizer: LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; "
+            f"LAMB, beta {c.beta1:g} and {c.beta2:g}, epsilon {c.epsilon:g}; "
             f"{decay if c.weight_decay else 'no weight decay'}; trust ratio{clip} on kernels"
         )
     kind = "Nesterov momentum" if c.nesterov else "momentum"
@@ -60,12 +72,12 @@ def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
         trust = f"; trust ratio {c.trust_coefficient:g} on kernels{literal}"
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
     decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
-    return f"optimizer: {c.name.upper()}, {momentum}; {decay}{trust}"
+    return f"{c.name.upper()}, {momentum}; {decay}{trust}"
 
 
-def _explain_dotted(c: ml_collections.ConfigDict, decay: str) -> str:
+def _explain_dotted(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     """Explains one that a dotted name names, and whose decay it is."""
-    named = _named(c)
+    named, decay = _named(c), _explain_decay(c, roles)
     options = ", ".join(f"{name}={value!r}" for name, value in sorted(_options(c).items()))
     rate = "told the rate" if named.takes("learning_rate") else "a direction, times the rate"
     if not c.weight_decay:
@@ -75,7 +87,7 @@ def _explain_dotted(c: ml_collections.ConfigDict, decay: str) -> str:
         decay = f"{decay} by its own weight_decay (which: by {told})"
     else:
         decay = f"{c.weight_decay_form} {decay}"
-    return f"optimizer: {c.name}({options}), {rate}; {decay}"
+    return f"{c.name}({options}), {rate}; {decay}"
 
 
 def _named(c: ml_collections.ConfigDict) -> Named:

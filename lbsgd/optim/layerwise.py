@@ -23,6 +23,7 @@ variant with momentum correction; a parameter without decay has no trust ratio t
 gives all parameters a trust ratio by default. PyTorch has neither LARS nor LAMB.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lbsgd.optim.leaves import Leaf, in_type_of
+from lbsgd.optim.leaves import Leaf, in_type_of, type_in_jax
 from lbsgd.optim.masks import Mask, flags, needed
 
 
@@ -61,9 +62,14 @@ class LambState(NamedTuple):
     trust_ratios: Any
 
 
+def _wide_type(x: Float[Leaf, "..."]) -> np.dtype[Any]:
+    """Returns the type of norms and ratios: float32 at least."""
+    return np.promote_types(type_in_jax(x), np.float32)
+
+
 def _wide(x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Converts to float32 what is of a smaller type."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    return x.astype(_wide_type(x))
 
 
 def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
@@ -79,7 +85,7 @@ def norm(x: Float[Leaf, "..."]) -> Float[Array, ""]:
 
 def _one(x: Float[Leaf, "..."]) -> Float[Array, ""]:
     """Makes the ratio of an array that has none, in the type of the others."""
-    return jnp.ones((), np.promote_types(x.dtype, np.float32))
+    return jnp.ones((), _wide_type(x))
 
 
 def _ratio(
@@ -93,7 +99,28 @@ def _ratio(
 
 def _scale(ratio: Float[Array, ""], x: Float[Leaf, "*shape"]) -> Float[Leaf, "*shape"]:
     """Multiplies an array by its ratio, rounding to its type once."""
-    return (ratio * _wide(x)).astype(x.dtype)
+    return (ratio * _wide(x)).astype(type_in_jax(x))
+
+
+def _lars_ratio(
+    g: Float[Leaf, "*shape"],
+    w: Float[Leaf, "*shape"],
+    scaled: bool,
+    *,
+    coefficient: ArrayLike,
+    weight_decay: ArrayLike,
+    epsilon: ArrayLike,
+    at_zero: str,
+) -> Float[Array, ""]:
+    """Computes lambda of an array, or 1 if it has none."""
+    if not scaled:
+        return _one(w)
+    of_g, of_w = norm(g), norm(w)
+    # Two norms, as in the paper: that of the sum (optax.lars) is small where they cancel.
+    below = of_g + in_type_of(of_w, weight_decay) * of_w + in_type_of(of_w, epsilon)
+    # The formula has a value wherever it does not divide by 0.
+    nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
+    return _ratio(in_type_of(of_w, coefficient) * of_w, below, *nonzero)
 
 
 def scale_by_trust_ratio(
@@ -133,23 +160,16 @@ def scale_by_trust_ratio(
         trust_epsilon: ArrayLike = 0.0,
         **keywords: Any,
     ) -> tuple[Any, TrustState]:
-        beta = keywords["weight_decay"] if decay else 0.0
-
-        def trust_ratio(
-            g: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
-        ) -> Float[Array, ""]:
-            if not scaled:
-                return _one(w)
-            of_g, of_w = norm(g), norm(w)
-            # Two norms, as in the paper: that of the sum (optax.lars) is small where they cancel.
-            below = of_g + in_type_of(of_w, beta) * of_w + in_type_of(of_w, trust_epsilon)
-            # The formula has a value wherever it does not divide by 0.
-            nonzero = (below,) if at_zero == "formula" else (of_g, of_w)
-            return _ratio(in_type_of(of_w, trust_coefficient) * of_w, below, *nonzero)
-
+        ratio = functools.partial(
+            _lars_ratio,
+            coefficient=trust_coefficient,
+            weight_decay=keywords["weight_decay"] if decay else 0.0,
+            epsilon=trust_epsilon,
+            at_zero=at_zero,
+        )
         params = needed(params, "a trust ratio")
         # Of the gradient that comes in, not of `inner`'s: decay and momentum are not in ||g||.
-        ratios = jax.tree.map(trust_ratio, gradient, params, flags(mask, params))
+        ratios = jax.tree.map(ratio, gradient, params, flags(mask, params))
         direction, of_inner = inner.update(gradient, state.inner, params, **keywords)
         # The ratios are in the state to be looked at: no later update depends on them.
         return jax.tree.map(_scale, ratios, direction), TrustState(ratios, of_inner)
@@ -157,18 +177,10 @@ def scale_by_trust_ratio(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _unbiased(forgotten: Float[Array, ""], updates: Float[Array, ""]) -> Float[Array, ""]:
+def _unbiased(forgotten: ArrayLike, updates: Float[Array, ""]) -> Float[Array, ""]:
     """Computes 1 - (1 - forgotten)^updates, by which a moment that started at 0 is too small."""
     # By expm1 and log1p, since 0.999 in float32 is off by 5e-5 of what it lacks of 1.
-    return -jnp.expm1(updates * jnp.log1p(-forgotten))
-
-
-def _adam_direction(
-    mean: Float[Leaf, "*shape"], square: Float[Leaf, "*shape"], epsilon: ArrayLike
-) -> Float[Leaf, "*shape"]:
-    """Divides a mean gradient by the root of the mean square, element by element."""
-    # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
-    return mean / (jnp.sqrt(square) + in_type_of(square, epsilon))
+    return -jnp.expm1(updates * jnp.log1p(-jnp.asarray(forgotten).astype(updates.dtype)))
 
 
 def _moment(
@@ -176,6 +188,37 @@ def _moment(
 ) -> Float[Leaf, "*shape"]:
     """Moves a moment towards a new value: (1 - forgotten) old + forgotten new."""
     return in_type_of(old, 1.0 - forgotten) * old + in_type_of(new, forgotten) * new
+
+
+def _lamb_direction(
+    mean: Float[Leaf, "*shape"],
+    square: Float[Leaf, "*shape"],
+    w: Float[Leaf, "*shape"],
+    scaled: bool,
+    *,
+    to_mean: Float[Array, ""],
+    to_square: Float[Array, ""],
+    epsilon: ArrayLike,
+    weight_decay: ArrayLike | None,
+) -> Float[Leaf, "*shape"]:
+    """Computes u: the mean gradient by the root of the mean square, and decay."""
+    root = jnp.sqrt(in_type_of(square, to_square) * square)
+    # Epsilon past the root, as in the paper: under it, it would count where gradients are small.
+    r = in_type_of(mean, to_mean) * mean / (root + in_type_of(square, epsilon))
+    # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
+    return r + in_type_of(w, weight_decay) * w if scaled and weight_decay is not None else r
+
+
+def _lamb_ratio(
+    u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool, *, clip: tuple[Any, ...]
+) -> Float[Array, ""]:
+    """Computes phi(||w||) / ||u|| of an array, or 1 if it has none."""
+    if not scaled:
+        return _one(w)
+    of_u, of_w = norm(u), norm(w)
+    phi = jnp.clip(of_w, *(in_type_of(of_w, bound) for bound in clip)) if clip else of_w
+    # By ||w|| itself, for phi(0) is not 0 if it clips from below.
+    return _ratio(phi, of_u, of_u, of_w)
 
 
 def scale_by_lamb(
@@ -220,38 +263,23 @@ def scale_by_lamb(
     ) -> tuple[Any, LambState]:
         # From 1, for at 0 updates both corrections would divide by 0; float32 is exact up to 2^24.
         t = jnp.asarray(update_index).astype(jnp.result_type(float)) + 1.0
-        # Inverses, so that arrays are multiplied, and only scalars divided.
-        to_mean, to_square = (
-            1.0 / _unbiased(jnp.asarray(forgotten).astype(t.dtype), t)
-            for forgotten in (one_minus_beta1, one_minus_beta2)
-        )
-
-        def direction(m: Any, v: Any, w: Any, scaled: bool) -> Any:
-            r = _adam_direction(in_type_of(m, to_mean) * m, in_type_of(v, to_square) * v, epsilon)
-            # Decay within the norm ||u||, as in the paper: the ratio bounds both together.
-            return r + in_type_of(w, keywords["weight_decay"]) * w if scaled and decay else r
-
-        def trust_ratio(
-            u: Float[Leaf, "*shape"], w: Float[Leaf, "*shape"], scaled: bool
-        ) -> Float[Array, ""]:
-            if not scaled:
-                return _one(w)
-            of_u, of_w = norm(u), norm(w)
-            phi = of_w
-            if norm_clip:
-                bounds = (keywords["least_norm"], keywords["greatest_norm"])
-                phi = jnp.clip(of_w, *(in_type_of(of_w, bound) for bound in bounds))
-            # By ||w|| itself, for phi(0) is not 0 if it clips from below.
-            return _ratio(phi, of_u, of_u, of_w)
-
         params = needed(params, "a trust ratio")
         scaled = flags(mask, params)
         mean = jax.tree.map(lambda m, g: _moment(m, g, one_minus_beta1), state.mean, gradient)
         square = jax.tree.map(
             lambda v, g: _moment(v, jnp.square(g), one_minus_beta2), state.square, gradient
         )
+        direction = functools.partial(
+            _lamb_direction,
+            # Inverses, so that arrays are multiplied, and only scalars divided.
+            to_mean=1.0 / _unbiased(one_minus_beta1, t),
+            to_square=1.0 / _unbiased(one_minus_beta2, t),
+            epsilon=epsilon,
+            weight_decay=keywords["weight_decay"] if decay else None,
+        )
+        clip = (keywords["least_norm"], keywords["greatest_norm"]) if norm_clip else ()
         u = jax.tree.map(direction, mean, square, params, scaled)
-        ratios = jax.tree.map(trust_ratio, u, params, scaled)
+        ratios = jax.tree.map(functools.partial(_lamb_ratio, clip=clip), u, params, scaled)
         return jax.tree.map(_scale, ratios, u), LambState(mean, square, ratios)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -10,10 +10,14 @@ from jax.typing import ArrayLike
 Leaf = jax.Array | np.ndarray
 
 
+def type_in_jax(x: Leaf) -> np.dtype[Any]:
+    """Returns an array's type, or float32 for float64 on the host where 64-bit types are off."""
+    return jax.dtypes.canonicalize_dtype(x.dtype)
+
+
 def in_type_of(x: Leaf, number: ArrayLike) -> Any:
     """Converts a real scalar to the type of an array that it is to be combined with."""
     # Strict promotion refuses a float32 rate beside bfloat16; Python's numbers it takes.
     if isinstance(number, int | float | complex):
         return float(number.real)
-    # The type that JAX has for it: on the host there may be float64 where 64-bit types are off.
-    return number.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    return number.astype(type_in_jax(x))

@@ -86,14 +86,11 @@ def lars(
     >>> from flax import linen as nn
     >>> from flax.training.train_state import TrainState
     >>> from lbsgd.optim import lars
-    >>> model, x = nn.Dense(3), jnp.ones((8, 5))
+    >>> model, params = nn.Dense(3), {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}
     >>> schedule = optax.polynomial_schedule(2.0, 0.0, power=2, transition_steps=100)
-    >>> state = TrainState.create(
-    ...     apply_fn=model.apply,
-    ...     params=model.init(jax.random.key(0), x)["params"],
-    ...     tx=lars(schedule, weight_decay=5e-5),
-    ... )
-    >>> gradient = jax.grad(lambda params: (state.apply_fn({"params": params}, x) ** 2).mean())
+    >>> tx = lars(schedule, weight_decay=5e-5)
+    >>> state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    >>> gradient = jax.grad(lambda p: state.apply_fn({"params": p}, jnp.ones((8, 5))).mean())
     >>> state = state.apply_gradients(grads=gradient(state.params))
     >>> optax.tree.get(state.opt_state, "trust_ratios")["bias"]  # kernels alone have one
     Array(1., dtype=float32)

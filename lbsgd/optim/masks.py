@@ -1,6 +1,6 @@
 """Selects, by their roles, the parameters that decay and those that have a trust ratio."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,10 +37,25 @@ def _those(chosen: frozenset[Role], roles: Roles) -> Mask:
 
 
 def flags(mask: Mask, params: Any) -> Any:
-    """Makes a tree like the parameters of what a mask says of each."""
+    """Makes a tree like the parameters of what a mask says of each.
+
+    Raises:
+      ValueError: of one it says nothing.
+    """
     tree = mask(params) if callable(mask) else mask
-    # What `optax.masked` leaves out are parts without leaves, of which nothing is to be said.
-    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), tree, params)
+    # By path: parts that `optax.masked` leaves out are not there, of which nothing is to be said.
+    said = dict(jax.tree_util.tree_leaves_with_path(tree))
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    return jax.tree.unflatten(structure, [_of_path(path, said) for path, _ in paths])
+
+
+def _of_path(path: tuple[Any, ...], said: Mapping[tuple[Any, ...], bool]) -> bool:
+    """Finds what is said of a parameter, or of a part of the tree that it is in."""
+    for end in range(len(path), -1, -1):
+        if path[:end] in said:
+            return said[path[:end]]
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    raise ValueError(f"the roles (or the mask) say nothing of the parameter {name}")
 
 
 def needed(params: Any, what_for: str) -> Any:

@@ -7,6 +7,8 @@ import jax
 import ml_collections
 
 from lbsgd.data.facts import Facts
+from lbsgd.data.source import format_shape
+from lbsgd.models.values import Values, check_values
 from lbsgd.system.errors import ConfigError
 
 # The largest networks there are have a trillion; these are for images.
@@ -66,3 +68,33 @@ def check_data(
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
+
+
+def check_smaller_images(
+    config: ml_collections.ConfigDict,
+    size: tuple[int, int],
+    params: Any,
+    smaller: Any,
+    values: Values,
+) -> None:
+    """Checks that a network can train on images of another size than the whole ones.
+
+    Args:
+      size: `(h, w)` of the images.
+      params: of the network for whole images, or their shapes.
+      smaller: of the network for images of that size.
+      values: what of them is normalised together.
+
+    Raises:
+      ConfigError: it has other parameters for them, or its normalisation would not train.
+    """
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, smaller)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"data.augment makes images of {format_shape(size)}, for which the network has other "
+            "parameters than for whole ones; take one that averages over positions"
+        )
+    try:
+        check_values(config, values, confusion=False)
+    except ConfigError as error:
+        raise ConfigError(f"images of {format_shape(size)}, of data.augment: {error}") from error

@@ -65,7 +65,8 @@ class Evaluation:
                     return None
                 for name, part in jax.device_get(self._step(params, stats, batch)).items():
                     # In float64, and on the host: counts of examples are exact there.
-                    totals[name] = totals.get(name, 0.0) + np.asarray(part, np.float64)
+                    total = totals.get(name, 0.0) + np.asarray(part, np.float64)
+                    totals[name] = np.asarray(total)  # of numpy, a sum of scalars is none
                 self._monitor.alive()
         return totals
 

@@ -5,7 +5,11 @@ import dataclasses
 import jax
 from clu import parameter_overview
 
-from lbsgd.data.explain import explain_augmentation, explain_data
+from lbsgd.data.explain import (
+    explain_augmentation,
+    explain_data,
+    explain_image_sizes,
+)
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
@@ -69,6 +73,7 @@ def explain(plan: Plan) -> list[str]:
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),
+        *explain_image_sizes(plan.augmentation, plan.image_sizes, plan.timeline, total),
         *_explain_machine(plan),
         *_explain_batch_sizes(plan),
     ]
@@ -78,7 +83,7 @@ def explain(plan: Plan) -> list[str]:
         *lines,
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
-        explain_optimizer(c.optimizer, plan.outline.roles),
+        *explain_optimizer(c.optimizer, plan.outline.roles),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
         *_explain_average(plan),

@@ -34,15 +34,27 @@ class Feed:
 
     def train_batches(self) -> TrainBatches:
         """Gives the minibatches of the training, by update index."""
-        return self.other_batches("train", self.plan.timeline, self.plan.placements)
+        plan = self.plan
+        batches = self.other_batches("train", plan.timeline, plan.placements)
+        return dataclasses.replace(batches, image_sizes=plan.image_sizes)
 
     def other_batches(
         self, purpose: str, timeline: Timeline, placements: Mapping[int, Placement]
     ) -> TrainBatches:
-        """Gives minibatches of the training set in an order of their own for each purpose."""
+        """Gives minibatches of the training set in an order of their own for each purpose.
+
+        Their images are whole: what they are for is the network as it is evaluated.
+        """
         plan, train = self.plan, self.splits.train
         return TrainBatches(
-            training_loader(plan.config, train, plan.image_shape, self.corrupt, plan.task.targets),
+            training_loader(
+                plan.config,
+                train,
+                plan.image_shape,
+                self.corrupt,
+                plan.task.targets,
+                plan.augmentation,
+            ),
             Order(len(train), plan.config.seed, purpose),
             timeline,
             placements,

@@ -54,7 +54,12 @@ def measure_accumulation(plan: Plan) -> Program:
         )
 
     chosen = {size: choose(size, p.workers) for size, p in plan.placements.items()}
-    kept = {p: step for p, step in measure.compiled.items() if p in chosen.values()}
+    # Measured with whole images, which are the largest.
+    kept = {
+        (placement, plan.image_shape): step
+        for placement, step in measure.compiled.items()
+        if placement in chosen.values()
+    }
     return Program(dataclasses.replace(plan, placements=chosen), kept)
 
 

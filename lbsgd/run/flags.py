@@ -12,11 +12,12 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import short_repr
 
 PROGRAM = "lbsgd train"
@@ -38,7 +39,7 @@ class TrainFlags(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     explain: bool
     coordinator: str | None
     num_processes: int | None
@@ -54,7 +55,10 @@ class _Flag(NamedTuple):
 
 _FLAGS = (
     _Flag(
-        "workdir", "string", "DIR", "the folder of the run; by default runs/ and the config's name"
+        "workdir",
+        "string",
+        "DIR",
+        "the run's folder, also gs:// or s3://; by default runs/NAME of the config",
     ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
     _Flag(
@@ -255,7 +259,7 @@ def read_config(file: str) -> ml_collections.ConfigDict:
     return config
 
 
-def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
     """Reads the config that the run in a folder was last started with.
 
     Raises:
@@ -267,13 +271,22 @@ def stored_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
         for key, value in flatten(ml_collections.ConfigDict(found)):
             if key not in known:
                 config_lib.check_is_key(key)
-            _set(config, key, _with_tuples(value))
+            value = _with_tuples(value)
+            _set(config, key, value)
+            _check_names_no_code(key, value)
         config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"
         ) from error
     return config
+
+
+def _check_names_no_code(key: str, value: Any) -> None:
+    """Raises ConfigError where what is read from a workdir names code: who wrote it chose that."""
+    names = value if isinstance(value, tuple) else (value,)
+    if config_lib.KEYS[key].dotted and any(is_dotted(str(name)) for name in names):
+        raise ConfigError(f"it names code, {key}={value!r}, and no workdir chooses what is run")
 
 
 def _with_tuples(value: Any) -> Any:
@@ -292,8 +305,8 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         ) from error
 
 
-def _at(workdir: str | None) -> pathlib.Path:
-    return expand_home(workdir or "")
+def _at(workdir: str | None) -> AnyPath:
+    return user_path(workdir or "")
 
 
 def _split(file: str) -> tuple[pathlib.Path, list[str]]:

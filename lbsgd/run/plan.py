@@ -18,18 +18,16 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lbsgd.config.dotted import Named
+from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
+from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.explain import explain_unused_batch_norm
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.values import check_values
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.optim.rule import Rule
-from lbsgd.run.checks import (
-    check_data,
-    check_size,
-    image_shape_of,
-)
+from lbsgd.run.checks import check_data, check_size, check_smaller_images, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
@@ -70,7 +68,9 @@ class Plan:
       initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
       state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
-      image_shape: `(h, w, c)` of what the network sees.
+      image_shape: `(h, w, c)` of what the network sees, in evaluation at least.
+      augmentation: what `data.augment` names.
+      image_sizes: `(h, w)` of what it sees in training, by update.
       preprocess: uint8 images -> input of the network.
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
@@ -99,6 +99,8 @@ class Plan:
     evaluate_after: frozenset[int]
     save_after: frozenset[int]
     image_shape: tuple[int, int, int]
+    augmentation: Augmentation | None
+    image_sizes: ImageSizes
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Worker
     gradient_mean: Callable[[Any], Any] | None
@@ -115,6 +117,22 @@ class Plan:
     def placement_of(self, update: int) -> Placement:
         """Returns where the workers are at an update index; past the last, where they were then."""
         return self.placements[self.timeline.batch_size(min(update, self.total_updates - 1))]
+
+    def image_shape_of(self, update: int) -> tuple[int, int, int]:
+        """Returns `(h, w, c)` of the images of an update index."""
+        return (*self.image_sizes(update), self.image_shape[2])
+
+    def steps_between(self, start: int, stop: int) -> list[tuple[Placement, tuple[int, int, int]]]:
+        """Lists placement and image shape of the updates start..stop-1, each pair once, in order.
+
+        The update is compiled for each.
+        """
+        pairs = [
+            (self.placements[batch_size], (*size, self.image_shape[2]))
+            for first, end, size in self.image_sizes.between(start, stop)
+            for batch_size in self.timeline.sizes_between(first, end)
+        ]
+        return list(dict.fromkeys(pairs))
 
     def place(self, batch_size: int, accumulation_steps: int) -> Placement:
         """Places the workers of a batch size in so many accumulation steps.
@@ -135,11 +153,17 @@ class Plan:
         data = self.config.data
         return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
 
-    def batch_shapes(self, placement: Placement) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of a training batch, each `[A, D * L, n, ...]`."""
+    def batch_shapes(
+        self, placement: Placement, image_shape: tuple[int, int, int] | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a training batch, each `[A, D * L, n, ...]`.
+
+        Args:
+          image_shape: by default that of whole images.
+        """
         p = placement
         slots = (p.accumulation_steps, p.devices * p.lanes, p.worker_batch_size)
-        row: dict[str, Any] = {"image": np.zeros(self.image_shape, np.uint8)}
+        row: dict[str, Any] = {"image": np.zeros(image_shape or self.image_shape, np.uint8)}
         none = np.zeros(1, np.int64)
         targets = targets_of(self.task, none.astype(np.int32))
         row |= {key: drawn[0] for key, drawn in (targets | self.mixing.draw(none, none)).items()}
@@ -236,12 +260,18 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_data(config, image_shape, data.classes)
     timeline = batch_growth.build_timeline(config, data.examples)
     total = times.total(config, timeline)
+    augmentation = build_augmentation(config.data, config.seed, image_shape)
+    image_sizes = plan_image_sizes(augmentation, image_shape, timeline, total)
 
-    network = build_network(config, config.model.num_classes or data.classes, image_shape)
+    outputs = config.model.num_classes or data.classes
+    network = build_network(config, outputs, image_shape)
     found = outline(network)
     check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
     check_values(config, found.values, confusion=bool(measurements.confusion))
+    for size in image_sizes.smaller_than(image_shape):
+        smaller = outline(build_network(config, outputs, (*size, image_shape[2])))
+        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
     task, code = build_task(config, data.classes), tuple(named_code(config))
     check_task(
         task,
@@ -284,6 +314,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
         save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,
+        augmentation=augmentation,
+        image_sizes=image_sizes,
         preprocess=preprocess,
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss

@@ -14,6 +14,10 @@ from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
 
+Shape = tuple[int, int, int]  # (h, w, c)
+# What an update is compiled for.
+StepKey = tuple[Placement, Shape]
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -22,11 +26,11 @@ class Program:
     They compute with the types of their plan's config, whatever else this process computes.
 
     Attributes:
-      compiled: updates that are compiled already, by placement.
+      compiled: updates that are compiled already, by placement and image shape.
     """
 
     plan: Plan
-    compiled: Mapping[Placement, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
+    compiled: Mapping[StepKey, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
 
     def start(self) -> TrainState:
         """Makes the initial state, on the devices."""
@@ -48,10 +52,12 @@ class Program:
         state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
-    def abstract_batch(self, placement: Placement | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes, types and shardings of a training batch."""
+    def abstract_batch(
+        self, placement: Placement | None = None, image_shape: Shape | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes, types and shardings of a training batch, by default of whole images."""
         placement = placement or self.plan.placement
-        shapes = self.plan.batch_shapes(placement)
+        shapes = self.plan.batch_shapes(placement, image_shape)
         batch: dict[str, jax.ShapeDtypeStruct] = sharded(shapes, placement.batch_sharding)
         return batch
 
@@ -64,21 +70,26 @@ class Program:
         """Jits the update: (state, batch, numbers) -> (state, metrics); the state is donated."""
         return self._bind(self._jitted(placement or self.plan.placement))
 
-    def compile_train_step(self, placement: Placement | None = None) -> jax.stages.Compiled:
-        """Compiles the update ahead of time for its placement."""
-        placement = placement or self.plan.placement
-        if placement in self.compiled:
-            return self.compiled[placement]
+    def compile_train_step(
+        self, placement: Placement | None = None, image_shape: Shape | None = None
+    ) -> jax.stages.Compiled:
+        """Compiles the update ahead of time for its placement, by default for whole images."""
+        key = placement or self.plan.placement, image_shape or self.plan.image_shape
+        if key in self.compiled:
+            return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return self.lower_train_step(placement).compile()
+            return self.lower_train_step(*key).compile()
 
-    def lower_train_step(self, placement: Placement | None = None) -> jax.stages.Lowered:
-        """Lowers the update for its placement."""
+    def lower_train_step(
+        self, placement: Placement | None = None, image_shape: Shape | None = None
+    ) -> jax.stages.Lowered:
+        """Lowers the update for its placement, by default for whole images."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
             state = sharded(self.plan.state_shapes, placement.replicated)
+            batch = self.abstract_batch(placement, image_shape)
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
-            return self._jitted(placement).lower(state, self.abstract_batch(placement), numbers)
+            return self._jitted(placement).lower(state, batch, numbers)
 
     def moments_step(self) -> Callable[..., Any]:
         """Jits (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
@@ -107,24 +118,25 @@ class Program:
 
 
 class CompiledSteps:
-    """Compiles the update of each batch size, in a thread and in the order in which they come.
+    """Compiles the update of each batch and image size, in a thread, in the order of their need.
 
-    So while a run trains with its first size, the updates of the others are compiled.
+    So while a run trains with its first sizes, the updates of the others are compiled.
     """
 
     def __init__(self, program: Program, start: int) -> None:
         """Starts to compile what the updates from `start` on need."""
         plan = program.plan
-        self._size_of = plan.timeline.batch_size
+        self._plan = plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "lbsgd-compile")
         self._steps = {
-            size: self._pool.submit(program.compile_train_step, plan.placements[size])
-            for size in plan.timeline.sizes_between(start, plan.total_updates)
+            key: self._pool.submit(program.compile_train_step, *key)
+            for key in plan.steps_between(start, plan.total_updates)
         }
 
     def __call__(self, update: int) -> jax.stages.Compiled:
         """Returns the compiled step of the update index `update`, once it is there."""
-        return self._steps[self._size_of(update)].result()
+        plan = self._plan
+        return self._steps[plan.placement_of(update), plan.image_shape_of(update)].result()
 
     def close(self) -> None:
         """Ends the compiling after the one it is at."""

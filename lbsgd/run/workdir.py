@@ -1,27 +1,23 @@
-"""The folder of a run: whose it is, and what lies where."""
+"""The folder of a run, on a disk or in a bucket: whose it is, and what lies where."""
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
-import pathlib
-import platform
-import re
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import replace_file
+from lbsgd.system.files import AnyPath, replace_file
+from lbsgd.system.locks import Lock, lock_of
 from lbsgd.system.text import differences
 
-# The run before may still be saving (a pod has five minutes for it), or a file server still hold
-# the lock of a machine that is gone.
+# The run before may still be saving (a pod has five minutes for it), or a file server or a bucket
+# still hold the lock of a machine that is gone.
 LOCK_SECONDS = 360.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Workdir:
     """Names the files of a run, and makes sure that its folder is its own.
 
@@ -29,56 +25,57 @@ class Workdir:
       path: the folder.
     """
 
-    path: pathlib.Path
+    path: AnyPath
+    _lock: Lock | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def config(self) -> pathlib.Path:
+    def config(self) -> AnyPath:
         """Whose folder it is: the config of the run, and the fingerprints of its data."""
         return self.path / "config.json"
 
     @property
-    def machine(self) -> pathlib.Path:
+    def machine(self) -> AnyPath:
         """Versions and hardware of each machine that the run was on."""
         return self.path / "machine.json"
 
     @property
-    def metrics(self) -> pathlib.Path:
+    def metrics(self) -> AnyPath:
         """Metrics of updates and evaluations, a line each."""
         return self.path / "metrics.jsonl"
 
     @property
-    def diagnostics(self) -> pathlib.Path:
+    def diagnostics(self) -> AnyPath:
         """Diagnostics that are lists, a line each."""
         return self.path / "diagnostics.jsonl"
 
     @property
-    def result(self) -> pathlib.Path:
+    def result(self) -> AnyPath:
         """What came of the run, once it has ended."""
         return self.path / "result.json"
 
     @property
-    def corrupt(self) -> pathlib.Path:
+    def corrupt(self) -> AnyPath:
         """Names of the examples that this process could not read."""
         process = _process_index()
         return self.path / (f"corrupt_{process}.jsonl" if process else "corrupt.jsonl")
 
     @property
-    def log(self) -> pathlib.Path:
+    def log(self) -> AnyPath:
         """The log of this process."""
         return self.path / "logs" / f"{_process_index()}.log"
 
     @property
-    def parameters(self) -> pathlib.Path:
+    def parameters(self) -> AnyPath:
         """The table of parameters: shapes, roles, what decays."""
         return self.path / "parameters.txt"
 
     @property
-    def curves(self) -> pathlib.Path:
+    def curves(self) -> AnyPath:
         """The picture of errors and learning rate."""
         return self.path / "curves.png"
 
     @property
-    def checkpoints(self) -> pathlib.Path:
+    def checkpoints(self) -> AnyPath:
         """The folder of checkpoints, each called by its update index."""
         return self.path / "checkpoints"
 
@@ -143,7 +140,7 @@ class Workdir:
         machine: dict[str, Any],
         validation: str = "",
         say: Callable[[str], None] = print,
-    ) -> IO[str]:
+    ) -> Lock:
         """Makes the folder this run's, or checks that it is one already.
 
         Args:
@@ -161,13 +158,11 @@ class Workdir:
           ConfigError: it cannot be written, is in use, or belongs to a run that computes something
             else.
         """
-        if "://" in str(self.path) or re.match("[a-z0-9]+:/", str(self.path)):
-            raise ConfigError(f"workdir {self.path} must be a folder; mount the bucket")
         with contextlib.ExitStack() as opened:
             try:
                 validation = self._check_owner(identity, validation, say)
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = opened.enter_context((self.path / ".lock").open("a+"))
+                lock = opened.enter_context(contextlib.closing(lock_of(self.path)))
                 self._await(lock, say)
                 self._describe(identity, validation, config, machine)
                 self.checkpoints.mkdir(exist_ok=True)
@@ -177,7 +172,21 @@ class Workdir:
                     "choose another --workdir"
                 ) from error
             opened.pop_all()
+        self._lock = lock
         return lock
+
+    def check_held(self) -> None:
+        """Checks that the folder is still this process's; only in a bucket it can be lost.
+
+        Raises:
+          ConfigError: this process was silent for so long that another one took the folder.
+        """
+        successor = self._lock.lost_to() if self._lock else ""
+        if successor:
+            raise ConfigError(
+                f"workdir {self.path} was taken over by {successor}, for this process could not "
+                "renew its lock there in time; it ends here"
+            )
 
     def _describe(
         self,
@@ -199,12 +208,10 @@ class Workdir:
             machines.append(machine)
         replace_file(self.machine, json.dumps(machines, indent=2) + "\n")
 
-    def _await(self, lock: IO[str], say: Callable[[str], None]) -> None:
-        """Waits until the lock is this process's, and writes into it whose it is."""
+    def _await(self, lock: Lock, say: Callable[[str], None]) -> None:
+        """Waits until the lock is this process's."""
         until = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(lock):
-            lock.seek(0)
-            holder = lock.read().strip() or "another run"
+        while holder := lock.take():
             if time.monotonic() > until:
                 raise ConfigError(
                     f"workdir {self.path} is in use by {holder}; end that or choose another "
@@ -213,9 +220,6 @@ class Workdir:
             say(f"waits for workdir {self.path}, which is in use by {holder}")
             say = _silent
             time.sleep(0.5)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
 
     def _holds_updates(self) -> bool:
         """Tells whether a run got anywhere: one that did not leaves the folder to the next."""
@@ -260,20 +264,6 @@ def _process_index() -> int:
     import jax
 
     return jax.process_index()
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Takes a lock, unless somebody else has it; tells whether it did.
-
-    On a file system without locks nobody has.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _silent(text: str) -> None:

@@ -83,7 +83,7 @@ def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n
 def worker_gradient(
     params: Any,
     batch_stats: Any,
-    numbers: Numbers,
+    numbers: Any,
     batch: Batch,
     index: Int[Array, ""],
     *,
@@ -94,6 +94,7 @@ def worker_gradient(
     It needs no mesh; but batch norm that is synced over devices needs theirs.
 
     Args:
+      numbers: of the update, as the worker takes them.
       batch: its rows, `[n, ...]`.
     """
 

@@ -1,11 +1,14 @@
 """Figures of matplotlib that are drawn into files, whichever backend the user has set."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from lbsgd.system.files import AnyPath
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +28,18 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: "Figure", path: AnyPath) -> None:
+    """Writes a figure as a PNG, on a disk or into a bucket.
+
+    Raises:
+      OSError: it cannot be written.
+      Exception: of any kind, from matplotlib.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    path.write_bytes(drawn.getvalue())
 
 
 @contextlib.contextmanager

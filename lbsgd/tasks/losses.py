@@ -6,7 +6,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "n classes"], labels: Int[Array, " n"], label_smoothing: float = 0.0
+    logits: Float[Array, "n classes"],
+    labels: Int[Array, " n"],
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " n"]:
     """Computes the cross-entropy of each example, in nats.
 

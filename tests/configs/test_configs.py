@@ -7,7 +7,8 @@ import runpy
 import pytest
 
 from lbsgd import train
-from lbsgd.run.config import resolve
+from lbsgd.run.build import plan_run
+from lbsgd.run.config import resolve, run_keys
 from lbsgd.schedule.learning_rate import build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 
@@ -75,7 +76,7 @@ def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
     assert config.data.source == "synthetic"
     outcome = train.run(resolve(config), tmp_path)
     assert (outcome.updates, outcome.complete) == (3, True)
-    assert 0 <= outcome.final_error <= 100
+    assert 0 <= outcome.final <= 100
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -98,3 +99,13 @@ def test_cifar10_minibatches_are_workers_of_128(batch_size):
         assert timeline.update_at_epoch(config.total_epochs) == pytest.approx(64_000, rel=0.001)
         assert rate.decay_updates == pytest.approx((32_000, 48_000), rel=0.002)
         assert rate.warmup_updates == 0
+
+
+def test_cifar100_is_the_recipe_of_cifar10_with_its_classes():
+    get_config = runpy.run_path(str(ROOT / "configs" / "cifar10.py"))["get_config"]
+    before, config = (run_keys(resolve(get_config(arg))) for arg in ("", "cifar100"))
+    changed = {key for key, value in config.items() if before[key] != value}
+    assert changed == {"data.tfds_name", "data.mean", "data.std"}
+    plan = plan_run(resolve(get_config("cifar100,model=cifar_resnet8")))
+    assert plan.data.classes == 100
+    assert plan.state_shapes.params["classifier"]["kernel"].shape == (64, 100)

@@ -296,3 +296,26 @@ def test_gradient_reaches_the_pixels_that_were_used(x64):
     terms = np.abs(weights * expected).sum() + np.abs(gradient * direction).sum()
     difference = np.sum(gradient * direction) - np.sum(weights * expected)
     assert abs(difference) < images.size * np.finfo(float).eps * terms
+
+
+def test_boxes_of_smaller_images_lie_within_them_and_in_proportion():
+    """To 2 pixels: one for the corner, one for the side. Where rounding lets another size fit, the
+    erased box is another, which is rare.
+    """
+    small, examples = (SHAPE[0] // 4, SHAPE[1] // 4), np.arange(COUNT)
+    mixing = Mixing(0, 0.2, 1.0, 1.0, SHAPE)
+    there = mixing.of_size(small).draw(examples * 0, examples)
+    whole = mixing.draw(examples * 0, examples)
+    for name in ("mix_box", "erase_box"):
+        top, left, height, width = there[name].T
+        assert min(map(np.min, (top, left, height, width))) >= 0
+        assert (top + height).max() <= small[0]
+        assert (left + width).max() <= small[1]
+        drawn_in_both = (there[name][:, 2] > 0) & (whole[name][:, 2] > 0)
+        assert drawn_in_both.sum() > COUNT / 4
+        difference = np.abs(there[name] - whole[name] / 4)[drawn_in_both]
+        assert (difference.max(axis=1) > 2).mean() < (0.05 if name == "erase_box" else TINY)
+    # The share is that of the box which is cut, whose sides are whole.
+    cut = there["mix_box"][:, 2] > 0
+    area = there["mix_box"][:, 2] * there["mix_box"][:, 3] / (small[0] * small[1])
+    np.testing.assert_allclose(there["mix_share"][cut], 1 - area[cut], rtol=1e-6)

@@ -1,6 +1,7 @@
 """Batches are a function of the update index, whatever holds them."""
 
 import collections
+import dataclasses
 import functools
 import io
 import itertools
@@ -14,6 +15,8 @@ from PIL import Image
 
 from lbsgd.data.augment import Color, CropAndFlip
 from lbsgd.data.corrupt import CorruptExamples
+from lbsgd.data.image_sizes import ImageSizes
+from lbsgd.data.images.resize import shrink
 from lbsgd.data.mixing import Mixing
 from lbsgd.data.order import Order
 from lbsgd.data.pipeline import EvalBatches, Loader, TrainBatches, load_job
@@ -81,6 +84,25 @@ def test_workers_see_the_same_examples_in_every_place(devices, steps):
         assert loaded["image"].shape[:3] == placement.rows_of_slot().shape
         np.testing.assert_array_equal(real_rows(loaded["image"], placement), images)
         np.testing.assert_array_equal(real_rows(loaded["label"], placement), labels)
+
+
+@pytest.mark.parametrize(("devices", "steps", "threads"), [(1, 1, 1), (5, 2, 3), (8, 1, 2)])
+def test_smaller_images_are_those_augmented_then_shrunk(devices, steps, threads):
+    placement = place(16, 2, devices=devices, accumulation_steps=steps)
+    sizes = ImageSizes(((0, (2, 3)), (2, (4, 5))))
+    mixing = dataclasses.replace(NO_MIXING, erasing=1.0)
+    batches = dataclasses.replace(
+        train_batches(placement, threads), image_sizes=sizes, mixing=mixing
+    )
+    for update, batch in enumerate(batches.between(0, 4)):
+        whole, labels = expected_minibatch(update, 16)
+        expected = np.empty((16, *sizes(update), 3), np.uint8)
+        for image, out in zip(whole, expected):
+            shrink(image, out)
+        np.testing.assert_array_equal(real_rows(batch["image"], placement), expected)
+        np.testing.assert_array_equal(real_rows(batch["label"], placement), labels)
+        boxes = real_rows(batch["erase_box"], placement)
+        assert ((boxes[:, :2] + boxes[:, 2:]) <= sizes(update)).all()
 
 
 def test_types_of_a_batch():

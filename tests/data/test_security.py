@@ -96,6 +96,9 @@ def test_nothing_unpickles_evaluates_extracts_or_calls_a_shell():
     for path in ("lbsgd/run/flags.py", "lbsgd/run/recipes.py"):
         [runs] = found.pop(path)
         assert runs.endswith(": runpy")
+    # What a config names as "package.module:name".
+    [imports] = found.pop("lbsgd/config/dotted.py")
+    assert imports.endswith(": import_module")
     assert not {path: what for path, what in found.items() if what}
 
 

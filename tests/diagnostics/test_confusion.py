@@ -12,6 +12,7 @@ from worker_loop import small_run, written_out
 from lbsgd.data.pipeline import load_job
 from lbsgd.diagnostics.confusion import Confusion, pair_batches, pair_placement
 from lbsgd.run.build import Run
+from lbsgd.run.program import Program
 from lbsgd.step.worker import WorkerResult
 
 LONG = pytest.mark.long
@@ -26,7 +27,7 @@ def confusion_run(devices: int, **keys: object) -> Run:
 
 def measure(parts: Run, state, should_stop=lambda done: False) -> list[float] | None:
     monitor = quiet(parts.plan, should_stop=should_stop)
-    return Confusion(parts.plan, parts.feed, monitor)(DONE, state)
+    return Confusion(parts.program, parts.feed, monitor)(DONE, state)
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +77,24 @@ def test_minibatches_of_pairs_are_in_an_order_of_their_own(x64):
     np.testing.assert_array_equal(later, stream[16 : 16 + 2 * SIZE])  # 16 examples seen
 
 
-def agreeing_worker(params, batch_stats, batch) -> WorkerResult:
+def agreeing_worker(params, batch_stats, numbers, batch, index) -> WorkerResult:
     """All examples pull the same way, some more than others."""
     pull = 1 + jnp.mean(batch["label"].astype(jnp.float64))
     loss = pull * jnp.sum(params["w"])
-    return WorkerResult(loss, loss, batch_stats)
+    return WorkerResult(loss, {}, batch_stats)
 
 
-def opposed_worker(params, batch_stats, batch) -> WorkerResult:
+def opposed_worker(params, batch_stats, numbers, batch, index) -> WorkerResult:
     """Two tasks: batches of more even than odd digits pull the opposite way of the others."""
     odd = jnp.mean((batch["label"] % 2).astype(jnp.float64))
     loss = (odd - 0.5 + 1e-3) * jnp.sum(params["w"])
-    return WorkerResult(loss, loss, batch_stats)
+    return WorkerResult(loss, {}, batch_stats)
 
 
 def with_worker(worker, devices: int = 2):
     parts = confusion_run(devices)
-    parts = parts._replace(plan=dataclasses.replace(parts.plan, worker=worker))
+    plan = dataclasses.replace(parts.plan, worker=worker)
+    parts = parts._replace(plan=plan, program=Program(plan))
     return parts, parts.program.start().replace(params={"w": jnp.ones(3)}, batch_stats={})
 
 

@@ -127,9 +127,11 @@ def test_a_measurement_is_of_the_minibatch_and_the_parameters_of_its_update(look
     """The line of update 2, from its minibatch and what update 1 left."""
     parts = build(config_with(**ON))
     first, second = parts.feed.train_batches().between(0, 2)
-    state, _ = parts.program.compile_train_step()(parts.program.start(), first)
+    numbers = parts.program.numbers
+    step = parts.program.compile_train_step()
+    state, _ = step(parts.program.start(), first, numbers.at(0))
     look = compiled(parts.plan.worker, parts.plan.placement, in_turn=False)
-    found = jax.device_get(look(state.params, state.batch_stats, second))
+    found = jax.device_get(look(state.params, state.batch_stats, numbers.at(1), second))
     small, large = float(found.squares.astype(np.float64).mean()), float(found.mean_square)
     (line,) = (m for m in metrics_of(looked_at) if m["step"] == 2 and "gradient_square" in m)
     assert line["gradient_square"] == pytest.approx((64 * large - 16 * small) / 48, rel=1e-12)

@@ -11,6 +11,7 @@ from worker_loop import quadratic_worker
 
 from lbsgd.diagnostics.noise_scale import Estimate, Recent, advice, estimate, recent
 from lbsgd.diagnostics.workers_gradient import compiled
+from lbsgd.step.numbers import Numbers
 from lbsgd.workers.placement import place
 
 DIMENSION, WORKERS, N, MEASUREMENTS = 20, 8, 4, 400
@@ -76,7 +77,7 @@ def test_a_quadratic_has_the_noise_scale_that_it_has(x64):
     lines = []
     for rows in x[:, placement.worker_of_slot()]:
         batch = jax.device_put({"x": rows}, placement.batch_sharding)
-        found = jax.device_get(step(params, {}, batch))
+        found = jax.device_get(step(params, {}, Numbers(), batch))
         lines.append(line(estimate(float(np.mean(found.squares)), N, float(found.mean_square), kn)))
     mean = recent(lines, MEASUREMENTS).average.mean
     assert mean.covariance_trace == pytest.approx(trace, rel=4 * errors[0])

@@ -12,6 +12,7 @@ from worker_loop import linear_worker, quadratic_worker, small_run, written_out
 from lbsgd.data.pipeline import load_job
 from lbsgd.diagnostics.confusion import neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import WorkerGradients, compiled
+from lbsgd.step.numbers import Numbers
 from lbsgd.workers.placement import place
 
 
@@ -67,7 +68,8 @@ def test_of_a_network_they_are_those_of_a_loop(oracle, workers, devices, steps, 
     batch = next(parts.feed.train_batches().between(3, 4))
     state = parts.program.start()
     step = compiled(parts.plan.worker, parts.plan.placement, in_turn=in_turn)
-    found = jax.device_get(step(state.params, state.batch_stats, batch))
+    numbers = parts.program.numbers.at(3)
+    found = jax.device_get(step(state.params, state.batch_stats, numbers, batch))
     assert_same(found, oracle(workers), 1e-9)
 
 
@@ -87,7 +89,7 @@ def test_they_are_the_same_in_every_place(x64, workers, devices, steps, in_turn)
     rows.reshape(-1, 3, 5)[workers:] = np.nan
     batch = jax.device_put({"x": rows}, placement.batch_sharding)
     params = {"w": jnp.asarray(w), "curvature": jnp.asarray(curvature)}
-    found = compiled(quadratic_worker, placement, in_turn=in_turn)(params, {}, batch)
+    found = compiled(quadratic_worker, placement, in_turn=in_turn)(params, {}, Numbers(), batch)
     # Sums of at most 24 * 3 * 5 products of numbers below 100.
     assert_same(found, summed_up(np.mean(curvature * (w - x), axis=1)), 1e-11)
 
@@ -98,7 +100,8 @@ def linear_gradients(x: np.ndarray) -> WorkerGradients:
     rows = x[placement.worker_of_slot(), None]
     batch = jax.device_put({"x": rows}, placement.batch_sharding)
     params = {"w": jnp.zeros(x.shape[1])}
-    return jax.device_get(compiled(linear_worker, placement, in_turn=False)(params, {}, batch))
+    step = compiled(linear_worker, placement, in_turn=False)
+    return jax.device_get(step(params, {}, Numbers(), batch))
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 135, 180])

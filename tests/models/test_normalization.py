@@ -384,6 +384,19 @@ def test_with_one_worker_far_away_distances_cancel(x64):
     np.testing.assert_array_equal(found["mean"], stats["mean"])
 
 
+def test_distances_are_of_the_step_s_own_moments_alone(x64):
+    """What a module has moved itself, or keeps beside them, is left as it is."""
+    layer = {"mean": jnp.asarray([5.0, -2.0]), "var": jnp.asarray([1.0, 0.5])}
+    stats = {"ours": layer, "stock": layer, "sigma": jnp.ones(3), "pair": (layer, jnp.ones(()))}
+    running = jax.tree.map(jnp.zeros_like, stats)
+    of_step = jax.tree.map(lambda _: False, stats) | {"ours": {"mean": True, "var": True}}
+    for change, var in ((add_distance, [26.0, 4.5]), (subtract_distance, [-24.0, -3.5])):
+        found = change(stats, running, of_step)
+        np.testing.assert_array_equal(found["ours"]["var"], var)
+        for name in ("stock", "sigma", "pair"):
+            jax.tree.map(np.testing.assert_array_equal, found[name], stats[name])
+
+
 # --- group norm ------------------------------------------------------------------------------
 
 

@@ -31,10 +31,14 @@ def schedule(update):
     return 0.1 + 0.01 * jnp.asarray(update).astype(jnp.result_type(float))
 
 
-def of_config(**keys):
+def rule_of_config(rate=schedule, **keys):
     config = defaults()
     config.optimizer.update(keys)
-    return told(build_optimizer(schedule, ROLES, **resolve(config).optimizer))
+    return build_optimizer(rate, ROLES, **resolve(config).optimizer)
+
+
+def of_config(**keys):
+    return told(rule_of_config(**keys))
 
 
 def told(rule):
@@ -87,6 +91,37 @@ def test_the_update_index_is_the_only_counter(keys):
         traced, _ = update(g, state, w, update_index=jnp.int32(t))
         for name in SHAPES:
             np.testing.assert_allclose(traced[name], first[name], rtol=1e-5, atol=1e-6)
+
+
+OTHER_NUMBERS = {
+    "momentum": 0.5,
+    "weight_decay": 0.3,
+    "trust_coefficient": 0.7,
+    "beta1": 0.0,
+    "beta2": 0.5,
+    "epsilon": 0.1,
+}
+
+
+def traced(rule) -> str:
+    w = arrays(0)
+    update = jax.make_jaxpr(rule.transform.update)
+    return str(update(w, rule.transform.init(w), w, update_index=1, **rule.numbers_at(1)))
+
+
+def test_numbers_are_no_part_of_the_program(keys):
+    """But which of them there are is: 0 leaves its term out."""
+    own = {k: v for k, v in OTHER_NUMBERS.items() if keys.get(k) != 0.0}
+    program = traced(rule_of_config(**keys))
+    assert traced(rule_of_config(lambda t: jnp.float32(3.0), **keys | own)) == program
+    assert traced(rule_of_config(**keys | {"weight_decay": 0.0})) != program
+
+
+def test_clips_are_numbers_too():
+    first, second = (
+        traced(rule_of_config(name="lamb", norm_clip=clip)) for clip in ((0.0, 1.0), (2.0, 3.0))
+    )
+    assert first == second != traced(rule_of_config(name="lamb"))
 
 
 def test_only_kernels_decay_and_have_trust_ratios(keys):

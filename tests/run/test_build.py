@@ -54,7 +54,7 @@ def compilations(monkeypatch):
     seen = []
     lower = Program.lower_train_step
     monkeypatch.setattr(
-        Program, "lower_train_step", lambda run, p=None: seen.append(p) or lower(run, p)
+        Program, "lower_train_step", lambda run, p, shape: seen.append(p) or lower(run, p, shape)
     )
     return seen
 

@@ -15,7 +15,7 @@ POSITIVE = [name for name, key in KEYS.items() if key.positive]
 FRACTIONS = [name for name, key in KEYS.items() if key.fraction]
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 # One of another type for each type.
-WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5, dict: "many"}
+WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5, dict: "much"}
 # Good values of keys that take but a few.
 GOOD = {
     "data.crop_area": (0.5, 1.0),
@@ -173,9 +173,9 @@ def test_group_in_place_of_a_key_is_an_error():
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_value_of_another_type_is_an_error(key):
     message = rejected(**{key: WRONG[type(DEFAULTS[key])]})
-    kind = type(DEFAULTS[key]).__name__
-    must = "holds options by name" if kind == "dict" else f"must be {kind}"
-    assert message.startswith(f"{key} {must}, not ")
+    kind = type(DEFAULTS[key])
+    wanted = "holds options by name" if kind is dict else f"must be {kind.__name__}"
+    assert message.startswith(f"{key} {wanted}, not ")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,9 @@ def test_whole_number_is_a_float(key):
 @pytest.mark.parametrize("key", CHOICES)
 def test_choices(key):
     message = rejected(**{key: of_words(key, "upside_down")})
-    assert message.startswith(f"unknown {key} 'upside_down'; known: {', '.join(CHOICES[key])}")
+    known = ", ".join(filter(None, CHOICES[key]))
+    known += ', or "package.module:name"' if KEYS[key].dotted else ""
+    assert message == f"unknown {key} 'upside_down'; known: {known}"
     for choice in CHOICES[key]:
         value = of_words(key, choice)
         assert dict(flatten(resolve(config_with(**{key: value}))))[key] == value
@@ -284,7 +286,7 @@ def another(key: str) -> object:
     if key in GOOD:
         return GOOD[key]
     others = {int: 777, float: 0.75, bool: not value, str: "another", tuple: (7,)}
-    others[dict] = {"depth": 7}
+    others |= {dict: {"size": 7}}
     return others[type(value)]
 
 

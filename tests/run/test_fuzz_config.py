@@ -68,13 +68,17 @@ TUPLES += [(1e-3, 1e3), (math.nan,), (math.inf, 0.0), (None,), ("a",), ((1,),), 
 TUPLES += [(5e-324, 0.5), (10**400,), tuple(range(1000)), tuple(range(10**6)), (True,)]
 OTHERS = [None, b"x", 1j, {1}, [1, 2], {}, {"a": 1}, object, Ellipsis, np.float32(1), np.int64(2)]
 
+OPTIONS = ["magnitude", "num_ops", "end_epoch", "start_epoch", "start_scale", "multiple", "a b"]
+
 OF_TYPE = {
     bool: st.booleans(),
     int: st.sampled_from(INTEGERS) | st.integers(0, 200) | st.integers(),
     float: st.sampled_from(FLOATS) | st.floats(0, 10) | st.floats() | st.sampled_from(INTEGERS),
     str: st.sampled_from(TEXTS) | st.text(),
     tuple: st.sampled_from(TUPLES) | st.lists(st.floats(0, 100), max_size=4).map(tuple),
-    dict: st.dictionaries(st.text(), st.sampled_from((1, "x", None)), max_size=2),
+    dict: st.dictionaries(
+        st.sampled_from(OPTIONS), st.sampled_from([*INTEGERS, *FLOATS, "x", None, (1, 2)])
+    ),
 }
 ANYTHING = st.one_of(*OF_TYPE.values(), st.sampled_from(OTHERS))
 

@@ -117,6 +117,12 @@ POLICY = {
     "data.flip": (True, [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.color_jitter": ((0.4, 0.4, 0.4), [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.lighting": (0.1, [ON_DEVICE], [OFF, SYNTHETIC]),
+    "data.augment": ("rand_augment", [ON_DEVICE], [OFF, SYNTHETIC]),
+    "data.augment_options": (
+        {"num_ops": 3},
+        [OFF, {**ON_DEVICE, "data.augment": "rand_augment"}],
+        [{"data.augment": "rand_augment"}, {"data.augment": "anyones:own"}],
+    ),
     "diagnostics.workers.window": (9, [OFF, CONFUSION], [WORKERS]),
     "diagnostics.confusion.pairs": (9, [OFF, WORKERS], [CONFUSION]),
     "diagnostics.confusion.batch_size": (9, [OFF, WORKERS], [CONFUSION]),

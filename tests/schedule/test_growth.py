@@ -179,10 +179,10 @@ def loop_by_hand(parts: Run, momenta: list[float], rates: list[float]):
 def trained(parts: Run):
     """State and metrics after all updates, with the run's own steps."""
     state, metrics = parts.program.start(), []
-    steps = CompiledSteps(parts.program, 0)
+    steps, numbers = CompiledSteps(parts.program, 0), parts.program.numbers
     for update, batch in enumerate(parts.feed.training(0)):
-        state, values = steps(update)(state, batch)
-        metrics.append(jax.device_get(values))
+        state, values = steps(update)(state, batch, numbers.at(update))
+        metrics.append(jax.device_get(values) | numbers.reported(update))
     steps.close()
     return state, metrics
 

@@ -61,14 +61,15 @@ def programs(run: Run) -> dict[str, tuple[core.Jaxpr, int]]:
     """All that a run computes on devices, and the fewest products that are in it."""
     state, batch = run.program.abstract_state(), run.program.abstract_batch()
     read = (state.params, state.batch_stats)
+    numbers = run.plan.number_shapes()
     batches = run.feed.eval_batches()
     rows = jax.eval_shape(lambda: next(iter(batches)))
     looks = workers_gradient.compiled(run.plan.worker, run.plan.placement, in_turn=True)
     traced = {
         "train": (run.plan.trace(), 3 * LAYERS - 1),
-        "moments": (jax.jit(run.plan.moments_step()).trace(*read, batch), LAYERS - 1),
+        "moments": (jax.jit(run.plan.moments_step()).trace(*read, numbers, batch), LAYERS - 1),
         "evaluation": (jax.jit(run.plan.eval_step()).trace(*read, rows), LAYERS),
-        "workers": (looks.trace(*read, batch), 3 * LAYERS - 1),
+        "workers": (looks.trace(*read, numbers, batch), 3 * LAYERS - 1),
     }
     return {name: (program.jaxpr.jaxpr, least) for name, (program, least) in traced.items()}
 

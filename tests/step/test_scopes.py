@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from lbsgd.schedule.functions import constant
 from lbsgd.step.evaluation import eval_step
 from lbsgd.step.loops import canonical_convolutions
+from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
-from lbsgd.step.train_step import TrainState, train_step
+from lbsgd.step.train_step import Averaged, TrainState, train_step
 from lbsgd.step.worker import worker_loss
+from lbsgd.tasks.classification import classification
 from lbsgd.workers.placement import place
 
 PHASES = {
@@ -25,22 +26,27 @@ PHASES = {
     "all_reduce",
     "optimizer",
     "batch_norm_statistics",
+    "ema",
     "select_finite",
     "metrics",
 }
 PLACEMENT = place(16, 2, devices=2, accumulation_steps=2)
 
 
-class Linear:
-    """A network that is compiled at once: the mean of each channel, normalised and weighted."""
+TASK = classification(10, label_smoothing=0.1)
 
-    def apply(self, variables, images, *, train, mutable=()):
-        x = jnp.mean(images, (1, 2))
-        own = {"norm": {"mean": jnp.mean(x, 0), "var": jnp.var(x, 0)}}
-        stats = own if train else variables["batch_stats"]
-        x = x - stats["norm"]["mean"][None]
-        logits = jnp.sum(x[:, :, None] * variables["params"][None], 1)
-        return (logits, {"batch_stats": own}) if train else logits
+
+def linear(params, stats, images):
+    """A network that is compiled at once: the mean of each channel, normalised and weighted."""
+    x = jnp.mean(images, (1, 2)) - stats["norm"]["mean"][None]
+    return jnp.sum(x[:, :, None] * params[None], 1)
+
+
+def linear_in_training(params, stats, images, key):
+    """Normalised by the examples themselves."""
+    x = jnp.mean(images, (1, 2))
+    own = {"norm": {"mean": jnp.mean(x, 0), "var": jnp.var(x, 0)}}
+    return linear(params, own, images), own
 
 
 @pytest.fixture
@@ -77,26 +83,34 @@ PREPROCESS = functools.partial(normalize, mean=(0.5,), std=(0.5,), dtype=jnp.flo
 def test_the_compiled_step_names_its_phases(metadata_in_keys):
     optimizer = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, PARAMS, STATS, optimizer.init(PARAMS), zero)
+    averaged = Averaged(PARAMS, STATS)
+    state = TrainState(zero, PARAMS, STATS, optimizer.init(PARAMS), zero, averaged)
     worker = functools.partial(
-        worker_loss, model=Linear(), preprocess=PREPROCESS, label_smoothing=0.1
+        worker_loss, network=linear_in_training, preprocess=PREPROCESS, loss=TASK.loss
     )
     step = functools.partial(
         train_step,
         worker=worker,
+        reductions=TASK.reductions,
         optimizer=optimizer,
-        schedules={"learning_rate": constant(0.1)},
         placement=PLACEMENT,
-        batch_norm_momentum=0.9,
+        of_step=jax.tree.map(lambda _: True, STATS),
         total_variance=True,
     )
     on_devices = jax.device_put(batch(PLACEMENT), PLACEMENT.batch_sharding)
-    assert phases_of(compiled(step, state, on_devices)) >= PHASES
+    numbers = Numbers(np.uint32(0), task=TASK.numbers, ema_decay=0.99)
+    assert phases_of(compiled(step, state, on_devices, numbers)) >= PHASES
 
 
 def test_the_compiled_evaluation_names_its_phases(metadata_in_keys):
     placement = place(16, 2, devices=2)
-    step = functools.partial(eval_step, model=Linear(), preprocess=PREPROCESS, placement=placement)
+    step = functools.partial(
+        eval_step,
+        network=linear,
+        preprocess=PREPROCESS,
+        evaluate=TASK.evaluate,
+        placement=placement,
+    )
     rows = batch(placement)
     rows["mask"] = np.ones(rows["label"].shape, bool)
     on_devices = jax.device_put(rows, placement.batch_sharding)

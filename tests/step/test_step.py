@@ -161,7 +161,9 @@ def loop_over_workers(worker, params, batch):
 @pytest.fixture(scope="module")
 def written_out(start) -> list[WrittenOut]:
     """After each update. Running averages do not enter the training, so both kinds share it."""
-    loss = functools.partial(written_out_loss, stats=start.batch_stats, model=run_on(1).plan.network.module)
+    loss = functools.partial(
+        written_out_loss, stats=start.batch_stats, model=run_on(1).plan.network.module
+    )
     worker = jax.jit(jax.value_and_grad(loss, has_aux=True))
     structure = jax.tree.structure(start.params)
     params = leaves(start.params)
@@ -222,7 +224,9 @@ def trained(request, start):
         # One accumulation step; workers stand in order in the slots.
         batch = {key: x[None] for key, x in minibatch(update).items()}
         assert batch["label"].shape == (1, devices * run.plan.placement.lanes, N)
-        state, metrics = step(state, jax.device_put(batch, run.plan.placement.batch_sharding))
+        on_devices = jax.device_put(batch, run.plan.placement.batch_sharding)
+        state, metrics = step(state, on_devices, run.program.numbers.at(update))
+        metrics |= run.program.numbers.reported(update)
         history.append(jax.device_get((state, metrics)))
     return kind, history
 
@@ -296,8 +300,9 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, wh
     batch = {k: x[None] for k, x in minibatch(0).items()}
     batch = jax.device_put(batch, run.plan.placement.batch_sharding)
     state = jax.device_put(start, run.plan.placement.replicated)
+    numbers = run.program.numbers
     for skipped in (1, 2):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, numbers.at(skipped - 1))
         assert np.isfinite(metrics["train_loss"]) == (what == "gradient")
         assert np.isfinite(metrics["gradient_norm"]) == (what == "loss")
         assert metrics["skipped"] == skipped
@@ -305,7 +310,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters(start, wh
     assert (found.update_index, found.skipped) == (2, 2)
     for name in ("params", "batch_stats", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(start, name))
-    state, metrics = run.program.compile_train_step()(state, batch)  # and on it goes
+    state, metrics = run.program.compile_train_step()(state, batch, numbers.at(2))  # and on it goes
     assert (state.update_index, metrics["skipped"]) == (3, 2)
     assert (
         leaves(state.params)["classifier/bias"].tolist()
@@ -387,9 +392,11 @@ def test_eval_step_sums_over_the_examples_that_count(start, devices):
         sum(itertools.compress(by_sorting(k, logits, labels), mask)) for k in (1, 5)
     )
     assert 0 < wrong_top5 < wrong < len(counted) < len(mask)
-    assert (found.wrong, found.wrong_top5, found.examples) == (wrong, wrong_top5, len(counted))
+    counts = {"error": wrong, "error_top5": wrong_top5, "examples": len(counted)}
+    assert found.keys() == {"loss", *counts}
+    assert {name: found[name] for name in counts} == counts
     # The loss has no label smoothing. Forward only, so within the tolerance of an update.
-    np.testing.assert_allclose(found.loss, loss, rtol=TOLERANCE)
+    np.testing.assert_allclose(found["loss"], loss, rtol=TOLERANCE)
 
 
 def test_eval_step_leaves_out_what_is_masked_whatever_it_holds(start):
@@ -402,9 +409,10 @@ def test_eval_step_leaves_out_what_is_masked_whatever_it_holds(start):
     }
     nan = jax.tree.map(lambda x: np.full_like(x, np.nan), start.params)
     step = run.program.eval_step()
+    names = ("loss", "error", "error_top5", "examples")
     for mask, expected in ((False, (0, 0, 0, 0)), (True, (np.nan, 16, 16, 16))):
         masked = {**batch, "mask": np.full(shape, mask)}
         sums = step(
             nan, start.batch_stats, jax.device_put(masked, run.plan.placement.batch_sharding)
         )
-        np.testing.assert_array_equal([float(x) for x in sums], expected)
+        np.testing.assert_array_equal([float(sums[name]) for name in names], expected)

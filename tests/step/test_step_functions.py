@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.tasks.losses import cross_entropy
 from lbsgd.step.pixels import normalize
+from lbsgd.tasks.losses import cross_entropy
 
 EPS = np.finfo(np.float64).eps
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

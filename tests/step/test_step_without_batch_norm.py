@@ -58,7 +58,9 @@ def by_hand(run: Run, params) -> list[tuple[float, object]]:
     """Losses and parameters of each update: one network, all examples at once, SGD in full."""
 
     def loss(params, images, labels):
-        logits = run.plan.network.module.apply({"params": params}, (images / 255 - 0.5) / 0.5, train=True)
+        logits = run.plan.network.module.apply(
+            {"params": params}, (images / 255 - 0.5) / 0.5, train=True
+        )
         log_p = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=1, keepdims=True))
         return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
 
@@ -91,8 +93,9 @@ def test_training_is_that_of_all_examples_at_once(x64, normalization):
     assert jax.tree.leaves(state.batch_stats) == []
     start = jax.device_get(state.params)
     expected = by_hand(run, start)
-    for batch, (loss, params) in zip(run.feed.train_batches().between(0, UPDATES), expected):
-        state, metrics = step(state, batch)
+    batches = run.feed.train_batches().between(0, UPDATES)
+    for update, (batch, (loss, params)) in enumerate(zip(batches, expected)):
+        state, metrics = step(state, batch, run.program.numbers.at(update))
         assert float(metrics["train_loss"]) == pytest.approx(loss, rel=1e-9)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),

@@ -161,12 +161,6 @@ def test_a_workdir_is_one_process_s_at_a_time(tmp_path, monkeypatch):
     folder.claim({}, {}, {}, say=pytest.fail).close()
 
 
-@pytest.mark.parametrize("place", ["gs://bucket/run", "s3:/bucket"])
-def test_a_bucket_is_no_workdir(place):
-    with pytest.raises(ConfigError, match=r"must be a folder; mount the bucket"):
-        Workdir(pathlib.Path(place)).claim({}, {}, {})
-
-
 def test_a_workdir_that_is_removed_while_training_is_noticed(tmp_path, capsys):
     def remove(done: int) -> bool:
         while done == 6 and (tmp_path / "run").exists():  # a save may be under way

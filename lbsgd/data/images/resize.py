@@ -70,6 +70,13 @@ def resize(
     return out
 
 
+def shrink(image: np.ndarray, out: np.ndarray) -> None:
+    """Shrinks an image uint8 `[h, w, c]` into `out`: each pixel is the mean over its area."""
+    height, width = out.shape[:2]
+    smaller = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    out[:] = smaller.reshape(out.shape)  # OpenCV drops a single channel
+
+
 def window_around(
     part: tuple[float, float, float, float], size: tuple[int, int], shape: tuple[int, int]
 ) -> Window:

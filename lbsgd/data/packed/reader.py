@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ import ml_collections
 import numpy as np
 
 from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
+from lbsgd.data.packed.shard_cache import CachedShard
 from lbsgd.data.records import RecordFile
 from lbsgd.data.source import Example, Splits, note_unused_classes
+from lbsgd.system.bucket import BucketPath
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import expand_home
+from lbsgd.system.files import AnyPath, file_checksum, user_path
 from lbsgd.system.limits import allow_open_files
 
 INDEX = "index.json"
@@ -116,7 +118,7 @@ def is_packed(folder: pathlib.Path) -> bool:
     return some
 
 
-def read_index(folder: pathlib.Path) -> Index:
+def read_index(folder: AnyPath) -> Index:
     """Reads the index of a split.
 
     Raises:
@@ -227,21 +229,14 @@ class PackedSource:
       ConfigError: it is not complete: no index, or a shard is missing or has another size.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         index = read_index(folder)
         self.classes, self.image_shape = index.classes, index.image_shape
         self.fingerprint, self.one_shape = index.fingerprint, index.one_shape
         note = note_unused_classes(np.flatnonzero(index.class_examples), index.classes)
         self.notes: tuple[str, ...] = (note,) if note else ()
-        for shard in index.shards:
-            wrong = size_error(folder / shard.file, shard)
-            if wrong:
-                raise ConfigError(
-                    f"{folder / shard.file} {wrong}; "
-                    f"`lbsgd prepare --verify {folder.parent}` names all damage; "
-                    f"then remove {folder} and prepare it again"
-                )
-        self._shards = [RecordFile(folder / shard.file, shard.examples) for shard in index.shards]
+        _check_sizes(folder, index.shards)
+        self._shards = [_record_file(folder / shard.file, shard) for shard in index.shards]
         self._ends = list(itertools.accumulate(shard.examples for shard in index.shards))
         allow_open_files(len(self._shards))
 
@@ -275,12 +270,42 @@ class PackedSource:
             return where
 
 
+def _check_sizes(folder: AnyPath, shards: Sequence[Shard]) -> None:
+    """Checks that the shards of a split are there; many at a time, for a bucket answers slowly.
+
+    Raises:
+      ConfigError: one is missing or has another size.
+    """
+    with ThreadPoolExecutor(16, "lbsgd-sizes") as pool:
+        found = list(pool.map(lambda shard: size_error(folder / shard.file, shard), shards))
+    for shard, wrong in zip(shards, found):
+        if wrong:
+            mend = f"copy the prepared set to {folder.parent} again"
+            if isinstance(folder, pathlib.Path):
+                mend = (
+                    f"`lbsgd prepare --verify {folder.parent}` names all damage; then remove "
+                    f"{folder} and prepare it again"
+                )
+            raise ConfigError(f"{folder / shard.file} {wrong}; {mend}")
+
+
+def _record_file(path: AnyPath, shard: Shard) -> RecordFile:
+    local = CachedShard(path, shard) if isinstance(path, BucketPath) else None
+    return RecordFile(path, shard.examples, local)
+
+
 def packed(config: ml_collections.ConfigDict) -> Splits:
     """Opens what `lbsgd prepare` wrote: `train/` and `validation/` in data.dir."""
-    root = expand_home(config.dir)
-    if not config.dir or not os.path.isdir(root):
+    root = user_path(config.dir)
+    try:
+        there, split = bool(config.dir) and root.is_dir(), (root / INDEX).is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"data.dir={config.dir!r} cannot be read ({error.strerror or error})"
+        ) from error
+    if not there:
         raise ConfigError(f"data.dir={config.dir!r} is not a folder; make it by lbsgd prepare")
-    if (root / INDEX).exists():
+    if split:
         raise ConfigError(
             f"data.dir={config.dir!r} is one split of a prepared set; set data.dir to the folder "
             "around it"
@@ -306,19 +331,13 @@ class Damage(NamedTuple):
     reason: str
 
 
-def size_error(path: pathlib.Path, shard: Shard) -> str:
+def size_error(path: AnyPath, shard: Shard) -> str:
     """Describes how the size of a shard differs from the index; "" if it does not."""
     try:
         size = path.stat().st_size
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "" if size == shard.bytes else f"has {size:,} bytes, not {shard.bytes:,}"
-
-
-def file_checksum(path: pathlib.Path) -> str:
-    """Computes the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: pathlib.Path, shard: Shard) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from lbsgd.data.images.decode import CorruptError
-from lbsgd.data.packed.reader import Shard, file_checksum, size_error
+from lbsgd.data.packed.reader import Shard, size_error
 from lbsgd.data.records import WRITER_OPTIONS, RecordFile
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import move_into_place, replace_file
+from lbsgd.system.files import file_checksum, move_into_place, replace_file
 
 # Records that are read back at a time.
 FEW = 8

@@ -1,14 +1,14 @@
 """The curves of a run as a picture: its metric, learning rate and batch size against epochs."""
 
 import bisect
-import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbsgd.run.record.metrics import evaluations
 from lbsgd.system.errors import first_line
-from lbsgd.system.figures import new_figure
+from lbsgd.system.figures import new_figure, save_figure
+from lbsgd.system.files import AnyPath
 from lbsgd.tasks.task import Metric, Task
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class Schedule(NamedTuple):
 
 
 def draw(
-    metrics: list[dict[str, Any]], path: pathlib.Path, title: str, schedule: Schedule, task: Task
+    metrics: list[dict[str, Any]], path: AnyPath, title: str, schedule: Schedule, task: Task
 ) -> str:
     """Writes the curves as a PNG: "", or why that cannot be. No run fails of its picture."""
     try:
-        curves(metrics, title, schedule, task).savefig(path, dpi=120)
+        save_figure(curves(metrics, title, schedule, task), path)
     except OSError as error:
         return f"{path} cannot be written ({error.strerror or error})"
     except Exception as error:  # of matplotlib, which may be anything

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import math
-import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lbsgd.system.appending import open_appended
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import replace_file
+from lbsgd.system.files import AnyPath, replace_file
 
 
 class MetricsFile:
@@ -19,7 +18,7 @@ class MetricsFile:
     a file of this kind too; its values may be lists, or numbers by name.
     """
 
-    def __init__(self, path: pathlib.Path, *, keep_until: int = 0, lists: bool = False) -> None:
+    def __init__(self, path: AnyPath, *, keep_until: int = 0, lists: bool = False) -> None:
         """Opens the file for appending, dropping what a run that resumes will write again.
 
         Args:
@@ -33,7 +32,7 @@ class MetricsFile:
         self._path, self._waiting = path, b""
         try:
             replace_file(path, "".join(json.dumps(line) + "\n" for line in self.kept))
-            self._file = path.open("ab", buffering=0)
+            self._file = open_appended(path)
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be written ({error.strerror or error}); make room there, or choose "
@@ -48,12 +47,12 @@ class MetricsFile:
             self._write()
 
     def flush(self) -> str:
-        """Brings all lines to the disk: "", or why that cannot be."""
+        """Brings all lines to the disk or into the bucket: "", or why that cannot be."""
         try:
             self._write()
-            os.fsync(self._file.fileno())
-            if not os.fstat(self._file.fileno()).st_nlink:
-                return f"{self._path} was removed"
+            self._file.sync()
+        except FileNotFoundError:
+            return f"{self._path} was removed"
         except OSError as error:
             return f"{self._path} cannot be written ({error.strerror or error})"
         return ""
@@ -76,7 +75,7 @@ def _finite(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath, lists: bool = False) -> list[dict[str, Any]]:
     """Reads the lines of a metrics.jsonl, without a last line cut short; none if there is no file.
 
     Args:
@@ -93,7 +92,7 @@ def read_metrics(path: pathlib.Path, lists: bool = False) -> list[dict[str, Any]
     return lines
 
 
-def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+def read_whole_lines(path: AnyPath) -> tuple[list[dict[str, Any]], str]:
     """Reads the lines of a metrics.jsonl that can be read; and "", or what is wrong with others."""
     try:
         lines, damaged = _read(path, lists=False)
@@ -105,11 +104,11 @@ def read_whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
     return lines, f"{path}, line {damaged[0]}{more} damaged, and left out here"
 
 
-def _read(path: pathlib.Path, lists: bool) -> tuple[list[dict[str, Any]], list[int]]:
+def _read(path: AnyPath, lists: bool) -> tuple[list[dict[str, Any]], list[int]]:
     """Reads the lines, and the numbers of those that are damaged."""
-    if not path.is_file():
-        return [], []
     try:
+        if not path.is_file():
+            return [], []
         *whole, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error

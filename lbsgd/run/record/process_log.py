@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import faulthandler
 import math
-import pathlib
 import sys
 import threading
 import time
@@ -14,16 +13,19 @@ from types import TracebackType
 
 import ml_collections
 
+from lbsgd.system.appending import open_appended
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath
 
 
 class ProcessLog:
     """Logs one process: lines with their time, and the stacks of all threads when it stalls.
 
-    What the C++ of JAX ends (SIGABRT, SIGSEGV) leaves its stacks here too.
+    What the C++ of JAX ends (SIGABRT, SIGSEGV) leaves its stacks here too; of a log in a bucket, in
+    the file on the disk that it is rewritten from.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         """Opens the file for appending.
 
         Raises:
@@ -31,13 +33,13 @@ class ProcessLog:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            self._file = open_appended(path)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
         self._handled_before = faulthandler.is_enabled()
         faulthandler.enable(self._file)
         self._stall_seconds, self._end, self._armed = 0.0, False, -math.inf
-        self._path, self._closed = path, threading.Event()
+        self._closed = threading.Event()
 
     def line(self, text: str) -> None:
         """Appends a line; a full disk is not worth stopping for."""
@@ -77,7 +79,8 @@ class ProcessLog:
             if time.monotonic() - self._armed > 0.95 * self._stall_seconds:
                 text = f"no update has ended for {self._stall_seconds / 60:.3g} minutes"
                 self.line(text)
-                print(f"lbsgd: {text}; the stacks are in {self._path}", file=sys.stderr, flush=True)
+                where = f"the stacks are in {self._file.local}"
+                print(f"lbsgd: {text}; {where}", file=sys.stderr, flush=True)
                 return
 
     def _alive(self) -> None:

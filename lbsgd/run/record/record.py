@@ -118,7 +118,12 @@ class Record:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
 
     def _flush(self) -> str:
-        """Brings the metrics to the disk: "", or why that cannot be."""
+        """Brings the metrics to the disk: "", or why that cannot be.
+
+        Raises:
+          ConfigError: the workdir is another process's by now.
+        """
+        self._folder.check_held()
         files = (file for file in (self._metrics, self._lists) if file)
         return next(filter(None, (file.flush() for file in files)), "")
 

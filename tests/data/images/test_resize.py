@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lbsgd.data.images.resize import Box, Window, resample, resize, window_around
+from lbsgd.data.images.resize import Box, Window, resample, resize, shrink, window_around
 
 
 def area_weights(size: int, pixels: int) -> np.ndarray:
@@ -137,3 +137,16 @@ def test_a_fine_pattern_becomes_grey_but_for_the_fast_rule():
     box = Box(0, 0, 160, 160)
     assert resample(stripes, Window(box, *box), (100, 100)).std() < 0.15 * 127.5
     assert resize(stripes, (100, 100)).std() > 0.4 * 127.5
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((8, 8), (4, 4)), ((8, 8), (7, 5)), ((30, 21), (16, 12)), ((9, 9), (1, 9)), ((5, 5), (5, 5))],
+)
+def test_shrinking_is_the_mean_over_areas(before, after, channels):
+    """Unlike `resize`, by less than 2 too. Half of a level is the rounding to whole pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (*before, channels), dtype=np.uint8)
+    out = np.empty((*after, channels), np.uint8)
+    shrink(image, out)
+    assert np.abs(out - resized(image, after, area_weights)).max() <= 0.5 + 1e-3

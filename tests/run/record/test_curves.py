@@ -12,6 +12,7 @@ from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record import curves, result
 from lbsgd.run.record.metrics import evaluations, read_whole_lines
+from lbsgd.tasks import classification
 
 
 def panels(figure) -> dict[str, list]:
@@ -24,6 +25,7 @@ def points(line) -> list[tuple[float, float]]:
 
 
 FLAT = curves.Schedule([0.0, 3.0], [0.1], [64])
+TASK = classification(10)
 
 
 def test_training_error_is_averaged_between_evaluations():
@@ -35,7 +37,7 @@ def test_training_error_is_averaged_between_evaluations():
         {"epoch": 2.0, "val_error": 30.0},
         {"epoch": 2.5, "train_error": 20.0},
     ]
-    training, validation = panels(curves.curves(lines, "x", FLAT))["error %"]
+    training, validation = panels(curves.curves(lines, "x", FLAT, TASK))["error %"]
     assert points(training) == [(1.0, 70.0), (2.0, 40.0), (2.5, 20.0)]
     assert points(validation) == [(1.0, 50.0), (2.0, 30.0)]
     assert training.get_label() == "training, 20.00% at the end"
@@ -46,7 +48,7 @@ def test_one_evaluation_is_a_point_and_training_a_curve():
     """Averaged over twentieths of the run."""
     lines = [{"epoch": i / 40, "train_error": float(i)} for i in range(1, 41)]
     lines.append({"epoch": 1.0, "val_error": 30.0})
-    training, validation = panels(curves.curves(lines, "x", FLAT))["error %"]
+    training, validation = panels(curves.curves(lines, "x", FLAT, TASK))["error %"]
     assert points(validation) == [(1.0, 30.0)]
     assert validation.get_marker() == "o"
     expected = [(i / 20, 2 * i - 0.5) for i in range(1, 21)]
@@ -57,7 +59,7 @@ def test_one_evaluation_is_a_point_and_training_a_curve():
 def test_a_run_of_few_logged_updates_has_what_there_is(logged):
     updates = [{"epoch": 0.5, "train_error": 40.0}] * logged
     lines = [*updates, {"epoch": 1.0, "val_error": 30.0}]
-    found = panels(curves.curves(lines, "x", FLAT))["error %"]
+    found = panels(curves.curves(lines, "x", FLAT, TASK))["error %"]
     assert [points(line) for line in found] == [[(0.5, 40.0)]] * logged + [[(1.0, 30.0)]]
     assert {line.get_marker() for line in found} == {"o"}
 
@@ -73,7 +75,7 @@ def test_a_run_of_few_logged_updates_has_what_there_is(logged):
 )
 def test_errors_at_the_end_can_be_read(errors, scale, ticks):
     lines = [{"epoch": float(i), "val_error": error} for i, error in enumerate(errors)]
-    figure = curves.curves(lines, "x", FLAT)
+    figure = curves.curves(lines, "x", FLAT, TASK)
     figure.draw_without_rendering()
     panel = figure.axes[0]
     assert panel.get_yscale() == scale
@@ -89,9 +91,12 @@ def test_errors_at_the_end_can_be_read(errors, scale, ticks):
 
 def test_curves_have_the_batch_size_where_it_changes():
     evaluation = {"epoch": 1.0, "val_error": 5.0}
-    assert panels(curves.curves([evaluation], "x", FLAT)).keys() == {"error %", "learning rate"}
+    assert panels(curves.curves([evaluation], "x", FLAT, TASK)).keys() == {
+        "error %",
+        "learning rate",
+    }
     grown = curves.Schedule([0.0, 1.0, 2.5], [0.1, 0.1], [64, 128])
-    figure = curves.curves([evaluation], "x", grown)
+    figure = curves.curves([evaluation], "x", grown, TASK)
     (line,) = panels(figure)["batch size"]
     assert points(line) == [(0.0, 64), (1.0, 128), (2.5, 128)]
     assert line.get_drawstyle() == "steps-post"
@@ -126,7 +131,8 @@ def test_the_schedule_is_drawn_as_it_was(monkeypatch, name, drawn):
         {"model": {"name": "cifar_resnet8"}, "learning_rate": {"reference_batch_size": 32}}
     )
     config.update_from_flattened_dict(keys)
-    figure = curves.curves([], "x", result._schedule(build(resolve(config)).plan, done))
+    schedule = result._schedule(build(resolve(config)).plan, done)
+    figure = curves.curves([], "x", schedule, TASK)
     (line,) = panels(figure)["learning rate"]
     assert line.get_drawstyle() == "steps-post"
     updates = [round(epoch * 1437 / 128) for epoch, _ in points(line)]
@@ -147,29 +153,35 @@ LINES = [
 
 
 def test_a_picture_is_drawn(tmp_path):
-    assert curves.draw(LINES, tmp_path / "curves.png", "title", FLAT) == ""
+    assert curves.draw(LINES, tmp_path / "curves.png", "title", FLAT, TASK) == ""
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_line_that_says_why(tmp_path):
     folder = tmp_path / "curves.png"
     folder.mkdir()
-    assert curves.draw(LINES, folder, "x", FLAT) == f"{folder} cannot be written (Is a directory)"
+    assert (
+        curves.draw(LINES, folder, "x", FLAT, TASK)
+        == f"{folder} cannot be written (Is a directory)"
+    )
     full = tmp_path / "full.png"
     full.symlink_to("/dev/full")
     assert (
-        curves.draw(LINES, full, "x", FLAT) == f"{full} cannot be written (No space left on device)"
+        curves.draw(LINES, full, "x", FLAT, TASK)
+        == f"{full} cannot be written (No space left on device)"
     )
     path = tmp_path / "x.png"
     why = f"{path} cannot be drawn (KeyError: 'epoch')"
-    assert curves.draw([{"train_error": 1.0}], path, "x", FLAT) == why
+    assert curves.draw([{"train_error": 1.0}], path, "x", FLAT, TASK) == why
 
 
 DRAW = """
 import os, pathlib, sys
 from lbsgd.run.record import curves
+from lbsgd.tasks import classification
 flat = curves.Schedule([0, 1], [0.1], [64])
-problem = curves.draw(eval(sys.argv[2]), pathlib.Path(sys.argv[1]), "x", flat)
+lines, path = eval(sys.argv[2]), pathlib.Path(sys.argv[1])
+problem = curves.draw(lines, path, "x", flat, classification(10))
 print(problem, os.environ["MPLBACKEND"])
 import matplotlib
 print(matplotlib.rcParams._get("backend"))
@@ -224,10 +236,10 @@ def test_a_run_ends_with_its_result_whatever_becomes_of_its_picture(tmp_path, ca
     outcome = train.run(resolve(config), tmp_path, should_stop=damage)
     (evaluation,) = evaluations(read_whole_lines(metrics)[0])
     assert outcome.complete
-    assert outcome.final_error == evaluation["val_error"]
+    assert outcome.final == evaluation["val_error"]
     *_, out = capsys.readouterr().out.partition("compiled in")
     lines = out.splitlines()
     assert any(line.endswith("damaged, and left out here") for line in lines)
     assert f"{picture} cannot be written (Is a directory)" in lines
-    assert any(line.startswith(f"validation error {outcome.final_error:.2f}%") for line in lines)
+    assert any(line.startswith(f"validation error {outcome.final:.2f}%") for line in lines)
     assert lines[-1] == f"metrics    {metrics}"

@@ -12,6 +12,9 @@ import terminal
 from lbsgd.run.record.metrics import MetricsFile, read_metrics, read_whole_lines
 from lbsgd.run.record.progress import PlainProgress, open_progress
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks import Metric, classification
+
+METRICS = classification(10).metrics
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -65,19 +68,27 @@ def test_of_a_damaged_file_what_is_whole_can_be_read(tmp_path, text, steps, says
 
 
 def test_plain_progress_prints_lines(capsys):
-    progress = PlainProgress(total=10, seconds=0.0)
+    progress = PlainProgress(total=10, metrics=METRICS, seconds=0.0)
     values = {"train_loss": 1.5, "train_error": 25.0, "learning_rate": 0.1}
     progress.show(5, 0.5, {**values, "images_per_second": 1234.0})
     out = capsys.readouterr().out
     for part in ("epoch 0.50", "update 5/10", "loss 1.500", "error 25.0%", "lr 0.1", "1,234 im"):
         assert part in out
-    PlainProgress(total=10, seconds=3600.0).show(1, 0.1, values)
+    PlainProgress(total=10, metrics=METRICS, seconds=3600.0).show(1, 0.1, values)
     assert capsys.readouterr().out == ""
+
+
+def test_progress_shows_the_metrics_of_the_task(capsys):
+    metrics = {"iou": Metric("%", rises=True, words="overlap"), "depth": Metric()}
+    progress = PlainProgress(total=10, metrics=metrics, seconds=0.0)
+    values = {"train_loss": 1.5, "train_iou": 25.0, "train_depth": 12.345, "train_error": 1.0}
+    progress.show(5, 0.5, values)
+    assert "update 5/10  loss 1.500  overlap 25.0%  depth 12.3\n" in capsys.readouterr().out
 
 
 def test_a_process_that_does_not_speak_writes_to_its_log_alone(capsys):
     said = []
-    progress = open_progress(10, said.append, 1, 2)
+    progress = open_progress(10, METRICS, said.append, 1, 2)
     progress.begin(4)
     progress.line("a line")
     progress.close()
@@ -118,8 +129,9 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
 
 SHOW = """
 from lbsgd.run.record.progress import open_progress
+from lbsgd.tasks import classification
 said = []
-progress = open_progress(125000, said.append)
+progress = open_progress(125000, classification(10).metrics, said.append)
 progress.begin(4)
 progress.show(7, 1.5, {'train_loss': 2.0, 'train_error': 50.0, 'learning_rate': 0.1})
 progress.line('a line [bold] above')

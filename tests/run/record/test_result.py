@@ -1,15 +1,17 @@
-"""The final error and the target, from metrics to the lines that say them."""
+"""The final value and the target, from metrics to the lines that say them."""
 
 import statistics
 
 import pytest
 
-from lbsgd.run.record.result import final_error, say_error, say_target
-from lbsgd.run.target import Target
+from lbsgd.run.record.result import final_value, say_final, say_target
+from lbsgd.run.target import find_target
 from lbsgd.schedule.timeline import Timeline
+from lbsgd.tasks import classification
 
 # The digits in minibatches of 256: 5.61 updates an epoch, so that no epoch ends with an update.
 DIGITS = Timeline.constant(1437, 256)
+TASK = classification(10)
 
 
 def metrics(errors: dict[int, float]) -> list[dict]:
@@ -26,7 +28,7 @@ def test_of_one_evaluation_an_epoch_it_is_the_median_of_the_last_five(timeline, 
     scrambled = {m: float(m * 37 % 101) for m in range(1, epochs + 1)}
     lines = metrics({timeline.update_at_epoch(m): error for m, error in scrambled.items()})
     last = [scrambled[m] for m in range(epochs - 4, epochs + 1)]
-    assert final_error(lines, timeline) == (statistics.median(last), 5, True)
+    assert final_value(lines, timeline, "val_error") == (statistics.median(last), 5, True)
 
 
 # Updates of 10 an epoch after which there are evaluations, and those that count.
@@ -46,7 +48,7 @@ SPACINGS = {
 def test_it_is_over_epochs_whatever_the_spacing(name):
     there, count = SPACINGS[name]
     errors = {step: float(step * 37 % 101) for step in there}
-    found = final_error(metrics(errors), Timeline.constant(100, 10))
+    found = final_value(metrics(errors), Timeline.constant(100, 10), "val_error")
     expected = [errors[step] for step in count]
     assert found == (statistics.median(expected), len(expected), True)
 
@@ -56,13 +58,20 @@ def test_a_batch_that_grows_changes_no_epoch():
     timeline = Timeline.from_schedule(100, [(0, 10), (3, 50)])
     ends = [10, 20, 30, 32, 34, 36, 38]
     lines = metrics({step: float(step) for step in ends})
-    assert final_error(lines, timeline) == (34.0, 5, True)
+    assert final_value(lines, timeline, "val_error") == (34.0, 5, True)
 
 
 def test_a_run_of_fewer_epochs_has_the_median_of_all():
     lines = metrics({10: 50.0, 20: 30.0, 25: 20.0})
-    assert final_error(lines, Timeline.constant(100, 10)) == (30.0, 3, False)
-    assert final_error([{"step": 1, "train_error": 3.0}], Timeline.constant(100, 10)) is None
+    timeline = Timeline.constant(100, 10)
+    assert final_value(lines, timeline, "val_error") == (30.0, 3, False)
+    assert final_value([{"step": 1, "train_error": 3.0}], timeline, "val_error") is None
+
+
+def test_a_metric_that_was_not_finite_is_none_of_them():
+    lines = [*metrics({10: 50.0, 20: 30.0}), {"step": 25, "val_error": None, "val_loss": 2.0}]
+    assert final_value(lines, Timeline.constant(100, 10), "val_error") == (40.0, 2, False)
+    assert final_value(lines, Timeline.constant(100, 10), "val_loss") == (2.0, 1, False)
 
 
 SAID = {
@@ -104,7 +113,8 @@ def test_the_line_says_of_what_it_is_the_median(name, top5):
     ]
     if not top5:
         line = line.replace(", top-5 1.00%", "").replace("; top-5 1.00%", "")
-    assert say_error(final_error(evaluated, Timeline.constant(100, 10)), evaluated) == line
+    final = final_value(evaluated, Timeline.constant(100, 10), "val_error")
+    assert say_final(final, evaluated, TASK if top5 else classification(5)) == line
 
 
 EVALUATED = [
@@ -141,4 +151,4 @@ EVALUATED = [
     ],
 )
 def test_the_target_is_said_with_the_updates_and_epochs_to_it(target, line):
-    assert say_target(Target(*target), EVALUATED) == line
+    assert say_target(find_target(target, TASK), EVALUATED) == line

@@ -3,14 +3,14 @@
 Where a run resumes they have some steps twice; TensorBoard shows the later ones.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from lbsgd.system.figures import quiet_matplotlib
+from lbsgd.system.files import AnyPath
 
 
-def open_sink(folder: pathlib.Path) -> "Writer":
+def open_sink(folder: AnyPath) -> "Writer":
     """Opens a writer in the folder `clu` of a workdir."""
     with quiet_matplotlib():  # for tensorflow imports matplotlib
         from clu import metric_writers

@@ -1,7 +1,6 @@
 """MLflow: a run of its own there for each workdir."""
 
 import collections
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +10,11 @@ import ml_collections
 
 from lbsgd.config.keys import flatten
 from lbsgd.run.record.sinks.run_id import keep_run_id, read_run_id
+from lbsgd.system.files import AnyPath
 
 
 def open_sink(
-    folder: pathlib.Path,
+    folder: AnyPath,
     config: Mapping[str, Any],
     *,
     tracking_uri: str | None = None,

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import ml_collections
 from lbsgd.config.dotted import Named, locate
 from lbsgd.run.sink_names import NamedSink, load_sinks
 from lbsgd.system.errors import first_line
+from lbsgd.system.files import AnyPath
 from lbsgd.system.text import one_line, short_repr
 
 # Takes metrics after so many updates, by name; it may have a method `close`.
@@ -31,7 +31,7 @@ class Sinks:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        folder: pathlib.Path,
+        folder: AnyPath,
         say: Callable[[str], None],
         on_metrics: Sink | None = None,
     ) -> None:

@@ -5,7 +5,6 @@ which ends at the first error, on a full disk for example, and its full queue wo
 """
 
 import contextlib
-import pathlib
 import socket
 import struct
 import sys
@@ -13,8 +12,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lbsgd.system.appending import open_appended
+from lbsgd.system.files import AnyPath
 
-def open_sink(folder: pathlib.Path, start: int) -> "EventFile":
+
+def open_sink(folder: AnyPath, start: int) -> "EventFile":
     """Opens an event file in the folder `tensorboard` of a workdir."""
     return EventFile(folder / "tensorboard", start)
 
@@ -22,7 +24,7 @@ def open_sink(folder: pathlib.Path, start: int) -> "EventFile":
 class EventFile:
     """Writes scalars into an event file, each line at once."""
 
-    def __init__(self, folder: pathlib.Path, start: int) -> None:
+    def __init__(self, folder: AnyPath, start: int) -> None:
         """Begins the file of a run that resumes.
 
         Args:
@@ -36,7 +38,7 @@ class EventFile:
         now = time.time_ns()
         # Files are read in the order of their names; with nanoseconds no two are the same.
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
-        self._file = (folder / name).open("ab", buffering=0)
+        self._file = open_appended(folder / name)
         self._write(file_version="brain.Event:2")
         log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=start + 1, session_log=log)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lbsgd.run.record.sinks.run_id import keep_run_id, read_run_id
+from lbsgd.system.files import AnyPath
 
 
 def open_sink(
-    folder: pathlib.Path,
+    folder: AnyPath,
     config: Mapping[str, Any],
     *,
     project: str = "lbsgd",
@@ -31,7 +32,8 @@ def open_sink(
     import wandb
 
     run = wandb.init(
-        dir=str(folder),
+        # None of a bucket: Weights & Biases then writes where it usually does.
+        dir=str(folder) if isinstance(folder, pathlib.Path) else None,
         config=dict(config),
         id=run_id,
         resume="allow",

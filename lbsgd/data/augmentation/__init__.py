@@ -1,0 +1,1 @@
+"""Augmentation by name: lbsgd's own and anyone else's come through one door."""
