@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from buckets import new_bucket
 from partial_config import config_with
 
 from lbsgd.run.config import resolve
@@ -95,6 +96,19 @@ def test_a_folder_may_have_any_name(tmp_path):
     sink(1, {"train_loss": 2.5})
     sink.close()
     assert scalars(folder) == {"train_loss": [(1, 2.5)]}
+
+
+def test_in_a_bucket_it_is_the_same_file(tmp_path):
+    bucket = new_bucket()
+    for start in (0, 1):
+        sink = open_sink(bucket, start)
+        for step in (start + 1, start + 2):
+            sink(step, {"train_loss": 10.0 * start + step})
+        sink.close()
+    (tmp_path / "tensorboard").mkdir()
+    for file in (bucket / "tensorboard").iterdir():
+        file.download(tmp_path / "tensorboard" / file.name)
+    assert scalars(tmp_path) == {"train_loss": [(1, 1.0), (2, 12.0), (3, 13.0)]}
 
 
 ALONE = """
