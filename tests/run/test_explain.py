@@ -13,6 +13,7 @@ from lbsgd.workers.topology import Topology
 # What a line is of comes before what follows from it; notes come last.
 ORDER = [
     "network",
+    "task",
     "batch norm",
     "data",
     "augmentation",
