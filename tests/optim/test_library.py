@@ -191,7 +191,7 @@ def test_correction_by_a_rate_that_is_not_known_is_refused():
         tx.init(arrays(0))
 
 
-@of_each_compiled
+@cases()
 def test_several_at_once_are_each_alone(made):
     """By vmap, over parameters, gradients and states."""
 
