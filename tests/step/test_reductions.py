@@ -44,7 +44,7 @@ def worker(params, batch_stats, numbers, rows, index) -> WorkerResult:
     x = rows["x"]
     drawn = jax.random.uniform(worker_key(numbers, index), dtype=x.dtype)
     moments = {
-        "count": jnp.asarray(N, x.dtype),
+        "count": jnp.asarray(x.size, x.dtype),
         "mean": x.mean(),
         "squares": jnp.sum((x - x.mean()) ** 2),
     }

@@ -45,16 +45,16 @@ def test_mixed_examples_have_the_loss_of_both_labels():
     share = np.array([1.0, 0.5, 0.25, 0.0, 0.9, 0.3], np.float32)
     loss, _ = classification(8).loss(jnp.asarray(LOGITS), batch(mix_share=jnp.asarray(share)))
     partner = np.roll(LABELS, -1)
-    each = [
-        -(s * log_p(i)[LABELS[i]] + (1 - s) * log_p(i)[partner[i]]) for i, s in enumerate(share)
-    ]
-    assert float(loss) == pytest.approx(np.mean(each), rel=1e-6)
+    own = np.array([log_p(i)[label] for i, label in enumerate(LABELS)])
+    others = np.array([log_p(i)[label] for i, label in enumerate(partner)])
+    expected = -np.mean(share * own + (1 - share) * others)
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_sums_over_examples_give_loss_and_percentages():
     task = classification(8)
     found = task.evaluate(jnp.asarray(LOGITS), batch())
-    sums = {name: np.asarray(x, np.float64).sum() for name, x in found.items()}
+    sums = {name: np.asarray(np.asarray(x, np.float64).sum()) for name, x in found.items()}
     values = task.summarize(sums, 6)
     assert values.keys() == task.validation.keys() == {"loss", "error", "error_top5"}
     order = np.argsort(-LOGITS, axis=1)
@@ -87,14 +87,18 @@ def test_a_loss_of_ones_own_is_that_of_evaluation_too():
         )
 
 
-@pytest.mark.parametrize("outputs", [LOGITS[:, :7], LOGITS[0], {"a": LOGITS}, LOGITS[:5]])
-def test_outputs_that_are_no_logits_are_refused(outputs):
-    with pytest.raises(ConfigError, match="the network gives .* classification takes logits"):
-        classification(8).loss(outputs, batch())
+@pytest.mark.parametrize("outputs", [LOGITS[:1, :7], LOGITS[0], {"a": LOGITS}, LOGITS])
+def test_outputs_for_an_image_that_are_no_logits_are_refused(outputs):
+    wrong = classification(8).wrong_outputs
+    assert "classification takes logits (1, 8)" in wrong(outputs)
+    assert wrong(LOGITS[:1]) == ""
+    with pytest.raises(ConfigError, match="the network gives outputs of shape"):
+        classification(8).loss(jnp.asarray(LOGITS[:, :7]), batch())
 
 
 def test_a_task_is_consistent_in_itself():
-    parts = {"loss": None, "evaluate": None, "metrics": {}, "validation": {"loss": Metric()}}
+    parts = {"loss": lambda o, b: (0.0, {}), "evaluate": lambda o, b: {}, "metrics": {}}
+    parts["validation"] = {"loss": Metric()}
     assert Task(**parts, headline="loss").summarize is means
     with pytest.raises(ValueError, match="headline 'error' is none of validation: loss"):
         Task(**parts, headline="error")
