@@ -32,20 +32,13 @@ def killed_after(update: int):
     return die
 
 
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("disk")
-    assert train.run(tiny_config(), folder).complete
-    return folder
-
-
 def checksums(folder) -> dict[str, str]:
     """Of all arrays of the last state; they were compared with what was read back."""
     arrays = store.read_manifest(folder / "checkpoints" / "12").arrays
     return {name: entry.sha256 for name, entry in arrays.items()}
 
 
-def test_a_run_that_was_killed_and_damaged_is_the_run_on_the_disk(on_disk, capsys):
+def test_a_run_that_was_killed_and_damaged_is_the_run_on_the_disk(whole_run, capsys):
     folder = new_bucket()
     with pytest.raises(KeyboardInterrupt):
         train.run(tiny_config(), str(folder), should_stop=killed_after(10))
@@ -58,21 +51,21 @@ def test_a_run_that_was_killed_and_damaged_is_the_run_on_the_disk(on_disk, capsy
     out = capsys.readouterr().out
     assert "checkpoint 8 is passed over: " in out
     assert f"resumes after update 4 from {folder}/checkpoints" in out
-    assert checksums(folder) == checksums(on_disk)
-    assert metrics_without_speed(folder) == metrics_without_speed(on_disk)
-    check_what_is_there(folder, on_disk)
+    assert checksums(folder) == checksums(whole_run)
+    assert metrics_without_speed(folder) == metrics_without_speed(whole_run)
+    check_what_is_there(folder, whole_run)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stops", [(4, 7), (2, 5, 12), (0, 11)])
-def test_a_run_that_was_stopped_is_the_run_on_the_disk(stops, on_disk):
+def test_a_run_that_was_stopped_is_the_run_on_the_disk(stops, whole_run):
     folder = new_bucket()
     for stop in stops:
         outcome = train.run(tiny_config(), folder, should_stop=lambda done, stop=stop: done == stop)
         assert (outcome.updates, outcome.complete) == (stop, False)
     assert train.run(tiny_config(), folder).complete
-    assert checksums(folder) == checksums(on_disk)
-    assert metrics_without_speed(folder) == metrics_without_speed(on_disk)
+    assert checksums(folder) == checksums(whole_run)
+    assert metrics_without_speed(folder) == metrics_without_speed(whole_run)
 
 
 def check_what_is_there(folder, disk) -> None:
@@ -89,14 +82,30 @@ def check_what_is_there(folder, disk) -> None:
     assert flags.parse([f"--workdir={folder}"]).workdir == folder
 
 
+def take_over(folder) -> None:
+    """Takes a workdir, as one may whose lock was not renewed: its machine slept."""
+    other = {"holder": "process 7 on b", "token": "x"}
+    (folder / ".lock" / "2").write_bytes(json.dumps(other).encode())
+
+
+def test_a_workdir_that_was_taken_over_is_not_held():
+    folder = Workdir(new_bucket())
+    folder.check_held()  # as of processes that never claim it
+    lock = folder.claim({}, {}, {})
+    folder.check_held()
+    take_over(folder.path)
+    with pytest.raises(ConfigError, match=r"was taken over by process 7 on b, .* it ends here"):
+        folder.check_held()
+    lock.close()
+
+
+@pytest.mark.long
 def test_a_run_whose_workdir_was_taken_over_ends():
-    """It was silent for too long, as a machine that slept."""
     folder = new_bucket()
 
     def another_comes(done: int) -> bool:
         if done == 6:
-            other = {"holder": "process 7 on b", "token": "x"}
-            (folder / ".lock" / "2").write_bytes(json.dumps(other).encode())
+            take_over(folder)
         return False
 
     with pytest.raises(ConfigError, match=r"was taken over by process 7 on b, .* it ends here"):

@@ -38,14 +38,6 @@ def metrics_without_speed(workdir) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
-    outcome = train.run(tiny_config(), workdir)
-    assert outcome.complete
-    return workdir
-
-
 LONG = pytest.mark.long
 
 
