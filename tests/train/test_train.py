@@ -303,7 +303,8 @@ def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     config = tiny_config(**{"batch_norm.precise_examples": 100})
     parts = build(config)
     state = parts.program.start()
-    found = Evaluation(parts.program, parts.feed, quiet(parts.plan))._statistics(3, state)
+    evaluation = Evaluation(parts.program, parts.feed, quiet(parts.plan))
+    found = evaluation._statistics(3, state.params, state.batch_stats)
     batches = parts.feed.other_batches(
         "precise_batch_norm", parts.plan.timeline, parts.plan.placements
     )
