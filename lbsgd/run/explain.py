@@ -68,8 +68,8 @@ def explain(plan: Plan) -> list[str]:
     lines = [
         *explain_network(c, plan.network.named, plan.outline),
         *_explain_outputs(plan),
-        explain_task(c, plan.task),
         *explain_precision(c),
+        explain_task(c, plan.task),
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
         explain_augmentation(c.data),

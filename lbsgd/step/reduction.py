@@ -131,7 +131,9 @@ def _over_devices(how: How, value: Any) -> Any:
     if how == "sum":
         return lax.psum(value, DEVICE_AXES)
     if how == "max":
-        return lax.pmax(value, DEVICE_AXES)
+        # Not by `lax.pmax`, which on CPUs loses a NaN beside numbers.
+        gathered = lax.all_gather(value, DEVICE_AXES)
+        return jax.tree.map(lambda x: jnp.max(x, axis=0), gathered)
     assert isinstance(how, Reduction)
     return how.finish(_fold(how, lax.all_gather(value, DEVICE_AXES)))
 

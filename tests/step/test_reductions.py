@@ -123,7 +123,8 @@ def test_a_metric_that_is_no_number_says_so(x64):
     step, batch = step_on(2, 2)
     broken = {"x": batch["x"].at[0, 0, 0, 0].set(jnp.nan)}
     _, metrics = step(state_of(), broken, numbers())
-    assert all(np.isnan(float(metrics[f"train_{name}"])) for name in REDUCTIONS)
+    finite = [name for name in REDUCTIONS if not np.isnan(float(metrics[f"train_{name}"]))]
+    assert finite == []
 
 
 def test_averaged_weights_follow_the_formula_and_skip_what_is_skipped(x64):
