@@ -58,7 +58,7 @@ _FLAGS = (
         "workdir",
         "string",
         "DIR",
-        "the run's folder, also gs:// or s3://; by default runs/NAME of the config",
+        "the run's folder, or gs://, s3://; by default runs/NAME of the config",
     ),
     _Flag("explain", "boolean", "", "print how the run is resolved, and train nothing"),
     _Flag(

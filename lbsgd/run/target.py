@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbsgd.schedule.timeline import exact
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import is_number, short_repr
-from lbsgd.tasks.task import Metric, Task
+
+if TYPE_CHECKING:  # the keys of a run are there before any library is
+    from lbsgd.tasks.task import Metric, Task
 
 # What is at most so many percent.
 WHOLE = 100
@@ -86,7 +88,7 @@ class Target(NamedTuple):
         return WHOLE - logged if self.complement else logged
 
 
-def find_target(stop_at: tuple[Any, ...], task: Task, *, averaged: bool = False) -> Target | None:
+def find_target(stop_at: tuple[Any, ...], task: "Task", *, averaged: bool = False) -> Target | None:
     """Finds the target that a checked `stop_at` names; None for ().
 
     Args:
@@ -108,7 +110,7 @@ def find_target(stop_at: tuple[Any, ...], task: Task, *, averaged: bool = False)
     return target._replace(value=value)
 
 
-def _metrics(task: Task, averaged: bool) -> dict[str, tuple[Metric, Target]]:
+def _metrics(task: "Task", averaged: bool) -> dict[str, tuple["Metric", Target]]:
     """Lists what evaluations give, by the name that a target may have."""
     known = {}
     for name, metric in task.validation.items():

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from lbsgd.run.config import resolve
-from lbsgd.run.target import Target
+from lbsgd.run.target import find_target
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.schedule.times import every
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks import classification
 from lbsgd.workers.placement import count_workers
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -119,7 +120,7 @@ def test_the_protocol_of_mlperf(batch_size, offset, epochs):
     config = LARS(f"batch={batch_size},mlperf")
     config.evaluation.offset_epochs = float(offset)
     config = resolve(config)
-    target = Target.of(config.stop_at)
+    target = find_target(config.stop_at, classification(1000))
     assert target.reached({"val_error": 100 * 12_050 / 50_000})
     assert not target.reached({"val_error": 100 * 12_051 / 50_000})
     timeline = Timeline.constant(N, batch_size)

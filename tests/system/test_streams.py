@@ -247,7 +247,7 @@ def test_a_run_whose_terminal_goes_away_is_saved(hangs_up, code, steps, tmp_path
 BARS = {
     "of a run": """
 from lbsgd.run.record.progress import BarProgress
-bar = BarProgress(100)
+bar = BarProgress(100, {})
 bar.begin(4)
 advance = lambda i: bar.show(i, 1.5, {"train_loss": 2.0})
 """,
