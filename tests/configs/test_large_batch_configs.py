@@ -14,7 +14,7 @@ from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.schedule.times import every
 from lbsgd.system.errors import ConfigError
-from lbsgd.tasks import classification
+from lbsgd.tasks.classification import classification
 from lbsgd.workers.placement import count_workers
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

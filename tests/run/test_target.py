@@ -7,7 +7,8 @@ from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.target import Target, find_target
 from lbsgd.system.errors import ConfigError
-from lbsgd.tasks import Metric, Task, classification
+from lbsgd.tasks import Metric, Task
+from lbsgd.tasks.classification import classification
 
 TASK = classification(10)
 

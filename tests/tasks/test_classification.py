@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.tasks import Metric, Task, classification
+from lbsgd.tasks import Metric, Task
+from lbsgd.tasks.classification import classification
 from lbsgd.tasks.task import means
 
 LOGITS = np.random.default_rng(5).normal(size=(6, 8)).astype(np.float32)

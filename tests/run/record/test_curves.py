@@ -12,7 +12,7 @@ from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record import curves, result
 from lbsgd.run.record.metrics import evaluations, read_whole_lines
-from lbsgd.tasks import classification
+from lbsgd.tasks.classification import classification
 
 
 def panels(figure) -> dict[str, list]:
@@ -172,7 +172,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_line_that_says_why(tmp_path):
 DRAW = """
 import os, pathlib, sys
 from lbsgd.run.record import curves
-from lbsgd.tasks import classification
+from lbsgd.tasks.classification import classification
 flat = curves.Schedule([0, 1], [0.1], [64])
 lines, path = eval(sys.argv[2]), pathlib.Path(sys.argv[1])
 problem = curves.draw(lines, path, "x", flat, classification(10))

@@ -12,7 +12,8 @@ import terminal
 from lbsgd.run.record.metrics import MetricsFile, read_metrics, read_whole_lines
 from lbsgd.run.record.progress import PlainProgress, open_progress
 from lbsgd.system.errors import ConfigError
-from lbsgd.tasks import Metric, classification
+from lbsgd.tasks import Metric
+from lbsgd.tasks.classification import classification
 
 METRICS = classification(10).metrics
 
@@ -129,7 +130,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path):
 
 SHOW = """
 from lbsgd.run.record.progress import open_progress
-from lbsgd.tasks import classification
+from lbsgd.tasks.classification import classification
 said = []
 progress = open_progress(125000, classification(10).metrics, said.append)
 progress.begin(4)

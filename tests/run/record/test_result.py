@@ -7,7 +7,7 @@ import pytest
 from lbsgd.run.record.result import final_value, say_final, say_target
 from lbsgd.run.target import find_target
 from lbsgd.schedule.timeline import Timeline
-from lbsgd.tasks import classification
+from lbsgd.tasks.classification import classification
 
 # The digits in minibatches of 256: 5.61 updates an epoch, so that no epoch ends with an update.
 DIGITS = Timeline.constant(1437, 256)
