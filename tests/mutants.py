@@ -70,6 +70,27 @@ MUTANTS = (
         ("tests/workers/collectives/test_training.py",),
     ),
     Mutant(
+        "what is drawn for a worker does not depend on where it lies",
+        "workers/placement.py",
+        "return self._slot_of_lane(step) % self.workers",
+        "return self._slot_of_lane(step) % self.lanes",
+        ("tests/step/test_reductions.py",),
+    ),
+    Mutant(
+        "a metric is reduced over workers as its task declares",
+        "step/reduction.py",
+        "jnp.maximum if how == \"max\" else jnp.add",
+        "jnp.add",
+        ("tests/step/test_reductions.py",),
+    ),
+    Mutant(
+        "the code that a config names belongs to the run",
+        "run/plan.py",
+        "**run_keys(self.config), **code,",
+        "**run_keys(self.config),",
+        ("tests/test_bring_your_own.py",),
+    ),
+    Mutant(
         "running averages move once an update, by a tenth",
         "step/train_step.py",
         "m * r + (1.0 - m) * new if moments",
