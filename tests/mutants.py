@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "a metric is reduced over workers as its task declares",
         "step/reduction.py",
-        "jnp.maximum if how == \"max\" else jnp.add",
+        'jnp.maximum if how == "max" else jnp.add',
         "jnp.add",
         ("tests/step/test_reductions.py",),
     ),

@@ -17,6 +17,7 @@ from tiny_run import final_state, tiny_config
 from lbsgd import train
 from lbsgd.data.order import random_below
 from lbsgd.data.pipeline import load_job
+from lbsgd.models.values import Values
 from lbsgd.run.build import Run, build
 from lbsgd.run.checks import check_smaller_images
 from lbsgd.run.explain import explain
@@ -201,10 +202,10 @@ def test_a_network_with_other_parameters_for_small_images_is_an_error():
     def shapes(inputs):
         return {"dense": {"kernel": jax.ShapeDtypeStruct((inputs, 10), np.float32)}}
 
-    config = tiny_config()
-    check_smaller_images(config, (4, 4), shapes(64), shapes(64), {})
+    config, none = tiny_config(), Values(examples=1, training=True)
+    check_smaller_images(config, (4, 4), shapes(64), shapes(64), none)
     with pytest.raises(ConfigError, match="images of 4x4, for which the network has other param"):
-        check_smaller_images(config, (4, 4), shapes(64), shapes(16), {})
+        check_smaller_images(config, (4, 4), shapes(64), shapes(16), none)
 
 
 def files_of_the_docs() -> list[str]:
