@@ -272,6 +272,26 @@ def test_a_config_of_another_version_is_a_line(config, says, tmp_path):
         flags.parse([f"--workdir={tmp_path}"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.name", "os:system"),
+        ("task.loss", "mine:loss"),
+        ("optimizer.name", "optax:lion"),
+        ("log.sinks", ("tensorboard", "mine:sink")),
+    ],
+)
+def test_a_workdir_chooses_no_code(key, value, tmp_path):
+    """Whoever wrote it would: such a run resumes with its config, which the user trusts."""
+    config = default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError) as caught:
+        flags.stored_config(_stored(tmp_path, config))
+    message = str(caught.value)
+    assert f"it names code, {key}={value!r}, and no workdir chooses what is run" in message
+    assert message.endswith("give the config again with --config")
+
+
 def test_help_tells_every_flag_and_every_key():
     text = flags.help_text()
     assert max(map(len, text.splitlines())) <= 100

@@ -86,6 +86,7 @@ def check(folder, lines, capsys) -> None:
     assert capsys.readouterr().out.count(said) == 1
 
 
+@pytest.mark.long
 def test_sinks_and_on_metrics_get_each_line_of_metrics(folder, capsys):
     told = Told()
     assert train.run(tiny_config(**KEYS), folder, on_metrics=told).complete
