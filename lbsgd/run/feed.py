@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.loaders import evaluation_loader, training_loader
 from lbsgd.data.order import Order
-from lbsgd.data.pipeline import EvalBatches, Prefetch, RepeatedBatches, TrainBatches, random_batch
+from lbsgd.data.pipeline import EvalBatches, Prefetch, TrainBatches
+from lbsgd.data.repeated import RepeatedBatches, random_batch
 from lbsgd.data.source import Splits
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program

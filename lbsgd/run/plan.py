@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lbsgd.config.dotted import Named, is_dotted
+from lbsgd.config.dotted import Named
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
@@ -25,16 +25,14 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.models.values import check_values
-from lbsgd.optim.chain import build_optimizer
-from lbsgd.optim.rule import Rule
-from lbsgd.optim.stock import check_update
 from lbsgd.run.checks import check_data, check_size, check_smaller_images, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
+from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
-from lbsgd.schedule import batch_growth, functions, times
+from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
-from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate, sgd_noise_scale
+from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
@@ -264,16 +262,11 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     augmentation = build_augmentation(config.data, config.seed, image_shape)
     image_sizes = plan_image_sizes(augmentation, image_shape, timeline, total)
 
-    outputs = config.model.num_classes or data.classes
-    network = build_network(config, outputs, image_shape)
+    network = build_network(config, config.model.num_classes or data.classes, image_shape)
     found = outline(network)
     config = reset_unused_batch_norm(config, found)
-    check_size(found.params)
     measurements = plan_measurements(config, timeline, total)
-    check_values(config, found.values, confusion=bool(measurements.confusion))
-    for size in image_sizes.smaller_than(image_shape):
-        smaller = outline(build_network(config, outputs, (*size, image_shape[2])))
-        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
+    _check_network(config, data, found, image_sizes, bool(measurements.confusion))
     task, code = build_task(config, data.classes), tuple(named_code(config))
     check_task(
         task,
@@ -285,13 +278,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
-    rule = build_optimizer(
-        learning_rate.schedule,
-        found.roles,
-        **{**config.optimizer, "momentum": batch_growth.momentum_schedule(timeline, momenta)},
-    )
-    if is_dotted(config.optimizer.name):
-        check_update(rule, found.params)
+    rule = rule_of_run(config, found, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
@@ -310,8 +297,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         task=task,
         code=code,
         learning_rate=learning_rate,
-        schedules=_schedules(config, learning_rate, timeline, momenta),
-        numbers=_numbers(config, rule, task),
+        schedules=schedules_of(config, learning_rate, timeline, momenta),
+        numbers=numbers_of(config, rule, task),
         optimizer=rule.transform,
         initial_state=initial_state,
         state_shapes=jax.eval_shape(initial_state),
@@ -330,6 +317,23 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     )
 
 
+def _check_network(
+    config: ml_collections.ConfigDict,
+    data: Facts,
+    found: Outline,
+    image_sizes: ImageSizes,
+    confusion: bool,
+) -> None:
+    """Raises ConfigError where a network cannot train on its images, of whatever size."""
+    check_size(found.params)
+    check_values(config, found.values, confusion=confusion)
+    whole = image_shape_of(config, data)
+    for size in image_sizes.smaller_than(whole):
+        outputs = config.model.num_classes or data.classes
+        smaller = outline(build_network(config, outputs, (*size, whole[2])))
+        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
+
+
 def _place(
     config: ml_collections.ConfigDict, topology: Topology, batch_size: int, steps: int
 ) -> Placement:
@@ -340,34 +344,6 @@ def _place(
         accumulation_steps=steps,
         group_size=config.batch_norm.synced_workers,
         platform=topology.platform,
-    )
-
-
-def _schedules(
-    config: ml_collections.ConfigDict,
-    rate: LearningRate,
-    timeline: Timeline,
-    momenta: Mapping[int, float],
-) -> dict[str, Schedule]:
-    sizes = {size: float(size) for size in momenta}
-    found = {"learning_rate": rate.schedule, "batch_size": batch_growth.by_size(timeline, sizes)}
-    momentum = batch_growth.momentum_schedule(timeline, momenta)
-    if callable(momentum):
-        found["momentum"] = momentum
-    if config.optimizer.name in ("sgd", "lars"):  # others have no momentum in this sense
-        found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
-    return found
-
-
-def _numbers(config: ml_collections.ConfigDict, rule: Rule, task: Task) -> Numbers:
-    """Collects what each update takes: numbers, and schedules of some of them."""
-    decay = config.ema.decay
-    return Numbers(
-        seed=config.seed,
-        optimizer=dict(rule.numbers),
-        task=dict(task.numbers),
-        batch_norm_momentum=config.batch_norm.momentum,
-        ema_decay=functions.warmed_decay(decay) if decay and config.ema.warmup else decay,
     )
 
 

@@ -215,13 +215,8 @@ def train_step(
     )
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
-        changes, opt_state = optimizer.update(
-            gradients,
-            state.opt_state,
-            state.params,
-            update_index=state.update_index,
-            **numbers.optimizer,
-        )
+        told = {"update_index": state.update_index, **numbers.optimizer}
+        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params, **told)
         params = jax.tree.map(jnp.add, state.params, changes)
     batch_stats = _running_averages(
         state.batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance

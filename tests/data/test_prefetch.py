@@ -13,7 +13,8 @@ import pytest
 from hanging import HANG_SECONDS
 from scipy import stats
 
-from lbsgd.data.pipeline import AHEAD, LoadJob, Prefetch, RepeatedBatches, random_batch
+from lbsgd.data.pipeline import AHEAD, LoadJob, Prefetch
+from lbsgd.data.repeated import RepeatedBatches, random_batch
 from lbsgd.workers.placement import place
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 
-from lbsgd.data.pipeline import Batch, Prefetch, RepeatedBatches
+from lbsgd.data.pipeline import Batch, Prefetch
+from lbsgd.data.repeated import RepeatedBatches
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.record import NoRecord, Record

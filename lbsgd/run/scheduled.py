@@ -1,0 +1,73 @@
+"""The optimizer of a run, and what varies with the update index: rates, momenta, batch sizes."""
+
+from collections.abc import Mapping
+
+import ml_collections
+
+from lbsgd.config.dotted import is_dotted
+from lbsgd.models.networks import Outline
+from lbsgd.optim.chain import build_optimizer
+from lbsgd.optim.rule import Rule
+from lbsgd.optim.stock import check_update
+from lbsgd.schedule import batch_growth, functions
+from lbsgd.schedule.functions import Schedule
+from lbsgd.schedule.learning_rate import LearningRate, sgd_noise_scale
+from lbsgd.schedule.timeline import Timeline
+from lbsgd.step.numbers import Numbers
+from lbsgd.tasks.task import Task
+
+
+def rule_of_run(
+    config: ml_collections.ConfigDict,
+    found: Outline,
+    rate: LearningRate,
+    timeline: Timeline,
+    momenta: Mapping[int, float],
+) -> Rule:
+    """Builds the optimizer of a run.
+
+    Args:
+      momenta: by batch size.
+
+    Raises:
+      ConfigError: it cannot be had, or another's does not update these parameters.
+    """
+    momentum = batch_growth.momentum_schedule(timeline, momenta)
+    keys = {**config.optimizer, "momentum": momentum}
+    rule = build_optimizer(rate.schedule, found.roles, **keys)
+    if is_dotted(config.optimizer.name):
+        check_update(rule, found.params)
+    return rule
+
+
+def schedules_of(
+    config: ml_collections.ConfigDict,
+    rate: LearningRate,
+    timeline: Timeline,
+    momenta: Mapping[int, float],
+) -> dict[str, Schedule]:
+    """Collects what varies with the update index and is among the metrics, by name there.
+
+    Args:
+      momenta: by batch size.
+    """
+    sizes = {size: float(size) for size in momenta}
+    found = {"learning_rate": rate.schedule, "batch_size": batch_growth.by_size(timeline, sizes)}
+    momentum = batch_growth.momentum_schedule(timeline, momenta)
+    if callable(momentum):
+        found["momentum"] = momentum
+    if config.optimizer.name in ("sgd", "lars"):  # others have no momentum in this sense
+        found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
+    return found
+
+
+def numbers_of(config: ml_collections.ConfigDict, rule: Rule, task: Task) -> Numbers:
+    """Collects what each update takes: numbers, and schedules of some of them."""
+    decay = config.ema.decay
+    return Numbers(
+        seed=config.seed,
+        optimizer=dict(rule.numbers),
+        task=dict(task.numbers),
+        batch_norm_momentum=config.batch_norm.momentum,
+        ema_decay=functions.warmed_decay(decay) if decay and config.ema.warmup else decay,
+    )
