@@ -25,7 +25,7 @@ from lbsgd.run.record.speed import Speed
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
-from lbsgd.system.errors import ConfigError, DivergedError
+from lbsgd.system.errors import CodeError, ConfigError, DivergedError
 from lbsgd.system.files import AnyPath, any_path
 from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import (
@@ -316,6 +316,8 @@ def _saved_on_error(
         if not done:
             raise  # there is nothing to save
         saved = f"update {done} is saved: once that is mended, the same command {then}"
+        if isinstance(error, CodeError):
+            saved += ", with --config.code_may_differ=True"
         try:
             monitor.drain()
             if fresh is not None:

@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "the code that a config names belongs to the run",
         "run/plan.py",
-        "**run_keys(self.config), **code,",
+        "**run_keys(self.config), **of_code,",
         "**run_keys(self.config),",
         ("tests/test_bring_your_own.py",),
     ),

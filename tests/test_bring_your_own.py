@@ -11,6 +11,7 @@ import pytest
 from tiny_run import final_state, tiny_config
 
 from lbsgd import train
+from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.run.build import build
 from lbsgd.run.explain import explain
 from lbsgd.system.errors import ConfigError
@@ -188,11 +189,14 @@ def test_what_is_named_belongs_to_the_run(own):
     (own / "two_heads.py").write_text(FILES["two_heads"] + "# changed\n")
     sys.modules.pop("two_heads")
     after = build(config).plan.identity()
-    changed = {key for key in after if after[key] != before[key]}
-    assert changed == {
-        "the code of two_heads:TwoHeads",
-        "the code of two_heads:digit_and_parity",
-    }
+    assert {key for key in after if after[key] != before[key]} == {"code"}
+    changed = {name for name in after["code"] if after["code"][name] != before["code"][name]}
+    assert changed == {"two_heads:TwoHeads", "two_heads:digit_and_parity"}
+    differ = identity_differences(before, after)
+    assert re.match(r"code\.two_heads:TwoHeads \(\w{12} there, \w{12} here\), code\.two_h", differ)
+    # Who knows what he does says so.
+    anyhow = tiny_config(**TWO_HEADS, devices=1, code_may_differ=True)
+    assert identity_differences(before, build(anyhow).plan.identity()) == ""
 
 
 @pytest.mark.long

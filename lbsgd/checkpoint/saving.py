@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lbsgd.checkpoint import store, transfer
+from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.checkpoint.manifest import (
     DamagedError,
     Manifest,
@@ -21,7 +22,7 @@ from lbsgd.checkpoint.manifest import (
 )
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath
-from lbsgd.system.text import differences, one_line, pluralize
+from lbsgd.system.text import one_line, pluralize
 
 
 class Costs(NamedTuple):
@@ -216,7 +217,7 @@ class Checkpoints:
     def _manifest(self, update: int) -> Manifest:
         """Reads a manifest; raises `DamagedError` if it is damaged or belongs to another run."""
         manifest = store.read_manifest(self._folder / str(update))
-        differ = differences(manifest.identity, self._identity)
+        differ = identity_differences(manifest.identity, self._identity)
         if differ:
             raise DamagedError(f"it is of another run, which differs in {differ}")
         return manifest

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from lbsgd.system.errors import ConfigError, DivergedError, first_line
+from lbsgd.system.errors import CodeError, ConfigError, DivergedError, first_line
 from lbsgd.system.text import one_line, short_repr
 
 # Arguments that Flax gives every module, both, which are not for users of it to set.
@@ -121,7 +121,7 @@ class Named(NamedTuple):
         except (ConfigError, DivergedError):
             raise
         except Exception as error:
-            raise ConfigError(f"{self}: {self._place(error)}: {_said(error)}") from error
+            raise CodeError(f"{self}: {self._place(error)}: {_said(error)}") from error
 
     def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function that it gave, so that its errors are as those of `guard`."""
@@ -134,7 +134,7 @@ class Named(NamedTuple):
 
     def error(self, text: str) -> ConfigError:
         """Makes the error that says what is wrong with it, and where it is defined."""
-        return ConfigError(f"{self} ({self.where}) {text}")
+        return CodeError(f"{self} ({self.where}) {text}")
 
     def _check(self, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         parameters = _parameters(self.value)

@@ -6,6 +6,12 @@ from lbsgd.run import sink_names, target
 _RUN: Keys = {
     # JAX looks at 32 bits of it.
     "seed": Key(0, "The seed of initialisation, order and augmentation.", most=2**32 - 1),
+    "code_may_differ": Key(
+        False,
+        "Whether a run resumes although a file that its config names as package.module:name is no "
+        "longer what it was.",
+        machine=True,
+    ),
     "stop_at": Key(
         (),
         "The first evaluation that reaches this ends the run: () for none, or a metric of the task "

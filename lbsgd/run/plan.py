@@ -229,8 +229,10 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Collects what decides the parameters of the run; a workdir belongs to one of these."""
-        code = {f"the code of {named.name}": named.digest for named in self.code}
-        return {**run_keys(self.config), **code, "the training set": self.data.fingerprint}
+        # As much of a digest as tells files apart, and can be read.
+        code = {named.name: named.digest[:12] for named in self.code}
+        of_code = {"code": code} if code and not self.config.code_may_differ else {}
+        return {**run_keys(self.config), **of_code, "the training set": self.data.fingerprint}
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 from lbsgd.system.locks import Lock, lock_of
-from lbsgd.system.text import differences
 
 # The run before may still be saving (a pod has five minutes for it), or a file server or a bucket
 # still hold the lock of a machine that is gone.
@@ -247,11 +247,12 @@ class Workdir:
                 f"{self.config} is not a run's config; choose another --workdir, or remove it: "
                 "checkpoints know whose they are"
             ) from error
-        differ = differences(owner, json.loads(json.dumps(identity)))
+        differ = identity_differences(owner, json.loads(json.dumps(identity)))
         if differ:
+            anyhow = "; code_may_differ=True resumes with other code" if "code." in differ else ""
             raise ConfigError(
                 f"workdir {self.path} holds a run that differs in {differ}; "
-                "choose another --workdir or set these back"
+                f"choose another --workdir or set these back{anyhow}"
             )
         if validation_there in (None, validation) or not self._holds_evaluations():
             return validation

@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """
 
 
+class CodeError(ConfigError):
+    """A mistake in code that a config names, which is not lbsgd's own."""
+
+
 class DivergedError(RuntimeError):
     """Loss or gradient are not finite; `lbsgd train` ends with `EXIT_DIVERGED`."""
 

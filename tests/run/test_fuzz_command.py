@@ -108,6 +108,7 @@ def argument(random: random.Random) -> str:
     """A key of the config, or one misspelt, and a value as a person types it."""
     key = random.choice(sorted(DEFAULTS))
     pool = {bool: ["", "False"], int: INTEGERS[:-1], float: FLOATS, str: TEXTS, tuple: TUPLES[:-2]}
+    pool |= {dict: ["{}", 3]}
     kind = random.choice([type(DEFAULTS[key])] * 4 + list(pool))
     value = random.choice([*KEYS[key].choices] or pool[kind])
     if random.random() < 0.1:
