@@ -281,10 +281,14 @@ def task(classes, kind):
 
     def evaluate(outputs, batch):
         values = jnp.mean(outputs, axis=None if kind == "whole" else -1)
+        if kind == "column":  # the slip of [n, 1] - [n]
+            values = (outputs[:, :1] - batch["y"].astype(outputs.dtype)) ** 2
         return {"los" if kind == "names" else "loss": values}
 
     def targets(labels):
-        return labels if kind == "targets" else {"y": labels}
+        if kind == "targets":
+            return labels
+        return {"y": labels[:5] if kind == "short" else labels}
 
     headline = "best" if kind == "headline" else "loss"
     return Task(loss, evaluate, {}, {"loss": Metric()}, headline, targets=targets)
@@ -296,7 +300,7 @@ TASK = "task.name='bad_of_mine:task'"
 MISTAKES = {
     "model raises": ({"model.name": "bad_of_mine:Broken"}, ".py, line 10: AttributeError: "),
     "outputs": ({"model.name": "bad_of_mine:Narrow"}, "line 12) gives outputs of shape (1, 7) for"),
-    "loss": ({"task.loss": "bad_of_mine:one_number"}, "line 17) gives an array of shape () for 1 "),
+    "loss": ({"task.loss": "bad_of_mine:one_number"}, "line 17) gives an array of shape () for 13"),
     "missing": ({"task.loss": "bad_of_mine:needs"}, "needs 'alpha'; set task.loss_options.alpha"),
     "unknown": (
         {"task.loss": "bad_of_mine:needs", "task.loss_options": {"alhpa": 1}},
@@ -317,10 +321,12 @@ MISTAKES = {
             "raises": f"{TASK}: bad_of_mine.py, line 29: RuntimeError: no loss",
             "vector": "must give a loss that is one floating-point number",
             "undeclared": "gives extra as metrics of training, and declares none",
-            "whole": "for 'loss' by `evaluate`, which must be an array",
+            "whole": "shape () for 'loss' of 13 examples by `evaluate`, which must be [n]",
+            "column": "shape (13, 13) for 'loss' of 13 examples by `evaluate`, which must be",
+            "short": "of 13 labels by `targets`; it is to make numpy arrays",
             "names": "evaluates los, and declares loss",
             "targets": "by `targets`; it is to make numpy arrays",
-            "headline": "line 41: ValueError: headline 'best' is none of validation: loss",
+            "headline": "line 45: ValueError: headline 'best' is none of validation: loss",
         }.items()
     },
     "mixing": (

@@ -273,7 +273,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_task(
         task,
         found.outputs,
-        jax.ShapeDtypeStruct((1, *image_shape), np.uint8),
+        image_shape,
         named=next((named for named in code if named.key == "task.name"), None),
         network=network.named,
     )

@@ -19,6 +19,8 @@ from lbsgd.workers.reductions import Reduction
 
 # Keys of a batch that are not a task's: its input, and what was drawn for each example.
 NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"})
+# Examples by which a task is checked.
+PROBED = 13
 
 
 def build_task(config: ml_collections.ConfigDict, classes: int) -> Task:
@@ -82,16 +84,16 @@ class _Blame(NamedTuple):
 def check_task(
     task: Task,
     outputs: Any,
-    image: jax.ShapeDtypeStruct,
+    image_shape: tuple[int, ...],
     *,
     named: Named | None = None,
     network: Named | None = None,
 ) -> None:
-    """Checks, by tracing, what a task makes of one image; nothing is computed.
+    """Checks, by tracing, what a task makes of a few images; nothing is computed.
 
     Args:
       outputs: shapes of the network's outputs for one image.
-      image: shape of the images, `[1, h, w, c]`, as they come from the data.
+      image_shape: `(h, w, c)`.
       named, network: where the task and the network are from, if they are not lbsgd's own.
 
     Raises:
@@ -101,11 +103,20 @@ def check_task(
     wrong = task.wrong_outputs(outputs)
     if wrong:
         raise _Blame(network, "the network")(wrong)
-    batch = {"image": image, **_shapes(targets_of(task, np.zeros(1, np.int32), named))}
+    # Several, and unlike any other side: of one, arrays [n, 1] and [n] would seem to fit.
+    images = jax.ShapeDtypeStruct((PROBED, *image_shape), np.uint8)
+    outputs = jax.tree.map(_of_several, outputs)
+    targets = targets_of(task, np.zeros(PROBED, np.int32), named)
+    batch = {"image": images, **_shapes(targets)}
     numbers = {name: jnp.zeros(()) for name in task.numbers}
     result = jax.eval_shape(lambda o, b, n: task.loss(o, b, **n), outputs, batch, numbers)
     _check_loss(task, result, blame)
     _check_evaluation(task, jax.eval_shape(lambda o, b: task.evaluate(o, b), outputs, batch), blame)
+
+
+def _of_several(output: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    one, several = output.shape[:1] == (1,), (PROBED, *output.shape[1:])
+    return jax.ShapeDtypeStruct(several if one else output.shape, output.dtype)
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -131,14 +142,26 @@ def _check_loss(task: Task, result: Any, blame: _Blame) -> None:
 def _check_evaluation(task: Task, found: Any, blame: _Blame) -> None:
     if not isinstance(found, Mapping):
         raise blame(f"must give arrays by name by `evaluate`, not {short_repr(found)}")
+    plain = task.summarize is means
     for name, value in found.items():
-        if getattr(value, "shape", ())[:1] != (1,):
+        shape = getattr(value, "shape", ())
+        if shape[:1] != (PROBED,) or (plain and len(shape) > 1):
+            wanted = "[n]" if plain else "[n, ...]"
             raise blame(
-                f"gives {short_repr(value)} for {name!r} by `evaluate`, which must be an array "
-                "[n, ...] of n examples"
+                f"gives an array of shape {shape} for {name!r} of {PROBED} examples by `evaluate`, "
+                f"which must be {wanted}, of each example"
             )
-    if task.summarize is means and found.keys() != task.validation.keys():
-        raise blame(f"evaluates {_list(found)}, and declares {_list(task.validation)}")
+    if plain and found.keys() != task.validation.keys():
+        missing = sorted(task.validation.keys() - found.keys())
+        more = sorted(found.keys() - task.validation.keys())
+        raise blame(
+            f"evaluates {_list(found)}, and declares {_list(task.validation)}: "
+            + "; ".join(
+                f"{words} {', '.join(names)}"
+                for words, names in (("evaluate", missing), ("declare in `validation`", more))
+                if names
+            )
+        )
 
 
 def _list(names: Mapping[str, Any]) -> str:
@@ -156,8 +179,8 @@ def targets_of(task: Task, labels: np.ndarray, named: Named | None = None) -> di
         isinstance(x, np.ndarray) and x.shape[:1] == labels.shape for x in targets.values()
     ):
         raise blame(
-            f"makes {short_repr(targets)} of the labels {labels.tolist()} by `targets`; it is to "
-            "make numpy arrays [n, ...] by name, of n labels"
+            f"makes {short_repr(targets)} of {len(labels)} labels by `targets`; it is to make "
+            "numpy arrays [n, ...] by name, of n labels"
         )
     taken = sorted(NOT_TARGETS & targets.keys())
     if taken:

@@ -5,12 +5,12 @@ The loop, the log, the report and the pictures ask a task, and know nothing of l
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from lbsgd.workers.reductions import How
+from lbsgd.workers.reductions import NAMED, How, Reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,19 @@ class Metric:
       complement: of a metric in percent, the name of 100 less it: "accuracy" of "error".
     """
 
-    unit: Literal["", "%"] = ""
+    unit: str = ""
     rises: bool = False
     reduction: How = "mean"
     words: str = ""
     complement: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.reduction, Reduction) or self.reduction in NAMED):
+            raise ValueError(
+                f"a metric's reduction is {', '.join(NAMED)} or a Reduction, not {self.reduction!r}"
+            )
+        if self.unit not in ("", "%"):
+            raise ValueError(f"a metric's unit is '' or '%', not {self.unit!r}")
 
     def format(self, value: float) -> str:
         """Writes a value with its unit: "24.10%", "0.6931"."""
@@ -63,7 +71,8 @@ class Task:
       metrics: what `loss` gives besides the loss itself, by name; reported as `train_NAME`.
       validation: what evaluation gives, by name; reported as `val_NAME`.
       headline: the one of `validation` that a run is judged by.
-      summarize: (sums by name, examples) -> the numbers of `validation`; by default means.
+      summarize: (sums by name, how many examples) -> the numbers of `validation`, by name; by
+        default means.
       targets: labels of the data, int32 `[n]` -> arrays `[n, ...]` of a batch, on the host.
       numbers: what `loss` takes as keywords: numbers that may differ between runs which share one
         compiled step.
@@ -88,6 +97,12 @@ class Task:
         if self.headline not in self.validation:
             known = ", ".join(self.validation)
             raise ValueError(f"headline {self.headline!r} is none of validation: {known}")
+        for name, metric in self.validation.items():
+            if metric.reduction != "mean":
+                raise ValueError(
+                    f"validation metric {name!r} has a reduction, which is of training; evaluation "
+                    "sums up what `evaluate` gives, and `summarize` makes numbers of the sums"
+                )
         if "loss" in self.metrics:
             raise ValueError("metrics must not hold 'loss', which every task has")
 

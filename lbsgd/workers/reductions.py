@@ -1,7 +1,7 @@
 """Names how the values of k workers become one: their mean, sum or maximum, or something else."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reduction(NamedTuple):
@@ -21,4 +21,6 @@ class Reduction(NamedTuple):
     finish: Callable[[Any], Any] = lambda tree: tree
 
 
-How = Literal["mean", "sum", "max"] | Reduction
+NAMED = ("mean", "sum", "max")
+# One of those words, or a reduction.
+How = str | Reduction

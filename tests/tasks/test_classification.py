@@ -107,6 +107,19 @@ def test_a_task_is_consistent_in_itself():
         Task(**{**parts, "metrics": {"loss": Metric()}}, headline="loss")
 
 
+def test_a_metric_is_consistent_in_itself():
+    for wrong in ("median", "Mean", ""):
+        with pytest.raises(
+            ValueError, match="a metric's reduction is mean, sum, max or a Reduction"
+        ):
+            Metric(reduction=wrong)
+    with pytest.raises(ValueError, match="a metric's unit is '' or '%', not 'nats'"):
+        Metric("nats")
+    parts = {"loss": lambda o, b: (0.0, {}), "evaluate": lambda o, b: {}, "metrics": {}}
+    with pytest.raises(ValueError, match="'loss' has a reduction, which is of training"):
+        Task(**parts, validation={"loss": Metric(reduction="max")}, headline="loss")
+
+
 def test_values_are_written_with_their_units():
     assert Metric("%").format(24.1) == "24.10%"
     assert Metric().format(0.69314) == "0.6931"

@@ -15,7 +15,7 @@ from lbsgd.run.record import curves
 from lbsgd.run.record.metrics import evaluations, read_whole_lines
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.speed import Speed
-from lbsgd.run.target import Target
+from lbsgd.run.target import OF_AVERAGE, Target
 from lbsgd.run.workdir import Workdir
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.files import replace_file
@@ -114,6 +114,9 @@ def finish(
         )
     if final:
         progress.line(say_final(final, list(evaluations(lines)), plan.task))
+    averaged = final_value(lines, plan.timeline, _headline(plan) + OF_AVERAGE)
+    if averaged:
+        progress.line(f"averaged weights: {say_value(averaged, plan.task)}")
     if plan.target:
         progress.line(say_target(plan.target, lines))
     if speed:
@@ -158,7 +161,13 @@ def say_final(final: Final, evaluated: Sequence[Mapping[str, Any]], task: Task) 
         at_last = last.get(f"val_{task.headline}")
         rest = [f"the last {'not finite' if at_last is None else best.format(at_last)}", *rest]
     said = "; ".join(filter(None, (of, ", ".join(rest))))
-    return f"validation {best.words or task.headline} {best.format(final.value)} ({said})"
+    return f"{say_value(final, task)} ({said})"
+
+
+def say_value(final: Final, task: Task) -> str:
+    """Says the final value: "validation error 24.10%"."""
+    best = task.best
+    return f"validation {best.words or task.headline} {best.format(final.value)}"
 
 
 def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -178,6 +187,7 @@ def _write(
 ) -> str:
     """Writes result.json: "", or why that cannot be."""
     final, target = final_value(lines, plan.timeline, _headline(plan)), plan.target
+    averaged = final_value(lines, plan.timeline, _headline(plan) + OF_AVERAGE)
     found = {
         "updates": done,
         "epochs": plan.timeline.epoch(done),
@@ -185,6 +195,7 @@ def _write(
         "headline": _headline(plan),
         "final": final.value if final else None,
         "final_evaluations": final.evaluations if final else 0,
+        **({f"final{OF_AVERAGE}": averaged.value} if averaged else {}),
         "target": _target_reached(target, lines) if target else None,
     }
     try:
