@@ -51,7 +51,7 @@ def sgd(
       weight_decay_form: "coupled" (L2, the paper's) or "decoupled".
 
     Raises:
-      ValueError: there is no such form; or the rate is to be corrected for and is an array.
+      ValueError: there is no such form or role; or the rate is to be corrected for and is an array.
     """
     rule = sgd_rule(
         learning_rate,
@@ -153,7 +153,7 @@ def lamb(
       norm_clip: () for phi(z) = z, or (least, greatest) for phi(z) = min(max(z, least), greatest).
 
     Raises:
-      ConfigError: a ValueError; epsilon is too small, or norm_clip not such numbers.
+      ConfigError: a ValueError; epsilon is too small, norm_clip not such numbers, or a role none.
     """
     rule = lamb_rule(
         learning_rate,

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from lbsgd.models.roles import Role, roles_by_name
+from lbsgd.models.roles import Role, role_named, roles_by_name
+from lbsgd.system.errors import ConfigError
 
 # Roles: a tree like the parameters (or like the upper part of theirs), a function of them, or None.
 Roles = Any
@@ -29,11 +30,24 @@ def scaled(roles: Roles) -> Mask:
 
 
 def _those(chosen: frozenset[Role], roles: Roles) -> Mask:
-    """Makes a mask like the roles; a function where they are known of given parameters alone."""
+    """Makes a mask like the roles; a function where they are known of given parameters alone.
+
+    Raises:
+      ConfigError: what is said of a parameter is no role.
+    """
     of_params: Callable[[Any], Any] = roles_by_name if roles is None else roles
     if callable(of_params):
         return lambda params: _those(chosen, of_params(params))
-    return jax.tree.map(lambda role: role in chosen, roles)
+    return jax.tree_util.tree_map_with_path(lambda path, role: _role(path, role) in chosen, roles)
+
+
+def _role(path: tuple[Any, ...], role: Any) -> Role:
+    """Finds the role that is said of a parameter, as a `Role` or by its word."""
+    try:
+        return role_named(role)
+    except ConfigError as error:
+        # Else one that is misspelt would neither decay nor be scaled, and nothing would tell.
+        raise ConfigError(f"the roles, of the parameter {_name(path)}: {error}") from error
 
 
 def flags(mask: Mask, params: Any) -> Any:
@@ -54,8 +68,11 @@ def _of_path(path: tuple[Any, ...], said: Mapping[tuple[Any, ...], bool]) -> boo
     for end in range(len(path), -1, -1):
         if path[:end] in said:
             return said[path[:end]]
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    raise ValueError(f"the roles (or the mask) say nothing of the parameter {name}")
+    raise ValueError(f"the roles (or the mask) say nothing of the parameter {_name(path)}")
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def needed(params: Any, what_for: str) -> Any:

@@ -25,6 +25,10 @@ _SET_BY = {
     "weight_decay": "optimizer.weight_decay",
     "roles": "the layers",
 }
+# What others call the learning rate.
+_RATE_NAMES = ("lr", "rate", "step_size")
+# A schedule may start at 0.
+_UPDATES_PROBED = 3
 
 
 def rule_of(
@@ -40,16 +44,16 @@ def rule_of(
 
     Where it takes `learning_rate` it is called in every update with the rate of that update, so
     that the rate is a number of the compiled update. Where it takes none, what it returns is a
-    direction, which is scaled by the negative rate. If it takes `weight_decay` it is given that,
-    and which parameters decay by `mask` or `weight_decay_mask`; else there is decay of ours, in the
-    form asked for. If it takes `roles` it is given these.
+    direction, which is scaled by the negative rate, so it must not be negated yet. If it takes
+    `weight_decay` it is given that, and which parameters decay by `mask` or `weight_decay_mask`;
+    else there is decay of ours, in the form asked for. If it takes `roles` it is given these.
 
     Args:
       options: its other arguments, by name.
 
     Raises:
       ConfigError: an option that it does not take or that is set elsewhere, an error in it, or
-        what it returns is no transformation.
+        what it returns is no transformation, or no direction where it takes no rate.
     """
     for option in _SET_BY.keys() & options.keys():
         raise ConfigError(f"{named}: {option} is set by {_SET_BY[option]}, not by its options")
@@ -65,6 +69,7 @@ def rule_of(
     if not named.takes("learning_rate"):
         with _promotion_by_default():
             made = make()  # once: whatever is wrong with it is known before an update
+            _check_direction(named, made)
         steps = [_of_others(named, lambda **_: made), scale_by_negative_rate()]
     numbers: dict[str, Number] = {"learning_rate": learning_rate}
     if is_on(weight_decay) and not named.takes("weight_decay"):
@@ -113,6 +118,37 @@ def _decay_given(named: Named, weight_decay: Any, roles: Roles) -> dict[str, Any
     """Collects the arguments by which it decays itself."""
     mask = own_mask(named)
     return {"weight_decay": weight_decay, **({mask: decayed(roles)} if mask else {})}
+
+
+def _check_direction(named: Named, made: optax.GradientTransformationExtraArgs) -> None:
+    """Refuses what is negated already: lbsgd would turn it round, and raise the loss."""
+    along = 0.0
+    # What needs the network's own tree, as masks may, cannot be probed.
+    with contextlib.suppress(Exception):
+        along = _along_gradient(made)
+    if along < 0:
+        other = next(filter(named.takes, _RATE_NAMES), "")
+        take = f"call {other!r} learning_rate" if other else "take learning_rate as an argument"
+        raise named.error(
+            "gives changes against the gradient, as an optimizer with a rate of its own does, "
+            f"which lbsgd would turn round; {take} (it is told this update's rate; one with a "
+            "schedule of its own may ignore it), or return a direction, as optax.scale_by_adam does"
+        )
+
+
+def _along_gradient(transform: optax.GradientTransformationExtraArgs) -> float:
+    """Sums <change, gradient> over the first updates of a small kernel."""
+
+    def products(params: Any, gradient: Any) -> Any:
+        state, found = transform.init(params), []
+        for t in range(_UPDATES_PROBED):
+            changes, state = transform.update(gradient, state, params, update_index=jnp.int32(t))
+            found.append(jnp.vdot(changes["w"], gradient["w"]))
+        return sum(found)
+
+    # Positive, and not all alike: of such a gradient some transforms leave nothing.
+    gradient = jnp.arange(1.0, 7.0).reshape(3, 2)
+    return float(jax.jit(products)({"w": jnp.ones((3, 2))}, {"w": gradient}))
 
 
 @contextlib.contextmanager

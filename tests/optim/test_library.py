@@ -278,6 +278,23 @@ def test_what_means_nothing_is_refused(make, keys, says):
         make(0.1, **keys)
 
 
+@pytest.mark.parametrize("word", ["kernal", "KERNEL", True])
+@pytest.mark.parametrize("make", [lars, lamb, functools.partial(sgd, weight_decay=0.1)])
+def test_what_is_no_role_is_refused(make, word):
+    """Said by a tree, or by a function of the parameters."""
+    roles = {"layer": {"kernel": word, "bias": Role.BIAS}, "norm": "norm scale"}
+    says = f"parameter layer/kernel: {word!r} is no role; roles are 'kernel', 'bias', 'norm scale'"
+    with pytest.raises(ValueError, match=says):
+        make(0.1, roles=roles)
+    with pytest.raises(ValueError, match=says):
+        trained(make(0.1, roles=lambda params: roles), updates=1)
+
+
+def test_a_role_may_be_said_by_its_word():
+    roles = {"layer": {"kernel": "kernel", "bias": "bias"}, "norm": "norm scale"}
+    assert_close(trained(lars(0.1, roles=roles))[0], trained(lars(0.1))[0], rtol=0)
+
+
 # --- the run's -------------------------------------------------------------------------------
 
 

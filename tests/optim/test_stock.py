@@ -198,6 +198,28 @@ def other_state(learning_rate):
 
 def needs(learning_rate, depth):
     return optax.sgd(learning_rate)
+
+def scheduled():
+    schedule = optax.cosine_decay_schedule(0.1, 100)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+def warmed_up():
+    return optax.sgd(optax.linear_schedule(0.0, 0.1, 100), momentum=0.9)
+
+def called_lr(lr=1e-3):
+    return optax.adam(lr)
+
+def called_step_size(step_size=1e-3, **others):
+    return optax.lion(step_size, weight_decay=0.1)
+
+def ignores_it(learning_rate):
+    return scheduled()
+
+def direction(lr_of_nothing=0.1):
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.centralize(), optax.trace(0.9))
+
+def of_its_own_tree(roles):
+    return optax.masked(optax.scale_by_adam(), jax.tree.map(lambda role: True, roles))
 """
 
 
@@ -235,6 +257,35 @@ def test_a_mistake_in_it_is_a_line_that_names_it(module, name, says):
     assert text.startswith(f"optimizer.name='{module}:{name}'")
     assert says in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "says"),
+    [
+        ("scheduled", 36, "take learning_rate as an argument (it is told this update's rate"),
+        ("warmed_up", 40, "take learning_rate as an argument"),
+        ("called_lr", 43, "call 'lr' learning_rate"),
+        ("called_step_size", 46, "call 'step_size' learning_rate"),
+    ],
+)
+def test_an_optimizer_is_no_direction(module, name, line, says):
+    """Which lbsgd negates: it would climb."""
+    with pytest.raises(ConfigError) as error:
+        of_name(f"{module}:{name}")
+    text = str(error.value)
+    assert f"py, line {line}) gives changes against the gradient" in text
+    assert says in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optax:scale_by_adam", "optax:scale_by_lion", "direction", "of_its_own_tree", "ignores_it"],
+)
+def test_a_direction_and_what_takes_the_rate_are_taken(module, name):
+    """And what needs the tree of the network, with which it cannot be probed."""
+    rule = of_name(name if ":" in name else f"{module}:{name}")
+    check_update(rule, problem().start)
 
 
 @pytest.mark.parametrize(
