@@ -1,6 +1,9 @@
 """Builds other people's Flax modules, which a config names as "package.module:name"."""
 
+import contextlib
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import ml_collections
 from flax import linen as nn
 
 from lbsgd.config.dotted import Named, load
+from lbsgd.system.errors import ConfigError
 
 # What Flax's own modules and most others call it, with its value in training.
 TRAIN_FLAGS = {
@@ -17,6 +21,10 @@ TRAIN_FLAGS = {
     "use_running_average": False,
 }
 _FLAGS_IN_WORDS = "train, training, deterministic or use_running_average"
+# What others call it: is_training, train_mode, det, inference.
+_LIKE_A_FLAG = re.compile(
+    r"(^|_)(is)?(train|eval|infer|determ|(det|test|testing|mode)(_|$))", re.IGNORECASE
+)
 
 
 class Built(NamedTuple):
@@ -24,6 +32,7 @@ class Built(NamedTuple):
 
     Attributes:
       initial: as in evaluation, but computing in float32: what parameters are drawn by.
+      told: whether there is a flag, of the calls or of what makes the modules.
     """
 
     training: nn.Module
@@ -31,6 +40,7 @@ class Built(NamedTuple):
     initial: nn.Module
     train_flags: dict[str, Any]
     evaluation_flags: dict[str, Any]
+    told: bool = True
 
 
 def load_network(config: ml_collections.ConfigDict) -> Named:
@@ -42,7 +52,8 @@ def load_network(config: ml_collections.ConfigDict) -> Named:
     named = load("model.name", config.model.name)
     if isinstance(named.value, nn.Module):
         raise named.error("is a module made already; name its class, or a function that returns it")
-    if config.dtype == "bfloat16" and not named.takes("dtype"):
+    given = named.takes("dtype") or "dtype" in config.model.options
+    if config.dtype == "bfloat16" and not given:
         raise named.error(
             "has no argument dtype, so its layers would not hear of dtype='bfloat16'; give it one "
             "to hand on to them, or set dtype='float32'"
@@ -83,6 +94,7 @@ def build_modules(config: ml_collections.ConfigDict, named: Named, num_classes: 
         build(False, jnp.float32, jnp.float32),
         _values(of_call, True),
         _values(of_call, False),
+        bool(of_init or of_call),
     )
 
 
@@ -136,3 +148,26 @@ def _flags_of_call(named: Named, cls: type[nn.Module]) -> list[str]:
                 f"flag that tells training from evaluation where that is called {_FLAGS_IN_WORDS}"
             )
     return flags
+
+
+def no_flag(named: Named, module: nn.Module, layers: Iterable[str]) -> ConfigError:
+    """Makes the error of a network that is not told that it trains.
+
+    Args:
+      module: of it.
+      layers: classes of its layers that are not the same in training and evaluation.
+    """
+    parameters = dict(_parameters(type(module)))
+    with contextlib.suppress(TypeError, ValueError):  # of a function in C
+        parameters.update(inspect.signature(named.value).parameters)
+    like = [name for name, parameter in parameters.items() if _is_like_a_flag(parameter)]
+    unknown = f" ({', '.join(like)} {'is' if len(like) == 1 else 'are'} not known)" if like else ""
+    return named.error(
+        f"has {' and '.join(layers)}, and no flag by which it is told that it trains{unknown}; "
+        f"name the argument {_FLAGS_IN_WORDS}"
+    )
+
+
+def _is_like_a_flag(parameter: inspect.Parameter) -> bool:
+    known = isinstance(parameter.default, bool | str | None)
+    return known and bool(_LIKE_A_FLAG.search(parameter.name))

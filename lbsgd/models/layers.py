@@ -38,6 +38,15 @@ _ROLES: Mapping[type[Any], Mapping[str, Role]] = {
 }
 _OF_FLAX = tuple(cls for cls, names in _ROLES.items() if names is _NORM)
 _NORMS: tuple[type[Any], ...] = (BatchNorm, *_OF_FLAX)
+# Layers that are not the same in training and evaluation: by whether they are, or by a rate that
+# makes them so.
+_OF_TRAINING: Mapping[type[Any], str | None] = {
+    BatchNorm: None,
+    nn.BatchNorm: None,
+    nn.SpectralNorm: None,
+    nn.Dropout: "rate",
+    nn.MultiHeadDotProductAttention: "dropout_rate",
+}
 
 Path = tuple[str, ...]
 
@@ -49,11 +58,15 @@ class Layers:
     layers = Layers()
     with nn.intercept_methods(layers.intercept):
         variables = jax.eval_shape(init)
+
+    Attributes:
+      of_training: classes of layers that are not the same in training and evaluation: nn.BatchNorm.
     """
 
     error: Callable[[str], ConfigError] = ConfigError
     # Modules that share a scope have one path.
     classes: dict[Path, list[type[nn.Module]]] = dataclasses.field(default_factory=dict)
+    of_training: set[str] = dataclasses.field(default_factory=set)
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         """Notes the class of the module whose method is called.
@@ -63,6 +76,7 @@ class Layers:
         """
         module = context.module
         _check_axis(module, self.error)
+        self.of_training.update(_of_training(module))
         known = self.classes.setdefault(module.path, [])
         # A lifted layer, as of nn.remat, calls a lambda first, at the path of its parent.
         if type(module) not in known and context.method_name.isidentifier():
@@ -82,7 +96,7 @@ class Layers:
     def norms(self) -> dict[str, int]:
         """Counts the normalization layers by class; lbsgd's own batch norm is not Flax's."""
         found = [known for cls in self.classes.values() for known in _NORMS if _any_is(cls, known)]
-        return dict(Counter(f"{'nn.' * (cls is not BatchNorm)}{cls.__name__}" for cls in found))
+        return dict(Counter(map(_shown, found)))
 
     def left_by_ours(self, batch_stats: Any) -> Any:
         """Marks the statistics that are moments of lbsgd's own batch norm: a tree of bools."""
@@ -92,6 +106,19 @@ class Layers:
             return _any_is(self.classes.get(names[:-1], ()), BatchNorm)
 
         return jax.tree_util.tree_map_with_path(is_ours, batch_stats)
+
+
+def _shown(cls: type) -> str:
+    return f"{'nn.' * (cls is not BatchNorm)}{cls.__name__}"
+
+
+def _of_training(module: nn.Module) -> list[str]:
+    """Names the class of a layer that is not the same in training and evaluation."""
+    return [
+        _shown(cls)
+        for cls, rate in _OF_TRAINING.items()
+        if isinstance(module, cls) and (rate is None or getattr(module, rate) > 0)
+    ]
 
 
 def _any_is(classes: Any, known: type) -> bool:

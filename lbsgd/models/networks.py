@@ -12,7 +12,7 @@ import ml_collections
 from flax import linen as nn
 
 from lbsgd.config.dotted import Named, is_dotted, load
-from lbsgd.models.dotted import Built, build_modules, load_network
+from lbsgd.models.dotted import Built, build_modules, load_network, no_flag
 from lbsgd.models.layers import Layers, Path
 from lbsgd.models.resnet import ResNet, named_architecture
 from lbsgd.models.roles import Role, role_named, split_roles
@@ -41,6 +41,7 @@ class Network(NamedTuple):
       images: shape and type of a worker's images.
       named: whose module it is; None for lbsgd's own.
       roles: the function that `model.roles` names, if any.
+      told: whether it has a flag that tells training from evaluation.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class Network(NamedTuple):
     images: jax.ShapeDtypeStruct
     named: Named | None
     roles: Named | None
+    told: bool
 
 
 class Outline(NamedTuple):
@@ -129,6 +131,7 @@ def build_network(
         jax.ShapeDtypeStruct((config.worker_batch_size, *image_shape), wide),
         named,
         roles,
+        built.told,
     )
 
 
@@ -237,7 +240,8 @@ def outline(network: Network) -> Outline:
 
     Raises:
       ConfigError: it cannot be traced, a parameter has no role, there are none, one or a statistic
-        is not a float, or it has state that a run does not keep.
+        is not a float, it has state that a run does not keep, or layers to be told that they
+        train and no flag for it.
     """
     error = network.named.error if network.named else ConfigError
     layers = Layers(error)
@@ -245,6 +249,8 @@ def outline(network: Network) -> Outline:
     with nn.intercept_methods(layers.intercept), nn.intercept_methods(values.intercept):
         # Of a function of its own, for what is traced once is not traced again.
         outputs, variables = jax.eval_shape(lambda: network.variables())
+    if network.named and not network.told and layers.of_training:
+        raise no_flag(network.named, network.module, sorted(layers.of_training))
     _check_collections(variables, error)
     roles, sources = _infer_roles(variables.get("params", {}), layers, network)
     params, batch_stats = jax.eval_shape(lambda: network.initialize())

@@ -67,7 +67,8 @@ def named_architecture(name: str) -> Architecture:
     if match is None:
         raise ConfigError(
             f"unknown model.name {short_repr(name)}; known: {', '.join(IMAGENET)}, and "
-            "cifar_resnetD of any depth D = 6n + 2, as cifar_resnet20"
+            f'cifar_resnetD of any depth D = 6n + 2, as cifar_resnet20, or "package.module:name"'
+            f"{_meant(name)}"
         )
     near = _nearest_depths(int(match[2]))
     if match[1] is None or int(match[2]) not in near:
@@ -78,6 +79,14 @@ def named_architecture(name: str) -> Architecture:
         raise ConfigError(f"model.name {name!r} {reason}; for CIFAR there is {take}")
     blocks = (int(match[2]) - 2) // _BLOCK_OF_EACH_STAGE
     return Architecture((blocks,) * 3, 16, False, "small", "pad")
+
+
+def _meant(name: str) -> str:
+    """Asks whether a name with dots, as Python imports it, is one with a colon."""
+    module, _, attribute = name.rpartition(".")
+    if module and all(part.isidentifier() for part in name.split(".")):
+        return f"; did you mean {short_repr(f'{module}:{attribute}')}?"
+    return ""
 
 
 def _nearest_depths(depth: int) -> list[int]:

@@ -99,7 +99,7 @@ MISTAKES = {
     "WithoutCall": ("without __call__, which is to take images", "class WithoutCall"),
     "Plain": ("makes a Plain, which is no flax.linen.Module", "class Plain"),
     "made_already": ("is a module made already; name its class, or a function that", "class Noth"),
-    "HardCoded": ("Cannot update variable", "nn.BatchNorm(False)(x)"),
+    "HardCoded": ("has nn.BatchNorm, and no flag by which it is told that it", "class HardCoded"),
 }
 
 
@@ -123,6 +123,7 @@ def test_a_mistake_is_one_line(name):
         ("Mlp", {"dtype": "bfloat16"}, "has no argument dtype, so its layers would not hear of"),
         ("Mlpp", {}, "there is no 'Mlpp' in their_networks; the nearest is 'Mlp'"),
         ("needy", {}, "needs 'heads'; set model.options.heads"),
+        ("of_any_options", {"dtype": "bfloat16"}, "has no argument dtype, so its layers would"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_line(name, changes, says):
@@ -131,3 +132,41 @@ def test_a_mistake_in_the_config_is_one_line(name, changes, says):
 
 def test_whose_it_is_is_known():
     assert load_network(config_of("Mlp")) == load("model.name", "their_networks:Mlp")
+
+
+def test_options_of_any_name_may_have_the_type():
+    """Of a function whose arguments do not tell that it takes one."""
+    options = {"dtype": "bfloat16", "model.options.dtype": "bfloat16"}
+    network = build_network(config_of("of_any_options", **options), 10, (8, 8, 3))
+    assert network.module.dtype == outline(network).outputs.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layers", "unknown"),
+    [
+        ("IsTraining", {}, "nn.BatchNorm and nn.Dropout", " (is_training is not known)"),
+        ("IsTraining", {"rate": 0.0}, "nn.BatchNorm", " (is_training is not known)"),
+        ("Det", {}, "nn.Dropout", " (det is not known)"),
+        (
+            "Det",
+            {"rate": 0.0, "of_attention": 0.1},
+            "nn.MultiHeadDotProductAttention",
+            " (det is not known)",
+        ),
+        ("EvalOfClass", {}, "BatchNorm", " (eval_mode is not known)"),
+        ("inferring", {}, "nn.BatchNorm", " (inference is not known)"),
+        ("Spectral", {}, "nn.SpectralNorm", ""),
+    ],
+)
+def test_a_network_that_is_not_told_that_it_trains_is_an_error(name, options, layers, unknown):
+    line = refused(name, **{f"model.options.{key}": value for key, value in options.items()})
+    assert line.endswith(
+        f") has {layers}, and no flag by which it is told that it trains{unknown}; name the "
+        "argument train, training, deterministic or use_running_average"
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), [("Mlp", {}), ("Det", {"rate": 0.0})])
+def test_a_network_that_is_the_same_in_evaluation_needs_no_flag(name, options):
+    options = {f"model.options.{key}": value for key, value in options.items()}
+    outline(build_network(config_of(name, **options), 10, (8, 8, 3)))

@@ -157,6 +157,23 @@ def test_an_unknown_network_lists_the_known():
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("Mixer", ""),
+        ("zoo.Mixer", "; did you mean 'zoo:Mixer'?"),
+        ("my.zoo.Mixer", "; did you mean 'my.zoo:Mixer'?"),
+        ("zoo.", ""),
+        (".Mixer", ""),
+        ("resnet-1.5", ""),
+    ],
+)
+def test_an_unknown_network_may_be_another_s(name, end):
+    with pytest.raises(ConfigError) as error:
+        build_model(name, num_classes=10)
+    assert str(error.value).endswith(f', or "package.module:name"{end}')
+
+
 # --- shapes and types inside -----------------------------------------------------------------
 
 

@@ -174,7 +174,7 @@ class Frozen(nn.Module):
     """Statistics that are never moved, and a norm of each channel."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train):
         x = nn.InstanceNorm()(nn.BatchNorm(use_running_average=True)(x))
         return nn.Dense(10)(jnp.mean(x, (1, 2)))
 
@@ -227,6 +227,53 @@ class NoFlag(nn.Module):
         return nn.BatchNorm()(x)
 
 
+class IsTraining(nn.Module):
+    """Of a flag of another name, whose default is evaluation."""
+
+    num_classes: int
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, is_training=False):
+        x = nn.BatchNorm(use_running_average=not is_training)(x)
+        x = nn.remat(nn.Dropout)(self.rate, deterministic=not is_training)(jnp.mean(x, (1, 2)))
+        return nn.Dense(self.num_classes)(x)
+
+
+class Det(nn.Module):
+    num_classes: int
+    rate: float = 0.5
+    of_attention: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, det=True, scale=1.0):
+        x = nn.MultiHeadDotProductAttention(1, dropout_rate=self.of_attention)(
+            jnp.mean(x, 1), deterministic=det
+        )
+        x = nn.Dropout(self.rate, deterministic=det)(jnp.mean(x, 1))
+        return nn.Dense(self.num_classes)(x)
+
+
+class EvalOfClass(nn.Module):
+    eval_mode: bool = True
+
+    @nn.compact
+    def __call__(self, x, **_):
+        x = BatchNorm()(jnp.mean(x, (1, 2)), train=not self.eval_mode)
+        return nn.Dense(10)(x)
+
+
+def inferring(inference=True, latest=True, model="small"):
+    layers = [nn.BatchNorm(use_running_average=inference), lambda x: jnp.mean(x, (1, 2))]
+    return nn.Sequential([*layers, nn.Dense(10)])
+
+
+class Spectral(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.SpectralNorm(nn.Dense(10))(jnp.mean(x, (1, 2)), update_stats=False)
+
+
 class AxisName(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -272,6 +319,19 @@ class HardCoded(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.BatchNorm(False)(x)
+
+
+def of_any_options(num_classes, **options):
+    return Typed(num_classes, **options)
+
+
+class Typed(nn.Module):
+    num_classes: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, (1, 2)))
 
 
 def needy(num_classes, heads):
