@@ -82,7 +82,7 @@ def check(folder, lines, capsys) -> None:
     for shown, (*of, value) in zip(shown_by_tensorboard(folder / "tensorboard"), expected):
         assert shown == (*of, pytest.approx(value, rel=FLOAT32))
     assert len(shown_by_tensorboard(folder / "tensorboard")) == len(expected)
-    said = "line 12: OSError: no route to host; the run does without it\n"
+    said = "line 12: OSError: no route to host; the run continues without it\n"
     assert capsys.readouterr().out.count(said) == 1
 
 

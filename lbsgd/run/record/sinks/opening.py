@@ -118,7 +118,7 @@ class _Guarded:
             text = str(error)
             if not text.startswith(str(self._factory)):
                 text = f"{self._factory}: {type(error).__name__}: {first_line(error)}"
-            self._say(f"{one_line(text)}; the run does without it")
+            self._say(f"{one_line(text)}; the run continues without it")
             self._say = _silent
             self.close()
 

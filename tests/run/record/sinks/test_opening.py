@@ -108,7 +108,7 @@ def test_a_sink_of_users_gets_what_it_asks_for(mine, tmp_path):
 )
 def test_one_that_fails_is_a_line_and_the_others_go_on(mine, tmp_path, name, says):
     said = use(tmp_path, f"{mine}:{name}", f"{mine}:Lines")
-    assert said == [f"log.sinks='{mine}:{name}': {mine}.py, {says}; the run does without it"]
+    assert said == [f"log.sinks='{mine}:{name}': {mine}.py, {says}; the run continues without it"]
     assert len((tmp_path / "lines.txt").read_text().splitlines()) == 3
 
 
@@ -116,7 +116,7 @@ def test_one_that_fails_is_closed(mine, tmp_path):
     """What it has open would be open as long as the run."""
     (tmp_path / f"{mine}.py").write_text(f"{CODE}{FAILS}")
     (line,) = use(tmp_path, f"{mine}:Fails")
-    assert "ValueError: ValueError; the run does without it" in line
+    assert "ValueError: ValueError; the run continues without it" in line
     assert (tmp_path / "closed.txt").exists()
 
 
@@ -167,7 +167,7 @@ def test_on_metrics_gets_all_and_its_first_error_is_a_line(tmp_path):
     got.clear()
     (line,) = use(tmp_path, on_metrics=fail)
     assert got == [6]
-    where = f"line {fail.__code__.co_firstlineno + 2}: ValueError: of mine; the run does without it"
+    where = f"line {fail.__code__.co_firstlineno + 2}: ValueError: of mine; the run continues without it"
     assert line.startswith(
         "on_metrics='test_on_metrics_gets_all_and_its_first_error_is_a_line.<loc"
     )
@@ -221,7 +221,7 @@ def test_one_of_our_own_that_cannot_be_opened_is_a_line(tmp_path):
     (tmp_path / "tensorboard").write_text("no folder")
     (line,) = use(tmp_path, "tensorboard")
     assert line.startswith("log.sinks='tensorboard': FileExistsError: ")
-    assert line.endswith("; the run does without it")
+    assert line.endswith("; the run continues without it")
 
 
 def test_a_sink_that_is_not_there_ends_the_run_before_it_begins(tmp_path):

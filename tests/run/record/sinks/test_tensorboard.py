@@ -84,7 +84,7 @@ def test_a_full_disk_ends_the_summaries_and_not_the_run(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     sinks.close()
     assert said == [
-        "log.sinks='tensorboard': OSError: [Errno 27] File too large; the run does without it"
+        "log.sinks='tensorboard': OSError: [Errno 27] File too large; the run continues without it"
     ]
     assert scalars(tmp_path) == {"train_loss": [(1, 1.0)]}
 
