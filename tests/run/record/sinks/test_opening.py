@@ -167,7 +167,8 @@ def test_on_metrics_gets_all_and_its_first_error_is_a_line(tmp_path):
     got.clear()
     (line,) = use(tmp_path, on_metrics=fail)
     assert got == [6]
-    where = f"line {fail.__code__.co_firstlineno + 2}: ValueError: of mine; the run continues without it"
+    line_number = fail.__code__.co_firstlineno + 2
+    where = f"line {line_number}: ValueError: of mine; the run continues without it"
     assert line.startswith(
         "on_metrics='test_on_metrics_gets_all_and_its_first_error_is_a_line.<loc"
     )
