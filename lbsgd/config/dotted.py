@@ -235,9 +235,8 @@ def _import(key: str, name: str, path: str) -> ModuleType:
 
 def _import_failed(key: str, name: str, error: BaseException) -> ConfigError:
     if isinstance(error, SyntaxError) and error.filename:
-        return ConfigError(
-            f"{key}={name!r}: {_shown(error.filename)}, line {error.lineno}: {_said(error)}"
-        )
+        where = f"{_shown(error.filename)}, line {error.lineno}"
+        return ConfigError(f"{key}={name!r}: {where}: SyntaxError: {error.msg}")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

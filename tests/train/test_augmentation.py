@@ -179,6 +179,7 @@ def test_a_run_stopped_within_a_size_goes_on_bitwise(tmp_path, module, which):
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+@pytest.mark.long
 def test_an_error_in_a_thread_of_the_loader_ends_the_run_in_a_line(tmp_path, module):
     keys = {"data.augment": f"{module}:negative", "data.augment_options": {"stop": True}}
     config = tiny_config(**keys)

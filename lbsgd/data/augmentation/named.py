@@ -85,7 +85,16 @@ def build_augmentation(
     function = named.call(data.augment_options.to_dict(), seed=seed, image_shape=image_shape)
     if not callable(function):
         raise named.error(f"gave {short_repr(function)}, not a function of images")
-    return Augmentation(named, function, image_shape)
+    augmentation = Augmentation(named, function, image_shape)
+    if is_dotted(data.augment):
+        _try(augmentation)
+    return augmentation
+
+
+def _try(augmentation: Augmentation) -> None:
+    """Tries an augmentation with two images, so that mistakes show before anything is compiled."""
+    images = np.zeros((2, *augmentation.image_shape), np.uint8)
+    augmentation(images, np.zeros(2, np.int64), np.arange(2))
 
 
 def _is_size(found: Any, image_shape: tuple[int, int, int]) -> bool:
