@@ -49,7 +49,7 @@ def test_a_row_has_the_papers_numbers(arg):
 @pytest.mark.parametrize(
     "name",
     [
-        "fashion_mnist",
+        pytest.param("fashion_mnist", marks=pytest.mark.long),
         pytest.param("cifar10", marks=pytest.mark.long),
         pytest.param("images", marks=pytest.mark.long),
         pytest.param("imagenette", marks=pytest.mark.long),

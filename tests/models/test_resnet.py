@@ -192,7 +192,14 @@ def activations(model, image: tuple[int, ...], train: bool) -> tuple[dict, jax.S
     return {**left, "params": variables["params"]}, logits
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        pytest.param("resnet101", marks=pytest.mark.long),
+        pytest.param("resnet152", marks=pytest.mark.long),
+    ],
+)
 def test_the_stride_of_a_bottleneck_is_in_its_3x3_convolution(name):
     """Version 1.5: the first 1x1 convolution of a stage still sees the full resolution."""
     left, _ = activations(build_model(name, num_classes=10), (1, 64, 64, 3), train=False)

@@ -82,7 +82,7 @@ def of_float32(equation: core.JaxprEqn) -> bool:
     ("dtype", "precision"),
     [
         ("float32", None),
-        ("bfloat16", "default"),
+        pytest.param("bfloat16", "default", marks=pytest.mark.long),
         pytest.param("float32", "high", marks=pytest.mark.long),
         pytest.param("float32", "default", marks=pytest.mark.long),
         pytest.param("bfloat16", None, marks=pytest.mark.long),

@@ -16,7 +16,11 @@ from lbsgd.workers.placement import place
 from lbsgd.workers.reductions import Reduction
 
 K, N, RATE = 5, 2, 0.1
-PLACEMENTS = [(devices, steps) for devices in (1, 2, 3, 5) for steps in (1, 2)]
+PLACES = [(devices, steps) for devices in (1, 2, 3, 5) for steps in (1, 2)]
+SHORT = [(1, 1), (2, 2), (3, 1)]
+PLACEMENTS = [
+    pytest.param(*place_, marks=[] if place_ in SHORT else pytest.mark.long) for place_ in PLACES
+]
 
 
 def pool(a, b):
