@@ -184,6 +184,7 @@ class Slow(ArraySource):
         return super().__getitem__(index)
 
 
+@pytest.mark.long
 def test_a_run_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     whole = images, np.arange(40) % 10, numbered_classes(10)

@@ -284,7 +284,7 @@ def test_features_below_a_data_dir_are_looked_at_too(pets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "count", [60, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]
+    "count", [25, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]
 )
 def test_a_damaged_dataset_of_tfds_is_read_or_refused(pets, count):
     seen = fuzz("tfds", pets, count)

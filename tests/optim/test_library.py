@@ -386,6 +386,7 @@ def test_in_a_train_state_it_is_the_run_of_the_same_config(x64):
         )
 
 
+@pytest.mark.long
 def test_examples_of_the_docstrings():
     failed, tried = doctest.testmod(library, optionflags=doctest.ELLIPSIS)
     assert (failed, tried > 15) == (0, True)

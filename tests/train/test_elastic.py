@@ -137,6 +137,7 @@ def start_group(
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(x64, tmp_path):
     """A few updates and an evaluation."""
     assert train.run(config_at(2, arg="short"), tmp_path / "one").complete

@@ -113,6 +113,7 @@ def test_an_evaluation_that_fails_at_the_end_loses_nothing(tmp_path, monkeypatch
     assert "compiled" not in capsys.readouterr().out.partition("resumes after update 6")[2]
 
 
+@pytest.mark.long
 def test_an_image_that_was_mended_need_not_be_the_one_it_was(tmp_path, capsys):
     """The validation set is then another, but the training is the same, and was not evaluated."""
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"

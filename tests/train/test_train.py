@@ -242,6 +242,7 @@ def test_a_run_that_diverges_says_when_and_keeps_what_was_finite(tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+@pytest.mark.long
 def test_an_update_that_is_not_finite_may_be_skipped(tmp_path, capsys):
     """All after the first are, for the parameters stay as they are: it stops past the limit."""
     config = diverging(on_nonfinite="skip", max_nonfinite=2)
@@ -260,6 +261,7 @@ def test_an_update_that_is_not_finite_may_be_skipped(tmp_path, capsys):
     assert skipped == [max(0, i - bad) for i in range(1, UPDATES + 1)]
 
 
+@pytest.mark.long
 def test_an_evaluation_that_was_stopped_is_made_up_for(whole_run, tmp_path):
     """The checkpoint is of the update, and the first thing the run does then is to evaluate."""
     asked = []
@@ -275,6 +277,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(whole_run, tmp_path):
     assert metrics_without_speed(tmp_path) == metrics_without_speed(whole_run)
 
 
+@pytest.mark.long
 def test_a_run_stopped_before_its_first_update_has_a_checkpoint(whole_run, tmp_path):
     outcome = train.run(tiny_config(), tmp_path, should_stop=lambda done: True)
     assert (outcome.updates, outcome.complete) == (0, False)
@@ -283,6 +286,7 @@ def test_a_run_stopped_before_its_first_update_has_a_checkpoint(whole_run, tmp_p
     assert metrics_without_speed(tmp_path) == metrics_without_speed(whole_run)
 
 
+@pytest.mark.long
 def test_checkpoints_may_come_by_the_clock(tmp_path, capsys):
     keys = {"checkpoint.every_steps": 0, "checkpoint.every_minutes": 1e-9, "checkpoint.keep": 99}
     train.run(tiny_config(**keys), tmp_path)
