@@ -275,8 +275,6 @@ def _await_compilation(session: Session, steps: CompiledSteps, done: int, begun:
     plan, program, _ = session.run
     # A run that only has its last state to evaluate compiles no step.
     if done < plan.total_updates:
-        # Meanwhile: schedules are compiled too.
-        program.numbers.at(done)
         with _enough_memory_for_step(plan, done):
             steps(done)
         if not program.compiled:  # when accumulation was chosen

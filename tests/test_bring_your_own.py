@@ -155,7 +155,7 @@ TWO_HEADS = {
 def test_a_task_with_two_outputs_is_judged_by_its_own_metric(own, capsys):
     told = []
     outcome = train.run(
-        tiny_config(**TWO_HEADS, devices=5),
+        tiny_config(**TWO_HEADS, devices=1),
         own / "run",
         on_metrics=lambda step, values: told.append((step, *sorted(values))),
     )

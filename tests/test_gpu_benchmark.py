@@ -234,6 +234,7 @@ def test_a_profile_is_of_single_kernels(monkeypatch):
     assert gpu.environment("step", False, "")["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
 
 
+@pytest.mark.long
 def test_multiply_adds_are_those_of_the_paper():
     """ResNet-50 has 4.09 G on 224 pixels with the stride in the 3x3 convolutions."""
     assert gpu_step.model_flops("resnet50", 224) == pytest.approx(6 * 4.09e9, rel=1e-3)

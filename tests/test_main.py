@@ -103,6 +103,7 @@ def test_explain_says_how_each_number_follows_and_trains_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.long
 def test_a_run_trains_without_tensorflow_and_torch(tmp_path):
     """In an interpreter that cannot import either."""
     (tmp_path / "sitecustomize.py").write_text(

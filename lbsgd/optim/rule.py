@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from lbsgd.schedule.functions import Schedule
+from lbsgd.schedule.functions import Schedule, library_of
 
 # What varies, or may be set anew by `optax.inject_hyperparams`, which hands over arrays.
 Number = ArrayLike | Schedule
@@ -97,7 +97,7 @@ def last(learning_rate: Number) -> Number:
     """
     if callable(learning_rate):
         # Computed again, not kept: a run that resumes elsewhere has the same.
-        return lambda t: learning_rate(jnp.maximum(jnp.asarray(t) - 1, 0))
+        return lambda t: learning_rate(library_of(t).maximum(library_of(t).asarray(t) - 1, 0))
     if isinstance(learning_rate, int | float | np.number):
         return learning_rate
     raise ValueError(

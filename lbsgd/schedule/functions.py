@@ -6,13 +6,16 @@ They are built from parts, `gradual_warmup(decay(...))`, each a pure function of
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
+Values = jax.Array | np.ndarray
 # Of one update index a scalar, of an array of them an array of the same shape.
-Schedule = Callable[[jax.typing.ArrayLike], Float[Array, "..."]]
+Schedule = Callable[[jax.typing.ArrayLike], Float[Values, "..."]]
 
 
 def scale_learning_rate(
@@ -31,29 +34,35 @@ def scale_learning_rate(
     return reference_learning_rate * factor
 
 
-def _float(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+def _float(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
     """Converts update indices to the type that rates are computed in."""
-    return jnp.asarray(update_index).astype(jnp.result_type(float))
+    return library_of(update_index).asarray(update_index).astype(jnp.result_type(float))
 
 
-def _fraction(time: Float[Array, "*times"], start: float, end: float) -> Float[Array, "*times"]:
+def library_of(update_index: jax.typing.ArrayLike) -> Any:
+    """Returns numpy for arrays of numpy, in which nothing has to be compiled, and else JAX's."""
+    return np if isinstance(update_index, np.ndarray) else jnp
+
+
+def _fraction(time: Float[Values, "*times"], start: float, end: float) -> Float[Values, "*times"]:
     """Computes which part of the time from start to end is over, from 0 to 1."""
     # A decay of no length is over at once; divided by its length it would be no number.
-    return jnp.clip((time - start) / max(end - start, 1), 0.0, 1.0)
+    return library_of(time).clip((time - start) / max(end - start, 1), 0.0, 1.0)
 
 
 def constant(rate: float) -> Schedule:
     """Keeps the same rate throughout."""
-    return lambda update_index: jnp.full_like(_float(update_index), rate)
+    return lambda update_index: library_of(update_index).full_like(_float(update_index), rate)
 
 
 def piecewise(boundaries: Sequence[int], levels: Sequence[float]) -> Schedule:
     """Takes levels[number of boundaries at or before update t]; boundaries do not decrease."""
 
-    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
-        at = jnp.asarray(boundaries, jnp.result_type(float))
-        passed = jnp.searchsorted(at, _float(update_index), side="right")
-        return jnp.asarray(levels, jnp.result_type(float))[passed]
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
+        library, kind = library_of(update_index), jnp.result_type(float)
+        at = library.asarray(boundaries, kind)
+        passed = library.searchsorted(at, _float(update_index), side="right")
+        return library.asarray(levels, kind)[passed]
 
     return schedule
 
@@ -75,9 +84,12 @@ def cosine_decay(rate: float, start: float, end: float, clock: Schedule = _float
     Args:
       clock: update index -> time; the index itself unless the batch size changes.
     """
-    return lambda update_index: (
-        rate * 0.5 * (1.0 + jnp.cos(math.pi * _fraction(clock(update_index), start, end)))
-    )
+
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
+        angle = math.pi * _fraction(clock(update_index), start, end)
+        return rate * 0.5 * (1.0 + library_of(angle).cos(angle))
+
+    return schedule
 
 
 def polynomial_decay(
@@ -94,7 +106,7 @@ def polynomial_decay(
       clock: update index -> time t; the index itself unless the batch size changes.
     """
 
-    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
         left = 1.0 - _fraction(clock(update_index), start, end)
         return end_rate + (rate - end_rate) * left**power
 
@@ -124,10 +136,10 @@ def gradual_warmup(
       clock: update index -> time t; the index itself unless the batch size changes.
     """
 
-    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
         time = clock(update_index)
         ramp = start_rate + (full_rate - start_rate) * _fraction(time, 0, length) ** power
-        return jnp.where(time < length, ramp, after(update_index))
+        return library_of(time).where(time < length, ramp, after(update_index))
 
     return schedule
 
@@ -137,7 +149,7 @@ def constant_warmup(after: Schedule, start_rate: float, updates: int) -> Schedul
 
     Goyal et al., section 2.2.
     """
-    return lambda update_index: jnp.where(
+    return lambda update_index: library_of(update_index).where(
         _float(update_index) < updates, start_rate, after(update_index)
     )
 
@@ -149,8 +161,8 @@ def warmed_decay(decay: float) -> Schedule:
     ExponentialMovingAverage has it).
     """
 
-    def schedule(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
         t = _float(update_index)
-        return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+        return library_of(t).minimum(decay, (1.0 + t) / (10.0 + t))
 
     return schedule

@@ -5,9 +5,8 @@ import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule import functions as rates
@@ -160,11 +159,12 @@ def _clock(timeline: Timeline, start: int, end: int) -> tuple[float, float, rate
     times = [s.first_example / first for s in timeline.segments]
     lengths = [s.batch_size / first for s in timeline.segments]
 
-    def clock(update_index: jax.typing.ArrayLike) -> Float[Array, "..."]:
+    def clock(update_index: jax.typing.ArrayLike) -> Float[rates.Values, "..."]:
         at = [
             rates.piecewise(starts[1:], levels)(update_index) for levels in (starts, times, lengths)
         ]
-        return at[1] + (jnp.asarray(update_index).astype(at[0].dtype) - at[0]) * at[2]
+        index = rates.library_of(update_index).asarray(update_index)
+        return at[1] + (index.astype(at[0].dtype) - at[0]) * at[2]
 
     time_of = [timeline.examples_seen(update) / first for update in (start, end)]
     return time_of[0], time_of[1], clock

@@ -30,6 +30,7 @@ GOOD = {
 }
 # Written out: what may differ when a run goes on somewhere else.
 MACHINE = {
+    "code_may_differ",
     "devices",
     "accumulation_steps",
     "device_memory_gib",

@@ -117,6 +117,7 @@ def test_whether_a_number_is_zero_belongs_to_the_program(zero):
     assert len(none) < len(one)
 
 
+@pytest.mark.long
 def test_numbers_have_the_type_that_the_run_computes_in(x64):
     for dtype in ("float32", "float64"):
         told = build(tiny_config(dtype=dtype)).program.numbers.at(3)

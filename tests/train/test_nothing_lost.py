@@ -127,6 +127,7 @@ def test_an_image_that_was_mended_need_not_be_the_one_it_was(tmp_path, capsys):
     assert "compare" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_evaluation_that_fails_on_the_way_loses_nothing(tmp_path):
     """Though no checkpoint was due; what was trained before is not trained again."""
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"

@@ -38,6 +38,7 @@ def checksums(folder) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in arrays.items()}
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_and_damaged_is_the_run_on_the_disk(whole_run, capsys):
     folder = new_bucket()
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import test_allreduce as t
 from lbsgd.workers.collectives.allreduce import resolve_grid
 from ranks import on_devices
+import pytest
 assert resolve_grid("hierarchical", 4) == (2, 2)
 values = np.random.default_rng(0).normal(size=(4, 101)).astype(np.float32)
 exact = values.astype(np.float64).mean(0)
@@ -39,6 +40,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_have_the_same_bits():
     """Of each algorithm and type: the mean, to 4 roundings (a ring's), alike on all four."""
     folder = pathlib.Path(__file__).parent
