@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from hanging import HANG_SECONDS
 
 CHILD = """
@@ -21,7 +22,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 import test_allreduce as t
 from lbsgd.workers.collectives.allreduce import resolve_grid
 from ranks import on_devices
-import pytest
 assert resolve_grid("hierarchical", 4) == (2, 2)
 values = np.random.default_rng(0).normal(size=(4, 101)).astype(np.float32)
 exact = values.astype(np.float64).mean(0)
