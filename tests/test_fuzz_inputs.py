@@ -194,7 +194,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "count", [40, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]
+    "count", [20, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]
 )
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_set_is_read_or_refused(sets, name, count):

@@ -130,7 +130,9 @@ def test_huge_sets_map_one_to_one(num_examples):
     assert len(np.unique(examples)) == 1000
 
 
-@pytest.mark.parametrize(("num_examples", "seeds"), [(4, 2400), (5, 4800)])
+@pytest.mark.parametrize(
+    ("num_examples", "seeds"), [(4, 2400), pytest.param(5, 4800, marks=pytest.mark.long)]
+)
 def test_every_permutation_is_equally_likely(num_examples, seeds):
     permutations = list(itertools.permutations(range(num_examples)))
     number = {permutation: i for i, permutation in enumerate(permutations)}

@@ -218,6 +218,7 @@ def first_bad_update(config) -> tuple[int, float]:
     raise AssertionError("it does not diverge")
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_says_when_and_keeps_what_was_finite(tmp_path):
     config = diverging(**{"checkpoint.every_steps": 1, "checkpoint.keep": 20})
     bad, rate = first_bad_update(config)
@@ -302,6 +303,7 @@ def test_each_process_has_a_log(whole_run):
     assert "compiled in" in text
 
 
+@pytest.mark.long
 def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
     """Against statistics computed worker by worker, outside the step."""
     config = tiny_config(**{"batch_norm.precise_examples": 100})
