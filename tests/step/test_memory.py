@@ -92,6 +92,7 @@ def run_of(name: str, size: int, n: int, lanes: int, **keys: object):
     return build(resolve(config))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "size", "n", "lanes", "keys"),
     [

@@ -88,6 +88,7 @@ def test_the_run_is_the_same_in_every_place(x64, module, which, devices, steps):
         np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("devices", "steps"), [(5, 2)])
 def test_a_named_augmentation_gives_the_same_rows_in_every_place(module, devices, steps):
     keys = {"data.augment": f"{module}:negative", "data.threads": devices}
