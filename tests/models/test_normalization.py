@@ -297,6 +297,7 @@ def test_the_gradient_is_pytorch_s(variables, train):
 # --- synced ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_synced_workers_are_one_batch_of_all_their_examples(variables):
     """Over a vmap axis: outputs, moments, and the gradient of a sum over the workers."""
     workers = 4

@@ -320,6 +320,7 @@ LARS = {
 }
 
 
+@pytest.mark.long
 def test_in_a_train_state_it_is_the_rule_that_is_told_its_numbers(x64):
     """As in a run, whose step takes them as scalars and knows of no schedule."""
     trial = problem()

@@ -159,6 +159,7 @@ def test_where_both_are_due_the_checkpoint_comes_first(tmp_path, monkeypatch):
     assert saved(workdir) == [6, 4, 2]
 
 
+@pytest.mark.long
 def test_a_training_image_that_is_lost_loses_no_update(tmp_path):
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"
     shutil.copytree(folder, tmp_path / "kept")
@@ -196,6 +197,7 @@ def run_out(*_: object) -> jax.Array:
     return jax.jit(lambda: jnp.ones(2**60, jnp.int8) + jnp.int8(1))()
 
 
+@pytest.mark.long
 def test_an_evaluation_without_memory_loses_nothing(tmp_path, monkeypatch):
     folder, workdir = images(tmp_path / "images"), tmp_path / "run"
     with monkeypatch.context() as patched:
