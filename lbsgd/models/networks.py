@@ -56,7 +56,7 @@ class Network(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """What tracing a network tells of it, without computing anything.
+    """Holds what tracing a network tells of it, without computing anything.
 
     Attributes:
       params: shapes and types of the parameters.

@@ -270,13 +270,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     measurements = plan_measurements(config, timeline, total)
     _check_network(config, data, found, image_sizes, bool(measurements.confusion))
     task, code = build_task(config, data.classes), tuple(named_code(config))
-    check_task(
-        task,
-        found.outputs,
-        image_shape,
-        named=next((named for named in code if named.key == "task.name"), None),
-        network=network.named,
-    )
+    of_task = next((named for named in code if named.key == "task.name"), None)
+    check_task(task, found.outputs, image_shape, named=of_task, network=network.named)
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}

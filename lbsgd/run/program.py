@@ -63,7 +63,7 @@ class Program:
 
     @functools.cached_property
     def numbers(self) -> UpdateNumbers:
-        """What each update takes as its third argument, by update index."""
+        """Gives what each update takes as its third argument, by update index."""
         return UpdateNumbers(self.plan)
 
     def train_step(self, placement: Placement | None = None) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ Batch = Mapping[str, jax.Array]
 
 
 class WorkerResult(NamedTuple):
-    """What a worker knows after its n examples; reduced over workers, what an update knows.
+    """Holds what a worker knows after its n examples; reduced over workers, what an update knows.
 
     Attributes:
       loss: averaged over workers, and differentiated.

@@ -108,7 +108,7 @@ class Task:
 
     @property
     def reductions(self) -> dict[str, How]:
-        """How each metric of training is reduced over workers."""
+        """Says how each metric of training is reduced over workers."""
         return {name: metric.reduction for name, metric in self.metrics.items()}
 
     @property

@@ -52,10 +52,11 @@ def oracle():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("workers", "devices", "steps", "in_turn"),
     [
-        pytest.param(*case, marks=[] if case == (8, 3, 2, False) else pytest.mark.long)
+        case
         for k in (24, 8)
         for d in (1, 2, 3, 5, 8)
         for a in (1, 2, 4)

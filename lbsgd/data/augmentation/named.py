@@ -46,8 +46,12 @@ class Augmentation:
 
     @property
     def resizes(self) -> bool:
-        """Whether it says how large images are in an epoch."""
-        return callable(getattr(self.function, "image_size", None))
+        """Tells whether it says how large images are in an epoch."""
+        return callable(self._size)
+
+    @property
+    def _size(self) -> Any:
+        return getattr(self.function, "image_size", None)
 
     def image_size(self, epoch: int) -> tuple[int, int]:
         """Returns `(h, w)` of the images of an epoch, counted from 0.
@@ -58,7 +62,7 @@ class Augmentation:
         if not self.resizes:
             return self.image_shape[:2]
         with self.named.guard():
-            found = self.function.image_size(epoch)  # type: ignore[attr-defined]
+            found = self._size(epoch)
         if not _is_size(found, self.image_shape):
             most = format_shape(self.image_shape[:2])
             raise self.named.error(

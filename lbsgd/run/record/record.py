@@ -1,4 +1,4 @@
-"""What a run leaves behind as it trains: metrics, in their file and in sinks, and checkpoints.
+"""Keeps what a run leaves as it trains: metrics, in their file and in sinks, and checkpoints.
 
 Only process 0 keeps a record; the others have `NoRecord`.
 """

@@ -1,4 +1,4 @@
-"""What came of a run: its final metric and its target, said in lines, a file and a picture."""
+"""Reports what came of a run, its final metric and its target: in lines, a file and a picture."""
 
 import dataclasses
 import json

@@ -1,1 +1,1 @@
-"""Where metrics go besides metrics.jsonl: a file for each kind of sink, and one that guards all."""
+"""Takes metrics elsewhere than to metrics.jsonl: a file for each sink, and one that guards all."""
