@@ -67,7 +67,8 @@ def trained(run: Run) -> list[np.ndarray]:
         (batch,) = batches.between(update, update + 1)
         shape = run.plan.image_shape_of(update)
         assert batch["image"].shape[-3:] == shape
-        state, metrics = compiled(run.plan.placement_of(update), shape)(state, batch)
+        step = compiled(run.plan.placement_of(update), shape)
+        state, metrics = step(state, batch, run.program.numbers.at(update))
         losses.append(float(metrics["train_loss"]))
     return [np.array(losses), *jax.tree.leaves(jax.device_get(state.params))]
 
