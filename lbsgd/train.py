@@ -20,7 +20,7 @@ from lbsgd.run.record.monitor import Monitor
 from lbsgd.run.record.process_log import ProcessLog
 from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
-from lbsgd.run.record.result import Outcome, finish
+from lbsgd.run.record.result import Outcome, finish, write_diverged
 from lbsgd.run.record.speed import Speed
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
@@ -111,6 +111,9 @@ def run(
         try:
             reached = start if should_stop(start.done) else _train(session, start)
         except DivergedError as error:
+            problem = write_diverged(session.run.plan, session.folder, str(error))
+            if problem:
+                session.progress.line(problem)
             # Only here is it known which checkpoint is from before the trouble.
             raise DivergedError(f"{error}; {session.record.newest()}") from error
         assert reached.state is not None
@@ -184,8 +187,10 @@ def _begin(session: Session, start: Reached) -> Reached:
     # A result of before would be taken for that of the run that now resumes.
     in_process_0(folder.forget_result)
     feed.corrupt.log_to(folder.corrupt)
-    for line in explain(plan):
+    explanation = explain(plan)
+    for line in explanation:
         session.progress.line(line)
+    in_process_0(lambda: folder.write_explanation(explanation))
     session.record.open_sinks(start.done)
     if start.state:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")

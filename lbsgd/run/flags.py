@@ -3,8 +3,6 @@
 import ast
 import pathlib
 import re
-import runpy
-import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from ml_collections import config_flags
 from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import flatten, options_key, value_of
 from lbsgd.run import config as config_lib
+from lbsgd.run.config_file import ConfigFile, explain_file, split_variant
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, user_path
@@ -110,15 +109,15 @@ def parse(argv: Sequence[str]) -> TrainFlags:
     _check_keys(argv)
     try:
         file, workdir = _parse_own(argv)
-        config = stored_config(_at(workdir)) if file is None else read_config(file)
+        config = stored_config(_at(workdir)) if file is None else ConfigFile(file).config()
         values = _parse_all(_without_config(argv), config)
     except flags.Error as error:
         raise ConfigError(_explain_flag(error)) from error
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         # Of keys that are set on what a file has made something else of.
-        raise ConfigError(_explain_file(error, _split(file or "")[0])) from error
+        raise ConfigError(explain_file(error, split_variant(file or "")[0])) from error
     own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:]}
-    folder = _at(workdir) if workdir else pathlib.Path("runs") / _split(file or "")[0].stem
+    folder = _at(workdir) if workdir else pathlib.Path("runs") / split_variant(file or "")[0].stem
     return TrainFlags(values.config, folder, **own)
 
 
@@ -159,6 +158,22 @@ def _parse_own(argv: Sequence[str]) -> tuple[str | None, str | None]:
     if values.config is None and not values.workdir:
         raise ConfigError(NO_CONFIG)
     return values.config, values.workdir
+
+
+def set_keys(config: ml_collections.ConfigDict, argv: Sequence[str]) -> ml_collections.ConfigDict:
+    """Sets keys on a config, as `--config.key=value` on a command line does.
+
+    Args:
+      argv: such flags, and no others.
+
+    Raises:
+      ConfigError: a mistake in them.
+    """
+    _check_keys(argv)
+    try:
+        return _parse_all(argv, config).config
+    except flags.Error as error:
+        raise ConfigError(_explain_flag(error)) from error
 
 
 def _without_config(argv: Sequence[str]) -> list[str]:
@@ -234,31 +249,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def read_config(file: str) -> ml_collections.ConfigDict:
-    """Reads the config that a file returns, named as path[:variant].
-
-    Raises:
-      ConfigError: it returns none, in one line for whatever came up.
-    """
-    path, variant = _split(file)
-    try:
-        # Not imported: nothing is left behind, so that one file in a process knows of no other.
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if get_config is None:
-            raise ConfigError("there is no function get_config(arg='') in it")
-        config = get_config(*variant)
-        if config is None:
-            raise ConfigError("get_config returns no config")
-        if not isinstance(config, ml_collections.ConfigDict):
-            raise ConfigError(f"get_config must return a ConfigDict, not {short_repr(config)}")
-        config.lock()  # what cannot be read of it surfaces here
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise ConfigError(_explain_file(error, path)) from error
-    return config
-
-
 def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
     """Reads the config that the run in a folder was last started with.
 
@@ -309,12 +299,6 @@ def _at(workdir: str | None) -> AnyPath:
     return user_path(workdir or "")
 
 
-def _split(file: str) -> tuple[pathlib.Path, list[str]]:
-    """Splits the path of a config file from its variant, if one is given."""
-    path, *variant = file.split(":", 1)
-    return pathlib.Path(path), variant
-
-
 def _explain_flag(error: flags.Error) -> str:
     """Explains a mistake that absl found, in one line."""
     text = str(error)
@@ -323,19 +307,3 @@ def _explain_flag(error: flags.Error) -> str:
         kind = config_lib.kind_of(wrong.group(1))
         return f"{wrong.group(1)} must be {kind}, not {wrong.group(2)!r}"
     return text
-
-
-def _explain_file(error: BaseException, path: pathlib.Path) -> str:
-    """Explains in one line whatever came up while the config file was read."""
-    text = str(error)
-    if not path.is_file():
-        return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
-    unknown = re.search(r'Key "(\w+)" does not exist', text)
-    if unknown:
-        near = config_lib.nearest_key(unknown.group(1))
-        return f"{path}: unknown config key {unknown.group(1)!r}; the nearest known one is {near!r}"
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if frame.filename == str(path)]
-    where = f", line {inside[-1].lineno}" if inside else ""
-    first = text.strip().splitlines()[0] if text.strip() else ""
-    return f"{path}{where}: {type(error).__name__}: {first}"

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lbsgd.checkpoint.identity import identity_differences
@@ -70,6 +70,11 @@ class Workdir:
         return self.path / "parameters.txt"
 
     @property
+    def explanation(self) -> AnyPath:
+        """How the run was resolved, as `--explain` prints it."""
+        return self.path / "explanation.txt"
+
+    @property
     def curves(self) -> AnyPath:
         """The picture of errors and learning rate."""
         return self.path / "curves.png"
@@ -125,12 +130,23 @@ class Workdir:
         Raises:
           ConfigError: it cannot be written.
         """
+        self._write(self.parameters, table)
+
+    def write_explanation(self, lines: Sequence[str]) -> None:
+        """Writes how the run was resolved.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
+        self._write(self.explanation, "\n".join(lines))
+
+    def _write(self, path: AnyPath, text: str) -> None:
         try:
-            replace_file(self.parameters, table + "\n")
+            replace_file(path, text + "\n")
         except OSError as error:
             raise ConfigError(
-                f"{self.parameters} cannot be written ({error.strerror or error}); make room "
-                "there, or choose another --workdir"
+                f"{path} cannot be written ({error.strerror or error}); make room there, or "
+                "choose another --workdir"
             ) from error
 
     def claim(

@@ -8,6 +8,7 @@ import pytest
 
 from lbsgd.run import flags
 from lbsgd.run.config import default_config, flatten, resolve
+from lbsgd.run.config_file import ConfigFile
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 
@@ -29,7 +30,7 @@ def parsed(*argv: str) -> dict:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """All keys of the resolved config, and the flag that names the workdir of its run."""
-    config = resolve(flags.read_config(f"{ROOT}/configs/digits.py"))
+    config = resolve(ConfigFile(f"{ROOT}/configs/digits.py").config())
     return dict(flatten(config)), store(tmp_path_factory.mktemp("digits"), config)
 
 
@@ -41,7 +42,7 @@ QUICK = {"digits_growing", "imagenet_lars"}
     [pytest.param(p.stem, marks=[pytest.mark.long] * (p.stem not in QUICK)) for p in RECIPES],
 )
 def test_a_workdir_gives_the_config_that_its_run_was_started_with(name, tmp_path):
-    config = resolve(flags.read_config(f"{ROOT}/configs/{name}.py"))
+    config = resolve(ConfigFile(f"{ROOT}/configs/{name}.py").config())
     assert parsed(store(tmp_path, config)) == dict(flatten(config))
 
 

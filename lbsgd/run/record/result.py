@@ -182,8 +182,26 @@ def say_target(target: Target, lines: Sequence[Mapping[str, Any]]) -> str:
     return f"target reached: {target}, after {updates} = {epochs} ({target.own_of(line):.6g})"
 
 
+def write_diverged(plan: Plan, folder: Workdir, reason: str) -> str:
+    """Writes what came of a run that diverged: "", or why that cannot be.
+
+    Args:
+      reason: a line.
+    """
+    if jax.process_index():
+        return ""
+    lines, _ = read_whole_lines(folder.metrics)
+    done = lines[-1]["step"] if lines else 0
+    return _write(plan, folder, done, False, lines, diverged=reason)
+
+
 def _write(
-    plan: Plan, folder: Workdir, done: int, complete: bool, lines: list[dict[str, Any]]
+    plan: Plan,
+    folder: Workdir,
+    done: int,
+    complete: bool,
+    lines: list[dict[str, Any]],
+    **more: Any,
 ) -> str:
     """Writes result.json: "", or why that cannot be."""
     final, target = final_value(lines, plan.timeline, _headline(plan)), plan.target
@@ -197,6 +215,7 @@ def _write(
         "final_evaluations": final.evaluations if final else 0,
         **({f"final{OF_AVERAGE}": averaged.value} if averaged else {}),
         "target": _target_reached(target, lines) if target else None,
+        **more,
     }
     try:
         replace_file(folder.result, json.dumps(found, indent=2) + "\n")

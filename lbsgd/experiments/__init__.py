@@ -1,0 +1,5 @@
+"""Sweeps: a table of runs from one config file, its results, reports and comparisons."""
+
+from lbsgd.experiments.sweep import Row, Settings
+
+__all__ = ["Row", "Settings"]

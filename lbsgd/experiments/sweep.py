@@ -1,0 +1,200 @@
+"""Reads a sweep: the rows of a config file, each a run per seed, and how they are reported.
+
+A config file that has a sweep says beside `get_config(arg="")` what differs from it, row by row:
+
+    from lbsgd.experiments import Settings
+
+    def sweep(arg=""):
+        yield "kn=32", {"batch_size": 32}
+        yield "kn=256, no warmup", {"batch_size": 256, "learning_rate.warmup": "none"}
+
+    def settings(arg=""):
+        return Settings(seeds=5, columns=("batch_size",), baseline="kn=32")
+
+`settings` may be left out.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from lbsgd.config.keys import flatten
+from lbsgd.run.config import check_is_key, resolve
+from lbsgd.run.config_file import ConfigFile
+from lbsgd.run.flags import set_keys
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import short_repr
+
+# (least, most, "linear" or "log")
+Range = tuple[float, float, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Says how often the rows of a sweep are run, how they are tuned, and what a report shows.
+
+    Attributes:
+      seeds: how many runs each row has; their seeds are 0, 1, ...
+      seeds_at_once: how many of them are trained in one compiled step; 0 measures what is fastest.
+      tune: by key of the config, the range it is tuned in: (least, most, "linear" or "log").
+      tune_points: how many points are tried for each row, where anything is tuned.
+      tune_metric: a metric of evaluations that the best point is chosen by, as `val_loss`; "" for
+        the headline of the task.
+      columns: keys of the config that the table shows for each row.
+      metric: a metric of evaluations that the report is about, as `val_error_top5`; "" for the
+        headline of the task.
+      baseline: the row that others are compared with; "" for the first.
+      overlays: rows whose curves are laid over each other, a picture for each tuple; () lays each
+        row over the baseline.
+      against: a key of the config that the metric is drawn against, with error bars; "" for none.
+    """
+
+    seeds: int = 5
+    seeds_at_once: int = 1
+    tune: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+    tune_points: int = 16
+    tune_metric: str = ""
+    columns: tuple[str, ...] = ()
+    metric: str = ""
+    baseline: str = ""
+    overlays: tuple[tuple[str, ...], ...] = ()
+    against: str = ""
+
+
+class Row(NamedTuple):
+    """Holds a row of a sweep.
+
+    Attributes:
+      name: as tables show it.
+      overrides: values by dotted key of the config.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Returns the name of the row's folder: its name in letters that any disk takes."""
+        plain = re.sub(r"[^A-Za-z0-9.=]+", "_", self.name).strip("_.")[:60]
+        # What was lost of it may be all that tells two rows apart, also where case does not count.
+        if plain == self.name and plain == plain.lower():
+            return plain
+        return f"{plain}_{hashlib.sha256(self.name.encode()).hexdigest()[:6]}".lstrip("_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Holds a sweep as its file says it.
+
+    Attributes:
+      file: the config file, with its variant: "configs/ablations/goyal_table1.py:mini".
+      base: the config of the file, with what the command line sets; not resolved.
+      rows: in order, with different names and folders.
+      settings: see `Settings`.
+    """
+
+    file: str
+    base: ml_collections.ConfigDict
+    rows: tuple[Row, ...]
+    settings: Settings
+
+    def config(self, row: Row, seed: int, **tuned: Any) -> ml_collections.ConfigDict:
+        """Resolves the config of a run.
+
+        Args:
+          tuned: values by dotted key of the config that stand in for the row's own.
+
+        Raises:
+          ConfigError: the row sets what cannot be.
+        """
+        config = self.base.copy_and_resolve_references()
+        try:
+            for key, value in {**row.overrides, **tuned, "seed": seed}.items():
+                check_is_key(key)
+                _set(config, key, value)
+            return resolve(config)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from error
+
+
+def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError, KeyError) as error:
+        kind = type(dict(flatten(config)).get(key)).__name__
+        raise ConfigError(f"{key} must be {kind}, not {short_repr(value)}") from error
+
+
+def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:
+    """Reads the sweep of a config file.
+
+    Args:
+      file: path[:variant].
+      flags: `--config.key=value`, which count for all rows that do not set that key themselves.
+
+    Raises:
+      ConfigError: it has none, or one that cannot be run.
+    """
+    opened = ConfigFile(file)
+    if not opened.has("sweep"):
+        raise ConfigError(
+            f"{opened.path} has no sweep: a function sweep(arg='') that yields rows, each a name "
+            "and a dict of what differs from get_config, as in docs/sweeps.md"
+        )
+    rows = opened.call("sweep", _rows)
+    settings = opened.call("settings", _settings(rows)) if opened.has("settings") else Settings()
+    sweep = Sweep(file, set_keys(opened.config(), flags), rows, settings)
+    for row in rows:
+        sweep.config(row, seed=0)
+    return sweep
+
+
+def _rows(found: Iterable[Any]) -> tuple[Row, ...]:
+    rows = tuple(map(_row, found))
+    if not rows:
+        raise ConfigError("sweep() yields no row")
+    names, folders = [row.name for row in rows], [row.folder for row in rows]
+    twice = [row.name for row in rows if names.count(row.name) + folders.count(row.folder) > 2]
+    if twice:
+        raise ConfigError(f"sweep() yields the row {twice[0]!r} twice; give it a name of its own")
+    return rows
+
+
+def _row(found: Any) -> Row:
+    if not (isinstance(found, (tuple, list)) and len(found) == 2):
+        raise ConfigError(f"sweep() must yield (name, overrides), not {short_repr(found)}")
+    name, overrides = found
+    if not (isinstance(name, str) and name.strip()):
+        raise ConfigError(f"the name of a row must be words, not {short_repr(name)}")
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(
+            f"row {name!r}: what differs must be a dict by key of the config, not "
+            f"{short_repr(overrides)}"
+        )
+    if "seed" in overrides:
+        raise ConfigError(f"row {name!r} sets the seed; Settings(seeds=N) says how many there are")
+    return Row(name, dict(overrides))
+
+
+def _settings(rows: Sequence[Row]) -> Callable[[Any], Settings]:
+    """Makes the check of what `settings()` returns."""
+
+    def check(found: Any) -> Settings:
+        if not isinstance(found, Settings):
+            raise ConfigError(f"settings() must return Settings(...), not {short_repr(found)}")
+        names = [row.name for row in rows]
+        for name in filter(None, [found.baseline, *(n for rows in found.overlays for n in rows)]):
+            if name not in names:
+                raise ConfigError(
+                    f"settings() names the row {name!r}, which sweep() does not yield"
+                )
+        for key in filter(None, [*found.columns, *found.tune, found.against]):
+            check_is_key(key)
+        return found
+
+    return check
