@@ -76,7 +76,7 @@ class SweepFolder(NamedTuple):
         try:
             found = json.loads(self.description.read_text())
             rows = tuple(Row(row["name"], row["overrides"]) for row in found["rows"])
-            return Description(found["file"], rows, Settings(**found["settings"]))
+            return Description(found["file"], rows, _settings(found["settings"]))
         except FileNotFoundError as error:
             raise ConfigError(f"{self.path} holds no sweep: there is no sweep.json") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -105,6 +105,16 @@ class SweepFolder(NamedTuple):
                 f"{self.path} cannot be written ({error.strerror or error}); choose another "
                 "--workdir"
             ) from error
+
+
+def _settings(found: Mapping[str, Any]) -> Settings:
+    """Makes settings of what JSON has, which knows no tuples."""
+    tuples = {
+        "columns": tuple(found["columns"]),
+        "overlays": tuple(map(tuple, found["overlays"])),
+        "tune": {key: tuple(range_) for key, range_ in found["tune"].items()},
+    }
+    return Settings(**{**found, **tuples})
 
 
 def _with_folder(row: Row) -> Mapping[str, Any]:

@@ -188,11 +188,9 @@ def _settings(rows: Sequence[Row]) -> Callable[[Any], Settings]:
         if not isinstance(found, Settings):
             raise ConfigError(f"settings() must return Settings(...), not {short_repr(found)}")
         names = [row.name for row in rows]
-        for name in filter(None, [found.baseline, *(n for rows in found.overlays for n in rows)]):
+        for name in filter(None, [found.baseline, *itertools.chain(*found.overlays)]):
             if name not in names:
-                raise ConfigError(
-                    f"settings() names the row {name!r}, which sweep() does not yield"
-                )
+                raise ConfigError(f"settings() names the row {name!r}; sweep() yields none of it")
         for key in filter(None, [*found.columns, *found.tune, found.against]):
             check_is_key(key)
         return found
