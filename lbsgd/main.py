@@ -171,6 +171,20 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:cut]), list(argv[cut + 1 :])
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """Runs the sweep of a config file, or reports on sweeps, and returns the exit code."""
+    from lbsgd.experiments import command
+
+    return command.main(argv)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Compares runs and rows of sweeps, and returns the exit code."""
+    from lbsgd.experiments import compare_command
+
+    return compare_command.main(argv)
+
+
 def configs(argv: Sequence[str]) -> int:
     """Lists the recipes, and returns the exit code."""
     from lbsgd.config import command
@@ -192,6 +206,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(train, "trains a config, resumes a run from its workdir, or explains it"),
+    "sweep": Command(sweep, "runs a table of runs with seeds, and reports it"),
+    "compare": Command(compare, "compares runs: what differs, which is better, is it significant"),
     "prepare": Command(prepare, "packs images for fast loading, verifies them, converts TFRecord"),
     "checkpoint": Command(checkpoint, "lists, verifies and shows the checkpoints of a run"),
     "diagnose": Command(diagnose, "draws what a run measured of itself, such as its noise scale"),
