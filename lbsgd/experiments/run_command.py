@@ -81,7 +81,7 @@ def _act(asked: _Asked) -> int:
         check_rows(sweep, folder, sweep.rows)
         return _dry_run(sweep, folder, rows)
     engine = _engine(asked)
-    return run_sweep(sweep, folder, rows, engine, flags.parallel)
+    return run_sweep(sweep, folder, rows, engine, flags.parallel or 1)
 
 
 def _with_numbers(sweep: Sweep, flags: argparse.Namespace) -> Sweep:
@@ -114,11 +114,15 @@ def _one(rows: Sequence[Row], name: str) -> Row:
 
 
 def _engine(asked: _Asked) -> Engine:
+    if asked.flags.engine == "slurm":
+        from lbsgd.experiments.running.slurm import slurm_engine
+
+        return slurm_engine(asked.slurm, asked.flags.parallel or 0)
     if asked.slurm:
         raise ConfigError(f"--slurm.{next(iter(asked.slurm))} is used with --engine slurm alone")
     from lbsgd.experiments.running.pool import local_engine
 
-    return local_engine(asked.flags.parallel, os.environ)
+    return local_engine(asked.flags.parallel or 1, os.environ)
 
 
 def _list(sweep: Sweep, board: Board) -> int:
@@ -198,8 +202,8 @@ def _parser() -> Parser:
         "--parallel",
         metavar="P",
         type=_whole(1),
-        default=1,
-        help="how many processes train on this machine, each with its share of cores or GPUs (1)",
+        help="how many processes train on this machine, each with its share of cores or GPUs (1); "
+        "with --engine slurm, how many tasks an array has at most (one for each job)",
     )
     add("--engine", choices=("local", "slurm"), default="local", help="where it runs (local)")
     add("--only", metavar="ROW", nargs="+", help="these rows alone, by name or how it begins")

@@ -10,6 +10,7 @@ from lbsgd.experiments.outcome import Standing, Status, standing
 from lbsgd.experiments.running.naming import with_names
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.experiments.tuning import TUNING_SEED, Best, best, points
+from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import any_path
 
@@ -136,3 +137,16 @@ def _grouped(runs: Sequence[Run], at_once: int) -> list[Job]:
     """Makes jobs of so many runs each; 0 puts all into one."""
     size = at_once or len(runs)
     return [Job(tuple(runs[i : i + size]), at_once) for i in range(0, len(runs), max(1, size))]
+
+
+def saved_updates(job: Job) -> int:
+    """Counts the updates of the runs of a job that are saved."""
+    return sum(_newest(run.workdir) for run in job.runs)
+
+
+def _newest(workdir: str) -> int:
+    try:
+        names = [path.name for path in Workdir(any_path(workdir)).checkpoints.iterdir()]
+    except OSError:
+        return 0
+    return max((int(name) for name in names if name.isdecimal()), default=0)

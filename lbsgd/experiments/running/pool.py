@@ -19,13 +19,12 @@ from typing import IO, Any, NamedTuple
 from lbsgd.experiments.outcome import Standing, Status, note_failure
 from lbsgd.experiments.running.board import Board, say_end
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER, Job, Run
+from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
 from lbsgd.experiments.running.shares import Share, shares
 from lbsgd.experiments.running.table import Display
 from lbsgd.experiments.running.worker import command
 from lbsgd.launch.process_group import Ended, tied_to_this_process
-from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import EXIT_INTERRUPTED
 from lbsgd.system.files import any_path
 
@@ -181,7 +180,7 @@ class Pool:
         return None
 
     def _start(self, worker: Worker, job: Job) -> None:
-        there, starts = _saved(job), self._starts.get(_key(job), (-1, 0))
+        there, starts = saved_updates(job), self._starts.get(_key(job), (-1, 0))
         self._starts[_key(job)] = (there, starts[1] + 1 if starts[0] == there else 1)
         for run in job.runs:
             self._board.begin(run)
@@ -229,7 +228,7 @@ class Pool:
         if self.stopped:
             for run in job.runs:
                 self._board.end(run, run.standing())
-        elif _saved(job) == there and starts >= MOST_STARTS:
+        elif saved_updates(job) == there and starts >= MOST_STARTS:
             self._give_up(job, f"{how} {starts} times in a row; {_last_words(worker.log)}")
         else:
             self._display.line(f"{job}: {how}; it is started again")
@@ -301,20 +300,6 @@ def _caught(events: "queue.SimpleQueue[Event]") -> Iterator[None]:
 def _key(job: Job) -> str:
     """Names a job, also when some of its runs are over; the last of them is so last."""
     return job.runs[-1].workdir
-
-
-def _saved(job: Job) -> int:
-    """Sums up how far the runs of a job are, in updates that are saved."""
-    return sum(_newest(run.workdir) for run in job.runs)
-
-
-def _newest(workdir: str) -> int:
-    folder = Workdir(any_path(workdir)).checkpoints
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError:
-        return 0
-    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _last_words(log: pathlib.Path) -> str:

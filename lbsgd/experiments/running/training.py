@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -64,6 +64,7 @@ def _train_together(job: Job, should_stop: Callable[[int], bool], tell: Tell) ->
 
     print(f"\n=== {job}, together", flush=True)
     configs, workdirs = [run.config for run in job.runs], [run.workdir for run in job.runs]
+    outcomes: Sequence[Outcome | BaseException]
     try:
         outcomes = run_together(configs, workdirs, should_stop=should_stop, on_metrics=on_metrics)
     except (Exception, SystemExit) as error:
