@@ -136,7 +136,8 @@ def _list(sweep: Sweep, board: Board) -> int:
 
 def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     """Plans each row, and says what of it is left to do."""
-    from lbsgd.experiments.running.jobs import OVER, point_runs, seed_runs
+    from lbsgd.experiments.running.jobs import OVER
+    from lbsgd.experiments.tuning import points
     from lbsgd.system.libraries import set_up_libraries
 
     set_up_libraries()
@@ -144,10 +145,9 @@ def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     print(describe(sweep, board))
     for row in rows:
         line = board.lines[row.name]
-        points = point_runs(sweep, folder, row)
-        first = [*points, *seed_runs(sweep, folder, row, [0])][0]
+        first = next(iter(points(sweep.file, sweep.settings)), {})
         print(f"\n{row.name}: {_left(line, OVER)}")
-        for text in _plan(first.config):
+        for text in _plan(sweep.config(row, 0, **first)):
             print(f"  {text}")
     return EXIT_DONE
 

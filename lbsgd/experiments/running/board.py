@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.outcome import Standing, Status
+from lbsgd.experiments.outcome import Standing, Status, standing
 from lbsgd.experiments.running.jobs import OVER, Run
+from lbsgd.system.files import AnyPath
 from lbsgd.system.text import pluralize
 
 
@@ -79,21 +80,21 @@ class Board:
     """
 
     def __init__(
-        self, rows: Mapping[str, Sequence[Run]], tried: Mapping[str, Sequence[Run]]
+        self, seeds: Mapping[str, Sequence[AnyPath]], tried: Mapping[str, Sequence[AnyPath]]
     ) -> None:
         """Reads how the runs of the rows stand.
 
         Args:
-          rows: by name, the runs of its seeds.
-          tried: by name, those of the points that it is tuned by.
+          seeds: by name of the row, the workdirs of its seeds.
+          tried: by name of the row, those of the points that it is tuned by.
         """
         self.lines = {
             name: Line(
                 name,
-                {run.workdir: run.standing() for run in [*tried.get(name, ()), *runs]},
-                frozenset(run.workdir for run in runs),
+                {str(workdir): standing(workdir) for workdir in [*tried.get(name, ()), *own]},
+                frozenset(map(str, own)),
             )
-            for name, runs in rows.items()
+            for name, own in seeds.items()
         }
         self._since: dict[str, float] = {}
 

@@ -1,17 +1,32 @@
 """Checks that the runs which a sweep's folder holds are those of the sweep, before any is run."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
 
 from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.running.jobs import Run, point_runs, seed_runs
 from lbsgd.experiments.sweep import Row, Sweep
-from lbsgd.experiments.tuning import best
+from lbsgd.experiments.tuning import TUNING_SEED, best, points
 from lbsgd.run.config import in_effect, resolve, run_keys
 from lbsgd.run.flags import described_config
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import AnyPath, any_path
+from lbsgd.system.files import AnyPath
+
+
+class _Expected(NamedTuple):
+    """Holds what a workdir is to hold, if it holds a run.
+
+    Attributes:
+      config: resolved, but for the seed.
+    """
+
+    workdir: AnyPath
+    config: ml_collections.ConfigDict
+    seed: int
 
 
 def check_row(sweep: Sweep, folder: SweepFolder, row: Row) -> None:
@@ -20,12 +35,12 @@ def check_row(sweep: Sweep, folder: SweepFolder, row: Row) -> None:
     Raises:
       ConfigError: one has another.
     """
-    for run in _runs(sweep, folder, row):
-        differ = _differences(run)
+    for expected in _expected(sweep, folder, row):
+        differ = _differences(expected)
         if not differ:
             continue
-        at = f"row {row.name!r}: {run.workdir} holds a run that differs in {differ}"
-        if sweep.settings.tune and not run.what.startswith("point"):
+        at = f"row {row.name!r}: {expected.workdir} holds a run that differs in {differ}"
+        if sweep.settings.tune and expected.seed != TUNING_SEED:
             raise ConfigError(
                 f"{at}, for another point is the best of the row by now; remove its seed_* folders "
                 "to run its seeds anew with that one, or set Settings(tune_points=...) back"
@@ -35,17 +50,22 @@ def check_row(sweep: Sweep, folder: SweepFolder, row: Row) -> None:
         )
 
 
-def _runs(sweep: Sweep, folder: SweepFolder, row: Row) -> Iterator[Run]:
+def _expected(sweep: Sweep, folder: SweepFolder, row: Row) -> Iterator[_Expected]:
     """Yields the runs there are of a row whose configs are known: its seeds once it is tuned."""
-    seeds = _numbers(folder.path / row.folder, "seed_")
-    if not sweep.settings.tune:
-        yield from seed_runs(sweep, folder, row, seeds)
-        return
-    tried = point_runs(sweep, folder, row)
-    yield from tried
-    found = best(folder, row, sweep)
-    if found and found.tried == len(tried):
-        yield from seed_runs(sweep, folder, row, seeds, **found.values)
+    tuned: Mapping[str, Any] = {}
+    if sweep.settings.tune:
+        tried = points(sweep.file, sweep.settings)
+        for i, values in enumerate(tried):
+            config = sweep.config(row, TUNING_SEED, **values)
+            yield _Expected(folder.point(row, i), config, TUNING_SEED)
+        found = best(folder, row, sweep)
+        if found is None or found.tried < len(tried):
+            return
+        tuned = found.values
+    # One for all seeds, of which there may be many.
+    config = sweep.config(row, 0, **tuned)
+    for seed in _numbers(folder.path / row.folder, "seed_"):
+        yield _Expected(folder.seed(row, seed), config, seed)
 
 
 def _numbers(folder: AnyPath, prefix: str) -> list[int]:
@@ -55,10 +75,15 @@ def _numbers(folder: AnyPath, prefix: str) -> list[int]:
     return sorted(int(number) for number in rest if number.isdecimal())
 
 
-def _differences(run: Run) -> str:
+def _differences(expected: _Expected) -> str:
     """Lists where the run of a workdir has another config: "" if nowhere, or if there is none."""
-    path = any_path(run.workdir)
-    if not (Workdir(path).config.is_file() and Workdir(path).holds_updates()):
+    workdir = Workdir(expected.workdir)
+    if not (workdir.config.is_file() and workdir.holds_updates()):
         return ""
-    there = resolve(described_config(path))
-    return identity_differences(run_keys(in_effect(there)), run_keys(in_effect(run.config)))
+    here = {**json.loads(json.dumps(expected.config.to_dict())), "seed": expected.seed}
+    if {**workdir.read_config(), "log": None} == {**here, "log": None}:
+        return ""  # as nearly always, and all keys need not be looked at
+    there = run_keys(in_effect(resolve(described_config(expected.workdir))))
+    return identity_differences(
+        there, {**run_keys(in_effect(expected.config)), "seed": expected.seed}
+    )

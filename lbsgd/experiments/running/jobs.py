@@ -1,6 +1,6 @@
 """Jobs: what is left to do of a sweep, as a function of it and of how its workdirs stand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -12,7 +12,7 @@ from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.experiments.tuning import TUNING_SEED, Best, best, points
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import any_path
+from lbsgd.system.files import AnyPath, any_path
 
 # What is over and has its result; all else is to be run, from where it stands.
 OVER = (Status.COMPLETE, Status.DIVERGED)
@@ -67,28 +67,29 @@ class Job(NamedTuple):
         return self._replace(runs=runs) if runs else None
 
 
-def seed_runs(
-    sweep: Sweep, folder: SweepFolder, row: Row, seeds: Iterable[int], **tuned: Any
-) -> list[Run]:
-    """Lists the runs of a row with some seeds.
+def seed_run(sweep: Sweep, folder: SweepFolder, row: Row, seed: int, **tuned: Any) -> Run:
+    """Makes the run of a row with a seed.
 
     Args:
       tuned: values by dotted key of the config that were chosen for the row.
     """
-    return [
-        _run(sweep, row, f"seed {seed}", str(folder.seed(row, seed)), seed, tuned) for seed in seeds
-    ]
+    return _run(sweep, row, f"seed {seed}", str(folder.seed(row, seed)), seed, tuned)
 
 
-def point_runs(sweep: Sweep, folder: SweepFolder, row: Row) -> list[Run]:
-    """Lists the runs of a row that try points; none where nothing is tuned."""
-    return [
-        _run(sweep, row, f"point {i}", str(folder.point(row, i)), TUNING_SEED, values)
-        for i, values in enumerate(points(sweep.file, sweep.settings))
-    ]
+def point_run(
+    sweep: Sweep, folder: SweepFolder, row: Row, point: int, values: Mapping[str, Any]
+) -> Run:
+    """Makes the run of a row that tries a point.
+
+    Args:
+      values: of the point, by dotted key of the config.
+    """
+    return _run(sweep, row, f"point {point}", str(folder.point(row, point)), TUNING_SEED, values)
 
 
-def _run(sweep: Sweep, row: Row, what: str, workdir: str, seed: int, tuned: dict[str, Any]) -> Run:
+def _run(
+    sweep: Sweep, row: Row, what: str, workdir: str, seed: int, tuned: Mapping[str, Any]
+) -> Run:
     config = with_names(sweep.config(row, seed, **tuned), sweep.file, row, what)
     return Run(row.name, what, workdir, config)
 
@@ -120,17 +121,20 @@ def jobs_of(
       ConfigError: the row cannot be tuned.
     """
 
-    def left(runs: Sequence[Run]) -> list[Run]:
-        return [
-            run for run in runs if run.workdir not in tried and run.standing().status not in OVER
-        ]
+    def left(workdir: AnyPath) -> bool:
+        return str(workdir) not in tried and standing(workdir).status not in OVER
 
-    to_try = left(point_runs(sweep, folder, row))
+    to_try = [
+        Job((point_run(sweep, folder, row, i, values),))
+        for i, values in enumerate(points(sweep.file, sweep.settings))
+        if left(folder.point(row, i))
+    ]
     if to_try:
-        return [Job((run,)) for run in to_try]
+        return to_try
     tuned = chosen(sweep, folder, row).values if sweep.settings.tune else {}
-    seeds = seed_runs(sweep, folder, row, range(sweep.settings.seeds), **tuned)
-    return _grouped(left(seeds), sweep.settings.seeds_at_once)
+    seeds = [seed for seed in range(sweep.settings.seeds) if left(folder.seed(row, seed))]
+    runs = [seed_run(sweep, folder, row, seed, **tuned) for seed in seeds]
+    return _grouped(runs, sweep.settings.seeds_at_once)
 
 
 def _grouped(runs: Sequence[Run], at_once: int) -> list[Job]:

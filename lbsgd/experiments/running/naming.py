@@ -39,7 +39,7 @@ def with_names(
     named = {sink: options for sink, options in offered.items() if sink in config.log.sinks}
     if not named:
         return config
-    changed = ml_collections.ConfigDict(config.copy_and_resolve_references())
+    changed = ml_collections.ConfigDict(config)
     given = config.log.sink_options.to_dict()
     options = {sink: {**named.get(sink, {}), **given.get(sink, {})} for sink in {*named, *given}}
     with changed.unlocked(), changed.log.ignore_type():

@@ -10,7 +10,7 @@ from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.running.board import Board
 from lbsgd.experiments.running.claim import check_row
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER, point_runs, seed_runs
+from lbsgd.experiments.running.jobs import OVER
 from lbsgd.experiments.running.table import Display, open_display
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
@@ -60,10 +60,11 @@ def check_rows(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> None:
 
 def board_of(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> Board:
     """Reads how far the rows are."""
-    seeds = range(sweep.settings.seeds)
+    settings = sweep.settings
+    points = range(settings.tune_points if settings.tune else 0)
     return Board(
-        {row.name: seed_runs(sweep, folder, row, seeds) for row in rows},
-        {row.name: point_runs(sweep, folder, row) for row in rows},
+        {row.name: [folder.seed(row, i) for i in range(settings.seeds)] for row in rows},
+        {row.name: [folder.point(row, i) for i in points] for row in rows},
     )
 
 

@@ -27,6 +27,7 @@ from lbsgd.system.errors import ConfigError, first_line
 from lbsgd.system.files import any_path, replace_file
 from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.preemption import StopSignal
+from lbsgd.system.text import pluralize
 
 # So often runs are submitted without getting any further before they have failed.
 MOST_STARTS = 3
@@ -212,7 +213,9 @@ class _Arrays:
             for handle, chunk in zip(handles, chunks)
         ]
         array = handles[0].job_id.partition("_")[0]
-        self._display.line(f"submitted {len(tasks)} tasks as job {array}; logs in {self._folder}")
+        self._display.line(
+            f"submitted {pluralize(len(tasks), 'task')} as job {array}; logs in {self._folder}"
+        )
         self._remember(tasks)
         return tasks
 
