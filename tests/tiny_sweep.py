@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "SLURM"))}
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
     own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-    return {**kept, **own}
+    return {**kept, **own, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def command(*words: str) -> list[str]:
