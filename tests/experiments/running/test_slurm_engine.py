@@ -1,0 +1,137 @@
+"""Sweeps as job arrays: by submitit's own executor of this machine, and by a real SLURM."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from hanging import HANG_SECONDS
+from slurm_cluster import slurm_here
+from tiny_sweep import command, environment, left_by, run_sweep, start_sweep, write_sweep
+
+from lbsgd.experiments.running import slurm
+from lbsgd.system import errors
+
+LOCAL = ["--engine=slurm", "--slurm.cluster=local"]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "there"),
+    [
+        (0, "17_0\n17_2\n18_0\n", "", {"17_0", "18_0"}),
+        (0, "", "", set()),
+        (1, "", "slurm_load_jobs error: Invalid job id specified\n", set()),
+        (1, "", "slurm_load_jobs error: Unable to contact slurm controller\n", None),
+    ],
+)
+def test_tasks_in_the_queue_are_those_that_squeue_names(
+    tmp_path, monkeypatch, code, out, err, there
+):
+    fake = tmp_path / "squeue"
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        "assert sys.argv[-1] == '--jobs=17,18', sys.argv\n"
+        f"sys.stdout.write({out!r}); sys.stderr.write({err!r}); sys.exit({code})\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.in_queue({"17_0", "17_1", "18_0"}) == there
+
+
+def test_where_there_is_no_slurm_nothing_is_known_of_its_queue(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.in_queue({"17_0"}) is None
+
+
+@pytest.mark.long
+def test_a_sweep_as_an_array_is_the_sweep(tmp_path):
+    file = write_sweep(tmp_path / "tiny.py", updates=6)
+    here, array = tmp_path / "here", tmp_path / "array"
+    assert run_sweep(file, f"--workdir={here}")[0] == errors.EXIT_DONE
+    code, out = run_sweep(file, f"--workdir={array}", *LOCAL, "--parallel=2")
+    assert code == errors.EXIT_DONE, out
+    assert "submitted 2 tasks as job" in out
+    assert len(re.findall(r"validation error [\d.]+% \(\d of 4 runs done\)", out)) == 4
+    assert left_by(array) == left_by(here)
+    code, out = run_sweep(file, f"--workdir={array}", *LOCAL, "--parallel=2")
+    assert (code, "submitted" in out) == (errors.EXIT_DONE, False)
+
+
+@pytest.mark.long
+def test_runs_that_fail_in_a_task_are_rows_with_their_reason(tmp_path, monkeypatch):
+    """One by an error, one by the end of its process, which is tried three times."""
+    (tmp_path / "deadly.py").write_text("import os\ndef loss(logits, labels):\n    os.abort()\n")
+    monkeypatch.chdir(tmp_path)
+    none = {"data.source": "image_folder", "data.dir": str(tmp_path / "none")}
+    rows = {"deadly": {"task.loss": "deadly:loss"}, "no data": none, "good": {}}
+    file, folder = write_sweep(tmp_path / "tiny.py", rows), tmp_path / "runs"
+    code, out = run_sweep(file, f"--workdir={folder}", "--seeds=1", *LOCAL)
+    assert code == errors.EXIT_FAILED
+    assert "deadly seed 0: failed: its task ended 3 times; see " in out
+    assert re.search(r"no data seed 0: failed: .*none", out)
+    assert "good seed 0: validation error" in out
+    assert re.findall(r"submitted (\d) task", out) == ["3", "1", "1"]
+
+
+@pytest.mark.long
+def test_tasks_that_are_cancelled_save(tmp_path):
+    file, folder = write_sweep(tmp_path / "tiny.py", updates=400), tmp_path / "runs"
+    words = [file, f"--workdir={folder}", "--seeds=1", "--only", "rate=0.1", *LOCAL]
+    runner = start_sweep(*words)
+    metrics = folder / "rate=0.1" / "seed_0" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert runner.poll() is None
+    runner.send_signal(signal.SIGTERM)
+    out, _ = runner.communicate(timeout=HANG_SECONDS)
+    assert runner.returncode == errors.EXIT_PREEMPTED, out
+    code, out = run_sweep(*words)
+    assert code == errors.EXIT_DONE, out
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 401))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--slurm.partitoin=x"], "'partitoin'"),
+        (["--slurm.timeout_min=long"], "timeout_min"),
+    ],
+)
+def test_parameters_that_submitit_does_not_know_are_told(tmp_path, words, said):
+    file = write_sweep(tmp_path / "tiny.py")
+    code, out = run_sweep(file, f"--workdir={tmp_path}/runs", *LOCAL, *words)
+    assert code == errors.EXIT_USER
+    assert re.fullmatch(rf"lbsgd: --engine slurm: .*{said}.*\n", out)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_here(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.mark.long
+def test_a_sweep_runs_as_an_array_of_a_real_slurm(cluster, tmp_path):
+    """Two tasks at a time; the process that waits is killed, and the next one waits for them."""
+    file = write_sweep(tmp_path / "tiny.py", updates=40)
+    here, array = tmp_path / "here", tmp_path / "array"
+    assert run_sweep(file, f"--workdir={here}")[0] == errors.EXIT_DONE
+    env = {**environment(), **{k: cluster.env[k] for k in ("PATH", "SLURM_CONF")}}
+    words = command(file, f"--workdir={array}", "--engine=slurm", "--slurm.cpus_per_task=1")
+    runner = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+    for line in runner.stdout:
+        if line.startswith("submitted 4 tasks"):
+            break
+    runner.kill()
+    runner.communicate()
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == errors.EXIT_DONE, done.stdout + done.stderr + cluster.logs()
+    assert "waits for tasks that were submitted before: " in done.stdout
+    assert "submitted" not in done.stdout.partition("before: ")[2]
+    assert left_by(array) == left_by(here)
+    assert os.listdir(array / "logs") == ["slurm"]
