@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan, sharded
+from lbsgd.run.sharing import SHARED, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
@@ -37,14 +39,8 @@ class Program:
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        initial = self._bind(
-            jax.jit(
-                self.plan.initial_state,
-                out_shardings=self.plan.placement.replicated,
-                compiler_options=options,
-            )
-        )
-        state: TrainState = initial()
+        initial = self._shared(self.plan.initial_state, options)
+        state: TrainState = initial(np.uint32(self.plan.config.seed))
         return state
 
     def abstract_state(self) -> TrainState:
@@ -78,7 +74,7 @@ class Program:
         if key in self.compiled:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return self.lower_train_step(*key).compile()
+            return SHARED.compile(self.lower_train_step(*key), key[0].replicated)
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None
@@ -92,24 +88,25 @@ class Program:
             return self._jitted(placement).lower(state, batch, numbers)
 
     def moments_step(self) -> Callable[..., Any]:
-        """Jits (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
-        return self._replicated(self.plan.moments_step())
+        """Compiles (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
+        return self._shared(self.plan.moments_step())
 
     def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
-        """Jits (params, batch_stats, batch) -> sums of the task over examples, and their number."""
-        return self._replicated(self.plan.eval_step())
+        """Compiles (params, batch_stats, batch) -> sums of the task, and the number of examples."""
+        return self._shared(self.plan.eval_step())
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
+        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
 
-    def _replicated(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        return self._bind(jax.jit(step, out_shardings=self.plan.placement.replicated))
+    def _shared(
+        self, function: Callable[..., Any], options: Mapping[str, Any] | None = None
+    ) -> Callable[..., Any]:
+        return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function to be called with the types of the plan's config."""
 
-        @functools.wraps(function)
         def bound(*args: Any) -> Any:
             with precision(self.plan.config.dtype):
                 return function(*args)
