@@ -4,14 +4,14 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan, sharded
-from lbsgd.run.sharing import SHARED, SharedFunction
+from lbsgd.run.sharing import SHARED, Options, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
@@ -88,7 +88,7 @@ class Program:
             return self._jitted(placement).lower(state, batch, numbers)
 
     def moments_step(self) -> Callable[..., Any]:
-        """Compiles (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
+        """Compiles (params, batch_stats, numbers, batch) -> batch-norm moments of the batch."""
         return self._shared(self.plan.moments_step())
 
     def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
@@ -100,7 +100,7 @@ class Program:
         return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
 
     def _shared(
-        self, function: Callable[..., Any], options: Mapping[str, Any] | None = None
+        self, function: Callable[..., Any], options: Options | None = None
     ) -> Callable[..., Any]:
         return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
 
@@ -114,20 +114,35 @@ class Program:
         return bound
 
 
+class Compiles(Protocol):
+    """Compiles the update of a plan for a placement and an image shape."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+
+    def compile_train_step(self, placement: Placement, shape: Shape, /) -> jax.stages.Compiled:
+        """Compiles it, or takes what is compiled already."""
+
+
 class CompiledSteps:
     """Compiles the update of each batch and image size, in a thread, in the order of their need.
 
     So while a run trains with its first sizes, the updates of the others are compiled.
     """
 
-    def __init__(self, program: Program, start: int) -> None:
-        """Starts to compile what the updates from `start` on need."""
+    def __init__(self, program: Compiles, start: int, until: int | None = None) -> None:
+        """Starts to compile what the updates from `start` on need.
+
+        Args:
+          until: the update index to end before; by default that of the run.
+        """
         plan = program.plan
         self._plan = plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "lbsgd-compile")
         self._steps = {
             key: self._pool.submit(program.compile_train_step, *key)
-            for key in plan.steps_between(start, plan.total_updates)
+            for key in plan.steps_between(start, plan.total_updates if until is None else until)
         }
 
     def __call__(self, update: int) -> jax.stages.Compiled:

@@ -7,11 +7,14 @@ rows of a sweep that differ in numbers, and all seeds. Nothing else of a run is 
 import collections
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 from jax.sharding import Sharding
+
+# Of the compiler, by name.
+Options = dict[str, Any]
 
 # Programs that are kept for later runs: the newest. A run has about four.
 KEPT = 16
@@ -33,7 +36,7 @@ class Executables:
         self,
         lowered: jax.stages.Lowered,
         out: Sharding,
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
     ) -> jax.stages.Compiled:
         """Compiles a program, or takes what the same one was compiled to.
 
@@ -62,7 +65,7 @@ class Executables:
 
 
 def _key(
-    lowered: jax.stages.Lowered, text: str, out: Sharding, options: Mapping[str, Any] | None
+    lowered: jax.stages.Lowered, text: str, out: Sharding, options: Options | None
 ) -> Hashable:
     arguments = tuple(map(repr, jax.tree.leaves(lowered.args_info)))
     digest = hashlib.sha256(text.encode()).digest()
@@ -80,7 +83,7 @@ class SharedFunction:
         self,
         function: Callable[..., Any],
         out: Sharding,
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
     ) -> None:
         """Compiles nothing yet.
 
