@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 from tiny_run import tiny_config
 
 from lbsgd import train
+from lbsgd.models.normalization import BatchNorm
 from lbsgd.run import sharing
 from lbsgd.run.build import build
 from lbsgd.run.sharing import Executables, SharedFunction
@@ -25,12 +27,22 @@ OTHER = {
 }
 SHORT = {
     "total_steps": 4,
-    "model.name": "their_networks:Mixed",
+    "model.name": "test_sharing:Normalized",
     "model.width": 1.0,
     "ema.decay": 0.99,
     "batch_norm.precise_examples": 64,
     "checkpoint.every_steps": 2,
 }
+
+
+class Normalized(nn.Module):
+    """Compiled in no time."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(self.num_classes)(BatchNorm()(x, train=train).mean((1, 2)))
 
 
 @pytest.fixture
