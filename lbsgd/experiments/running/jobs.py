@@ -90,7 +90,8 @@ def point_run(
 def _run(
     sweep: Sweep, row: Row, what: str, workdir: str, seed: int, tuned: Mapping[str, Any]
 ) -> Run:
-    config = with_names(sweep.config(row, seed, **tuned), sweep.file, row, what)
+    named = what if sweep.settings.seeds_at_once == 1 else ""
+    config = with_names(sweep.config(row, seed, **tuned), sweep.file, row, named)
     return Run(row.name, what, workdir, config)
 
 

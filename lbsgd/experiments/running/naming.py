@@ -25,17 +25,16 @@ def with_names(
     Args:
       config: resolved.
       file: path[:variant] of the sweep.
-      what: of the runs of the row, as "seed 3".
+      what: of the runs of the row, as "seed 3"; "" where they are to be alike but for the seed, as
+        runs of one compiled step are. They are then named by their workdirs.
     """
-    sweep, name = sweep_name(file), f"{row.name} {what}"
+    sweep = sweep_name(file)
     offered: dict[str, dict[str, Any]] = {
-        "wandb": {"group": sweep, "tags": (row.name[:LONGEST_TAG],), "name": name},
-        "mlflow": {
-            "experiment": sweep,
-            "tags": {"sweep": sweep, "row": row.name, "run": what},
-            "run_name": name,
-        },
+        "wandb": {"group": sweep, "tags": (row.name[:LONGEST_TAG],)},
+        "mlflow": {"experiment": sweep, "tags": {"sweep": sweep, "row": row.name}},
     }
+    if what:
+        offered["wandb"]["name"] = offered["mlflow"]["run_name"] = f"{row.name} {what}"
     named = {sink: options for sink, options in offered.items() if sink in config.log.sinks}
     if not named:
         return config

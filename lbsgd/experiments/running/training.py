@@ -57,20 +57,43 @@ def _alone(
 
 
 def _train_together(job: Job, should_stop: Callable[[int], bool], tell: Tell) -> None:
-    from lbsgd.experiments.together import run_together
-
-    def on_metrics(index: int, done: int, values: Mapping[str, float]) -> None:
-        tell(index, _progress(job.runs[index], done, values), values)
+    """Trains so many runs at once as the job says, or as are fastest."""
+    from lbsgd.experiments.together import choose_together
 
     print(f"\n=== {job}, together", flush=True)
-    configs, workdirs = [run.config for run in job.runs], [run.workdir for run in job.runs]
-    outcomes: Sequence[Outcome | BaseException]
     try:
-        outcomes = run_together(configs, workdirs, should_stop=should_stop, on_metrics=on_metrics)
+        size = job.at_once or choose_together(job.runs[0].config, len(job.runs))
     except (Exception, SystemExit) as error:
-        outcomes = [error] * len(job.runs)
-    for run, outcome in zip(job.runs, outcomes, strict=True):
-        _note(run, outcome)
+        for run in job.runs:
+            _note(run, error)
+        return
+    for first in range(0, len(job.runs), size):
+        if first and should_stop(0):
+            return
+        members = range(first, min(first + size, len(job.runs)))
+        for i, outcome in zip(members, _outcomes(job, members, should_stop, tell), strict=True):
+            _note(job.runs[i], outcome)
+
+
+def _outcomes(
+    job: Job, members: range, should_stop: Callable[[int], bool], tell: Tell
+) -> Sequence[Outcome | BaseException]:
+    """Trains some of a job's runs at once."""
+    from lbsgd.experiments.together import run_together
+
+    if len(members) == 1:
+        return [_alone(members[0], job.runs[members[0]], should_stop, tell)]
+
+    def on_metrics(index: int, done: int, values: Mapping[str, float]) -> None:
+        run = job.runs[members[index]]
+        tell(members[index], _progress(run, done, values), values)
+
+    configs = [job.runs[i].config for i in members]
+    workdirs = [any_path(job.runs[i].workdir) for i in members]
+    try:
+        return run_together(configs, workdirs, should_stop=should_stop, on_metrics=on_metrics)
+    except (Exception, SystemExit) as error:
+        return [error] * len(members)
 
 
 def _note(run: Run, outcome: Outcome | BaseException) -> None:

@@ -11,9 +11,9 @@ from lbsgd.experiments.sweep import read_sweep
 
 @pytest.fixture
 def options_of(tmp_path):
-    def options_of(rows):
-        sweep = read_sweep(write_sweep(tmp_path / "tiny.py", rows))
-        run = seed_run(sweep, SweepFolder(tmp_path), sweep.rows[0], 0)
+    def options_of(rows, seed=0, **more):
+        sweep = read_sweep(write_sweep(tmp_path / "tiny.py", rows, **more))
+        run = seed_run(sweep, SweepFolder(tmp_path), sweep.rows[0], seed)
         return run.config.log.sink_options.to_dict()
 
     return options_of
@@ -39,7 +39,7 @@ def test_wandb_has_the_sweep_as_group_and_the_row_as_tag(options_of):
 
 def test_mlflow_has_the_sweep_as_experiment(options_of):
     found = options_of({"kn=32": {"log.sinks": ("tensorboard", "mlflow")}})
-    tags = {"sweep": "tiny", "row": "kn=32", "run": "seed 0"}
+    tags = {"sweep": "tiny", "row": "kn=32"}
     expected = {"experiment": "tiny", "tags": tags, "run_name": "kn=32 seed 0"}
     assert found == {"mlflow": expected}
 
@@ -57,3 +57,10 @@ def test_what_the_config_says_stays(options_of):
 def test_a_long_name_is_cut_to_what_a_tag_may_be(options_of):
     found = options_of({"x" * 100: {"log.sinks": ("wandb",)}})
     assert found["wandb"]["tags"] == ("x" * 64,)
+
+
+def test_runs_of_one_compiled_step_are_alike_but_for_the_seed(options_of):
+    rows, how = {"kn=32": {"log.sinks": ("mlflow",)}}, {"settings": "seeds=4, seeds_at_once=2"}
+    found = options_of(rows, 0, **how)
+    assert found == options_of(rows, 1, **how)
+    assert found == {"mlflow": {"experiment": "tiny", "tags": {"sweep": "tiny", "row": "kn=32"}}}

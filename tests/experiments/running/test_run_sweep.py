@@ -69,7 +69,7 @@ def test_a_sweep_runs_all_rows_and_seeds_in_one_process(tmp_path, monkeypatch, c
 @pytest.mark.long
 def test_a_sweep_that_was_killed_twice_is_one_that_was_not(tmp_path):
     """First a worker is killed, then the runner, in the middle of runs."""
-    updates = 60
+    updates = 40
     file = write_sweep(tmp_path / "tiny.py", updates=updates)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_sweep(file, f"--workdir={whole}")[0] == errors.EXIT_DONE
@@ -143,7 +143,7 @@ def test_a_run_that_diverges_or_fails_is_a_row_with_its_reason(tmp_path):
     """The others are run, before and after it; what failed is tried again."""
     rows = {
         "diverges": {"learning_rate.reference_learning_rate": 1e30},
-        "no data": {"data.source": "image_folder", "data.dir": str(tmp_path / "none")},
+        "no data": {"data.source": "folder", "data.dir": str(tmp_path / "none")},
         "good": {},
     }
     file, folder = write_sweep(tmp_path / "tiny.py", rows, updates=8), tmp_path / "runs"
@@ -280,3 +280,21 @@ def test_listing_needs_no_jax(tmp_path):
     program = f"from lbsgd.experiments import command; command.main({words!r})"
     program += "; import sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("at_once", [0, 2])
+def test_seeds_at_once_are_the_runs_they_would_be(tmp_path, at_once):
+    """To rounding, which in float64 is far below 1e-9 after so few updates."""
+    file = write_sweep(tmp_path / "tiny.py", {"x": {"dtype": "float64"}}, 6, "seeds=3")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run_sweep(file, f"--workdir={alone}")[0] == errors.EXIT_DONE
+    code, out = run_sweep(file, f"--workdir={together}", f"--seeds_at_once={at_once}")
+    assert code == errors.EXIT_DONE, out
+    assert len(re.findall(r"x seed \d: validation error .*\(\d of 3 runs done\)", out)) == 3
+    expected, found = left_by(alone), left_by(together)
+    assert found.keys() == expected.keys()
+    for seed in range(3):
+        lines = [left[f"x/seed_{seed}/metrics.jsonl"] for left in (found, expected)]
+        for here, there in zip(*lines, strict=True):
+            assert here == pytest.approx(there, rel=1e-9, abs=1e-12)

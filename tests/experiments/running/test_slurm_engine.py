@@ -65,7 +65,7 @@ def test_runs_that_fail_in_a_task_are_rows_with_their_reason(tmp_path, monkeypat
     """One by an error, one by the end of its process, which is tried three times."""
     (tmp_path / "deadly.py").write_text("import os\ndef loss(logits, labels):\n    os.abort()\n")
     monkeypatch.chdir(tmp_path)
-    none = {"data.source": "image_folder", "data.dir": str(tmp_path / "none")}
+    none = {"data.source": "folder", "data.dir": str(tmp_path / "none")}
     rows = {"deadly": {"task.loss": "deadly:loss"}, "no data": none, "good": {}}
     file, folder = write_sweep(tmp_path / "tiny.py", rows), tmp_path / "runs"
     code, out = run_sweep(file, f"--workdir={folder}", "--seeds=1", *LOCAL)
