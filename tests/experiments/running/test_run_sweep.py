@@ -142,14 +142,14 @@ def test_added_seeds_and_rows_leave_the_others_as_they_are(tmp_path):
 def test_a_run_that_diverges_or_fails_is_a_row_with_its_reason(tmp_path):
     """The others are run, before and after it; what failed is tried again."""
     rows = {
-        "diverges": {"learning_rate.reference_learning_rate": 1e30},
+        "diverges": {"learning_rate.reference_learning_rate": 1e15},
         "no data": {"data.source": "folder", "data.dir": str(tmp_path / "none")},
         "good": {},
     }
     file, folder = write_sweep(tmp_path / "tiny.py", rows, updates=8), tmp_path / "runs"
     words = [file, f"--workdir={folder}", "--seeds=1"]
     code, out = run_sweep(*words)
-    assert code == errors.EXIT_FAILED
+    assert code == errors.EXIT_FAILED, out
     assert re.search(r"diverges seed 0: diverged: .* is not finite .*\(1 of 3 runs done\)", out)
     assert re.search(r"no data seed 0: failed: .*none.* \(2 of 3 runs done\)", out)
     assert re.search(r"good seed 0: validation error .* \(3 of 3 runs done\)", out)
@@ -160,7 +160,7 @@ def test_a_run_that_diverges_or_fails_is_a_row_with_its_reason(tmp_path):
     assert "  diverges: 1 diverged\n" in out
     assert "  no data: 1 failed\n" in out
     code, out = run_sweep(*words)
-    assert code == errors.EXIT_FAILED
+    assert code == errors.EXIT_FAILED, out
     assert out.count("runs done)") == 1  # of the one that failed alone
 
 
@@ -191,7 +191,7 @@ def test_a_job_that_kills_its_process_has_failed_after_three_starts(tmp_path, mo
     rows = {"deadly": {"task.loss": "deadly:loss"}, "good": {}}
     file, folder = write_sweep(tmp_path / "tiny.py", rows), tmp_path / "runs"
     code, out = run_sweep(file, f"--workdir={folder}", "--seeds=1")
-    assert code == errors.EXIT_FAILED
+    assert code == errors.EXIT_FAILED, out
     assert out.count("deadly seed 0: its process ended (SIGABRT); it is started again") == 2
     assert "deadly seed 0: failed: its process ended (SIGABRT) 3 times in a row; the last" in out
     assert "good seed 0: validation error" in out

@@ -69,7 +69,7 @@ def test_runs_that_fail_in_a_task_are_rows_with_their_reason(tmp_path, monkeypat
     rows = {"deadly": {"task.loss": "deadly:loss"}, "no data": none, "good": {}}
     file, folder = write_sweep(tmp_path / "tiny.py", rows), tmp_path / "runs"
     code, out = run_sweep(file, f"--workdir={folder}", "--seeds=1", *LOCAL)
-    assert code == errors.EXIT_FAILED
+    assert code == errors.EXIT_FAILED, out
     assert "deadly seed 0: failed: its task ended 3 times; see " in out
     assert re.search(r"no data seed 0: failed: .*none", out)
     assert "good seed 0: validation error" in out
