@@ -1,5 +1,6 @@
 """Sweeps: a table of runs from one config file, its results, reports and comparisons."""
 
+from lbsgd.experiments.loading import load
 from lbsgd.experiments.sweep import Row, Settings
 
-__all__ = ["Row", "Settings"]
+__all__ = ["Row", "Settings", "load"]

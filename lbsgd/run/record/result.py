@@ -215,6 +215,7 @@ def _write(
         "final_evaluations": final.evaluations if final else 0,
         **({f"final{OF_AVERAGE}": averaged.value} if averaged else {}),
         "target": _target_reached(target, lines) if target else None,
+        "metrics": _finals(plan, lines),
         **more,
     }
     try:
@@ -222,6 +223,22 @@ def _write(
     except OSError as error:
         return f"{folder.result} cannot be written ({error.strerror or error})"
     return ""
+
+
+def _finals(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Takes the final value of each metric of evaluations, with what tells how to read it."""
+    found = {}
+    for ending in ("", OF_AVERAGE):
+        for name, metric in plan.task.validation.items():
+            final = final_value(lines, plan.timeline, f"val_{name}{ending}")
+            if final:
+                found[f"val_{name}{ending}"] = {
+                    "final": final.value,
+                    "unit": metric.unit,
+                    "rises": metric.rises,
+                    "words": metric.words or name,
+                }
+    return found
 
 
 def _target_reached(target: Target, lines: list[dict[str, Any]]) -> dict[str, Any]:
