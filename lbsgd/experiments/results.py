@@ -14,6 +14,7 @@ import numpy as np
 from lbsgd.experiments.folder import settings_of
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.sweep import Settings
+from lbsgd.run.target import OF_AVERAGE
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 from lbsgd.system.text import noun
@@ -215,7 +216,8 @@ class Results:
             Metric(base.replace("_", " ")),
         )
         set_ = "training " if of_training else "validation " if metric.startswith("val_") else ""
-        return found._replace(words=set_ + found.words)
+        averaged = " of averaged weights" if base.endswith(OF_AVERAGE) else ""
+        return found._replace(words=set_ + found.words + averaged)
 
     def runs(self) -> list[Run]:
         """Lists the runs of all rows."""

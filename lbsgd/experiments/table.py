@@ -1,6 +1,7 @@
 """The table of a report, in the paper's form: as cells, and as Markdown."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def escape(text: str) -> str:
     inside = text[2:-2] if bold else text
     for mark in ("\\", "|", "*", "`", "[", "]"):
         inside = inside.replace(mark, "\\" + mark)
-    inside = inside.replace("<", "&lt;")
+    inside = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", inside)
     return f"**{inside}**" if bold else inside
 
 
@@ -197,8 +198,10 @@ def _what_is_shown(results: Results) -> list[str]:
     if not results.metric:
         return ["No run has come to a result yet."]
     name = str(results.describe(results.metric))
-    said = f"{name[:1].upper()}{name[1:]}: of each run the median over its final 5 epochs; "
-        "mean ± standard deviation over n runs."
+    said = (
+        f"{name[:1].upper()}{name[1:]}: of each run the median over its final 5 epochs; mean ± "
+        "standard deviation over n runs."
+    )
     tests = any(line.difference and line.difference.tested for line in lines(results))
     if tests:
         said += (
