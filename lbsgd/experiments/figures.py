@@ -4,7 +4,8 @@ Curves are of training, solid, and of validation, dashed; final values have erro
 deviations, as in Figure 1 of Goyal et al. 2017.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.results import Results, RowResults
 from lbsgd.experiments.statistics import summarize
 from lbsgd.experiments.sweep import Row
-from lbsgd.experiments.table import short_names, value_of
+from lbsgd.experiments.table import short_names, show, value_of
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.figures import new_figure, save_figure
 from lbsgd.system.files import AnyPath
@@ -35,25 +36,34 @@ class Point(NamedTuple):
     """Holds the final value of a row against a number of its config.
 
     Attributes:
+      name: of the row.
       x: the number.
       mean: of the final values.
       bar: two standard deviations; 0 of a single run.
     """
 
-    row: RowResults
+    name: str
     x: float
     mean: float
     bar: float
 
 
-def points(results: Results) -> list[Point]:
-    """Collects the rows with a result and a number to draw it against, in its order."""
-    found = []
+def series(results: Results) -> dict[str, list[Point]]:
+    """Collects the rows with a result and a number to draw it against, by what else they set.
+
+    Rows that set all else alike are a line, in order of the number: "" where they set nothing else.
+    """
+    against = results.settings.against
+    found: dict[str, list[Point]] = {}
     for row in results.rows:
-        x, summary = value_of(row, results.settings.against), summarize(row.finals(results.metric))
+        x, summary = value_of(row, against), summarize(row.finals(results.metric))
         if is_number(x) and summary.n:
-            found.append(Point(row, x, summary.mean, 2 * float(np.nan_to_num(summary.std))))
-    return sorted(found, key=lambda point: point.x)
+            others = {key: value for key, value in row.overrides.items() if key != against}
+            names = short_names(list(others))
+            words = ", ".join(f"{names[key]}={show(value)}" for key, value in others.items())
+            bar = 2 * float(np.nan_to_num(summary.std))
+            found.setdefault(words, []).append(Point(row.name, x, summary.mean, bar))
+    return {words: sorted(line, key=lambda point: point.x) for words, line in found.items()}
 
 
 def overlays(results: Results) -> list[list[RowResults]]:
@@ -74,7 +84,7 @@ def draw(results: Results, folder: AnyPath) -> list[AnyPath]:
     for rows in overlays(results):
         if results.metric and any(row.drawn() for row in rows):
             figures[f"curves_{_file_name(rows)}.png"] = curves_figure(results, rows)
-    if results.settings.against and points(results):
+    if results.settings.against and series(results):
         figures[f"against_{results.settings.against}.png"] = against_figure(results)
     for name, figure in figures.items():
         save(figure, folder / name)
@@ -152,19 +162,28 @@ def against_figure(results: Results) -> "Figure":
     """Draws final values against a number of the config, with bars of 2 standard deviations."""
     figure = new_figure(7, 4.5)
     panel = figure.subplots()
-    found = points(results)
-    xs, means, bars = ([getattr(p, name) for p in found] for name in ("x", "mean", "bar"))
-    panel.errorbar(xs, means, bars, color=COLORS[0], marker="o", capsize=3)
-    (name,) = short_names([results.settings.against]).values()
-    if min(xs) > 0:
-        panel.set_xscale("log")
-        panel.set_xticks(sorted(set(xs)), [f"{x:g}" for x in sorted(set(xs))])
-        panel.minorticks_off()
+    found = series(results)
+    for color, (words, line) in zip(itertools.cycle(COLORS), found.items()):
+        xs, means, bars = ([getattr(p, name) for p in line] for name in ("x", "mean", "bar"))
+        name = _literal(shorten(words, LONGEST_NAME) or "as the config file has it")
+        panel.errorbar(xs, means, bars, color=color, marker="o", capsize=3, label=name)
+    if len(found) > 1:
+        panel.legend(frameon=False)
+    _name_numbers(panel, sorted({point.x for line in found.values() for point in line}))
     _name_diverged(panel, results)
+    (name,) = short_names([results.settings.against]).values()
     panel.set(xlabel=name.replace("_", " "), ylabel=str(results.describe(results.metric)))
     panel.set_title("mean ± 2 std", fontsize="medium", color="0.4")
     panel.grid(alpha=0.3)
     return figure
+
+
+def _name_numbers(panel: Any, xs: Sequence[float]) -> None:
+    """Makes the axis of positive numbers logarithmic, with ticks at these."""
+    if xs[0] > 0:
+        panel.set_xscale("log")
+        panel.set_xticks(xs, [f"{x:g}" for x in xs])
+        panel.minorticks_off()
 
 
 def _name_diverged(panel: Any, results: Results) -> None:
@@ -192,8 +211,3 @@ def _scale(panel: Any, values: Sequence[float]) -> None:
 def is_log(values: Sequence[float]) -> bool:
     """Tells whether positive values span enough to be drawn on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) > LOG_SPAN * min(values)
-
-
-def by_name(results: Results) -> Mapping[str, str]:
-    """Gives each row its colour."""
-    return {row.name: COLORS[i % len(COLORS)] for i, row in enumerate(results.rows)}

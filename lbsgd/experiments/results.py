@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from lbsgd.experiments.sweep import Settings
 from lbsgd.run.target import OF_AVERAGE
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
-from lbsgd.system.text import noun
 
 
 class Curve(NamedTuple):
@@ -311,9 +310,3 @@ def _run_from_json(found: Mapping[str, Any], times: Mapping[str, float]) -> Run:
     metrics = {name: Metric(**metric) for name, metric in found["metrics"].items()}
     status = Status(found["status"])
     return Run(**{**found, "curves": curves, "metrics": metrics, "status": status, "times": times})
-
-
-def count_runs(runs: Iterable[Run], words: str) -> str:
-    """Says how many runs there are of a kind, and with which seeds: "2 diverged (seeds 3, 4)"."""
-    seeds = [run.seed for run in runs]
-    return f"{len(seeds)} {words} ({noun(len(seeds), 'seed')} {', '.join(map(str, seeds))})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lbsgd.experiments.outcome import Status
-from lbsgd.experiments.results import Results, RowResults, Run, count_runs
+from lbsgd.experiments.results import Results, RowResults, Run
 from lbsgd.experiments.statistics import Difference, compare, say_p, summarize
 from lbsgd.system.text import one_line, pluralize, printable, shorten
 
@@ -166,7 +166,7 @@ def markdown(results: Results) -> str:
         for line in cells
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([written[0], rule, *written[1:], "", *_paragraphs(notes(results))])
+    return "\n".join([written[0], rule, *written[1:], "", *_said(results)])
 
 
 def _bold(line: Line) -> list[str]:
@@ -185,16 +185,17 @@ def escape(text: str) -> str:
     return f"**{inside}**" if bold else inside
 
 
-def _paragraphs(texts: Sequence[str]) -> list[str]:
-    return [line for text in texts for line in (escape(text), "")][:-1]
+def _said(results: Results) -> list[str]:
+    """Writes what must be known to read the table, with a list of what is in no mean."""
+    gone = [f"- {escape(line)}" for line in incomplete(results)]
+    parts = [[escape(text)] for text in what_is_shown(results)]
+    parts += [["Not in the means:", "", *gone]] if gone else []
+    parts += [[escape(text)] for text in sources(results)]
+    return [line for part in parts for line in (*part, "")][:-1]
 
 
-def notes(results: Results) -> list[str]:
-    """Says what must be known to read the table, a paragraph each."""
-    return [*_what_is_shown(results), *incomplete(results), *_tuned(results), *_sources(results)]
-
-
-def _what_is_shown(results: Results) -> list[str]:
+def what_is_shown(results: Results) -> list[str]:
+    """Says what the numbers are, a paragraph each."""
     if not results.metric:
         return ["No run has come to a result yet."]
     name = str(results.describe(results.metric))
@@ -212,16 +213,28 @@ def _what_is_shown(results: Results) -> list[str]:
 
 
 def incomplete(results: Results) -> list[str]:
-    """Names the runs that are in no mean, and why."""
-    said = []
-    for row in results.rows:
-        for run in row.of(Status.DIVERGED, Status.FAILED):
-            why = f": {one_line(run.reason)}" if run.reason else ""
-            said.append(f"{printable(row.name)}, seed {run.seed} {run.status}{why}")
-        for status in (Status.UNFINISHED, Status.MISSING):
-            if found := row.of(status):
-                said.append(f"{printable(row.name)}: {count_runs(found, status)}")
-    return [f"Not in the means: {'; '.join(said)}."] if said else []
+    """Names the runs that are in no mean, and why, a line for those of a row that are alike."""
+    return [
+        f"{printable(row.name)}: {status} ({_seeds(runs)}){f': {reason}' if reason else ''}"
+        for row in results.rows
+        for (status, reason), runs in _alike(row).items()
+    ]
+
+
+def _alike(row: RowResults) -> dict[tuple[str, str], list[Run]]:
+    """Groups the runs that came to no result by how they stand, and why."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in row.runs:
+        if run.status is not Status.COMPLETE:
+            found.setdefault((run.status, one_line(run.reason)), []).append(run)
+        elif not run.finals:
+            found.setdefault(("without an evaluation", ""), []).append(run)
+    return found
+
+
+def sources(results: Results) -> list[str]:
+    """Says how rows were tuned, and on what and with which code the runs were made."""
+    return [*_tuned(results), *_machines(results)]
 
 
 def _tuned(results: Results) -> list[str]:
@@ -238,7 +251,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={show(value)}" for key, value in values.items())
 
 
-def _sources(results: Results) -> list[str]:
+def _machines(results: Results) -> list[str]:
     """Says on what and with which code the runs were made."""
     runs = [run for run in results.runs() if run.status is not Status.MISSING]
     machines = [machine for run in runs for machine in run.machines]

@@ -123,7 +123,7 @@ def _result(lines: list[dict[str, Any]], ends: str) -> dict[str, Any]:
 def falling(final: float, epochs: int = 9, seed: int = 0) -> list[float]:
     """Errors that fall from 90 to about `final`, at which the last five evaluations stand."""
     noise = np.random.default_rng(seed).normal(0, 0.01 * final, epochs)
-    fall = 90 * np.exp(-np.arange(epochs)) * (np.arange(epochs) < epochs - 5)
+    fall = (90 - final) * np.exp(-np.arange(epochs)) * (np.arange(epochs) < epochs - 5)
     return [float(final + a + b) for a, b in zip(fall, noise)]
 
 
