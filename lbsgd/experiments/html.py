@@ -1,6 +1,6 @@
 """Writes report.html: one file with the table, interactive curves and each row's derivation.
 
-It holds all that it needs, plotly's 4.6 MB of JavaScript among it, and fetches nothing.
+It holds all that it needs, among it the 4.8 MB of plotly's JavaScript, and fetches nothing.
 """
 
 import html

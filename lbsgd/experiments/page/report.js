@@ -51,6 +51,14 @@
     return { ...made, line: { ...trace.line, color }, marker: { ...trace.marker, color } };
   }
 
+  // Written out, where plotly would write the last digit alone.
+  function ticks(decades) {
+    const digits = decades > 3 ? [1] : decades > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+    const powers = [...Array(25).keys()].map((i) => i - 12);
+    const values = powers.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)));
+    return { tickvals: values, ticktext: values.map(String) };
+  }
+
   function curves() {
     const metric = data.metrics[chooser.value];
     const kinds = singly.checked ? ["run", "mean"] : ["band", "training", "mean"];
@@ -64,7 +72,7 @@
         yaxis: {
           title: { text: metric.label },
           type: logarithmic.checked ? "log" : "linear",
-          ...(logarithmic.checked ? { dtick: metric.decades > 1.5 ? 1 : "D2" } : {}),
+          ...(logarithmic.checked ? ticks(metric.decades) : {}),
         },
         uirevision: chooser.value + logarithmic.checked,
       }),
