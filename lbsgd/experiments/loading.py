@@ -137,6 +137,7 @@ def read_run(workdir: AnyPath, seed: int) -> Run:
         explanation=_read_lines(files.explanation),
         validation_set=described.get("validation_set") or "",
         times=_times(lines),
+        workdir=workdir,
     )
 
 
@@ -196,11 +197,16 @@ def _read_lines(path: AnyPath) -> tuple[str, ...]:
 
 
 def combine(parts: Sequence[Results]) -> Results:
-    """Joins results into one table; rows of the same name get that of their folder before it."""
+    """Joins results into one table.
+
+    Rows of the same name get that of their folder before it, and where that is the same a number.
+    """
     if len(parts) == 1:
         return parts[0]
-    counts = Counter(row.name for part in parts for row in part.rows)
-    renamed = [_qualified(part, counts) for part in parts]
+    taken = Counter(row.name for part in parts for row in part.rows)
+    twice = {name for name, count in taken.items() if count > 1}
+    given: Counter[str] = Counter()
+    renamed = [_renamed(part, _names(part, twice, given)) for part in parts]
     first = next((part.settings for part in renamed if len(part.rows) > 1), renamed[0].settings)
     columns = dict.fromkeys(key for part in renamed for key in part.settings.columns)
     overlays = tuple(rows for part in renamed for rows in part.settings.overlays)
@@ -212,9 +218,17 @@ def combine(parts: Sequence[Results]) -> Results:
     )
 
 
-def _qualified(part: Results, counts: Counter[str]) -> Results:
-    """Renames the rows whose names others have too."""
-    names = {r.name: f"{part.title}: {r.name}" if counts[r.name] > 1 else r.name for r in part.rows}
+def _names(part: Results, twice: set[str], given: Counter[str]) -> dict[str, str]:
+    """Finds names for rows that no other has, and counts those that were given."""
+    names = {}
+    for row in part.rows:
+        name = f"{part.title}: {row.name}" if row.name in twice else row.name
+        given[name] += 1
+        names[row.name] = f"{name} ({given[name]})" if given[name] > 1 else name
+    return names
+
+
+def _renamed(part: Results, names: Mapping[str, str]) -> Results:
     settings = dataclasses.replace(
         part.settings,
         baseline=names.get(part.settings.baseline, ""),

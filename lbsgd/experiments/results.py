@@ -67,6 +67,7 @@ class Run(NamedTuple):
       explanation: how its numbers follow from its config, a line each.
       validation_set: a fingerprint of it.
       times: medians over the later half of the run: `images_per_second`, `data_wait_percent`.
+      workdir: where it is; None of a run from a results.json.
     """
 
     seed: int
@@ -83,6 +84,7 @@ class Run(NamedTuple):
     explanation: Sequence[str] = ()
     validation_set: str = ""
     times: Mapping[str, float] = {}
+    workdir: AnyPath | None = None
 
 
 class Tuned(NamedTuple):
@@ -199,7 +201,12 @@ class Results:
         if len(found) > 1:
             said = ", ".join(f"{row} by {metric}" for metric, row in found.items())
             raise ConfigError(f"these runs are of different tasks and cannot be compared: {said}")
-        return next(iter(found), "")
+        return next(iter(found), "") or self._first_evaluated()
+
+    def _first_evaluated(self) -> str:
+        """Guesses what runs are judged by that have not said it yet: no loss, and a short name."""
+        names = {name for run in self.runs() for name in run.curves if name.startswith("val_")}
+        return min(names, key=lambda name: (name == "val_loss", len(name), name), default="")
 
     @property
     def baseline(self) -> RowResults:
@@ -265,10 +272,8 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         for name, curve in run.curves.items()
     }
     metrics = {name: metric._asdict() for name, metric in run.metrics.items()}
-    found = run._replace(curves={}, metrics={}, times={})._asdict()
-    found |= {"curves": curves, "metrics": metrics, "explanation": list(run.explanation)}
-    del found["times"]
-    return found
+    found = {**run._asdict(), "curves": curves, "metrics": metrics}
+    return {name: value for name, value in found.items() if name not in ("times", "workdir")}
 
 
 def _without_nan(values: np.ndarray) -> list[float | None]:
