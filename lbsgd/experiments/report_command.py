@@ -1,13 +1,3 @@
-<<<<<<< HEAD
-"""Reports on sweeps and runs."""
-
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str]) -> int:
-    """Reports, and returns the exit code."""
-    raise NotImplementedError
-=======
 """Reports on sweeps and single runs, finished or not, as one table.
 
     lbsgd sweep report runs/x
@@ -61,4 +51,3 @@ def _read(argv: Sequence[str]) -> tuple[list[AnyPath], AnyPath]:
     if len(folders) > 1:
         raise ConfigError("of several folders: say with --out DIR where the report is to be")
     return folders, folders[0].parent if folders[0].is_file() else folders[0]
->>>>>>> report
