@@ -63,7 +63,7 @@ def _train_together(job: Job, should_stop: Callable[[int], bool], tell: Tell) ->
         tell(index, _progress(job.runs[index], done, values), values)
 
     print(f"\n=== {job}, together", flush=True)
-    configs, workdirs = [run.config for run in job.runs], [run.workdir for run in job.runs]
+    configs, workdirs = zip(*((run.config, any_path(run.workdir)) for run in job.runs))
     outcomes: Sequence[Outcome | BaseException]
     try:
         outcomes = run_together(configs, workdirs, should_stop=should_stop, on_metrics=on_metrics)
