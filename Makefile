@@ -6,7 +6,7 @@ CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test test-all mutants lint oracles picture clean
+.PHONY: train test test-all mutants lint oracles browser picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/lbsgd train --config $(CONFIG)
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 oracles: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet -e ".[oracles]"
 	$(BIN)/pip install --quiet --no-deps timm==1.0.15
+
+# In what a test opens report.html: Debian's Chromium and its driver. The test is skipped without them.
+browser:
+	apt-get install --yes --no-install-recommends chromium chromium-driver
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.sweep import Row, Settings, Sweep
+from lbsgd.experiments.settings import Settings
+from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 
@@ -76,7 +77,7 @@ class SweepFolder(NamedTuple):
         try:
             found = json.loads(self.description.read_text())
             rows = tuple(Row(row["name"], row["overrides"]) for row in found["rows"])
-            return Description(found["file"], rows, _settings(found["settings"]))
+            return Description(found["file"], rows, settings_of(found["settings"]))
         except FileNotFoundError as error:
             raise ConfigError(f"{self.path} holds no sweep: there is no sweep.json") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -107,7 +108,7 @@ class SweepFolder(NamedTuple):
             ) from error
 
 
-def _settings(found: Mapping[str, Any]) -> Settings:
+def settings_of(found: Mapping[str, Any]) -> Settings:
     """Makes settings of what JSON has, which knows no tuples."""
     tuples = {
         "columns": tuple(found["columns"]),

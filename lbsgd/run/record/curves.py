@@ -1,11 +1,9 @@
 """The curves of a run as a picture: its metric, learning rate and batch size against epochs."""
 
-import bisect
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lbsgd.run.record.metrics import evaluations
+from lbsgd.run.record.metrics import evaluations, training_means
 from lbsgd.system.errors import first_line
 from lbsgd.system.figures import new_figure, save_figure
 from lbsgd.system.files import AnyPath
@@ -14,8 +12,6 @@ from lbsgd.tasks.task import Metric, Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Points of the training error where there are no evaluations between which to average it.
-STRETCHES = 20
 # More points than these are a line without markers.
 MOST_MARKERS = 30
 # Of a decade, on the axis of errors; more of them where that is not a decade long.
@@ -57,7 +53,7 @@ def curves(metrics: list[dict[str, Any]], title: str, schedule: Schedule, task: 
     lines = [line for line in evaluations(metrics) if line.get(f"val_{name}") is not None]
     validation = [(line["epoch"], line[f"val_{name}"]) for line in lines]
     # There is none in training of what only an evaluation can tell.
-    _draw_metric(above, _training_means(metrics, f"train_{name}"), validation, name, task.best)
+    _draw_metric(above, training_means(metrics, f"train_{name}"), validation, name, task.best)
     above.set_title(title)
     for panel, key in zip(below, strips):
         levels = getattr(schedule, key)
@@ -117,24 +113,3 @@ def _scale(panel: Any, values: list[float]) -> None:
     panel.set_ylim(bottom, top)
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
-
-
-def _training_means(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """Averages a metric of training from each epoch to the next: pairs of an epoch and a mean.
-
-    Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
-    the run is cut into `STRETCHES` of the same length.
-    """
-    lines = [line for line in metrics if line.get(name) is not None]
-    ends = [line["epoch"] for line in evaluations(metrics)]
-    end = lines[-1]["epoch"] if lines else 0.0
-    if len(ends) < 2 and lines:
-        ends = [end * i / STRETCHES for i in range(1, STRETCHES)] + [end]
-    elif lines and end > ends[-1]:  # stopped between two evaluations
-        ends.append(end)
-    stretches: dict[float, list[float]] = {}
-    for line in lines:
-        at = bisect.bisect_left(ends, line["epoch"])
-        if at < len(ends):
-            stretches.setdefault(ends[at], []).append(line[name])
-    return [(end, statistics.fmean(errors)) for end, errors in sorted(stretches.items())]

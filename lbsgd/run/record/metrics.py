@@ -1,14 +1,19 @@
 """The metrics of a run: metrics.jsonl, and diagnostics.jsonl beside it."""
 
+import bisect
 import contextlib
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lbsgd.system.appending import open_appended
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
+
+# Points of a metric of training where there are no evaluations between which to average it.
+STRETCHES = 20
 
 
 class MetricsFile:
@@ -137,3 +142,24 @@ def _checked(line: Any, lists: bool) -> dict[str, Any]:
 def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Selects the lines that hold an evaluation."""
     return (line for line in metrics if any(name.startswith("val_") for name in line))
+
+
+def training_means(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Averages a metric of training from each epoch to the next: pairs of an epoch and a mean.
+
+    Epochs are those of the evaluations and of the end. Where there are fewer than two evaluations,
+    the run is cut into `STRETCHES` of the same length.
+    """
+    lines = [line for line in metrics if line.get(name) is not None]
+    ends = [line["epoch"] for line in evaluations(metrics)]
+    end = lines[-1]["epoch"] if lines else 0.0
+    if len(ends) < 2 and lines:
+        ends = [end * i / STRETCHES for i in range(1, STRETCHES)] + [end]
+    elif lines and end > ends[-1]:  # stopped between two evaluations
+        ends.append(end)
+    stretches: dict[float, list[float]] = {}
+    for line in lines:
+        at = bisect.bisect_left(ends, line["epoch"])
+        if at < len(ends):
+            stretches.setdefault(ends[at], []).append(line[name])
+    return [(end, statistics.fmean(errors)) for end, errors in sorted(stretches.items())]
