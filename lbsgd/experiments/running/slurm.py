@@ -212,11 +212,10 @@ class _Arrays:
             Task(handle, chunk, sum(saved_updates(job) for job in chunk))
             for handle, chunk in zip(handles, chunks)
         ]
+        self._remember(tasks)  # first of all, for from now on they run
         array = handles[0].job_id.partition("_")[0]
-        self._display.line(
-            f"submitted {pluralize(len(tasks), 'task')} as job {array}; logs in {self._folder}"
-        )
-        self._remember(tasks)
+        number = pluralize(len(tasks), "task")
+        self._display.line(f"submitted {number} as job {array}; logs in {self._folder}")
         return tasks
 
     def _watch(self, tasks: Sequence[Task]) -> None:
