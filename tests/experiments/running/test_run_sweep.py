@@ -69,8 +69,7 @@ def test_a_sweep_runs_all_rows_and_seeds_in_one_process(tmp_path, monkeypatch, c
 @pytest.mark.long
 def test_a_sweep_that_was_killed_twice_is_one_that_was_not(tmp_path):
     """First a worker is killed, then the runner, in the middle of runs."""
-    updates = 40
-    file = write_sweep(tmp_path / "tiny.py", updates=updates)
+    file = write_sweep(tmp_path / "tiny.py", updates=40)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_sweep(file, f"--workdir={whole}")[0] == errors.EXIT_DONE
     first, second = (killed / SweepFolder(killed).seed(row, 0) for row in read_sweep(file).rows)
@@ -96,6 +95,10 @@ def test_a_sweep_that_was_killed_twice_is_one_that_was_not(tmp_path):
     assert code == errors.EXIT_DONE
     assert "4 runs of 2 rows: 2 complete, 2 to do" in out
     assert left_by(killed) == left_by(whole)
+    reported = [json.loads((path / "results.json").read_text()) for path in (killed, whole)]
+    for report in reported:
+        assert report.pop("times").keys() == {f"{n}, seed {i}" for n in ROWS for i in range(2)}
+    assert reported[0] == reported[1]
     log = (killed / "logs" / "worker_0.log").read_text()
     assert len(re.findall(r"resumes after update \d+ from", log)) == 2
 
@@ -103,7 +106,7 @@ def test_a_sweep_that_was_killed_twice_is_one_that_was_not(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(tmp_path, number):
-    file, folder = write_sweep(tmp_path / "tiny.py", updates=300), tmp_path / "runs"
+    file, folder = write_sweep(tmp_path / "tiny.py", updates=80), tmp_path / "runs"
     words = [file, f"--workdir={folder}", "--parallel=2", "--seeds=1"]
     runner = start_sweep(*words)
     metrics = [SweepFolder(folder).seed(row, 0) / "metrics.jsonl" for row in read_sweep(file).rows]
@@ -119,7 +122,7 @@ def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(tmp_path, number):
     assert code == errors.EXIT_DONE, out
     for path in metrics:
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-        assert sorted(set(steps)) == list(range(1, 301))
+        assert sorted(set(steps)) == list(range(1, 81))
 
 
 @pytest.mark.long

@@ -78,7 +78,7 @@ def test_runs_that_fail_in_a_task_are_rows_with_their_reason(tmp_path, monkeypat
 
 @pytest.mark.long
 def test_tasks_that_are_cancelled_save(tmp_path):
-    file, folder = write_sweep(tmp_path / "tiny.py", updates=400), tmp_path / "runs"
+    file, folder = write_sweep(tmp_path / "tiny.py", updates=80), tmp_path / "runs"
     words = [file, f"--workdir={folder}", "--seeds=1", "--only", "rate=0.1", *LOCAL]
     runner = start_sweep(*words)
     metrics = folder / "rate=0.1" / "seed_0" / "metrics.jsonl"
@@ -90,7 +90,7 @@ def test_tasks_that_are_cancelled_save(tmp_path):
     code, out = run_sweep(*words)
     assert code == errors.EXIT_DONE, out
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, 401))
+    assert sorted(set(steps)) == list(range(1, 81))
 
 
 @pytest.mark.long
@@ -118,7 +118,7 @@ def cluster(tmp_path_factory):
 @pytest.mark.long
 def test_a_sweep_runs_as_an_array_of_a_real_slurm(cluster, tmp_path):
     """Two tasks at a time; the process that waits is killed, and the next one waits for them."""
-    file = write_sweep(tmp_path / "tiny.py", updates=40)
+    file = write_sweep(tmp_path / "tiny.py", updates=12)
     here, array = tmp_path / "here", tmp_path / "array"
     assert run_sweep(file, f"--workdir={here}")[0] == errors.EXIT_DONE
     env = {**environment(), **{k: cluster.env[k] for k in ("PATH", "SLURM_CONF")}}
