@@ -97,6 +97,7 @@ class Board:
             for name, own in seeds.items()
         }
         self._since: dict[str, float] = {}
+        self._at_once: dict[str, int] = {}
 
     @property
     def total(self) -> int:
@@ -115,9 +116,14 @@ class Board:
             if standings[run.workdir].status == Status.FAILED:
                 standings[run.workdir] = Standing(Status.UNFINISHED, "", {})
 
-    def begin(self, run: Run) -> None:
-        """Notes that a run is being trained."""
+    def begin(self, run: Run, at_once: int = 1) -> None:
+        """Notes that a run is being trained.
+
+        Args:
+          at_once: how many runs share the process.
+        """
         self.lines[run.row].going[run.workdir] = Going()
+        self._at_once[run.workdir] = at_once
         self._since[run.workdir] = time.monotonic()
 
     def show(self, run: Run, updates: int, fraction: float, values: Mapping[str, float]) -> None:
@@ -172,7 +178,8 @@ class Board:
 
     def _spend(self, line: Line, run: Run, made: float) -> None:
         now = time.monotonic()
-        line.seconds += now - self._since.get(run.workdir, now)
+        seconds = now - self._since.get(run.workdir, now)
+        line.seconds += seconds / self._at_once.get(run.workdir, 1)
         line.made += max(0.0, made)
         self._since[run.workdir] = now
 

@@ -12,6 +12,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any, NamedTuple
@@ -32,6 +33,8 @@ from lbsgd.system.files import any_path
 MOST_STARTS = 3
 # Between two looks of the display at how far the sweep is.
 SECONDS = 0.5
+# For a worker process to end once it has nothing left to do.
+SECONDS_TO_END = 60.0
 # Lines of a log are read back from so many of its last bytes.
 TAIL_BYTES = 4096
 
@@ -133,6 +136,8 @@ class Pool:
         self._workers: dict[int, Worker] = {}
         # By a job's first workdir: how far it was when it was started, and how often it was so far.
         self._starts: dict[str, tuple[int, int]] = {}
+        # When all workers were first told to end.
+        self._dismissed = 0.0
         self.stopped = False
 
     def run(self) -> None:
@@ -167,8 +172,15 @@ class Pool:
                 self._workers[number] = worker
             self._start(worker, job)
         if not any(worker.job for worker in self._workers.values()):
-            for worker in self._workers.values():
-                worker.finish()
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Has workers end that wait, for there is nothing left to do; kills those that hang."""
+        self._dismissed = self._dismissed or time.monotonic()
+        for worker in self._workers.values():
+            worker.finish()
+            if time.monotonic() - self._dismissed > SECONDS_TO_END:
+                worker.stop(signal.SIGKILL)
 
     def _next(self) -> Job | None:
         """Takes the next job of which anything is left."""
@@ -183,7 +195,7 @@ class Pool:
         there, starts = saved_updates(job), self._starts.get(_key(job), (-1, 0))
         self._starts[_key(job)] = (there, starts[1] + 1 if starts[0] == there else 1)
         for run in job.runs:
-            self._board.begin(run)
+            self._board.begin(run, len(job.runs))
         worker.give(job)
 
     def _handle(self, event: Event) -> None:
@@ -206,7 +218,7 @@ class Pool:
         assert job
         for run in job.runs:
             standing = run.standing()
-            if standing.status not in (*OVER, Status.FAILED) and not self.stopped:
+            if standing.status not in (*OVER, Status.FAILED):
                 standing = Standing(Status.FAILED, f"see {worker.log}", standing.result)
             self._end(run, standing)
         self._queue.over(job)
@@ -227,7 +239,7 @@ class Pool:
         how = f"its process ended ({ended.how})"
         if self.stopped:
             for run in job.runs:
-                self._board.end(run, run.standing())
+                self._end(run, run.standing())
         elif saved_updates(job) == there and starts >= MOST_STARTS:
             self._give_up(job, f"{how} {starts} times in a row; {_last_words(worker.log)}")
         else:

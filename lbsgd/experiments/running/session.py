@@ -45,7 +45,7 @@ def run_sweep(
         logs = _log_folder(folder)
         with open_display(board, processes) as display:
             stopped = engine(jobs, board, display, logs)
-        return _finish(folder, board, jobs, stopped)
+        return _finish(folder, board, jobs, logs, stopped)
 
 
 def check_rows(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> None:
@@ -87,46 +87,61 @@ def _locked(folder: SweepFolder) -> Iterator[None]:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = lock_of(folder.path)
-        with contextlib.closing(lock):
-            holder = lock.take()
-            if holder:
-                raise ConfigError(
-                    f"the sweep in {folder.path} is being run by {holder}; end that, or choose "
-                    "another --workdir"
-                )
-            yield
     except OSError as error:
-        raise ConfigError(
-            f"{folder.path} cannot be written ({error.strerror or error}); choose another --workdir"
-        ) from error
+        raise _unwritable(folder.path, error) from error
+    with contextlib.closing(lock):
+        holder = lock.take()
+        if holder:
+            raise ConfigError(
+                f"the sweep in {folder.path} is being run by {holder}; end that, or choose another "
+                "--workdir"
+            )
+        yield
+
+
+def _unwritable(path: AnyPath, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be written ({error.strerror or error}); choose another --workdir"
+    )
 
 
 def _log_folder(folder: SweepFolder) -> pathlib.Path:
-    """Makes the folder of what processes print, which is on a disk also where the sweep is not."""
+    """Makes the folder of what processes print, which is on a disk also where the sweep is not.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
     logs = folder.logs
     if not isinstance(logs, pathlib.Path):
         return pathlib.Path(tempfile.mkdtemp(prefix="lbsgd-sweep-"))
-    logs.mkdir(exist_ok=True)
+    try:
+        logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(logs, error) from error
     return logs
 
 
-def _finish(folder: SweepFolder, board: Board, jobs: Queue, stopped: bool) -> int:
-    """Says what failed, makes the report, and returns the exit code."""
+def _finish(
+    folder: SweepFolder, board: Board, jobs: Queue, logs: pathlib.Path, stopped: bool
+) -> int:
+    """Makes the report, says what failed, and returns the exit code."""
+    if stopped:
+        print(f"stopped: {board.done} of {board.total} runs done; the same command resumes")
+        return EXIT_PREEMPTED
+    if any(line.count(Status.COMPLETE) for line in board.lines.values()):
+        _report(folder.path)
     failed = [
         f"{workdir} failed: {standing.reason}"
         for line in board.lines.values()
         for workdir, standing in line.standings.items()
         if standing.status == Status.FAILED
     ]
-    problems = list(jobs.problems.values())
-    for text in [*failed, *problems]:
+    problems = [*failed, *jobs.problems.values()]
+    for text in problems:
         print(text)
-    if stopped:
-        print(f"stopped: {board.done} of {board.total} runs done; the same command resumes")
-        return EXIT_PREEMPTED
-    if any(line.count(Status.COMPLETE) for line in board.lines.values()):
-        _report(folder.path)
-    return EXIT_FAILED if failed or problems else EXIT_DONE
+    if problems:
+        print(f"logs: {logs}")
+    return EXIT_FAILED if problems else EXIT_DONE
 
 
 def _report(path: AnyPath) -> None:

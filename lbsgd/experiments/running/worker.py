@@ -96,9 +96,9 @@ def main(argv: Sequence[str]) -> int:
 
         for job in received(sys.stdin.buffer):
             train_job(job, lambda done: stop.should_stop(), answers.progress)
-            answers.ended()
             if stop.should_stop():
-                return EXIT_PREEMPTED
+                return EXIT_PREEMPTED  # whoever asked for it, the job may not have ended
+            answers.ended()
     return EXIT_DONE
 
 

@@ -99,6 +99,16 @@ def test_a_run_that_resumed_was_not_made_just_now(board, runs, clock):
     assert board.seconds_left(1) == pytest.approx(7.05 * 2 / 0.05)
 
 
+def test_runs_of_one_process_share_its_time(board, runs, clock):
+    """Two take 10 s together, so the other 6 take 30 s."""
+    for run in runs["a"][:2]:
+        board.begin(run, at_once=2)
+    clock[0] = 10.0
+    for run in runs["a"][:2]:
+        board.end(run, complete(1.0))
+    assert board.seconds_left(1) == pytest.approx(30.0)
+
+
 def test_failed_runs_are_not_waited_for(board, runs, clock):
     board.begin(runs["a"][0])
     clock[0] = 10.0

@@ -157,6 +157,7 @@ def test_a_run_that_diverges_or_fails_is_a_row_with_its_reason(tmp_path):
     assert re.search(r"no data seed 0: failed: .*none.* \(2 of 3 runs done\)", out)
     assert re.search(r"good seed 0: validation error .* \(3 of 3 runs done\)", out)
     assert re.search(r"no_data_\w+/seed_0 failed: ", out.splitlines()[-2])
+    assert out.splitlines()[-1] == f"logs: {folder}/logs"
     code, out = run_sweep(*words, "--list")
     assert code == errors.EXIT_DONE
     assert "3 runs of 3 rows: 1 complete, 1 diverged, 1 to do" in out
