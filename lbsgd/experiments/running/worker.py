@@ -75,8 +75,8 @@ class Answers:
 
 
 def received(pipe: IO[bytes]) -> Iterator[Job]:
-    """Yields the jobs that come over a pipe, until it ends."""
-    with contextlib.suppress(EOFError):
+    """Yields the jobs that come over a pipe, until it ends, maybe in the middle of one."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
         while True:
             yield pickle.load(pipe)
 
