@@ -15,6 +15,7 @@ from lbsgd.experiments.timing import Timed, measure
 from lbsgd.run.build import build
 from lbsgd.run.program import Program
 from lbsgd.run.record.result import Outcome
+from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath
 
@@ -133,13 +134,14 @@ def choose_together(
     if seeds < 2:
         return 1
     check_sinks(config)
-    program = build(config).program
-    alone = Timed.alone(program)
-    joint = _most_that_fit(program, seeds)
-    if joint is None:
-        say("seeds_at_once=1: the memory of a device holds one run at a time")
-        return 1
-    times = measure([alone, joint], ROUNDS)
+    with precision(config.dtype):
+        program = build(config).program
+        alone = Timed.alone(program)
+        joint = _most_that_fit(program, seeds)
+        if joint is None:
+            say("seeds_at_once=1: the memory of a device holds one run at a time")
+            return 1
+        times = measure([alone, joint], ROUNDS)
     one, each = (statistics.median(row) / timed.runs for row, timed in zip(times, (alone, joint)))
     chosen = joint.runs if each < CLEARLY * one else 1
     say(

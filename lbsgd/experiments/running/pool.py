@@ -28,6 +28,7 @@ from lbsgd.experiments.running.worker import command
 from lbsgd.launch.process_group import Ended, tied_to_this_process
 from lbsgd.system.errors import EXIT_INTERRUPTED
 from lbsgd.system.files import any_path
+from lbsgd.system.text import one_line
 
 # So often a job is started without getting any further before it has failed.
 MOST_STARTS = 3
@@ -36,7 +37,7 @@ SECONDS = 0.5
 # For a worker process to end once it has nothing left to do.
 SECONDS_TO_END = 60.0
 # Lines of a log are read back from so many of its last bytes.
-TAIL_BYTES = 4096
+TAIL_BYTES = 2**15
 
 
 class Message(NamedTuple):
@@ -318,6 +319,7 @@ def _last_words(log: pathlib.Path) -> str:
     """Quotes the last line of a log, and names it."""
     with contextlib.suppress(OSError):
         lines = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").split("\n")
-        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f"the last line of {log} is: {words}"
+        # Python lists all modules behind the stacks of a process that was aborted.
+        said = [x for x in map(str.strip, lines) if x and not x.startswith("Extension modules:")]
+        return f"the last line of {log} is: {one_line(said[-1] if said else '')}"
     return f"see {log}"
