@@ -24,7 +24,7 @@ from lbsgd.system.errors import (
     ConfigError,
     DivergedError,
 )
-from lbsgd.system.limits import num_cores
+from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.preemption import StopSignal
 from lbsgd.system.streams import protect_streams
 from lbsgd.system.text import short_repr
@@ -33,33 +33,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from lbsgd.run.flags import TrainFlags
-
-
-def _set_up_libraries() -> None:
-    """Leaves the terminal to the run, the home to the user, and cores to others that share them.
-
-    Libraries speak up from warnings on.
-    """
-    # Else XLA starts a thread for each core, whatever quota of them this process has.
-    os.environ.setdefault("NPROC", str(num_cores()))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
-    # Else tensorflow brings a folder of Keras, even one called ~ where there is no home.
-    os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))
-    _set_up_logging()
-
-
-def _set_up_logging() -> None:
-    import logging as python_logging
-
-    from absl import flags, logging
-
-    flags.FLAGS.mark_as_parsed()  # libraries may ask for flags of their own
-    logging.use_absl_handler()
-    logging.get_absl_handler().python_handler.stream = sys.stderr  # as `protect_streams` made it
-    logging.set_verbosity(logging.WARNING)
-    # It warns where it cannot keep a cache in the home.
-    python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)
 
 
 def train(argv: Sequence[str]) -> int:
@@ -74,7 +47,7 @@ def train(argv: Sequence[str]) -> int:
     except ConfigError as error:
         complain(error)
         return EXIT_USER
-    _set_up_libraries()
+    set_up_libraries()
     with StopSignal() as stop:
         # jax takes its time; mistakes in flags need not wait for it.
         from lbsgd.system.processes import exit_distributed, is_collective_error

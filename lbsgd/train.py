@@ -15,13 +15,14 @@ from lbsgd.run.build import Run, build
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.explain import explain, parameter_table
 from lbsgd.run.plan import Plan
-from lbsgd.run.program import CompiledSteps, Program
+from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
 from lbsgd.run.record.process_log import ProcessLog
 from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.result import Outcome, finish, write_diverged
 from lbsgd.run.record.speed import Speed
+from lbsgd.run.updates import MakeUpdates, OwnUpdates, Updates
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
@@ -82,6 +83,8 @@ def run(
     *,
     should_stop: Callable[[int], bool] = lambda updates: False,
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+    make_updates: MakeUpdates = OwnUpdates,
+    shown: bool = True,
 ) -> Outcome:
     """Trains as a resolved config says; resumes from the newest checkpoint in `workdir`.
 
@@ -94,6 +97,8 @@ def run(
         once true, the run saves a checkpoint and ends.
       on_metrics: called in process 0 with each line of metrics, the number of updates done and
         values by name; its first error is a line, and it is not called again.
+      make_updates: holds the state and makes the updates, by default with steps of its own.
+      shown: whether the lines of the run are printed too, and not in its log alone.
 
     Raises:
       ConfigError: something the user can put right.
@@ -102,14 +107,15 @@ def run(
     # What is opened is closed in reverse order, whatever ends the run: the record before the log
     # that says why, and the lock of the workdir last.
     with precision(config.dtype), contextlib.ExitStack() as opened:
-        session = _open(config, Workdir(any_path(workdir)), should_stop, on_metrics, opened)
+        folder = Workdir(any_path(workdir))
+        session = _open(config, folder, should_stop, on_metrics, shown, opened)
         start = _resume(session)
         if _nothing_left(session.run.plan, start):
             session.progress.line(_complete(session, start))
             return _finish(session, start, complete=True)
         start = _begin(session, start)
         try:
-            reached = start if should_stop(start.done) else _train(session, start)
+            reached = start if should_stop(start.done) else _train(session, start, make_updates)
         except DivergedError as error:
             problem = write_diverged(session.run.plan, session.folder, str(error))
             if problem:
@@ -131,6 +137,7 @@ def _open(
     folder: Workdir,
     should_stop: Callable[[int], bool],
     on_metrics: Callable[[int, Mapping[str, float]], None] | None,
+    shown: bool,
     opened: contextlib.ExitStack,
 ) -> Session:
     """Builds the run, claims its workdir, and opens log, progress and record."""
@@ -151,8 +158,15 @@ def _open(
     opened.push(log_file.failure)
     log_file.line(describe_process())
     process, processes = jax.process_index(), jax.process_count()
+    # Of several processes none draws a bar: what starts them may give each a terminal to fill.
     progress = open_(
-        open_progress(plan.total_updates, plan.task.metrics, log_file.line, process, processes)
+        open_progress(
+            plan.total_updates,
+            plan.task.metrics,
+            log_file.line,
+            shown=shown and process == 0,
+            bar=processes == 1,
+        )
     )
     differ = different_commits(machine["git_commit"])
     if differ:
@@ -204,19 +218,19 @@ def _begin(session: Session, start: Reached) -> Reached:
 # --- training ----------------------------------------------------------------------------------
 
 
-def _train(session: Session, start: Reached) -> Reached:
+def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reached:
     """Makes the updates after `start`, until they are done, are to stop or reach the target."""
     plan, program, feed = session.run
-    state, pending, at_target = start.state, start.evaluation_pending, start.at_target
-    assert state is not None
+    pending, at_target = start.evaluation_pending, start.at_target
+    assert start.state is not None
     begun, target = time.monotonic(), plan.target
     first = done = start.done
     with contextlib.ExitStack() as opened:
         # The first batches are loaded while the step is compiled.
         batches = opened.enter_context(contextlib.closing(feed.training(done)))
-        steps = opened.enter_context(contextlib.closing(CompiledSteps(program, done)))
+        updates = opened.enter_context(contextlib.closing(make_updates(program, start.state, done)))
         # Not within the loop, so that compiling does not count as training.
-        _await_compilation(session, steps, done, begun)
+        _await_compilation(session, updates, done, begun)
         session.progress.begin(done)
         monitor = Monitor(
             plan,
@@ -226,7 +240,7 @@ def _train(session: Session, start: Reached) -> Reached:
             session.should_stop,
             program.numbers.reported,
             start=done,
-            skipped=int(state.skipped),
+            skipped=int(updates.state.skipped),
         )
         evaluate = Evaluation(program, feed, monitor)
         diagnostics = Diagnostics(program, feed, monitor)
@@ -242,19 +256,19 @@ def _train(session: Session, start: Reached) -> Reached:
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
                 with monitor.paused(), TraceAnnotation("save"):
-                    monitor.record.save(done, state, last)
+                    monitor.record.save(done, updates.state, last)
             # A state that was restored is on the disk already, and is not saved once more.
-            fresh = state if done > first else None
+            fresh = updates if done > first else None
             with _saved_on_error(monitor, done, fresh, "evaluates it and resumes"):
                 if pending:
                     with monitor.paused(), TraceAnnotation("evaluate"):
-                        values = evaluate(done, state)
+                        values = evaluate(done, updates.state)
                     # Stopped in the middle: the run that resumes evaluates this state first.
                     pending = values is None
                     if values:
                         monitor.evaluation(done, values)
                         at_target = target is not None and target.reached(values)
-                diagnostics.at(done, state)
+                diagnostics.at(done, updates)
             if monitor.should_stop(done) or last or at_target:
                 break  # `Record.finish` waits for the last state, and saves one that was not due
             with _saved_on_error(monitor, done, fresh, "resumes from there"):
@@ -265,23 +279,23 @@ def _train(session: Session, start: Reached) -> Reached:
                 StepTraceAnnotation("update", step_num=done),
             ):
                 # Before the step, which takes the state's memory for the next one.
-                diagnostics.before(done + 1, state, batch)
-                state, metrics = steps(done)(state, batch, program.numbers.at(done))
+                diagnostics.before(done + 1, updates, batch)
+                metrics = updates(done, batch)
                 done += 1
                 # Nothing waits for the devices here, but for updates that are several steps old.
                 monitor.update(done, diagnostics.after(done, metrics))
             pending = done in plan.evaluate_after
         monitor.drain()
-    return Reached(state, pending, at_target, monitor.speed())
+        return Reached(updates.state, pending, at_target, monitor.speed())
 
 
-def _await_compilation(session: Session, steps: CompiledSteps, done: int, begun: float) -> None:
+def _await_compilation(session: Session, updates: Updates, done: int, begun: float) -> None:
     """Waits for the first compiled step, if an update follows at all."""
     plan, program, _ = session.run
     # A run that only has its last state to evaluate compiles no step.
     if done < plan.total_updates:
         with _enough_memory_for_step(plan, done):
-            steps(done)
+            updates.wait(done)
         if not program.compiled:  # when accumulation was chosen
             session.progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
 
@@ -300,13 +314,13 @@ def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractConte
 
 @contextlib.contextmanager
 def _saved_on_error(
-    monitor: Monitor, done: int, fresh: TrainState | None, then: str
+    monitor: Monitor, done: int, fresh: Updates | None, then: str
 ) -> Iterator[None]:
     """Saves the state, which is whole, before an error within ends the run.
 
     Args:
       monitor: of which all updates are to be in the metrics by then.
-      fresh: the state after `done` updates; None if it was there before this run resumed.
+      fresh: has the state after `done` updates; None if that was there before this run resumed.
       then: what the same command does once the cause is gone.
 
     Raises:
@@ -326,7 +340,7 @@ def _saved_on_error(
         try:
             monitor.drain()
             if fresh is not None:
-                monitor.record.finish(done, fresh)
+                monitor.record.finish(done, fresh.state)
         except DivergedError:
             raise
         except Exception as failure:

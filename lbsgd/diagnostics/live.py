@@ -14,8 +14,8 @@ from lbsgd.diagnostics.workers_gradient import compiled
 from lbsgd.run.feed import Feed
 from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
+from lbsgd.run.updates import Updates
 from lbsgd.step.layer_statistics import layer_names
-from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory
 from lbsgd.system.processes import from_process_0, is_first
 from lbsgd.system.text import pluralize
@@ -50,7 +50,7 @@ class Diagnostics:
         # Not stored anywhere: a function of the metrics.
         self._recent = noise_scale.recent(self._record.kept, config.workers.window)
 
-    def at(self, done: int, state: TrainState) -> None:
+    def at(self, done: int, updates: Updates) -> None:
         """Measures the gradient confusion of the state after `done` updates, if it is due."""
         if done not in self._plan.measurements.confusion:
             return
@@ -60,7 +60,7 @@ class Diagnostics:
         # The devices are idle then, so that throughput does not count what is measured here.
         self._monitor.drain()
         with self._monitor.paused(), _enough_memory():
-            cosines = self._confusion(done, state)
+            cosines = self._confusion(done, updates.state)
         if cosines is None:
             return
         self._record.write_lists(done, {CONFUSION: cosines})
@@ -73,11 +73,11 @@ class Diagnostics:
             f"{values['confusion_cosine_mean']:.3f} on average"
         )
 
-    def before(self, done: int, state: TrainState, batch: Any) -> None:
+    def before(self, done: int, updates: Updates, batch: Any) -> None:
         """Measures the workers' gradients of the update that makes `done`, if that is due.
 
         Args:
-          state: not changed, and not needed once this returns.
+          updates: whose state is not changed, and not needed once this returns.
         """
         if done not in self._plan.measurements.workers:
             return
@@ -85,7 +85,7 @@ class Diagnostics:
         with self._monitor.paused(), _enough_memory():
             # The update that makes `done` has the index done - 1; its batch is laid out for that.
             placement = self._plan.placement_of(done - 1)
-            numbers = self._numbers.at(done - 1)
+            numbers, state = self._numbers.at(done - 1), updates.state
             found = self._compiled(placement)(state.params, state.batch_stats, numbers, batch)
             # Within the pause: the call above returns before the devices are done.
             found = jax.device_get(found)

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.sweep import Row, Settings, Sweep
+from lbsgd.experiments.settings import Settings
+from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 

@@ -24,7 +24,8 @@ from lbsgd.experiments.results import (
     Tuned,
     read_results,
 )
-from lbsgd.experiments.sweep import Row, Settings
+from lbsgd.experiments.settings import Settings
+from lbsgd.experiments.sweep import Row
 from lbsgd.run.record.metrics import read_whole_lines, training_means
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError

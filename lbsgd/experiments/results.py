@@ -13,7 +13,7 @@ import numpy as np
 
 from lbsgd.experiments.folder import settings_of
 from lbsgd.experiments.outcome import Status
-from lbsgd.experiments.sweep import Settings
+from lbsgd.experiments.settings import Settings
 from lbsgd.run.target import OF_AVERAGE
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file

@@ -24,46 +24,12 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lbsgd.config.keys import flatten
+from lbsgd.experiments.settings import Settings, check_settings
 from lbsgd.run.config import check_is_key, resolve
 from lbsgd.run.config_file import ConfigFile
 from lbsgd.run.flags import set_keys
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
-
-# (least, most, "linear" or "log")
-Range = tuple[float, float, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Says how often the rows of a sweep are run, how they are tuned, and what a report shows.
-
-    Attributes:
-      seeds: how many runs each row has; their seeds are 0, 1, ...
-      seeds_at_once: how many of them are trained in one compiled step; 0 measures what is fastest.
-      tune: by key of the config, the range it is tuned in: (least, most, "linear" or "log").
-      tune_points: how many points are tried for each row, where anything is tuned.
-      tune_metric: a metric of evaluations that the best point is chosen by, as `val_loss`; "" for
-        the headline of the task.
-      columns: keys of the config that the table shows for each row.
-      metric: a metric of evaluations that the report is about, as `val_error_top5`; "" for the
-        headline of the task.
-      baseline: the row that others are compared with; "" for the first.
-      overlays: rows whose curves are laid over each other, a picture for each tuple; () lays each
-        row over the baseline.
-      against: a key of the config that the metric is drawn against, with error bars; "" for none.
-    """
-
-    seeds: int = 5
-    seeds_at_once: int = 1
-    tune: Mapping[str, Range] = dataclasses.field(default_factory=dict)
-    tune_points: int = 16
-    tune_metric: str = ""
-    columns: tuple[str, ...] = ()
-    metric: str = ""
-    baseline: str = ""
-    overlays: tuple[tuple[str, ...], ...] = ()
-    against: str = ""
 
 
 class Row(NamedTuple):
@@ -187,12 +153,11 @@ def _settings(rows: Sequence[Row]) -> Callable[[Any], Settings]:
     def check(found: Any) -> Settings:
         if not isinstance(found, Settings):
             raise ConfigError(f"settings() must return Settings(...), not {short_repr(found)}")
+        check_settings(found)
         names = [row.name for row in rows]
         for name in filter(None, [found.baseline, *itertools.chain(*found.overlays)]):
             if name not in names:
                 raise ConfigError(f"settings() names the row {name!r}; sweep() yields none of it")
-        for key in filter(None, [*found.columns, *found.tune, found.against]):
-            check_is_key(key)
         return found
 
     return check

@@ -196,7 +196,7 @@ class Group:
         """Starts one process for each command, in a session of its own."""
         for index, (command, extra) in enumerate(zip(commands, environments)):
             popen = subprocess.Popen(
-                _tied_to_launcher(command),
+                tied_to_this_process(command),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **extra},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -306,8 +306,11 @@ class Group:
         return next((code for code in RESULTS if code in codes), EXIT_DONE)
 
 
-def _tied_to_launcher(command: list[str]) -> list[str]:
-    """Wraps a command so that it is killed together with this process, on Linux."""
+def tied_to_this_process(command: list[str]) -> list[str]:
+    """Wraps a command so that it is killed together with this process, on Linux.
+
+    Strictly it is the thread that starts it: with its end Linux kills the command.
+    """
     if sys.platform != "linux":
         return command
     return [sys.executable, "-I", "-S", "-c", _DIES_WITH_LAUNCHER, str(os.getpid()), *command]

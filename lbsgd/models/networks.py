@@ -32,12 +32,13 @@ class Network(NamedTuple):
 
     Attributes:
       module: in training.
-      initialize: () -> (params, batch_stats), without boxes, {} where there are none; drawn in
-        float32 whatever the type, so that runs in float64 start from the same weights.
+      initialize: seed -> (params, batch_stats), without boxes, {} where there are none; drawn in
+        float32 whatever the type, so that runs in float64 start from the same weights. Without a
+        seed, with that of the config.
       train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
         a `jax.random` key of this update and this worker, for dropout and other random layers.
       evaluate: (params, batch_stats, images) -> outputs.
-      variables: () -> (outputs, variables) as `module.init_with_output` gives them.
+      variables: seed -> (outputs, variables) as `module.init_with_output` gives them.
       images: shape and type of a worker's images.
       named: whose module it is; None for lbsgd's own.
       roles: the function that `model.roles` names, if any.
@@ -45,10 +46,10 @@ class Network(NamedTuple):
     """
 
     module: nn.Module
-    initialize: Callable[[], tuple[Any, Any]]
+    initialize: Callable[..., tuple[Any, Any]]
     train: Callable[..., tuple[Any, Any]]
     evaluate: Callable[..., Any]
-    variables: Callable[[], tuple[Any, Mapping[str, Any]]]
+    variables: Callable[..., tuple[Any, Mapping[str, Any]]]
     images: jax.ShapeDtypeStruct
     named: Named | None
     roles: Named | None
@@ -120,7 +121,7 @@ def build_network(
     else:
         built = _build_own(config, num_classes)
     wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
-    variables = functools.partial(_variables, built, tuple(image_shape), config.seed, guard)
+    variables = functools.partial(_variables, built, tuple(image_shape), guard, config.seed)
     computed = {"precision": config.matmul_precision, "guard": guard}
     return Network(
         built.training,
@@ -154,10 +155,18 @@ def _build_own(config: ml_collections.ConfigDict, num_classes: int) -> Built:
 
 
 def _variables(
-    built: Built, image_shape: tuple[int, ...], seed: int, guard: Callable[[], Any]
+    built: Built,
+    image_shape: tuple[int, ...],
+    guard: Callable[[], Any],
+    seed: int,
+    given: Any = None,
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Initialises a module's variables, parameters in the boxes of their roles."""
-    key = jax.random.key(seed)
+    """Initialises a module's variables, parameters in the boxes of their roles.
+
+    Args:
+      given: an argument in place of `seed`, for programs that are compiled for all seeds.
+    """
+    key = jax.random.key(seed if given is None else given)
     # Where a module has no argument for it, float32 is the type of what it draws.
     with guard(), precision("float32"):
         images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -165,10 +174,10 @@ def _variables(
 
 
 def _initialize(
-    variables: Callable[[], tuple[Any, Mapping[str, Any]]], wide: Any
+    variables: Callable[..., tuple[Any, Mapping[str, Any]]], wide: Any, *seed: Any
 ) -> tuple[Any, Any]:
     """Draws parameters and statistics."""
-    drawn = nn.meta.unbox(variables()[1])
+    drawn = nn.meta.unbox(variables(*seed)[1])
     return tuple(_widened(drawn.get(name, {}), wide) for name in ("params", "batch_stats"))
 
 

@@ -3,7 +3,7 @@
 import ast
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -250,11 +250,24 @@ def _literal(text: str) -> Any:
 
 
 def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
-    """Reads the config that the run in a folder was last started with.
+    """Reads the config that the run in a folder was last started with, to start it again.
+
+    Raises:
+      ConfigError: there is none, or it is not one of this version, or names code.
+    """
+    return _read_stored(folder, _check_names_no_code)
+
+
+def described_config(folder: AnyPath) -> ml_collections.ConfigDict:
+    """Reads the config that the run in a folder was last started with, to compare it with others.
 
     Raises:
       ConfigError: there is none, or it is not one of this version.
     """
+    return _read_stored(folder, lambda key, value: None)
+
+
+def _read_stored(folder: AnyPath, check: Callable[[str, Any], None]) -> ml_collections.ConfigDict:
     workdir, config = Workdir(folder), config_lib.default_config()
     known, found = dict(flatten(config)), workdir.read_config()
     try:
@@ -263,7 +276,7 @@ def stored_config(folder: AnyPath) -> ml_collections.ConfigDict:
                 config_lib.check_is_key(key)
             value = _with_tuples(value)
             _set(config, key, value)
-            _check_names_no_code(key, value)
+            check(key, value)
         config_lib.forget_what_follows(config)
     except ConfigError as error:
         raise ConfigError(

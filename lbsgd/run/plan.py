@@ -64,7 +64,8 @@ class Plan:
       code: what the config names that is not lbsgd's own.
       schedules: what varies with the update index, by the name it has among the metrics.
       numbers: what each update takes: a number, or a schedule of it.
-      initial_state: () -> `TrainState`, the same on any machine (pure, to be compiled).
+      initial_state: seed -> `TrainState`, the same on any machine (pure, to be compiled); without a
+        seed, with that of the config.
       state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees, in evaluation at least.
@@ -93,7 +94,7 @@ class Plan:
     schedules: Mapping[str, Schedule]
     numbers: Numbers
     optimizer: optax.GradientTransformationExtraArgs
-    initial_state: Callable[[], TrainState]
+    initial_state: Callable[..., TrainState]
     state_shapes: TrainState
     evaluate_after: frozenset[int]
     save_after: frozenset[int]
@@ -280,7 +281,10 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
     initial_state = functools.partial(
-        _initial_state, network.initialize, rule.transform, averaged=bool(config.ema.decay)
+        _initial_state,
+        initialize=network.initialize,
+        optimizer=rule.transform,
+        averaged=bool(config.ema.decay),
     )
     return Plan(
         config=config,
@@ -352,12 +356,12 @@ def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array]
 
 
 def _initial_state(
-    initialize: Callable[[], tuple[Any, Any]],
+    *seed: Any,
+    initialize: Callable[..., tuple[Any, Any]],
     optimizer: optax.GradientTransformationExtraArgs,
-    *,
     averaged: bool,
 ) -> TrainState:
-    params, stats = initialize()
+    params, stats = initialize(*seed)
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Copies, for the step is given the memory of each array once.
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None

@@ -4,12 +4,14 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan, sharded
+from lbsgd.run.sharing import SHARED, Options, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
@@ -37,14 +39,8 @@ class Program:
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        initial = self._bind(
-            jax.jit(
-                self.plan.initial_state,
-                out_shardings=self.plan.placement.replicated,
-                compiler_options=options,
-            )
-        )
-        state: TrainState = initial()
+        initial = self._shared(self.plan.initial_state, options)
+        state: TrainState = initial(np.uint32(self.plan.config.seed))
         return state
 
     def abstract_state(self) -> TrainState:
@@ -78,7 +74,7 @@ class Program:
         if key in self.compiled:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return self.lower_train_step(*key).compile()
+            return SHARED.compile(self.lower_train_step(*key), key[0].replicated)
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None
@@ -92,29 +88,41 @@ class Program:
             return self._jitted(placement).lower(state, batch, numbers)
 
     def moments_step(self) -> Callable[..., Any]:
-        """Jits (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
-        return self._replicated(self.plan.moments_step())
+        """Compiles (params, batch_stats, numbers, batch) -> batch-norm moments of the batch."""
+        return self._shared(self.plan.moments_step())
 
     def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
-        """Jits (params, batch_stats, batch) -> sums of the task over examples, and their number."""
-        return self._replicated(self.plan.eval_step())
+        """Compiles (params, batch_stats, batch) -> sums of the task, and the number of examples."""
+        return self._shared(self.plan.eval_step())
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated)
+        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
 
-    def _replicated(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        return self._bind(jax.jit(step, out_shardings=self.plan.placement.replicated))
+    def _shared(
+        self, function: Callable[..., Any], options: Options | None = None
+    ) -> Callable[..., Any]:
+        return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function to be called with the types of the plan's config."""
 
-        @functools.wraps(function)
         def bound(*args: Any) -> Any:
             with precision(self.plan.config.dtype):
                 return function(*args)
 
         return bound
+
+
+class Compiles(Protocol):
+    """Compiles the update of a plan for a placement and an image shape."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+
+    def compile_train_step(self, placement: Placement, shape: Shape, /) -> jax.stages.Compiled:
+        """Compiles it, or takes what is compiled already."""
 
 
 class CompiledSteps:
@@ -123,14 +131,18 @@ class CompiledSteps:
     So while a run trains with its first sizes, the updates of the others are compiled.
     """
 
-    def __init__(self, program: Program, start: int) -> None:
-        """Starts to compile what the updates from `start` on need."""
+    def __init__(self, program: Compiles, start: int, until: int | None = None) -> None:
+        """Starts to compile what the updates from `start` on need.
+
+        Args:
+          until: the update index to end before; by default that of the run.
+        """
         plan = program.plan
         self._plan = plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "lbsgd-compile")
         self._steps = {
             key: self._pool.submit(program.compile_train_step, *key)
-            for key in plan.steps_between(start, plan.total_updates)
+            for key in plan.steps_between(start, plan.total_updates if until is None else until)
         }
 
     def __call__(self, update: int) -> jax.stages.Compiled:

@@ -237,7 +237,7 @@ class Workdir:
             say = _silent
             time.sleep(0.5)
 
-    def _holds_updates(self) -> bool:
+    def holds_updates(self) -> bool:
         """Tells whether a run got anywhere: one that did not leaves the folder to the next."""
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
@@ -253,7 +253,7 @@ class Workdir:
         Raises:
           ConfigError: it is another run's.
         """
-        if not self.config.is_file() or not self._holds_updates():
+        if not self.config.is_file() or not self.holds_updates():
             return validation
         try:
             there = json.loads(self.config.read_text())

@@ -10,7 +10,8 @@ import numpy as np
 
 from lbsgd.experiments.folder import SweepFolder
 from lbsgd.experiments.outcome import note_failure
-from lbsgd.experiments.sweep import Row, Settings, Sweep
+from lbsgd.experiments.settings import Settings
+from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.config import default_config
 
 UPDATES_PER_EPOCH = 10

@@ -18,11 +18,62 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath
 
 
+class _Faults:
+    """Directs faulthandler, of which a process has one, where runs share the process.
+
+    Attributes:
+      logs: that are open, the newest last: that one has the stacks.
+      armed: when training was last known to go on, of any of them.
+      armed_by: the log that will have the stacks of a stall.
+    """
+
+    def __init__(self) -> None:
+        self.logs: list[ProcessLog] = []
+        self._handled_before = False
+        self.armed = -math.inf
+        self.armed_by: ProcessLog | None = None
+
+    def add(self, log: "ProcessLog") -> None:
+        """Has the stacks of this process written into a log from now on."""
+        if not self.logs:
+            self._handled_before = faulthandler.is_enabled()
+        self.logs.append(log)
+        faulthandler.enable(log.file)
+
+    def remove(self, log: "ProcessLog") -> None:
+        """Has them written where they were before the log was there, if that is open."""
+        self.logs.remove(log)
+        faulthandler.disable()
+        if self.logs:
+            faulthandler.enable(self.logs[-1].file)
+        elif self._handled_before:
+            # sys.stderr itself may be no file, as in a notebook.
+            faulthandler.enable(sys.__stderr__ or 2)
+
+    def arm(self, log: "ProcessLog", seconds: float, *, end: bool) -> None:
+        """Has them written once training stalls for so long, counted from now."""
+        now = time.monotonic()
+        if now - self.armed > seconds / 20:
+            self.armed, self.armed_by = now, log
+            faulthandler.dump_traceback_later(seconds, file=log.file, exit=end)
+
+    def disarm(self) -> None:
+        """Watches no more."""
+        self.armed, self.armed_by = -math.inf, None
+        faulthandler.cancel_dump_traceback_later()
+
+
 class ProcessLog:
     """Logs one process: lines with their time, and the stacks of all threads when it stalls.
 
+    Of several in a process, as of runs that are trained together, training stalls when none goes
+    on, and one of them has the stacks.
+
     What the C++ of JAX ends (SIGABRT, SIGSEGV) leaves its stacks here too; of a log in a bucket, in
     the file on the disk that it is rewritten from.
+
+    Attributes:
+      file: that it is written to.
     """
 
     def __init__(self, path: AnyPath) -> None:
@@ -33,19 +84,18 @@ class ProcessLog:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_appended(path)
+            self.file = open_appended(path)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
-        self._handled_before = faulthandler.is_enabled()
-        faulthandler.enable(self._file)
-        self._stall_seconds, self._end, self._armed = 0.0, False, -math.inf
+        _FAULTS.add(self)
+        self._stall_seconds, self._end = 0.0, False
         self._closed = threading.Event()
 
     def line(self, text: str) -> None:
         """Appends a line; a full disk is not worth stopping for."""
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         with contextlib.suppress(OSError):
-            self._file.write(f"{now} {text}\n".encode(errors="backslashreplace"))
+            self.file.write(f"{now} {text}\n".encode(errors="backslashreplace"))
 
     def failure(
         self,
@@ -76,26 +126,29 @@ class ProcessLog:
     def _tell(self) -> None:
         """Says that the run stalls, just before the stacks are written."""
         while not self._closed.wait(self._stall_seconds / 40):
-            if time.monotonic() - self._armed > 0.95 * self._stall_seconds:
+            if time.monotonic() - _FAULTS.armed > 0.95 * self._stall_seconds:
                 text = f"no update has ended for {self._stall_seconds / 60:.3g} minutes"
                 self.line(text)
-                where = f"the stacks are in {self._file.local}"
-                print(f"lbsgd: {text}; {where}", file=sys.stderr, flush=True)
+                if _FAULTS.armed_by is self:
+                    where = f"the stacks are in {self.file.local}"
+                    print(f"lbsgd: {text}; {where}", file=sys.stderr, flush=True)
                 return
 
     def _alive(self) -> None:
-        now = time.monotonic()
-        if self._stall_seconds and now - self._armed > self._stall_seconds / 20:
-            self._armed = now
-            faulthandler.dump_traceback_later(self._stall_seconds, file=self._file, exit=self._end)
+        if self._stall_seconds:
+            _FAULTS.arm(self, self._stall_seconds, end=self._end)
 
     def close(self) -> None:
         """Ends the watch, and closes the file."""
         self._closed.set()
-        if self._stall_seconds:
-            faulthandler.cancel_dump_traceback_later()
-        faulthandler.disable()
-        if self._handled_before:
-            # sys.stderr itself may be no file, as in a notebook.
-            faulthandler.enable(sys.__stderr__ or 2)
-        self._file.close()
+        if _FAULTS.armed_by is self:
+            _FAULTS.disarm()
+            # Others go on, and may be the ones that stall.
+            others = [log for log in _FAULTS.logs if log is not self]
+            for other in others[-1:]:
+                other._alive()
+        _FAULTS.remove(self)
+        self.file.close()
+
+
+_FAULTS = _Faults()

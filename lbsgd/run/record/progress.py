@@ -155,19 +155,20 @@ def open_progress(
     total: int,
     metrics: Metrics,
     log: Callable[[str], None],
-    process: int = 0,
-    processes: int = 1,
+    *,
+    shown: bool = True,
+    bar: bool = True,
 ) -> LoggedProgress:
-    """Opens a bar on a terminal, lines elsewhere; other processes than 0 write to their log alone.
-
-    Of several processes none draws a bar: what starts them may give each a terminal to fill.
+    """Opens a bar on a terminal, lines elsewhere.
 
     Args:
       metrics: of the task in training, by name.
       log: writes a line into it.
+      shown: whether anything is seen outside of the log.
+      bar: whether there may be a bar.
     """
-    shown: Progress | None = None
-    if process == 0:
-        bar = processes == 1 and supports_progress_bar()
-        shown = BarProgress(total, metrics) if bar else PlainProgress(total, metrics)
-    return LoggedProgress(shown, log, total, metrics)
+    seen: Progress | None = None
+    if shown:
+        drawn = bar and supports_progress_bar()
+        seen = BarProgress(total, metrics) if drawn else PlainProgress(total, metrics)
+    return LoggedProgress(seen, log, total, metrics)

@@ -89,7 +89,7 @@ def test_progress_shows_the_metrics_of_the_task(capsys):
 
 def test_a_process_that_does_not_speak_writes_to_its_log_alone(capsys):
     said = []
-    progress = open_progress(10, METRICS, said.append, 1, 2)
+    progress = open_progress(10, METRICS, said.append, shown=False)
     progress.begin(4)
     progress.line("a line")
     progress.close()

@@ -1,0 +1,156 @@
+"""Jobs: what is left to do of a sweep, as a function of it and of how its workdirs stand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.outcome import Standing, Status, standing
+from lbsgd.experiments.running.naming import with_names
+from lbsgd.experiments.sweep import Row, Sweep
+from lbsgd.experiments.tuning import TUNING_SEED, Best, best, points
+from lbsgd.run.workdir import Workdir
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath, any_path
+
+# What is over and has its result; all else is to be run, from where it stands.
+OVER = (Status.COMPLETE, Status.DIVERGED)
+
+
+class Run(NamedTuple):
+    """Holds a run of a sweep.
+
+    Attributes:
+      row: the name of its row.
+      what: which of the row's it is: "seed 3", "point 5".
+      workdir: a path on a disk or in a bucket.
+      config: resolved.
+    """
+
+    row: str
+    what: str
+    workdir: str
+    config: ml_collections.ConfigDict
+
+    def __str__(self) -> str:
+        return f"{self.row} {self.what}"
+
+    def standing(self) -> Standing:
+        """Tells how it stands."""
+        return standing(any_path(self.workdir))
+
+
+class Job(NamedTuple):
+    """Holds what a process is given at once.
+
+    Attributes:
+      runs: of one row; several are alike but for their seeds.
+      at_once: how many of them are trained in one compiled step; 0 measures what is fastest.
+    """
+
+    runs: tuple[Run, ...]
+    at_once: int = 1
+
+    @property
+    def row(self) -> str:
+        """The name of the row."""
+        return self.runs[0].row
+
+    def __str__(self) -> str:
+        first, *others = self.runs
+        return f"{first} to {others[-1].what.rpartition(' ')[2]}" if others else str(first)
+
+    def left(self) -> "Job | None":
+        """Drops the runs that are over by now; None if all are."""
+        runs = tuple(run for run in self.runs if run.standing().status not in OVER)
+        return self._replace(runs=runs) if runs else None
+
+
+def seed_run(sweep: Sweep, folder: SweepFolder, row: Row, seed: int, **tuned: Any) -> Run:
+    """Makes the run of a row with a seed.
+
+    Args:
+      tuned: values by dotted key of the config that were chosen for the row.
+    """
+    return _run(sweep, row, f"seed {seed}", str(folder.seed(row, seed)), seed, tuned)
+
+
+def point_run(
+    sweep: Sweep, folder: SweepFolder, row: Row, point: int, values: Mapping[str, Any]
+) -> Run:
+    """Makes the run of a row that tries a point.
+
+    Args:
+      values: of the point, by dotted key of the config.
+    """
+    return _run(sweep, row, f"point {point}", str(folder.point(row, point)), TUNING_SEED, values)
+
+
+def _run(
+    sweep: Sweep, row: Row, what: str, workdir: str, seed: int, tuned: Mapping[str, Any]
+) -> Run:
+    config = with_names(sweep.config(row, seed, **tuned), sweep.file, row, what)
+    return Run(row.name, what, workdir, config)
+
+
+def chosen(sweep: Sweep, folder: SweepFolder, row: Row) -> Best:
+    """Finds the values that a row was tuned to.
+
+    Raises:
+      ConfigError: no point is complete.
+    """
+    found = best(folder, row, sweep)
+    if found is None:
+        raise ConfigError(
+            f"row {row.name!r}: none of its points is complete, so there is nothing to choose; "
+            "widen the ranges of Settings(tune=...)"
+        )
+    return found
+
+
+def jobs_of(
+    sweep: Sweep, folder: SweepFolder, row: Row, tried: frozenset[str] = frozenset()
+) -> list[Job]:
+    """Lists what is to be done next for a row: its points, or once they are over its seeds.
+
+    Args:
+      tried: workdirs of the runs that failed since the sweep was started, and are left at that.
+
+    Raises:
+      ConfigError: the row cannot be tuned.
+    """
+
+    def left(workdir: AnyPath) -> bool:
+        return str(workdir) not in tried and standing(workdir).status not in OVER
+
+    to_try = [
+        Job((point_run(sweep, folder, row, i, values),))
+        for i, values in enumerate(points(sweep.file, sweep.settings))
+        if left(folder.point(row, i))
+    ]
+    if to_try:
+        return to_try
+    tuned = chosen(sweep, folder, row).values if sweep.settings.tune else {}
+    seeds = [seed for seed in range(sweep.settings.seeds) if left(folder.seed(row, seed))]
+    runs = [seed_run(sweep, folder, row, seed, **tuned) for seed in seeds]
+    return _grouped(runs, sweep.settings.seeds_at_once)
+
+
+def _grouped(runs: Sequence[Run], at_once: int) -> list[Job]:
+    """Makes jobs of so many runs each; 0 puts all into one."""
+    size = at_once or len(runs)
+    return [Job(tuple(runs[i : i + size]), at_once) for i in range(0, len(runs), max(1, size))]
+
+
+def saved_updates(job: Job) -> int:
+    """Counts the updates of the runs of a job that are saved."""
+    return sum(_newest(run.workdir) for run in job.runs)
+
+
+def _newest(workdir: str) -> int:
+    try:
+        names = [path.name for path in Workdir(any_path(workdir)).checkpoints.iterdir()]
+    except OSError:
+        return 0
+    return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -1,0 +1,126 @@
+"""Tuning: the points that are tried for each row, and which of them is the best.
+
+The points are a scrambled Halton sequence, the same for all rows: it fills the ranges evenly
+however many are taken, and more points leave those before them where they are. Each is run once,
+with a seed that no row is reported with. The best one's values are then those of the row, whose
+runs with the seeds 0, 1, ... are new.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.outcome import Status, standing
+from lbsgd.experiments.sweep import Row, Sweep
+from lbsgd.run.config import KEYS
+from lbsgd.run.config_file import split_variant
+from lbsgd.system.errors import ConfigError
+
+# Of the runs that try points; no row has so many seeds.
+TUNING_SEED = 1_000_000
+
+
+class Tuned(Protocol):
+    """What is tuned, as `Settings` says it."""
+
+    @property
+    def tune(self) -> Mapping[str, tuple[float, float, str]]:
+        """The range of each key: (least, most, "linear" or "log")."""
+
+    @property
+    def tune_points(self) -> int:
+        """How many points are tried."""
+
+
+class Best(NamedTuple):
+    """Holds the best of the points that were tried for a row.
+
+    Attributes:
+      point: its index.
+      values: by dotted key of the config.
+      tried: how many points were tried, those that diverged or failed among them.
+    """
+
+    point: int
+    values: dict[str, Any]
+    tried: int
+
+
+def points(file: str, tuned: Tuned) -> list[dict[str, Any]]:
+    """Draws the points of a sweep, each the values of the tuned keys.
+
+    They depend on the name of its file and on the tuned keys: adding points keeps the others, and
+    so does moving the file. Keys that are whole numbers are rounded.
+
+    Args:
+      file: path[:variant] of the config file.
+      tuned: its settings.
+    """
+    if not tuned.tune:
+        return []
+    from scipy.stats import qmc  # slow to import
+
+    keys = sorted(tuned.tune)
+    name = json.dumps([split_variant(file)[0].name, *keys])
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+    unit = qmc.Halton(len(keys), scramble=True, seed=key).random(tuned.tune_points)
+    return [
+        {key: _scaled(key, float(x), *tuned.tune[key]) for key, x in zip(keys, row)} for row in unit
+    ]
+
+
+def _scaled(key: str, x: float, least: float, most: float, scale: str) -> float | int:
+    """Maps a number in [0, 1) into the range of a key."""
+    if scale == "log":
+        value = math.exp(math.log(least) + x * (math.log(most) - math.log(least)))
+    else:
+        value = least + x * (most - least)
+    value = min(max(value, least), most)  # rounding may have led past an end
+    return round(value) if isinstance(KEYS[key].default, int) else float(value)
+
+
+def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | None:
+    """Finds the best of the points that were tried for a row, by the folders of their runs.
+
+    Of points that are alike the first counts; one that diverged or failed is none of them.
+
+    Args:
+      sweep: says what was tried; by default what the folder says of it.
+
+    Returns:
+      None if no point is complete.
+
+    Raises:
+      ConfigError: there is no such metric as the one that the sweep is tuned by.
+    """
+    said = sweep or folder.read()
+    settings = said.settings
+    found = [standing(folder.point(row, i)) for i in range(settings.tune_points)]
+    over = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
+    tried = sum(run.status in over for run in found)
+    scores = {
+        i: _score(run.result, settings.tune_metric)
+        for i, run in enumerate(found)
+        if run.status == Status.COMPLETE
+    }
+    finite = {i: score for i, score in scores.items() if score is not None}
+    if not finite:
+        return None
+    point = min(finite, key=lambda i: (finite[i], i))
+    return Best(point, points(said.file, settings)[point], tried)
+
+
+def _score(result: Mapping[str, Any], metric: str) -> float | None:
+    """Reads how good a complete run is by a metric: less is better; None if that is unknown."""
+    found = result.get("metrics", {})
+    if metric and found and metric not in found:
+        raise ConfigError(
+            f"Settings: tune_metric={metric!r} is no metric of evaluations: {', '.join(found)}"
+        )
+    of_metric = found.get(metric or result.get("headline"))
+    if not of_metric:
+        return None
+    return -of_metric["final"] if of_metric["rises"] else of_metric["final"]

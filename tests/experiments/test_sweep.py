@@ -1,0 +1,147 @@
+"""A sweep is read from a config file; what is wrong with it is said in one line."""
+
+import re
+
+import pytest
+
+from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.settings import Settings
+from lbsgd.experiments.sweep import Row, read_sweep
+from lbsgd.system.errors import ConfigError
+
+CONFIG = """
+from lbsgd.experiments import Settings
+from lbsgd.run.config import default_config
+
+def get_config(arg=""):
+    config = default_config()
+    config.batch_size = 64
+    config.worker_batch_size = 32
+    if arg:
+        config.total_epochs = float(arg)
+    return config
+"""
+ROWS = """
+def sweep(arg=""):
+    yield "kn=32", {"batch_size": 32}
+    yield "kn=256, no warmup", {"batch_size": 256, "learning_rate.warmup": "none"}
+"""
+SETTINGS = """
+def settings(arg=""):
+    return Settings(seeds=3, columns=("batch_size",), baseline="kn=32")
+"""
+
+
+def written(tmp_path, *parts: str) -> str:
+    path = tmp_path / "x.py"
+    path.write_text("".join((CONFIG, *parts)))
+    return str(path)
+
+
+def test_rows_settings_and_configs(tmp_path):
+    sweep = read_sweep(f"{written(tmp_path, ROWS, SETTINGS)}:7", ["--config.worker_batch_size=16"])
+    assert [row.name for row in sweep.rows] == ["kn=32", "kn=256, no warmup"]
+    assert sweep.settings == Settings(seeds=3, columns=("batch_size",), baseline="kn=32")
+    config = sweep.config(sweep.rows[1], 2)
+    found = (config.batch_size, config.worker_batch_size, config.seed, config.total_epochs)
+    assert found == (256, 16, 2, 7.0)
+    assert config.learning_rate.warmup == "none"
+    # Nothing is left behind in the base.
+    assert sweep.config(sweep.rows[0], 0).learning_rate.warmup == "gradual"
+
+
+def test_settings_may_be_left_out(tmp_path):
+    assert read_sweep(written(tmp_path, ROWS)).settings == Settings()
+
+
+def test_what_is_tuned_stands_in_for_the_row(tmp_path):
+    sweep = read_sweep(written(tmp_path, ROWS))
+    tuned = {"learning_rate.reference_learning_rate": 0.5, "batch_size": 64}
+    config = sweep.config(sweep.rows[0], 1, **tuned)
+    assert (config.learning_rate.reference_learning_rate, config.batch_size) == (0.5, 64)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("", "has no sweep"),
+        ("def sweep(arg=''):\n    return []\n", "yields no row"),
+        ("def sweep(arg=''):\n    yield 'a'\n", "must yield"),
+        ("def sweep(arg=''):\n    yield '  ', {}\n", "must be words"),
+        ("def sweep(arg=''):\n    yield 'a', [1]\n", "must be a dict"),
+        ("def sweep(arg=''):\n    yield 'a', {}\n    yield 'a', {}\n", "'a' twice"),
+        ("def sweep(arg=''):\n    yield 'a', {'seed': 1}\n", "sets the seed"),
+        ("def sweep(arg=''):\n    yield 'a', {'batch_sise': 1}\n", "row 'a': unknown .*batch_size"),
+        ("def sweep(arg=''):\n    yield 'a', {'batch_size': 'x'}\n", "row 'a': batch_size must"),
+        ("def sweep(arg=''):\n    yield 'a', {'batch_size': 0}\n", "row 'a': batch_size"),
+        ("def sweep(arg=''):\n    yield 'a', {'data': 3}\n", "row 'a': data is a group"),
+        ("def sweep(arg=''):\n    1 / 0\n    yield 'a', {}\n", "line 13: ZeroDivisionError"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return 3\n", "must return Settings"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(baseline='b')\n", "row 'b'"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(overlays=(('b',),))\n", "row 'b'"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(against='x')\n", "unknown .*'x'"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(seeds=0)\n", "seeds must be"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(tune={{'x': (1, 2)}})\n", "'x'"),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(tune={{'batch_size': (2, 1)}})\n",
+            "batch_size must be tuned in .least, most",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'optimizer.nesterov': (0.0, 1.0, 'log')})\n",
+            "only numbers",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'batch_size': (2, 1, 'log')})\n",
+            "must rise",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'optimizer.momentum': (0.0, 1.0, 'log')})\n",
+            "above 0",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, rows, says):
+    with pytest.raises(ConfigError) as caught:
+        read_sweep(written(tmp_path, rows))
+    assert re.search(says, str(caught.value))
+    assert str(tmp_path / "x.py") in str(caught.value) or "row" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kn=32", "a/b", "a:b", "..", "ä", "A", "a", "x" * 300, "<b>"])
+def test_a_folder_for_any_name(name, tmp_path):
+    folder = Row(name, {}).folder
+    (tmp_path / folder).mkdir()
+    assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
+    assert len(folder) < 100
+
+
+def test_names_that_are_alike_have_folders_of_their_own():
+    names = ["a b", "a_b", "a/b", "A b", "a  b", "a-b", "a", "A"]
+    folders = [Row(name, {}).folder.lower() for name in names]
+    assert len(set(folders)) == len(names)
+
+
+def test_the_folder_says_what_the_sweep_is_and_keeps_rows_of_before(tmp_path):
+    folder = SweepFolder(tmp_path / "runs")
+    assert not folder.is_sweep()
+    sweep = read_sweep(written(tmp_path, ROWS, SETTINGS))
+    folder.describe(sweep)
+    assert folder.read() == (sweep.file, sweep.rows, sweep.settings)
+    other = read_sweep(
+        written(tmp_path, "\ndef sweep(arg=''):\n    yield 'new', {'data.mean': (0.5,)}\n")
+    )
+    folder.describe(other)
+    assert [row.name for row in folder.read().rows] == ["new", "kn=32", "kn=256, no warmup"]
+    assert folder.read().settings == Settings()
+
+
+def test_no_sweep_and_a_damaged_one(tmp_path):
+    with pytest.raises(ConfigError, match="holds no sweep"):
+        SweepFolder(tmp_path).read()
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        SweepFolder(tmp_path).read()
