@@ -111,7 +111,7 @@ def _tuned(folder: SweepFolder, row: Row, settings: Settings, runs: Sequence[Run
     if not best:
         return None
     config: Mapping[str, Any] = next((run.config for run in runs if run.config), best.values)
-    return Tuned({key: config[key] for key in sorted(settings.tune)}, best.tried)
+    return Tuned({key: config.get(key) for key in sorted(settings.tune)}, best.tried)
 
 
 def read_run(workdir: AnyPath, seed: int) -> Run:
@@ -195,13 +195,20 @@ def _read_lines(path: AnyPath) -> tuple[str, ...]:
         return ()
 
 
-def combine(parts: Sequence[Results]) -> Results:
+def combine(parts: Sequence[Results], metric: str = "") -> Results:
     """Joins results into one table.
 
     Rows of the same name get that of their folder before it, and where that is the same a number.
+
+    Args:
+      metric: of evaluations, that the table is about; by default that of the first sweep.
     """
-    if len(parts) == 1:
-        return parts[0]
+    joined = parts[0] if len(parts) == 1 else _join(parts)
+    settings = dataclasses.replace(joined.settings, metric=metric or joined.settings.metric)
+    return dataclasses.replace(joined, settings=settings)
+
+
+def _join(parts: Sequence[Results]) -> Results:
     taken = Counter(row.name for part in parts for row in part.rows)
     twice = {name for name, count in taken.items() if count > 1}
     given: Counter[str] = Counter()

@@ -133,6 +133,14 @@ def test_other_validation_sets_are_said(sweep, folder, capsys):
     assert "their validation sets differ" in compared(capsys, "x")
 
 
+def test_another_metric_is_compared(sweep, folder, capsys):
+    for name in NAMES:
+        made_up.write_run(sweep, folder, name, 0, [8.0] * 6)
+    assert "A  0.2000, n = 1" in compared(capsys, "x", "--metric", "val_loss")
+    err = refused(capsys, "x", "--metric", "loss")
+    assert "no run has the metric 'loss'; they have val_error, val_loss" in err
+
+
 def test_many_rows_with_long_values_stay_within_the_terminal(tmp_path, capsys):
     rows = {f"row {i} {'long ' * 30}": {"data.dir": f"{i % 2}/" + "x" * 70} for i in range(30)}
     sweep = made_up.sweep_of(rows, seeds=1)

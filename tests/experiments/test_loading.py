@@ -74,6 +74,26 @@ def test_more_seeds_than_the_sweep_asks_for_count(sweep, folder):
     assert [run.seed for run in load(folder.path).row("kn=64").runs] == [0, 1, 4]
 
 
+def test_the_tuned_point_is_that_of_the_runs(tmp_path):
+    """The runs that tried points are none of the row's."""
+    key = "learning_rate.reference_learning_rate"
+    sweep = made_up.sweep_of(ROWS, seeds=1, tune={key: (0.05, 0.5, "log")}, tune_points=3)
+    folder = made_up.begin(sweep, tmp_path)
+    for point in (1, 2):
+        made_up.write_run(sweep, folder, "kn=64", 0, [point] * 6).rename(
+            tmp_path / "kn=64" / f"tune_{point}"
+        )
+    before = load(tmp_path).row("kn=64")
+    assert before.tuned.tried == 2
+    assert 0.05 <= before.tuned.values[key] <= 0.5
+    assert len(before.finals("val_error")) == 0
+    made_up.write_run(sweep, folder, "kn=64", 0, [9.0] * 6)
+    after = load(tmp_path).row("kn=64")
+    assert after.tuned.values == {key: 0.1}  # which the made-up run has
+    assert after.finals("val_error").tolist() == [9.0]
+    assert load(tmp_path).row("kn=256").tuned is None
+
+
 def test_curves_are_means_over_the_runs_that_got_there(sweep, folder):
     made_up.write_run(sweep, folder, "kn=64", 0, [80.0, 40.0, 10.0])
     made_up.write_run(sweep, folder, "kn=64", 1, [60.0, 20.0])

@@ -7,7 +7,7 @@ from lbsgd.experiments import load
 from lbsgd.experiments.loading import combine
 from lbsgd.experiments.table import lines, markdown, short_names, show
 
-ODD = "a | b <script> *c* `d` [e](f)"
+ODD = "**a | b <script> *c* `d` [e](f)**"
 ROWS = {
     "kn=64": {"batch_size": 64},
     "kn=256": {"batch_size": 256, "learning_rate.warmup": "none"},
