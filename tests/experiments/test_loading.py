@@ -11,6 +11,7 @@ import pytest
 from lbsgd.experiments import load
 from lbsgd.experiments.loading import combine
 from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.table import markdown
 from lbsgd.system.errors import ConfigError
 
 ROWS = {"kn=64": {"batch_size": 64}, "kn=256": {"batch_size": 256}}
@@ -44,9 +45,13 @@ def test_a_run_is_read(sweep, folder):
     assert run.times == {"images_per_second": 100.0, "data_wait_percent": 0.5}
 
 
-def test_every_way_a_run_can_stand_is_a_run_of_its_row(tmp_path):
-    made_up.goyal_table1(tmp_path)
-    found = [[run.status.value for run in row.runs] for row in load(tmp_path).rows]
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory):
+    return made_up.goyal_table1(tmp_path_factory.mktemp("sweep")).path
+
+
+def test_every_way_a_run_can_stand_is_a_run_of_its_row(table1):
+    found = [[run.status.value for run in row.runs] for row in load(table1).rows]
     complete = "complete"
     assert found == [
         [complete] * 5,
@@ -112,11 +117,13 @@ def test_what_is_not_finite_is_a_gap(sweep, folder, tmp_path):
     assert np.isnan(again.rows[0].curve("val_error").values).tolist() == [0, 1, 0, 0]
 
 
-def test_results_are_read_as_they_were_written(tmp_path):
-    made_up.goyal_table1(tmp_path / "x")
-    load(tmp_path / "x").write(tmp_path / "one.json")
-    load(tmp_path / "one.json").write(tmp_path / "two.json")
+def test_results_are_read_as_they_were_written(table1, tmp_path):
+    results = load(table1)
+    results.write(tmp_path / "one.json")
+    again = load(tmp_path / "one.json")
+    again.write(tmp_path / "two.json")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert markdown(again) == markdown(results)
 
 
 def test_results_say_nothing_of_when_and_where(sweep, tmp_path, monkeypatch):

@@ -43,14 +43,6 @@ def test_a_report_is_made_while_the_sweep_goes_on(tmp_path, capsys):
             assert picture.size == (840, 540)
 
 
-def test_a_report_of_its_own_results_is_the_same(tmp_path, capsys):
-    begun(tmp_path / "x")
-    assert main([str(tmp_path / "x"), "--out", str(tmp_path / "one")]) == 0
-    assert main([str(tmp_path / "one"), "--out", str(tmp_path / "two")]) == 0
-    for name in ("results.json", "table.md"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
