@@ -79,7 +79,7 @@ def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
     if data.crop == "inception":  # whatever the shape of the files is, the network sees a crop
         shape = shape or (data.image_size, data.image_size, 3)
     found = Facts(
-        data.examples or known.examples,
+        data.examples or data.train_examples or known.examples,
         data.validation_examples or known.validation_examples,
         data.classes or known.classes,
         shape,
