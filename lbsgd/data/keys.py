@@ -53,10 +53,17 @@ _SOURCE: Keys = {
     ),
     "data.train_examples": Key(
         0,
-        "How many of the training examples are used; the others are left out. They are drawn once "
-        "and for all, whatever the seed, and fewer are a part of more. 0 for all.",
+        "How many of the training examples are used. They are drawn once and for all, whatever "
+        "the seed, and fewer are a part of more. 0 for all.",
         unit="examples",
         used_if=_LISTED,
+    ),
+    "data.left_out": Key(
+        "unused",
+        "What becomes of training examples that data.train_examples leaves out: they are unused, "
+        "or join the validation set.",
+        choices=("unused", "validation"),
+        used_with={"data.train_examples": ON},
     ),
     "data.shuffle": Key(
         "global",

@@ -53,7 +53,7 @@ def _powers(first: int, last: int) -> tuple[int, ...]:
 
 SCALES = {
     "": Scale("imagenet_goyal", 256, 8192, 0.1, "resnet101", _powers(64, 131_072)),
-    "mini": Scale("digits", 32, 128, 0.1, "cifar_resnet14", _powers(16, 1024)),
+    "mini": Scale("digits", 32, 256, 0.1, "cifar_resnet14", _powers(16, 1024)),
     "gpu": Scale("cifar10", 128, 1024, 0.1, "cifar_resnet56", _powers(64, 16_384), 0),
 }
 
@@ -85,6 +85,7 @@ def scaled_recipe(file: str, arg: str) -> ml_collections.ConfigDict:
     config.batch_size = chosen.large
     if arg == "mini":
         config.data.train_examples = _MINI_EXAMPLES
+        config.data.left_out = "validation"
         config.checkpoint.every_epochs = 0.0
     if arg:
         config.worker_batch_size = chosen.reference

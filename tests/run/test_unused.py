@@ -111,6 +111,11 @@ POLICY = {
     "data.dir": ("there", [OFF, SYNTHETIC], [TFDS, FOLDER, NPZ, PACKED]),
     "data.validation_fraction": (0.1, [OFF, SYNTHETIC, TFDS, PACKED], [FOLDER, NPZ]),
     "data.train_examples": (100, [SYNTHETIC], [OFF, FOLDER, NPZ, TFDS, PACKED]),
+    "data.left_out": (
+        "validation",
+        [OFF, {**SYNTHETIC, "data.train_examples": 9}],
+        [{"data.train_examples": 9}],
+    ),
     "data.shuffle": ("shards", [{"batch_size": 32}, ON_DEVICE], [OFF, SYNTHETIC]),
     "data.tfds_name": ("mnist", [OFF, FOLDER], [TFDS]),
     "data.tfds_train": ("train[:9]", [OFF, FOLDER], [TFDS]),

@@ -48,7 +48,8 @@ def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
     splits = _splits(config, seed)
-    splits = splits._replace(train=take_examples(splits.train, config.train_examples))
+    if config.train_examples:
+        splits = take_examples(splits, config.train_examples, config.left_out == "validation")
     classes = splits.train.classes
     if len(classes) < 2:
         raise ConfigError(

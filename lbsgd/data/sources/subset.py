@@ -1,4 +1,4 @@
-"""A part of a data set."""
+"""Parts of data sets, and what is put together of them."""
 
 import hashlib
 
@@ -30,3 +30,29 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
+
+
+class Joined:
+    """The examples of one source, and then those of another that has the same classes."""
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self._first, self._second = first, second
+        self.classes, self.image_shape = first.classes, first.image_shape
+        self.notes = (*first.notes, *second.notes)
+        text = f"{first.fingerprint} {second.fingerprint}"
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> Example:
+        source, place = self._find(index)
+        return source[place]
+
+    def name(self, index: int) -> str:
+        source, place = self._find(index)
+        return source.name(place)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        past = index - len(self._first)
+        return (self._second, past) if past >= 0 else (self._first, index)

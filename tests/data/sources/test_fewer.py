@@ -67,6 +67,28 @@ def test_classes_have_the_share_that_chance_gives_them():
         assert low <= taken <= high
 
 
+def test_the_others_can_be_validated_on():
+    whole = opened(0)
+    fewer = opened(400, left_out="validation")
+    kept, joined = set(images(fewer.train)), images(fewer.validation)
+    assert joined == images(whole.validation) + [x for x in images(whole.train) if x not in kept]
+    assert len(joined) == VALIDATION + DIGITS - 400
+    assert fewer.validation.name(VALIDATION - 1) == whole.validation.name(VALIDATION - 1)
+    assert fewer.validation.fingerprint != whole.validation.fingerprint
+    assert "400 of 1,437 images are used, the other 1,037 to validate on" in fewer.train.notes
+    assert opened(DIGITS, left_out="validation").validation.fingerprint == (
+        whole.validation.fingerprint
+    )
+
+
+@pytest.mark.parametrize("left_out", ["unused", "validation"])
+def test_a_plan_without_the_digits_knows_how_many(left_out):
+    config = default_config().data
+    config.update({"train_examples": 300, "left_out": left_out})
+    given, found = given_facts(config), opened(300, left_out=left_out)
+    assert (given.examples, given.validation_examples) == tuple(map(len, found))
+
+
 def test_they_are_taken_of_what_is_not_held_out(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (60, 4, 4, 1), np.uint8)
