@@ -23,7 +23,8 @@ it says only that training diverges above 64k):
     kn=64k    25.6    33.96 +- 0.80
     kn=128k   51.2    diverges
 
-    mini    digits: ResNet-8 on few of them, n=16, kn=16 to 1k
+    mini    digits: ResNet-8 on 400 of them, n=16, kn=16 to 1k; warmup over 15 of 90
+            epochs
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=64, kn=64 to 16k
 
 A minibatch smaller than the reference has no warmup, as it needs none.

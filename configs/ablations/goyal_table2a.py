@@ -17,7 +17,7 @@ rate matters. Top-1 validation error in %, mean and standard deviation of the pa
     kn=8k, not scaled         0.1              41.67 +- 0.10
     kn=8k, square root        0.1 x sqrt(32)   26.22 +- 0.03
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 

@@ -13,7 +13,7 @@ validation error in %, mean and standard deviation of the paper's 5 runs:
     kn=8k, gamma=1    3.2   24.11 +- 0.07
     kn=8k, gamma=0    3.2   23.74 +- 0.09
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 

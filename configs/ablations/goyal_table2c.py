@@ -11,7 +11,7 @@ paper's 5 runs:
     kn=256   0.1   22.08 +- 0.06
     kn=8k    3.2   22.36 +- 0.09
 
-    mini    digits: ResNet-14 on few of them, n=32
+    mini    digits: ResNet-14 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-56 at its full length of 164 epochs, n=128
 """
 

@@ -19,7 +19,7 @@ equally good.
     constant warmup, equation 9           the rate rises by the factor of linear scaling at once
     constant warmup, 10, not corrected    the remark's mistake, where it matters most
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 

@@ -19,7 +19,7 @@ one worker the two are said to cancel, which is Remark 1's mistake again. The pa
     wrong on purpose: Remark 1, loss scaled        0.1       1/kn, times what the rate would be
     wrong on purpose: Remark 3, 1/n for 1/kn       scaled    1/n
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 
 The training loss of a wrong row is the one that is multiplied; validation is judged by the right

@@ -14,7 +14,7 @@ speaks for a difference.
     global   the paper's
     shards   each worker has a random part of its own, throughout
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 

@@ -13,7 +13,7 @@ spares these too. It is a choice by role, not by name. The paper gives no number
     all                         gamma and beta too, as most frameworks do unless told otherwise
     none                        nothing
 
-    mini    digits: ResNet-8 on few of them, n=32
+    mini    digits: ResNet-8 on 400 of them, n=32
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 

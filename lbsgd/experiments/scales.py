@@ -17,6 +17,8 @@ from lbsgd.system.errors import ConfigError
 
 # Of the digits: few, so that the error is far from 0 and single ones count little.
 _MINI_EXAMPLES = 400
+# In epochs: of 5, as in the paper, a large minibatch would have 8 updates.
+_MINI_WARMUP = 15.0
 _THOUSAND = 1024
 
 
@@ -86,7 +88,9 @@ def scaled_recipe(file: str, arg: str) -> ml_collections.ConfigDict:
     if arg == "mini":
         config.data.train_examples = _MINI_EXAMPLES
         config.data.left_out = "validation"
+        config.learning_rate.warmup_epochs = _MINI_WARMUP
         config.checkpoint.every_epochs = 0.0
+        config.log.every_steps = 10
     if arg:
         config.worker_batch_size = chosen.reference
         config.learning_rate.reference_batch_size = chosen.reference
