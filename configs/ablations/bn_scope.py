@@ -17,7 +17,7 @@ paper compares none of these: it has n=32 everywhere.
     n=32, 8 workers synced  256
     all workers synced      8192: the large batch without workers
 
-    mini    digits: ResNet-8 on 400 of them, n=4 to kn
+    mini    digits: ResNet-8 on 400 of them, n=8 to kn
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=32 to kn
 """
 
