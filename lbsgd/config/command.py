@@ -3,7 +3,8 @@
     lbsgd configs
     lbsgd configs NAME
 
-They are the files of ./configs, or else of the folder configs beside the package. A variant is
+They are the files of ./configs, or else of the folder configs beside the package; those of its
+folder ablations are sweeps, the papers' tables, for `lbsgd sweep run`. A variant is
 selected as in `lbsgd train --config configs/imagenet_goyal.py:batch=256,model=resnet101`.
 """
 
@@ -60,13 +61,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find_recipes() -> list[pathlib.Path]:
-    """Finds the config files there are, by name.
+    """Finds the config files there are, by name; sweeps come last.
 
     Raises:
       ConfigError: there are none.
     """
     for folder in (pathlib.Path("configs"), pathlib.Path(os.path.relpath(_BESIDE_PACKAGE))):
-        paths = sorted(folder.glob("*.py"))
+        paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("ablations/*.py"))]
         if paths:
             return paths
     raise ConfigError(

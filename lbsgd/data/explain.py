@@ -33,6 +33,18 @@ def explain_data(
     ]
 
 
+def explain_shuffle(data: ml_collections.ConfigDict, examples: int, workers: int) -> list[str]:
+    """Says how examples are shuffled, where that is not as in the paper; a line, or none."""
+    if data.shuffle == "global":
+        return []
+    least, longer = divmod(examples, workers)
+    each = f"{least:,}" + f" or {least + 1:,}" * bool(longer)
+    return [
+        f"shuffle: each of {pluralize(workers, 'worker')} its own {each} examples, shared out once "
+        "at random; Remark 4 of Goyal et al. has all workers share one permutation an epoch"
+    ]
+
+
 def explain_augmentation(data: ml_collections.ConfigDict) -> str:
     """Says how images are cropped and changed."""
     size = data.image_size

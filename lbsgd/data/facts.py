@@ -78,9 +78,14 @@ def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
     shape = tuple(data.image_shape) or known.image_shape
     if data.crop == "inception":  # whatever the shape of the files is, the network sees a crop
         shape = shape or (data.image_size, data.image_size, 3)
+    examples, validation = known.examples, known.validation_examples
+    if data.train_examples and known.examples:
+        examples = data.train_examples
+        left_out = known.examples - examples
+        validation += max(left_out, 0) if data.left_out == "validation" else 0
     found = Facts(
-        data.examples or known.examples,
-        data.validation_examples or known.validation_examples,
+        data.examples or examples,
+        data.validation_examples or validation,
         data.classes or known.classes,
         shape,
     )

@@ -17,6 +17,10 @@ _RESIZED = Condition(
     "data.crop='inception' or data.source='synthetic'",
     lambda values: values["data.crop"] == "inception" or values["data.source"] == "synthetic",
 )
+_LISTED = Condition(
+    "any source but synthetic, which has data.synthetic_examples",
+    lambda values: values["data.source"] != "synthetic",
+)
 # 100 million pixels, as `decode.MAX_PIXELS` has it.
 _MOST_SIDE = 10**4
 
@@ -46,6 +50,31 @@ _SOURCE: Keys = {
         "the seed and each one's name.",
         fraction=True,
         used_with={"data.source": ("folder", "npz")},
+    ),
+    "data.train_examples": Key(
+        0,
+        "How many of the training examples are used. They are drawn once and for all, whatever "
+        "the seed, and fewer are a part of more. 0 for all.",
+        unit="examples",
+        used_if=_LISTED,
+    ),
+    "data.left_out": Key(
+        "unused",
+        "What becomes of training examples that data.train_examples leaves out: they are unused, "
+        "or join the validation set.",
+        choices=("unused", "validation"),
+        used_with={"data.train_examples": ON},
+    ),
+    "data.shuffle": Key(
+        "global",
+        "How examples are shuffled. global: one permutation of all of them an epoch. shards: the "
+        "workers share them out once, at random, and each permutes its own part an epoch.",
+        choices=("global", "shards"),
+        used_with=_OF_LOADED,
+        used_if=Condition(
+            "more than one worker, so batch_size above worker_batch_size",
+            lambda values: values["batch_size"] > values["worker_batch_size"],
+        ),
     ),
     "data.tfds_name": Key(
         "imagenet2012", "The name of the dataset of tensorflow-datasets.", used_with=_OF_TFDS

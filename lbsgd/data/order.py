@@ -10,6 +10,9 @@ each round adds a hash of one half to the other, which can be undone and is ther
 of the a*b pairs. A pair outside {0..N-1} is permuted again until it is inside (cycle walking: Black
 and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). a*b < N + 3 sqrt(N) + 3, so few pairs
 are outside.
+
+A `ShardOrder` is what many loaders have instead, and Remark 4 of Goyal et al. warns of: the set is
+split once among the workers, and each permutes its own part every epoch.
 """
 
 import dataclasses
@@ -63,14 +66,19 @@ def _add(value: np.ndarray, bits: np.ndarray, bound: int) -> np.ndarray:
 def _encipher(index: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
     """Runs all rounds of the Feistel network over {0..rows*columns-1}."""
     left, right = np.divmod(index, np.uint64(columns))
-    for key_left, key_right in keys.reshape(-1, 2):
+    for key_left, key_right in keys.reshape(-1, 2, *keys.shape[1:]):
         left = _add(left, _mix(right + key_left), rows)
         right = _add(right, _mix(left + key_right), columns)
     return left * np.uint64(columns) + right
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Permutes `index` (uint64, each below `size`) by the keyed permutation of {0..size-1}."""
+    """Permutes `index` (uint64, each below `size`) by the keyed permutation of {0..size-1}.
+
+    Args:
+      keys: of the rounds, `[rounds]`; or `[rounds, N]`, a permutation of its own for each of
+        `index`, `[N]`.
+    """
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     # Over an odd number of pairs every round is an even permutation, so that half of all
@@ -79,9 +87,13 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     image = _encipher(index, rows, columns, keys)
     outside = np.flatnonzero(image >= size)
     while outside.size:
-        image[outside] = _encipher(image[outside], rows, columns, keys)
+        image[outside] = _encipher(image[outside], rows, columns, _of(keys, outside))
         outside = outside[image[outside] >= size]
     return image
+
+
+def _of(keys: np.ndarray, some: np.ndarray) -> np.ndarray:
+    return keys[:, some] if keys.ndim > 1 else keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +131,70 @@ class Order:
             keys = round_keys(self.seed, int(epoch), self.purpose)
             examples[here] = permute(indices[here].astype(np.uint64), self.num_examples, keys)
         return epochs, examples
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardOrder:
+    """The order in which k workers see the examples that were split among them once and for all.
+
+    A random permutation, the same for all epochs, is cut into k shards; the first N mod k have an
+    example more than the others. Worker j takes rows jn..jn+n-1 of every minibatch, and goes
+    through shard j in a random order, which is another one each time it is through. So every
+    example of a shard comes once before any of them comes again. Where k does not divide N, workers
+    with fewer examples begin their next epoch sooner.
+
+    Attributes:
+      num_examples: N, the size of the data set.
+      seed: the seed of the run.
+      workers: k, at most N.
+      worker_batch_size: n.
+      purpose: as in `Order`.
+    """
+
+    num_examples: int
+    seed: int
+    workers: int
+    worker_batch_size: int
+    purpose: str = "train"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.workers <= self.num_examples <= MAX_EXAMPLES:
+            raise ValueError(f"{self.num_examples} examples make no {self.workers} shards")
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the epoch of its worker, and the example, at each position of the stream.
+
+        Args:
+          positions: integers >= 0, any shape.
+
+        Returns:
+          epochs, examples: int64, of the same shape.
+        """
+        positions = np.asarray(positions, np.int64)
+        flat = positions.ravel()
+        minibatches, rows = np.divmod(flat, self.workers * self.worker_batch_size)
+        workers, row = np.divmod(rows, self.worker_batch_size)
+        least, longer = divmod(self.num_examples, self.workers)
+        sizes = least + (workers < longer)
+        epochs, index = np.divmod(minibatches * self.worker_batch_size + row, sizes)
+        within = self._within(workers, epochs, index, sizes)
+        cut = (workers * least + np.minimum(workers, longer) + within).astype(np.uint64)
+        keys = round_keys(self.seed, 0, f"{self.purpose}/shards")
+        examples = permute(cut, self.num_examples, keys).astype(np.int64)
+        return epochs.reshape(positions.shape), examples.reshape(positions.shape)
+
+    def _within(
+        self, workers: np.ndarray, epochs: np.ndarray, index: np.ndarray, sizes: np.ndarray
+    ) -> np.ndarray:
+        """Permutes indices within shards, all arguments `[N]`."""
+        keys = np.moveaxis(
+            _random_bits(_ROUNDS, self.seed, f"{self.purpose}/shard", epochs, workers), -1, 0
+        )
+        permuted = np.empty_like(index)
+        for size in np.unique(sizes):
+            here = np.flatnonzero(sizes == size)
+            permuted[here] = permute(index[here].astype(np.uint64), int(size), keys[:, here])
+        return permuted
 
 
 def _random_bits(

@@ -26,7 +26,7 @@ from lbsgd.data.image_sizes import ImageSizes
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.images.resize import shrink
 from lbsgd.data.mixing import Mixing
-from lbsgd.data.order import Order
+from lbsgd.data.order import Order, ShardOrder
 from lbsgd.data.source import Source
 from lbsgd.data.views import View
 from lbsgd.schedule.timeline import Timeline
@@ -300,7 +300,7 @@ class TrainBatches:
     """
 
     loader: Loader
-    order: Order
+    order: Order | ShardOrder
     timeline: Timeline
     placements: Mapping[int, Placement]
     mixing: Mixing

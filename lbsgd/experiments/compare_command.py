@@ -31,9 +31,10 @@ def main(argv: Sequence[str]) -> int:
         help="the workdir of a run, the folder of a sweep, or of one of its rows as FOLDER:ROW",
     )
     parser.add_argument("--out", metavar="DIR", help="writes the curves into it, as compare.png")
+    parser.add_argument("--metric", default="", help="of evaluations, such as val_error_top5")
     try:
         found = parser.parse(argv)
-        results = select(found.runs)
+        results = select(found.runs, found.metric)
         from lbsgd.experiments import compare
 
         print("\n".join(compare.report(results)))
@@ -45,16 +46,17 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def select(runs: Sequence[str]) -> Results:
+def select(runs: Sequence[str], metric: str = "") -> Results:
     """Reads what is to be compared, the first of it with the others.
 
     Args:
       runs: as on the command line.
+      metric: of evaluations; by default the headline.
 
     Raises:
       ConfigError: there are not two, or one is no run.
     """
-    results = combine([_read(text) for text in runs])
+    results = combine([_read(text) for text in runs], metric)
     if len(results.rows) < 2:
         raise ConfigError(
             f"there is nothing to compare {results.rows[0].name!r} with; give two runs or more, "

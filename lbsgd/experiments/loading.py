@@ -1,8 +1,6 @@
 """Reads the results of sweeps and single runs from their folders."""
 
-import contextlib
 import dataclasses
-import importlib
 import json
 import re
 import statistics
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.config.keys import flatten
+from lbsgd.experiments import tuning
 from lbsgd.experiments.folder import Description, SweepFolder
 from lbsgd.experiments.outcome import Standing, Status, standing
 from lbsgd.experiments.results import (
@@ -98,7 +97,7 @@ def _read_row(folder: SweepFolder, row: Row, found: Description) -> RowResults:
     # More of them may have been run than the sweep now asks for.
     seeds = sorted({*range(found.settings.seeds), *_seeds_in(folder.path / row.folder)})
     runs = tuple(read_run(folder.seed(row, seed), seed) for seed in seeds)
-    return RowResults(row.name, row.overrides, runs, _tuned(folder, row, found.settings))
+    return RowResults(row.name, row.overrides, runs, _tuned(folder, row, found.settings, runs))
 
 
 def _seeds_in(folder: AnyPath) -> list[int]:
@@ -106,14 +105,13 @@ def _seeds_in(folder: AnyPath) -> list[int]:
     return [int(match[1]) for path in found if (match := SEED.fullmatch(path.name))]
 
 
-def _tuned(folder: SweepFolder, row: Row, settings: Settings) -> Tuned | None:
-    """Reads which point is the best of those that were tried."""
-    if not settings.tune:
+def _tuned(folder: SweepFolder, row: Row, settings: Settings, runs: Sequence[Run]) -> Tuned | None:
+    """Reads which point the runs have; before any has begun, which is the best so far."""
+    best = tuning.best(folder, row) if settings.tune else None
+    if not best:
         return None
-    with contextlib.suppress(ImportError):
-        found = importlib.import_module("lbsgd.experiments.tuning").best(folder, row)
-        return Tuned(found[1], found[2]) if found else None
-    return None
+    config: Mapping[str, Any] = next((run.config for run in runs if run.config), best.values)
+    return Tuned({key: config.get(key) for key in sorted(settings.tune)}, best.tried)
 
 
 def read_run(workdir: AnyPath, seed: int) -> Run:
@@ -197,13 +195,20 @@ def _read_lines(path: AnyPath) -> tuple[str, ...]:
         return ()
 
 
-def combine(parts: Sequence[Results]) -> Results:
+def combine(parts: Sequence[Results], metric: str = "") -> Results:
     """Joins results into one table.
 
     Rows of the same name get that of their folder before it, and where that is the same a number.
+
+    Args:
+      metric: of evaluations, that the table is about; by default that of the first sweep.
     """
-    if len(parts) == 1:
-        return parts[0]
+    joined = parts[0] if len(parts) == 1 else _join(parts)
+    settings = dataclasses.replace(joined.settings, metric=metric or joined.settings.metric)
+    return dataclasses.replace(joined, settings=settings)
+
+
+def _join(parts: Sequence[Results]) -> Results:
     taken = Counter(row.name for part in parts for row in part.rows)
     twice = {name for name, count in taken.items() if count > 1}
     given: Counter[str] = Counter()

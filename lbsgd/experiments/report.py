@@ -22,17 +22,19 @@ class Report(NamedTuple):
     files: list[AnyPath]
 
 
-def make_report(folders: Sequence[AnyPath], out: AnyPath) -> Report:
+def make_report(folders: Sequence[AnyPath], out: AnyPath, metric: str = "") -> Report:
     """Writes the report of sweeps and single runs, finished or not, as one table.
 
     Args:
       folders: as `load` takes them; the first sweep among them says what is shown.
       out: the folder that it is written into, which is made if need be.
+      metric: of evaluations, as `val_error_top5`; by default the one that the sweep names, or the
+        headline of the task.
 
     Raises:
       ConfigError: one holds no results, they cannot be compared, or `out` cannot be written.
     """
-    results = combine([load(folder) for folder in folders])
+    results = combine([load(folder) for folder in folders], metric)
     text = table.markdown(results)
     try:
         out.mkdir(parents=True, exist_ok=True)

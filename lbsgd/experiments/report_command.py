@@ -19,11 +19,11 @@ from lbsgd.system.files import AnyPath, user_path
 def main(argv: Sequence[str]) -> int:
     """Reports, and returns the exit code."""
     try:
-        folders, out = _read(argv)
+        folders, out, metric = _read(argv)
         # numpy and matplotlib take their time; mistakes in the arguments need not wait for them.
         from lbsgd.experiments.report import make_report
 
-        report = make_report(folders, out)
+        report = make_report(folders, out, metric)
     except ConfigError as error:
         complain(error)
         return EXIT_USER
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _read(argv: Sequence[str]) -> tuple[list[AnyPath], AnyPath]:
-    """Reads the folders, and the one that the report is written into."""
+def _read(argv: Sequence[str]) -> tuple[list[AnyPath], AnyPath, str]:
+    """Reads the folders, the one that the report is written into, and the metric."""
     parser = Parser("lbsgd sweep report", __doc__)
     parser.add_argument(
         "folders",
@@ -44,10 +44,12 @@ def _read(argv: Sequence[str]) -> tuple[list[AnyPath], AnyPath]:
         help="the folder of a sweep or of one of its rows, the workdir of a run, or a results.json",
     )
     parser.add_argument("--out", metavar="DIR", help="default: the folder of the only sweep or run")
+    parser.add_argument("--metric", default="", help="of evaluations, such as val_error_top5")
     found = parser.parse(argv)
     folders = [user_path(folder) for folder in found.folders]
     if found.out:
-        return folders, user_path(found.out)
+        return folders, user_path(found.out), found.metric
     if len(folders) > 1:
         raise ConfigError("of several folders: say with --out DIR where the report is to be")
-    return folders, folders[0].parent if folders[0].is_file() else folders[0]
+    out = folders[0].parent if folders[0].is_file() else folders[0]
+    return folders, out, found.metric

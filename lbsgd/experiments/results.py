@@ -193,15 +193,22 @@ class Results:
         """The metric that the report is about, as `val_error`; "" before any run says its own.
 
         Raises:
-          ConfigError: runs are of tasks that are judged by different metrics.
+          ConfigError: runs are of tasks that are judged by different metrics, or no run has the
+            one that the settings name.
         """
         if self.settings.metric:
-            return self.settings.metric
+            return self._known(self.settings.metric)
         found = {run.headline: row.name for row in self.rows for run in row.runs if run.headline}
         if len(found) > 1:
             said = ", ".join(f"{row} by {metric}" for metric, row in found.items())
             raise ConfigError(f"these runs are of different tasks and cannot be compared: {said}")
         return next(iter(found), "") or self._first_evaluated()
+
+    def _known(self, metric: str) -> str:
+        names = sorted({name for run in self.runs() for name in run.finals})
+        if names and metric not in names:
+            raise ConfigError(f"no run has the metric {metric!r}; they have {', '.join(names)}")
+        return metric
 
     def _first_evaluated(self) -> str:
         """Guesses what runs are judged by that have not said it yet: no loss, and a short name."""

@@ -158,8 +158,7 @@ def _say_difference(
 def markdown(results: Results) -> str:
     """Writes the table and what must be known to read it, as Markdown."""
     found = lines(results)
-    table = [list(found[0].cells), *(_bold(line) for line in found)]
-    cells = [[escape(cell) for cell in line] for line in table]
+    cells = [[escape(name) for name in found[0].cells], *map(_escaped, found)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     written = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
@@ -169,20 +168,17 @@ def markdown(results: Results) -> str:
     return "\n".join([written[0], rule, *written[1:], "", *_said(results)])
 
 
-def _bold(line: Line) -> list[str]:
-    """Sets a significant difference in bold."""
-    *cells, last = line.cells.values()
+def _escaped(line: Line) -> list[str]:
+    """Escapes the cells of a line, and sets a significant difference in bold."""
+    *cells, last = map(escape, line.cells.values())
     return [*cells, f"**{last}**" if line.difference and line.difference.significant else last]
 
 
 def escape(text: str) -> str:
-    """Escapes what Markdown would take for more than text; bold stays bold."""
-    bold = text.startswith("**") and text.endswith("**") and len(text) > 4
-    inside = text[2:-2] if bold else text
+    """Escapes what Markdown would take for more than text."""
     for mark in ("\\", "|", "*", "`", "[", "]"):
-        inside = inside.replace(mark, "\\" + mark)
-    inside = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", inside)
-    return f"**{inside}**" if bold else inside
+        text = text.replace(mark, "\\" + mark)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def _said(results: Results) -> list[str]:

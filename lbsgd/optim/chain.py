@@ -4,7 +4,7 @@ For the arguments see `lbsgd.optim.library`, whose functions make optax transfor
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -37,6 +37,7 @@ def sgd_rule(
     momentum_form: str,
     momentum_correction: bool,
     weight_decay: Number,
+    decayed_roles: Sequence[str],
     weight_decay_form: str,
 ) -> Rule:
     """Makes minibatch SGD: decay, momentum and rate, in the order chosen.
@@ -49,13 +50,13 @@ def sgd_rule(
     steps: list[optax.GradientTransformation] = []
     # Coupled decay is part of the gradient that momentum averages, decoupled decay is past it.
     if is_on(weight_decay) and weight_decay_form == "coupled":
-        steps.append(coupled_weight_decay(decayed(roles)))
+        steps.append(coupled_weight_decay(decayed(roles, decayed_roles)))
     # Without momentum there is no buffer, which takes as much memory as the parameters.
     if is_on(momentum) and not inside:
         steps.append(rate_outside_momentum(nesterov=nesterov))
     steps += _scale_by_rate(inside=inside, nesterov=nesterov, correction=momentum_correction)
     if is_on(weight_decay) and weight_decay_form == "decoupled":
-        steps.append(decoupled_weight_decay(decayed(roles)))
+        steps.append(decoupled_weight_decay(decayed(roles, decayed_roles)))
     numbers = _numbers(learning_rate, momentum=momentum, weight_decay=weight_decay)
     return Rule(optax.chain(*steps), numbers | _last(learning_rate, inside and momentum_correction))
 
@@ -69,6 +70,7 @@ def lars_rule(
     momentum_form: str,
     momentum_correction: bool,
     weight_decay: Number,
+    decayed_roles: Sequence[str],
     weight_decay_form: str,
     trust_coefficient: Number,
     trust_epsilon: Number,
@@ -86,7 +88,7 @@ def lars_rule(
     coupled = is_on(weight_decay) and weight_decay_form == "coupled"
     inner: list[optax.GradientTransformation] = []
     if coupled:
-        inner.append(coupled_weight_decay(decayed(roles)))
+        inner.append(coupled_weight_decay(decayed(roles, decayed_roles)))
     if is_on(momentum) and not inside:
         inner.append(rate_outside_momentum(nesterov=nesterov))
     trust = scale_by_trust_ratio(
@@ -99,7 +101,7 @@ def lars_rule(
     # What is left is SGD of scaled gradients; momentum that stands before the ratio is done.
     steps = [trust, *_scale_by_rate(inside, nesterov=nesterov, correction=momentum_correction)]
     if is_on(weight_decay) and not coupled:
-        steps.append(decoupled_weight_decay(decayed(roles)))
+        steps.append(decoupled_weight_decay(decayed(roles, decayed_roles)))
     numbers = _numbers(
         learning_rate, momentum=momentum, weight_decay=weight_decay, trust_epsilon=trust_epsilon
     )
@@ -191,6 +193,7 @@ def build_optimizer(learning_rate: Schedule, roles: Any, *, name: str, **keys: A
             named=load("optimizer.name", name),
             options=ml_collections.ConfigDict(keys["options"]).to_dict(),
             weight_decay=keys["weight_decay"],
+            decayed_roles=keys["decayed_roles"],
             weight_decay_form=keys["weight_decay_form"],
         )
     # A config has the keys of all optimizers, so that one can be exchanged for another by name.

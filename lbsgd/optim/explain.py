@@ -22,9 +22,10 @@ def decaying(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:
     """
     if not c.weight_decay:
         return jax.tree.map(lambda _: False, roles)
+    mask = decayed(roles, c.decayed_roles)
     if is_dotted(c.name):
-        return flags(decay_mask(_named(c), _options(c), roles), roles)
-    return decayed(roles)
+        return flags(decay_mask(_named(c), _options(c), mask), roles)
+    return mask
 
 
 def with_trust_ratio(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:

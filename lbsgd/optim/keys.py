@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from lbsgd.config.dotted import is_dotted
-from lbsgd.config.keys import ON, Condition, Key, Keys, Wanted
+from lbsgd.config.keys import ON, Condition, Key, Keys, Wanted, must
 
+# As `lbsgd.models.roles.Role` has them, which needs JAX.
+ROLES = ("kernel", "bias", "norm scale", "norm offset")
 _OF_SGD = {"optimizer.name": ("sgd", "lars")}
 _OF_LARS = {"optimizer.name": ("lars",)}
 _OF_LAMB = {"optimizer.name": ("lamb",)}
@@ -45,6 +47,17 @@ KEYS: Keys = {
         used_with={"optimizer.momentum_form": ("rate_inside",)},
     ),
     "optimizer.weight_decay": Key(1e-4, "The weight decay lambda of kernels; 0 for none."),
+    "optimizer.decayed_roles": Key(
+        ("kernel",),
+        "The roles of the parameters that decay: kernel, bias, norm scale, norm offset.",
+        check=must(
+            f"hold at least one of {', '.join(ROLES)}, and nothing else",
+            lambda roles: bool(roles) and set(roles) <= set(ROLES),
+        ),
+        own_check=True,
+        used_with={"optimizer.weight_decay": ON},
+        used_if=_OF_ALL_BUT_LAMB,
+    ),
     "optimizer.weight_decay_form": Key(
         "coupled",
         "The form of weight decay: coupled (L2), or decoupled and scaled by the learning rate. "

@@ -8,6 +8,8 @@ Which parameters decay, and have a trust ratio, is decided by their roles: kerne
 `roles` these are guessed by names and rank, see `lbsgd.models.roles.roles_by_name`.
 """
 
+from collections.abc import Sequence
+
 import optax
 from jax.typing import ArrayLike
 
@@ -25,6 +27,7 @@ def sgd(
     momentum_form: str = "rate_outside",
     momentum_correction: bool = True,
     weight_decay: Number = 0.0,
+    decayed_roles: Sequence[str] = ("kernel",),
     weight_decay_form: str = "coupled",
 ) -> optax.GradientTransformationExtraArgs:
     """Makes minibatch SGD as in Goyal et al. 2017: decay, momentum and rate, in the order chosen.
@@ -48,6 +51,7 @@ def sgd(
       momentum_form: "rate_outside", equation (9), or "rate_inside", equation (10).
       momentum_correction: of form (10), by the ratio of the rates; form (9) needs none.
       weight_decay: lambda.
+      decayed_roles: the roles of what decays.
       weight_decay_form: "coupled" (L2, the paper's) or "decoupled".
 
     Raises:
@@ -61,6 +65,7 @@ def sgd(
         momentum_form=momentum_form,
         momentum_correction=momentum_correction,
         weight_decay=weight_decay,
+        decayed_roles=decayed_roles,
         weight_decay_form=weight_decay_form,
     )
     return counted(rule)
@@ -75,6 +80,7 @@ def lars(
     momentum_form: str = "rate_inside",
     momentum_correction: bool = False,
     weight_decay: Number = 0.0,
+    decayed_roles: Sequence[str] = ("kernel",),
     weight_decay_form: str = "coupled",
     trust_coefficient: Number = 0.001,
     trust_epsilon: Number = 0.0,
@@ -115,6 +121,7 @@ def lars(
         momentum_form=momentum_form,
         momentum_correction=momentum_correction,
         weight_decay=weight_decay,
+        decayed_roles=decayed_roles,
         weight_decay_form=weight_decay_form,
         trust_coefficient=trust_coefficient,
         trust_epsilon=trust_epsilon,

@@ -1,6 +1,6 @@
 """Selects, by their roles, the parameters that decay and those that have a trust ratio."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,16 @@ DECAYED_ROLES = frozenset({Role.KERNEL})
 SCALED_ROLES = frozenset({Role.KERNEL})
 
 
-def decayed(roles: Roles) -> Mask:
-    """Tells which parameters decay: kernels, so neither norm parameters nor biases."""
-    return _those(DECAYED_ROLES, roles)
+def decayed(roles: Roles, those: Iterable[str] = DECAYED_ROLES) -> Mask:
+    """Tells which parameters decay: kernels, so neither norm parameters nor biases.
+
+    Args:
+      those: the roles that decay instead.
+
+    Raises:
+      ConfigError: one of them is no role.
+    """
+    return _those(frozenset(map(role_named, those)), roles)
 
 
 def scaled(roles: Roles) -> Mask:

@@ -1,7 +1,7 @@
 """Takes in optimizers that were written elsewhere: optax's own, and anyone's by a dotted name."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ def rule_of(
     named: Named,
     options: Mapping[str, Any],
     weight_decay: Any,
+    decayed_roles: Sequence[str],
     weight_decay_form: str,
 ) -> Rule:
     """Makes a rule of a function that returns an optax transformation.
@@ -57,7 +58,8 @@ def rule_of(
     """
     for option in _SET_BY.keys() & options.keys():
         raise ConfigError(f"{named}: {option} is set by {_SET_BY[option]}, not by its options")
-    given = {"roles": roles, **_decay_given(named, weight_decay, roles)}
+    mask = decayed(roles, decayed_roles)
+    given = {"roles": roles, **_decay_given(named, weight_decay, mask)}
 
     def make(**rate: Any) -> optax.GradientTransformationExtraArgs:
         made = named.call(options, **given, **rate)
@@ -75,9 +77,9 @@ def rule_of(
     if is_on(weight_decay) and not named.takes("weight_decay"):
         numbers["weight_decay"] = weight_decay
         if weight_decay_form == "coupled":
-            steps.insert(0, coupled_weight_decay(decayed(roles)))
+            steps.insert(0, coupled_weight_decay(mask))
         else:
-            steps.append(decoupled_weight_decay(decayed(roles)))
+            steps.append(decoupled_weight_decay(mask))
     return Rule(optax.chain(*steps), numbers)
 
 
@@ -103,21 +105,24 @@ def own_mask(named: Named) -> str:
     return next(filter(named.takes, MASK_NAMES), "") if named.takes("weight_decay") else ""
 
 
-def decay_mask(named: Named, options: Mapping[str, Any], roles: Roles) -> Mask:
+def decay_mask(named: Named, options: Mapping[str, Any], mask: Mask) -> Mask:
     """Tells which parameters decay with an optimizer of a dotted name.
 
     All of them where it decays by itself and takes no mask.
+
+    Args:
+      mask: of those that are to decay.
     """
     if not named.takes("weight_decay"):
-        return decayed(roles)
-    mask = options.get(own_mask(named), decayed(roles)) if own_mask(named) else None
-    return jax.tree.map(lambda _: True, roles) if mask is None else mask
+        return mask
+    own = options.get(own_mask(named), mask) if own_mask(named) else None
+    return jax.tree.map(lambda _: True, mask) if own is None else own
 
 
-def _decay_given(named: Named, weight_decay: Any, roles: Roles) -> dict[str, Any]:
+def _decay_given(named: Named, weight_decay: Any, mask: Mask) -> dict[str, Any]:
     """Collects the arguments by which it decays itself."""
-    mask = own_mask(named)
-    return {"weight_decay": weight_decay, **({mask: decayed(roles)} if mask else {})}
+    name = own_mask(named)
+    return {"weight_decay": weight_decay, **({name: mask} if name else {})}
 
 
 def _check_direction(named: Named, made: optax.GradientTransformationExtraArgs) -> None:

@@ -10,6 +10,7 @@ from lbsgd.data.facts import Facts
 from lbsgd.data.source import format_shape
 from lbsgd.models.values import Values, check_values
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import pluralize
 
 # The largest networks there are have a trillion; these are for images.
 MOST_PARAMETERS = 10**11
@@ -68,6 +69,23 @@ def check_data(
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
+
+
+def check_shards(config: ml_collections.ConfigDict, examples: int, batch_sizes: list[int]) -> None:
+    """Raises ConfigError where the workers cannot share out the examples."""
+    if config.data.shuffle != "shards":
+        return
+    if len(batch_sizes) > 1:
+        raise ConfigError(
+            "data.shuffle='shards' splits the data among workers once, and where the batch grows "
+            "there are more of them later; leave the batch as it is, or set data.shuffle='global'"
+        )
+    workers = batch_sizes[0] // config.worker_batch_size
+    if workers > examples:
+        raise ConfigError(
+            f"data.shuffle='shards' leaves some of {pluralize(workers, 'worker')} without any of "
+            f"{pluralize(examples, 'example')}; lower batch_size, or set data.shuffle='global'"
+        )
 
 
 def check_smaller_images(

@@ -9,6 +9,7 @@ from lbsgd.data.explain import (
     explain_augmentation,
     explain_data,
     explain_image_sizes,
+    explain_shuffle,
 )
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
@@ -72,6 +73,7 @@ def explain(plan: Plan) -> list[str]:
         explain_task(c, plan.task),
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),
         *explain_data(c.data, plan.data, plan.image_shape),
+        *explain_shuffle(c.data, plan.data.examples, plan.placement.workers),
         explain_augmentation(c.data),
         *explain_image_sizes(plan.augmentation, plan.image_sizes, plan.timeline, total),
         *_explain_machine(plan),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.loaders import evaluation_loader, training_loader
-from lbsgd.data.order import Order
+from lbsgd.data.order import Order, ShardOrder
 from lbsgd.data.pipeline import EvalBatches, Prefetch, TrainBatches
 from lbsgd.data.repeated import RepeatedBatches, random_batch
 from lbsgd.data.source import Splits
@@ -37,7 +37,7 @@ class Feed:
         """Gives the minibatches of the training, by update index."""
         plan = self.plan
         batches = self.other_batches("train", plan.timeline, plan.placements)
-        return dataclasses.replace(batches, image_sizes=plan.image_sizes)
+        return dataclasses.replace(batches, order=self._order(), image_sizes=plan.image_sizes)
 
     def other_batches(
         self, purpose: str, timeline: Timeline, placements: Mapping[int, Placement]
@@ -61,6 +61,14 @@ class Feed:
             placements,
             plan.mixing,
         )
+
+    def _order(self) -> Order | ShardOrder:
+        """Gives the order of the training."""
+        config, count = self.plan.config, len(self.splits.train)
+        if config.data.shuffle == "global":
+            return Order(count, config.seed)
+        workers = self.plan.placement.workers
+        return ShardOrder(count, config.seed, workers, config.worker_batch_size)
 
     def eval_batches(self) -> EvalBatches:
         """Gives the validation set, each example once."""

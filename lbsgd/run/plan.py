@@ -25,7 +25,13 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.models.values import check_values
-from lbsgd.run.checks import check_data, check_size, check_smaller_images, image_shape_of
+from lbsgd.run.checks import (
+    check_data,
+    check_shards,
+    check_size,
+    check_smaller_images,
+    image_shape_of,
+)
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.sink_names import load_sinks
@@ -275,6 +281,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_task(task, found.outputs, image_shape, named=of_task, network=network.named)
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
+    check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     rule = rule_of_run(config, found, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1

@@ -66,7 +66,7 @@ def write_run(
     (found,) = [r for r in sweep.rows if r.name == row]
     workdir = folder.seed(found, seed)
     workdir.mkdir(parents=True)
-    config = json.loads(sweep.config(found, seed).to_json_best_effort())
+    config = {**_config(sweep, found), "seed": seed}
     described = {"run": {}, "validation_set": "digits", "config": config}
     (workdir / "config.json").write_text(json.dumps(described))
     (workdir / "machine.json").write_text(json.dumps([MACHINE]))
@@ -79,6 +79,17 @@ def write_run(
         result = _result(lines, ends)
         (workdir / "result.json").write_text(json.dumps(result))
     return workdir
+
+
+# Resolving a config takes its time.
+_CONFIGS: dict[str, dict[str, Any]] = {}
+
+
+def _config(sweep: Sweep, row: Row) -> dict[str, Any]:
+    key = json.dumps(dict(row.overrides))
+    if key not in _CONFIGS:
+        _CONFIGS[key] = json.loads(sweep.config(row, 0).to_json_best_effort())
+    return _CONFIGS[key]
 
 
 def _lines(errors: Sequence[float | None], losses: Sequence[float]) -> list[dict[str, Any]]:

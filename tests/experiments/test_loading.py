@@ -11,6 +11,7 @@ import pytest
 from lbsgd.experiments import load
 from lbsgd.experiments.loading import combine
 from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.table import markdown
 from lbsgd.system.errors import ConfigError
 
 ROWS = {"kn=64": {"batch_size": 64}, "kn=256": {"batch_size": 256}}
@@ -44,14 +45,15 @@ def test_a_run_is_read(sweep, folder):
     assert run.times == {"images_per_second": 100.0, "data_wait_percent": 0.5}
 
 
-def test_every_way_a_run_can_stand_is_a_run_of_its_row(tmp_path):
-    made_up.goyal_table1(tmp_path)
-    found = {
-        row.name.partition(" ")[0] + row.name[-6:]: [run.status.value for run in row.runs]
-        for row in load(tmp_path).rows
-    }
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory):
+    return made_up.goyal_table1(tmp_path_factory.mktemp("sweep")).path
+
+
+def test_every_way_a_run_can_stand_is_a_run_of_its_row(table1):
+    found = [[run.status.value for run in row.runs] for row in load(table1).rows]
     complete = "complete"
-    assert list(found.values()) == [
+    assert found == [
         [complete] * 5,
         [complete] * 3 + ["diverged", complete],
         [complete] * 4 + ["missing"],
@@ -77,6 +79,26 @@ def test_more_seeds_than_the_sweep_asks_for_count(sweep, folder):
     assert [run.seed for run in load(folder.path).row("kn=64").runs] == [0, 1, 4]
 
 
+def test_the_tuned_point_is_that_of_the_runs(tmp_path):
+    """The runs that tried points are none of the row's."""
+    key = "learning_rate.reference_learning_rate"
+    sweep = made_up.sweep_of(ROWS, seeds=1, tune={key: (0.05, 0.5, "log")}, tune_points=3)
+    folder = made_up.begin(sweep, tmp_path)
+    for point in (1, 2):
+        made_up.write_run(sweep, folder, "kn=64", 0, [point] * 6).rename(
+            tmp_path / "kn=64" / f"tune_{point}"
+        )
+    before = load(tmp_path).row("kn=64")
+    assert before.tuned.tried == 2
+    assert 0.05 <= before.tuned.values[key] <= 0.5
+    assert len(before.finals("val_error")) == 0
+    made_up.write_run(sweep, folder, "kn=64", 0, [9.0] * 6)
+    after = load(tmp_path).row("kn=64")
+    assert after.tuned.values == {key: 0.1}  # which the made-up run has
+    assert after.finals("val_error").tolist() == [9.0]
+    assert load(tmp_path).row("kn=256").tuned is None
+
+
 def test_curves_are_means_over_the_runs_that_got_there(sweep, folder):
     made_up.write_run(sweep, folder, "kn=64", 0, [80.0, 40.0, 10.0])
     made_up.write_run(sweep, folder, "kn=64", 1, [60.0, 20.0])
@@ -95,11 +117,13 @@ def test_what_is_not_finite_is_a_gap(sweep, folder, tmp_path):
     assert np.isnan(again.rows[0].curve("val_error").values).tolist() == [0, 1, 0, 0]
 
 
-def test_results_are_read_as_they_were_written(tmp_path):
-    made_up.goyal_table1(tmp_path / "x")
-    load(tmp_path / "x").write(tmp_path / "one.json")
-    load(tmp_path / "one.json").write(tmp_path / "two.json")
+def test_results_are_read_as_they_were_written(table1, tmp_path):
+    results = load(table1)
+    results.write(tmp_path / "one.json")
+    again = load(tmp_path / "one.json")
+    again.write(tmp_path / "two.json")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert markdown(again) == markdown(results)
 
 
 def test_results_say_nothing_of_when_and_where(sweep, tmp_path, monkeypatch):

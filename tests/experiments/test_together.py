@@ -68,12 +68,11 @@ def batches(monkeypatch):
 
         return update
 
-    alone, together = OwnUpdates.__call__, group.Member.__call__
-    monkeypatch.setattr(
-        OwnUpdates, "__call__", noted(alone, lambda own: own._numbers._plan.config.seed)
-    )
-    seed_of = lambda member: member.program.plan.config.seed  # noqa: E731
-    monkeypatch.setattr(group.Member, "__call__", noted(together, seed_of))
+    for kind, plan_of in (
+        (OwnUpdates, lambda own: own._numbers._plan),
+        (group.Member, lambda member: member.program.plan),
+    ):
+        monkeypatch.setattr(kind, "__call__", noted(kind.__call__, plan_of))
     return seen
 
 
@@ -94,6 +93,7 @@ def test_each_is_the_run_that_it_is_alone_also_beside_one_that_diverges(tmp_path
     outcomes = run_together(
         configs, folders(tmp_path), on_metrics=lambda i, done, values: said.append((i, done))
     )
+    assert outcomes[0].complete, outcomes
     together = {seed: batches[seed] for seed in (good[0], good[1])}
     batches.clear()
     for i in (0, 2):

@@ -313,6 +313,7 @@ LARS = {
     "momentum_form": "rate_inside",
     "momentum_correction": True,
     "weight_decay": 0.05,
+    "decayed_roles": ("kernel",),
     "weight_decay_form": "coupled",
     "trust_coefficient": 0.01,
     "trust_epsilon": 0.0,

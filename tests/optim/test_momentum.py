@@ -222,6 +222,7 @@ def test_the_first_update_has_no_rate_before_it():
         ROLES,
         momentum=0.9,
         weight_decay=0.0,
+        decayed_roles=("kernel",),
         weight_decay_form="coupled",
         **keys,
     )

@@ -27,7 +27,13 @@ def schedule(update):
 
 def of_name(name, roles=ROLES, **keys):
     keys = {"options": {}, "weight_decay": 0.0, "weight_decay_form": "coupled"} | keys
-    return rule_of(schedule, roles, named=load("optimizer.name", name), **keys)
+    return rule_of(
+        schedule,
+        roles,
+        named=load("optimizer.name", name),
+        decayed_roles=("kernel",),
+        **keys,
+    )
 
 
 def by_rule(rule, trial):

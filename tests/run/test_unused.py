@@ -57,6 +57,11 @@ POLICY = {
         [SGD, {**INSIDE, **LAMB}],
         [INSIDE, {**INSIDE, **LARS}],
     ),
+    "optimizer.decayed_roles": (
+        ("kernel", "bias"),
+        [LAMB, {"optimizer.weight_decay": 0.0}],
+        [SGD, LARS, LION],
+    ),
     "optimizer.weight_decay_form": (
         "decoupled",
         [LAMB, {"optimizer.weight_decay": 0.0}],
@@ -105,6 +110,13 @@ POLICY = {
     "max_nonfinite": (3, [OFF], [{"on_nonfinite": "skip"}]),
     "data.dir": ("there", [OFF, SYNTHETIC], [TFDS, FOLDER, NPZ, PACKED]),
     "data.validation_fraction": (0.1, [OFF, SYNTHETIC, TFDS, PACKED], [FOLDER, NPZ]),
+    "data.train_examples": (100, [SYNTHETIC], [OFF, FOLDER, NPZ, TFDS, PACKED]),
+    "data.left_out": (
+        "validation",
+        [OFF, {**SYNTHETIC, "data.train_examples": 9}],
+        [{"data.train_examples": 9}],
+    ),
+    "data.shuffle": ("shards", [{"batch_size": 32}, ON_DEVICE], [OFF, SYNTHETIC]),
     "data.tfds_name": ("mnist", [OFF, FOLDER], [TFDS]),
     "data.tfds_train": ("train[:9]", [OFF, FOLDER], [TFDS]),
     "data.tfds_validation": ("test", [OFF, FOLDER], [TFDS]),

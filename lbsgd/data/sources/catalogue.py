@@ -9,6 +9,7 @@ from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.packed.reader import packed
 from lbsgd.data.source import Source, Splits, format_shape, shape_of
 from lbsgd.data.sources.arrays import digits, npz, whole_npz
+from lbsgd.data.sources.fewer import take_examples
 from lbsgd.data.sources.folder import folder, whole_folder
 from lbsgd.data.sources.held_out import KeyedSource, hold_out
 from lbsgd.data.sources.synthetic import synthetic
@@ -47,6 +48,8 @@ def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
     splits = _splits(config, seed)
+    if config.train_examples:
+        splits = take_examples(splits, config.train_examples, config.left_out == "validation")
     classes = splits.train.classes
     if len(classes) < 2:
         raise ConfigError(

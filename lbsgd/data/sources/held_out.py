@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from lbsgd.data.source import Example, Source, Splits, note_unused_classes
+from lbsgd.data.source import Source, Splits, note_unused_classes
+from lbsgd.data.sources.subset import Subset
 from lbsgd.system.errors import ConfigError
 
 
@@ -60,28 +61,3 @@ def hold_out(source: KeyedSource, fraction: float, seed: int) -> Splits:
         Subset(source, train, (*source.notes, *filter(None, [unused]))),
         Subset(source, validation, (note,)),
     )
-
-
-class Subset:
-    """Some examples of a source.
-
-    Args:
-      indices: of the examples, `[N]`.
-      notes: those of this subset.
-    """
-
-    def __init__(self, source: Source, indices: np.ndarray, notes: tuple[str, ...]) -> None:
-        self._source, self._indices, self.notes = source, indices, notes
-        self.classes, self.image_shape = source.classes, source.image_shape
-        digest = hashlib.blake2b(source.fingerprint.encode(), digest_size=16)
-        digest.update(indices.astype("<i8").data)
-        self.fingerprint = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[int(self._indices[index])]
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))

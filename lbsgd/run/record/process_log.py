@@ -59,7 +59,7 @@ class _Faults:
 
     def disarm(self) -> None:
         """Watches no more."""
-        self.armed, self.armed_by = -math.inf, None
+        self.armed_by, self.armed = None, -math.inf
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -126,10 +126,11 @@ class ProcessLog:
     def _tell(self) -> None:
         """Says that the run stalls, just before the stacks are written."""
         while not self._closed.wait(self._stall_seconds / 40):
-            if time.monotonic() - _FAULTS.armed > 0.95 * self._stall_seconds:
+            armed_by = _FAULTS.armed_by
+            if armed_by and time.monotonic() - _FAULTS.armed > 0.95 * self._stall_seconds:
                 text = f"no update has ended for {self._stall_seconds / 60:.3g} minutes"
                 self.line(text)
-                if _FAULTS.armed_by is self:
+                if armed_by is self:
                     where = f"the stacks are in {self.file.local}"
                     print(f"lbsgd: {text}; {where}", file=sys.stderr, flush=True)
                 return

@@ -104,3 +104,39 @@ def test_what_ends_the_process_from_c_leaves_its_stacks(tmp_path):
     assert done.returncode == -6
     assert "Fatal Python error: Aborted" in path.read_text()
     assert "in aborts" in path.read_text()
+
+
+# Runs at once have a log each in one process; the first two of three are closed before the rest.
+SEVERAL = """
+import os, pathlib, sys, time
+from lbsgd.run.config import default_config
+from lbsgd.run.record.process_log import ProcessLog
+
+limits = default_config().runtime
+limits.stall_minutes = 0.5 / 60
+folder = pathlib.Path(sys.argv[1])
+first, kept, newest = (ProcessLog(folder / name) for name in ("first", "kept", "newest"))
+for log in (first, kept, newest):
+    alive = log.watch(limits)
+alive()
+first.close()
+newest.close()
+
+def stalls_or_aborts():
+    time.sleep(1) if sys.argv[2] == "stall" else os.abort()
+
+stalls_or_aborts()
+kept.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["stall", "abort"])
+def test_of_several_in_a_process_one_that_is_open_has_the_stacks(tmp_path, how):
+    command = [sys.executable, "-c", SEVERAL, str(tmp_path), how]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == (0 if how == "stall" else -6), done.stderr
+    assert "in stalls_or_aborts" in (tmp_path / "kept").read_text()
+    assert (tmp_path / "first").read_text() == (tmp_path / "newest").read_text() == ""
+    if how == "stall":
+        assert done.stderr.count("no update has ended") == 1
+        assert done.stderr.endswith(f"the stacks are in {tmp_path / 'kept'}\n")
