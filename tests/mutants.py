@@ -172,6 +172,20 @@ MUTANTS = (
         ("tests/train/test_train.py",),
     ),
     Mutant(
+        "runs at once draw by their own seeds",
+        "experiments/group.py",
+        "[m.program.plan.config.seed for m in members]",
+        "[first.plan.config.seed for m in members]",
+        ("tests/experiments/test_together.py",),
+    ),
+    Mutant(
+        "runs share only programs of the same text",
+        "run/sharing.py",
+        "return digest, arguments, trees,",
+        "return arguments, trees,",
+        ("tests/run/test_sharing.py",),
+    ),
+    Mutant(
         "a checkpoint is believed only when its checksums are right",
         "checkpoint/manifest.py",
         "if array_checksum(name, array) != entry.sha256:",
