@@ -159,15 +159,8 @@ def _open(
     log_file.line(describe_process())
     process, processes = jax.process_index(), jax.process_count()
     # Of several processes none draws a bar: what starts them may give each a terminal to fill.
-    progress = open_(
-        open_progress(
-            plan.total_updates,
-            plan.task.metrics,
-            log_file.line,
-            shown=shown and process == 0,
-            bar=processes == 1,
-        )
-    )
+    how = {"shown": shown and process == 0, "bar": processes == 1}
+    progress = open_(open_progress(plan.total_updates, plan.task.metrics, log_file.line, **how))
     differ = different_commits(machine["git_commit"])
     if differ:
         progress.line(differ)
