@@ -81,7 +81,9 @@ def test_each_is_what_it_is_in_a_process_of_its_own(tmp_path):
         "from lbsgd.run.config import default_config\n\n\ndef get_config(arg=''):\n"
         "    return default_config()\n"
     )
-    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    # As many as here: XLA has a thread for each, and their number decides how sums are split.
+    devices = str(jax.config.jax_num_cpu_devices)
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices}
     for dtype, x64 in (("float64", "0"), ("float32", "0"), ("float32", "1")):
         workdir = tmp_path / f"alone_{dtype}_{x64}"
         command = [sys.executable, "-m", "lbsgd.main", "--config", str(tmp_path / "bare.py")]
