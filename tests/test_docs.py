@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
-PAGES += ["docs/speed.md", "docs/bring_your_own.md"]
+PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
 BENCHMARKS += ["torture", "accumulation", "gpu", "rounding", "resampling", "step_memory"]
 # Whose command lines are argparse's.
