@@ -148,7 +148,7 @@ RUN = (
     "--config.checkpoint.every_steps=10",
     "--config.evaluation.every_epochs=0",
     "--config.evaluation.every_steps=10",
-    "--config.log.tensorboard=False",
+    "--config.log.sinks=()",
 )
 
 
