@@ -10,7 +10,7 @@ import pytest
 from lbsgd.config import command
 
 ROOT = pathlib.Path(__file__).parents[2]
-RECIPES = sorted(ROOT.glob("configs/*.py"))
+RECIPES = [*sorted(ROOT.glob("configs/*.py")), *sorted(ROOT.glob("configs/ablations/*.py"))]
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def test_the_list_has_every_recipe(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     out = said(capsys)
     paragraphs = {text.split("\n")[0]: text for text in out.strip().split("\n\n")}
-    assert list(paragraphs) == [f"configs/{path.name}" for path in RECIPES]
+    assert list(paragraphs) == [str(path.relative_to(ROOT)) for path in RECIPES]
     assert max(map(len, out.splitlines())) <= 100
     for path in RECIPES:
         first = ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
-        assert f"    {first}" in paragraphs[f"configs/{path.name}"]
+        assert f"    {first}" in paragraphs[str(path.relative_to(ROOT))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

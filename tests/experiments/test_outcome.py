@@ -8,6 +8,7 @@ from lbsgd.experiments.outcome import Status, forget_failure, note_failure, stan
 from lbsgd.system.errors import DivergedError
 
 
+@pytest.mark.long
 def test_a_run_from_its_start_to_its_end(tmp_path):
     workdir = tmp_path / "run"
     assert standing(workdir).status == Status.MISSING
