@@ -71,6 +71,7 @@ def state_of(average: bool = False) -> TrainState:
 
 SGD = {"name": "sgd", "momentum": 0.0, "nesterov": False, "momentum_form": "rate_outside"}
 SGD |= {"momentum_correction": True, "weight_decay": 0.0, "weight_decay_form": "coupled"}
+SGD |= {"decayed_roles": ("kernel",)}
 
 
 def step_on(devices: int, steps: int):
