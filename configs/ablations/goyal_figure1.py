@@ -23,7 +23,7 @@ it says only that training diverges above 64k):
     kn=64k    25.6    33.96 +- 0.80
     kn=128k   51.2    diverges
 
-    mini    digits: ResNet-8 on 400 of them, n=16, kn=16 to 1k; warmup over 15 of 90
+    mini    digits: ResNet-8 on 400 of them, n=16, kn=16 to 1k; warmup over 20 of 180
             epochs
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=64, kn=64 to 16k
 

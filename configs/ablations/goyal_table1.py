@@ -15,7 +15,7 @@ warmup. Top-1 validation error in %, mean and standard deviation of the paper's 
     kn=8k, gradual warmup   256   32    8k   3.2   23.74 +- 0.09
 
     mini    digits: ResNet-8 on 400 of them, judged by the 1,397 others; kn=32 and 256 of n=32, eta
-            0.1 and 0.8, warmup over 15 of 90 epochs, 140 updates of the large minibatch
+            0.3 and 2.4, warmup over 20 of 180 epochs, 282 updates of the large minibatch
     gpu     CIFAR-10: ResNet-20 at its full length of 164 epochs, n=128
 """
 
