@@ -24,7 +24,8 @@ def called(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 def test_the_commands_are_those_of_the_issue():
-    assert list(COMMANDS) == ["train", "prepare", "checkpoint", "diagnose", "launch", "configs"]
+    first = ["train", "sweep", "compare", "prepare", "checkpoint", "diagnose"]
+    assert list(COMMANDS) == [*first, "launch", "configs"]
 
 
 @pytest.mark.parametrize("argv", [(), ("help",), ("-h",), ("--help",)])

@@ -56,4 +56,5 @@ def test_an_installation_has_every_module_the_command_and_no_more(project):
             "lbsgd.main:run",
         ]
         installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert installed == {str(path.relative_to(ROOT)) for path in ROOT.glob("lbsgd/**/*.py")}
+    files = [*ROOT.glob("lbsgd/**/*.py"), *ROOT.glob("lbsgd/experiments/page/*")]
+    assert installed == {str(path.relative_to(ROOT)) for path in files}

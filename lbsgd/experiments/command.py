@@ -6,28 +6,23 @@
 Each says more with --help; docs/sweeps.md tells how a config file has a sweep.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 
-from lbsgd.system.command_line import asks_for_help, complain
-from lbsgd.system.errors import EXIT_DONE, EXIT_USER
-from lbsgd.system.text import short_repr
+from lbsgd.system.command_line import Parser, complain
+from lbsgd.system.errors import EXIT_USER, ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs or reports, and returns the exit code."""
-    word, *rest = argv or ["help"]
-    if asks_for_help([word]):
-        print(__doc__.strip())
-        return EXIT_DONE
-    if word not in _ACTIONS:
-        (near,) = difflib.get_close_matches(word[:100], _ACTIONS, 1, 0.0)
-        complain(
-            f"lbsgd sweep does not know {short_repr(word)}; the nearest is {near!r}; --help says "
-            "more"
-        )
-        return EXIT_USER
-    return _ACTIONS[word](rest)
+    if argv and argv[0] in _ACTIONS:
+        return _ACTIONS[argv[0]](argv[1:])
+    parser = Parser("lbsgd sweep", __doc__)
+    parser.add_argument("action", choices=list(_ACTIONS), help="what to do, as above")
+    try:
+        parser.parse(argv)
+    except ConfigError as error:
+        complain(error)
+    return EXIT_USER
 
 
 def _run(argv: Sequence[str]) -> int:

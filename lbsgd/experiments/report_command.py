@@ -44,7 +44,11 @@ def _read(argv: Sequence[str]) -> tuple[list[AnyPath], AnyPath, str]:
         help="the folder of a sweep or of one of its rows, the workdir of a run, or a results.json",
     )
     parser.add_argument("--out", metavar="DIR", help="default: the folder of the only sweep or run")
-    parser.add_argument("--metric", default="", help="of evaluations, such as val_error_top5")
+    parser.add_argument(
+        "--metric",
+        default="",
+        help="a metric of evaluations, such as val_error_top5; by default the headline",
+    )
     found = parser.parse(argv)
     folders = [user_path(folder) for folder in found.folders]
     if found.out:

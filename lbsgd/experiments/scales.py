@@ -92,6 +92,8 @@ def scaled_recipe(file: str, arg: str) -> ml_collections.ConfigDict:
         config.total_epochs = _MINI_EPOCHS
         config.learning_rate.decay_epochs = _MINI_DECAYS
         config.learning_rate.warmup_epochs = _MINI_WARMUP
+        config.evaluation.every_epochs = 2.0
+        config.evaluation.batch_size = 1397  # all at once
         config.checkpoint.every_epochs = 0.0
         config.log.every_steps = 10
     if arg:

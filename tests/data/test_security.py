@@ -93,7 +93,7 @@ def test_nothing_unpickles_evaluates_extracts_or_calls_a_shell():
     assert len(files) > 40
     found = {str(path.relative_to(ROOT)): dangers(path.read_text()) for path in files}
     # A config is a program that the user runs; `recipes.sibling` runs the one beside it.
-    for path in ("lbsgd/run/flags.py", "lbsgd/run/recipes.py"):
+    for path in ("lbsgd/run/config_file.py", "lbsgd/run/recipes.py"):
         [runs] = found.pop(path)
         assert runs.endswith(": runpy")
     # What a config names as "package.module:name".

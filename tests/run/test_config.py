@@ -22,6 +22,7 @@ GOOD = {
     "data.crop_aspect": (1.0, 2.0),
     "data.color_jitter": (0.4, 0.4, 0.4),
     "allreduce.grid": (4, 2),
+    "optimizer.decayed_roles": ("kernel", "bias"),
     "data.image_shape": (224, 224, 3),
     "stop_at": ("val_error", 24.1),
     "task.name": "their.tasks:task",

@@ -1,5 +1,6 @@
 """Jobs: what is left to do of a sweep, as a function of it and of how its workdirs stand."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,24 @@ class Job(NamedTuple):
     def __str__(self) -> str:
         first, *others = self.runs
         return f"{first} to {others[-1].what.rpartition(' ')[2]}" if others else str(first)
+
+    def dump(self) -> str:
+        """Writes the job as a line of JSON, for another process."""
+        runs = [{**run._asdict(), "config": run.config.to_dict()} for run in self.runs]
+        return json.dumps({"runs": runs, "at_once": self.at_once})
+
+    @classmethod
+    def load(cls, line: str | bytes) -> "Job":
+        """Reads a job that `dump` wrote.
+
+        Raises:
+          ValueError: it is not whole.
+        """
+        found = json.loads(line)
+        # A frozen config has tuples where JSON has lists.
+        configs = [ml_collections.FrozenConfigDict(run["config"]) for run in found["runs"]]
+        runs = (Run(**{**run, "config": c}) for run, c in zip(found["runs"], configs))
+        return cls(tuple(runs), found["at_once"])
 
     def left(self) -> "Job | None":
         """Drops the runs that are over by now; None if all are."""

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import pathlib
-import pickle
 import queue
 import signal
 import subprocess
@@ -99,7 +98,7 @@ class Worker:
     def _send(self, job: Job) -> None:
         assert self._popen.stdin
         with contextlib.suppress(OSError):  # it has ended, which is an event of its own
-            pickle.dump(job, self._popen.stdin)
+            self._popen.stdin.write(f"{job.dump()}\n".encode())
             self._popen.stdin.flush()
 
     def _read(self, pipe: IO[bytes]) -> None:

@@ -1,9 +1,9 @@
 """A process that trains one job after the other: `python -m lbsgd.experiments.running.worker`.
 
-It is started by `lbsgd sweep run`, never by people. Jobs come over stdin, each a pickle, until that
-ends; how far they are goes back over a pipe of its own, a JSON object a line: {"run", "updates",
-"fraction", "values"} of a run of the job, and {"ended": true} once the job has. What the runs print
-goes to stdout. SIGTERM has a run save and stop, and ends the process.
+It is started by `lbsgd sweep run`, never by people. Jobs come over stdin, each a line of JSON,
+until that ends; how far they are goes back over a pipe of its own, a JSON object a line: {"run",
+"updates", "fraction", "values"} of a run of the job, and {"ended": true} once the job has. What the
+runs print goes to stdout. SIGTERM has a run save and stop, and ends the process.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import faulthandler
 import json
 import math
 import os
-import pickle
 import select
 import sys
 import time
@@ -76,9 +75,9 @@ class Answers:
 
 def received(pipe: IO[bytes]) -> Iterator[Job]:
     """Yields the jobs that come over a pipe, until it ends, maybe in the middle of one."""
-    with contextlib.suppress(EOFError, pickle.UnpicklingError):
-        while True:
-            yield pickle.load(pipe)
+    for line in pipe:
+        if line.endswith(b"\n"):
+            yield Job.load(line)
 
 
 def main(argv: Sequence[str]) -> int:

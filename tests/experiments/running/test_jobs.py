@@ -1,7 +1,6 @@
 """What is left to do, as a function of a sweep and of how its workdirs stand."""
 
 import json
-import pickle
 
 import pytest
 from tiny_sweep import ROWS, write_sweep
@@ -102,7 +101,7 @@ def test_a_job_drops_what_is_over_by_now(make):
 def test_a_job_comes_out_of_a_pipe_as_it_went_in(make):
     sweep, folder = make()
     (job, *_) = jobs_of(sweep, folder, sweep.rows[1])
-    there = pickle.loads(pickle.dumps(job))
+    there = Job.load(job.dump())
     assert there == job
     assert there.runs[0].config.to_dict() == sweep.config(sweep.rows[1], 0).to_dict()
 
