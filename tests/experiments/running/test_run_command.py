@@ -77,14 +77,8 @@ def test_a_row_that_changed_is_told_before_anything_runs(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        ([], errors.EXIT_DONE, "lbsgd sweep run FILE"),
-        (["--help"], errors.EXIT_DONE, "lbsgd sweep run FILE"),
-        (["rum"], errors.EXIT_USER, "does not know 'rum'; the nearest is 'run'"),
-    ],
+    ("words", "said"), [([], "required: action"), (["rum"], "'rum' (choose from")]
 )
-def test_command_has_two_words(capsys, words, code, said):
-    assert command.main(words) == code
-    out, err = capsys.readouterr()
-    assert said in out + err
+def test_command_has_two_words(capsys, words, said):
+    assert command.main(words) == errors.EXIT_USER
+    assert said in capsys.readouterr().err
