@@ -114,8 +114,13 @@ def _by_value(key: str, values: Sequence[str], marks_: Sequence[str]) -> str:
 
 
 def _of_validation(rows: Sequence[RowResults]) -> list[str]:
-    sets = {run.validation_set for row in rows for run in row.runs if run.validation_set}
-    if len(sets) < 2:
+    """Says that validation sets differ, seed by seed where rows have seeds in common."""
+    sets = [
+        {run.seed: run.validation_set for run in row.runs if run.validation_set} for row in rows
+    ]
+    common = set.intersection(*map(set, sets))
+    alike = [{found[seed] for seed in common} if common else {*found.values()} for found in sets]
+    if all(found == alike[0] for found in alike):
         return []
     return ["their validation sets differ: a difference of results may be one of these sets"]
 

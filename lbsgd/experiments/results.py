@@ -143,7 +143,7 @@ class RowResults(NamedTuple):
         return complete or [run for run in self.runs if run.curves]
 
     def curve(self, metric: str) -> Curve:
-        """Averages a metric over `drawn` runs: at each epoch the mean of those that got there."""
+        """Averages a metric over `drawn` runs: at each point the mean of those that got there."""
         return self._over_runs(metric, np.mean)
 
     def spread(self, metric: str) -> Curve:
@@ -151,12 +151,19 @@ class RowResults(NamedTuple):
         return self._over_runs(metric, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0)
 
     def _over_runs(self, metric: str, reduce: Any) -> Curve:
-        at: dict[float, list[float]] = {}
-        for run in self.drawn():
-            for epoch, value in zip(*run.curves.get(metric, ((), ()))):
-                at.setdefault(float(epoch), []).append(float(value))
-        epochs = sorted(at)
-        return Curve(np.array(epochs), np.array([reduce(at[epoch]) for epoch in epochs]))
+        curves = [run.curves[metric] for run in self.drawn() if metric in run.curves]
+        most = max((len(curve.epochs) for curve in curves), default=0)
+        # By their order and not by the epoch: where the seed decides which images are held out,
+        # an epoch has another number of updates for each, and so falls elsewhere.
+        at = [[curve for curve in curves if len(curve.epochs) > i] for i in range(most)]
+        epochs = [np.mean([curve.epochs[i] for curve in there]) for i, there in enumerate(at)]
+        values = [reduce([curve.values[i] for curve in there]) for i, there in enumerate(at)]
+        return Curve(np.array(epochs), np.array(values))
+
+    @property
+    def own_validation_sets(self) -> bool:
+        """Tells whether runs of the row are judged by validation sets that differ."""
+        return len({run.validation_set for run in self.runs if run.validation_set}) > 1
 
 
 @dataclasses.dataclass(frozen=True)

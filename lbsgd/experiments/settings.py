@@ -56,6 +56,10 @@ def check_settings(settings: Settings) -> None:
             raise ConfigError(
                 f"Settings: {name} must be a whole number from {least} on, not {short_repr(value)}"
             )
+    if isinstance(settings.columns, str) or isinstance(settings.overlays, str):
+        raise ConfigError(
+            "Settings: columns and overlays are tuples, as in columns=('batch_size',)"
+        )
     for key in filter(None, [*settings.columns, *settings.tune, settings.against]):
         check_is_key(key)
     for key, range_ in settings.tune.items():

@@ -27,9 +27,12 @@ from lbsgd.config.keys import flatten
 from lbsgd.experiments.settings import Settings, check_settings
 from lbsgd.run.config import check_is_key, resolve
 from lbsgd.run.config_file import ConfigFile
-from lbsgd.run.flags import set_keys
+from lbsgd.run.flags import keys_of, set_keys
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
+
+# In the folder of a sweep, by the sweep itself.
+_TAKEN = ("logs",)
 
 
 class Row(NamedTuple):
@@ -48,7 +51,7 @@ class Row(NamedTuple):
         """Returns the name of the row's folder: its name in letters that any disk takes."""
         plain = re.sub(r"[^A-Za-z0-9.=]+", "_", self.name).strip("_.")[:60]
         # What was lost of it may be all that tells two rows apart, also where case does not count.
-        if plain == self.name and plain == plain.lower():
+        if plain == self.name and plain == plain.lower() and plain not in _TAKEN:
             return plain
         return f"{plain}_{hashlib.sha256(self.name.encode()).hexdigest()[:6]}".lstrip("_")
 
@@ -114,13 +117,23 @@ def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:
         )
     rows = opened.call("sweep", _rows)
     settings = opened.call("settings", _settings(rows)) if opened.has("settings") else Settings()
+    _check_reach(rows, flags)
     sweep = Sweep(file, set_keys(opened.config(), flags), rows, settings)
     for row in rows:
         sweep.config(row, seed=0)
     return sweep
 
 
-def _rows(found: Iterable[Any]) -> tuple[Row, ...]:
+def _check_reach(rows: Sequence[Row], flags: Sequence[str]) -> None:
+    """Raises ConfigError where a key is set on the command line that all rows set themselves."""
+    for key in keys_of(flags):
+        if all(key in row.overrides for row in rows):
+            raise ConfigError(f"--config.{key} has no effect: every row sets {key} itself")
+
+
+def _rows(found: Any) -> tuple[Row, ...]:
+    if not isinstance(found, Iterable):
+        raise ConfigError(f"sweep() must yield rows, not return {short_repr(found)}")
     rows = tuple(map(_row, found))
     if not rows:
         raise ConfigError("sweep() yields no row")

@@ -205,6 +205,11 @@ def what_is_shown(results: Results) -> list[str]:
             " A difference in bold is significant (Welch's t, two-sided, p < 0.05, each row for "
             "itself); others cannot be told apart at these n."
         )
+    if any(row.own_validation_sets for row in results.rows):
+        said += (
+            " Each seed is judged by a validation set of its own (data.validation_fraction): the "
+            "deviation is of these sets too."
+        )
     return [said]
 
 

@@ -129,6 +129,11 @@ def _check_keys(argv: Sequence[str]) -> None:
             config_lib.check_is_key(match.group(1))
 
 
+def keys_of(argv: Sequence[str]) -> list[str]:
+    """Lists the keys that flags such as `--config.key=value` set."""
+    return [match.group(1) for match in map(_OF_KEY.match, argv) if match]
+
+
 _OF_KEY = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 

@@ -6,10 +6,11 @@ import made_up
 import pytest
 from scipy import stats
 
-from lbsgd.experiments import compare_command
+from lbsgd.experiments import compare_command, load
 from lbsgd.experiments.compare import parting, parting_epoch
 from lbsgd.experiments.outcome import note_failure
 from lbsgd.experiments.results import Curve
+from lbsgd.experiments.table import markdown
 
 ROWS = {
     "kn=64": {"batch_size": 64},
@@ -131,6 +132,17 @@ def test_other_validation_sets_are_said(sweep, folder, capsys):
         text = text.replace('"validation_set": "digits"', f'"validation_set": "{set_}"')
         (workdir / "config.json").write_text(text)
     assert "their validation sets differ" in compared(capsys, "x")
+
+
+def test_seeds_with_sets_of_their_own_are_compared_one_by_one(sweep, folder, capsys):
+    for name in NAMES:
+        for seed in range(2):
+            workdir = made_up.write_run(sweep, folder, name, seed, [9.0 + seed] * 6)
+            text = (workdir / "config.json").read_text()
+            text = text.replace('"validation_set": "digits"', f'"validation_set": "of {seed}"')
+            (workdir / "config.json").write_text(text)
+    assert "validation sets differ" not in compared(capsys, "x")
+    assert "Each seed is judged by a validation set of its own" in markdown(load(folder.path))
 
 
 def test_another_metric_is_compared(sweep, folder, capsys):

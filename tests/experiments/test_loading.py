@@ -107,6 +107,22 @@ def test_curves_are_means_over_the_runs_that_got_there(sweep, folder):
     assert row.spread("val_error").values == pytest.approx([200**0.5, 200**0.5, 0.0])
 
 
+def test_curves_go_by_the_order_of_evaluations_and_not_by_their_epochs(sweep, folder):
+    """Seeds that hold out images of their own have epochs of other lengths."""
+    for seed, step in ((0, 10), (1, 11)):
+        workdir = made_up.write_run(sweep, folder, "kn=64", seed, [80.0 - 20 * seed] * 3)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        moved = [json.dumps({**line, "epoch": line["epoch"] * step / 10}) for line in found]
+        (workdir / "metrics.jsonl").write_text("\n".join(moved) + "\n")
+    row = load(folder.path).row("kn=64")
+    one, other = (run.curves["val_error"].epochs for run in row.runs[:2])
+    assert (one != other).all()
+    curve = row.curve("val_error")
+    assert curve.values.tolist() == [70.0] * 3
+    assert curve.epochs == pytest.approx((one + other) / 2)
+
+
 def test_what_is_not_finite_is_a_gap(sweep, folder, tmp_path):
     made_up.write_run(sweep, folder, "kn=64", 0, [80.0, None, 40.0, 30.0])
     results = load(folder.path)

@@ -50,6 +50,13 @@ def test_rows_settings_and_configs(tmp_path):
     assert sweep.config(sweep.rows[0], 0).learning_rate.warmup == "gradual"
 
 
+def test_a_key_that_reaches_no_row_is_a_mistake(tmp_path):
+    file = written(tmp_path, ROWS)
+    read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
+    with pytest.raises(ConfigError, match="batch_size has no effect: every row sets batch_size"):
+        read_sweep(file, ["--config.batch_size=128"])
+
+
 def test_settings_may_be_left_out(tmp_path):
     assert read_sweep(written(tmp_path, ROWS)).settings == Settings()
 
@@ -67,6 +74,8 @@ def test_what_is_tuned_stands_in_for_the_row(tmp_path):
         ("", "has no sweep"),
         ("def sweep(arg=''):\n    return []\n", "yields no row"),
         ("def sweep(arg=''):\n    yield 'a'\n", "must yield"),
+        ("def sweep(arg=''):\n    pass\n", "must yield rows, not return None"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(columns='seed')\n", "are tuples"),
         ("def sweep(arg=''):\n    yield '  ', {}\n", "must be words"),
         ("def sweep(arg=''):\n    yield 'a', [1]\n", "must be a dict"),
         ("def sweep(arg=''):\n    yield 'a', {}\n    yield 'a', {}\n", "'a' twice"),
@@ -117,6 +126,10 @@ def test_a_folder_for_any_name(name, tmp_path):
     (tmp_path / folder).mkdir()
     assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
     assert len(folder) < 100
+
+
+def test_no_row_takes_the_folder_of_logs():
+    assert Row("logs", {}).folder != "logs"
 
 
 def test_names_that_are_alike_have_folders_of_their_own():

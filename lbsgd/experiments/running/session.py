@@ -13,6 +13,7 @@ from lbsgd.experiments.running.job_queue import Queue
 from lbsgd.experiments.running.jobs import OVER
 from lbsgd.experiments.running.table import Display, open_display
 from lbsgd.experiments.sweep import Row, Sweep
+from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from lbsgd.system.files import AnyPath
 from lbsgd.system.locks import lock_of
@@ -35,6 +36,7 @@ def run_sweep(
     Raises:
       ConfigError: the folder is another sweep's, or cannot be written, or is in use.
     """
+    _check_place(folder)
     check_rows(sweep, folder, sweep.rows)
     with _locked(folder):
         folder.describe(sweep)
@@ -46,6 +48,18 @@ def run_sweep(
         with open_display(board, processes) as display:
             stopped = engine(jobs, board, display, logs)
         return _finish(folder, board, jobs, logs, stopped)
+
+
+def _check_place(folder: SweepFolder) -> None:
+    """Raises ConfigError where the folder is a run's, or within another sweep's."""
+    if Workdir(folder.path).config.is_file():
+        raise ConfigError(f"{folder.path} is the workdir of a run; choose another --workdir")
+    parent = folder.path.absolute().parent
+    for above in (parent, parent.parent):
+        if SweepFolder(above).is_sweep():
+            raise ConfigError(
+                f"{folder.path} lies within the sweep in {above}; choose another --workdir"
+            )
 
 
 def check_rows(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> None:

@@ -7,6 +7,7 @@ from tiny_sweep import ROWS, write_sweep
 
 from lbsgd.experiments.folder import SweepFolder
 from lbsgd.experiments.running.claim import check_row
+from lbsgd.experiments.running.session import run_sweep
 from lbsgd.experiments.sweep import read_sweep
 from lbsgd.experiments.tuning import points
 from lbsgd.system.errors import ConfigError
@@ -142,3 +143,17 @@ def test_other_ranges_are_told(read, folder):
     after = read(settings=(TUNED + "2").replace("1.0", "2.0"))
     with pytest.raises(ConfigError, match=rf"tune_0 .* differs in {RATE}"):
         check_row(after, folder, row)
+
+
+def test_a_sweep_keeps_out_of_runs_and_of_other_sweeps(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "tiny.py"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    SweepFolder(tmp_path / "other").describe(sweep)
+    for place, says in (
+        ("run", "is the workdir of a run"),
+        ("other/row", "lies within the sweep in"),
+        ("other/row/seed_0", "lies within the sweep in"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run_sweep(sweep, SweepFolder(tmp_path / place), sweep.rows, pytest.fail, 1)
