@@ -8,15 +8,18 @@ import runpy
 import pytest
 
 from lbsgd.config.keys import options_key
+from lbsgd.experiments import load
+from lbsgd.experiments.table import markdown
 from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
-PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md"]
+PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md", "docs/evidence.md"]
 BENCHMARKS = ["allreduce", "digits", "fashion_mnist", "input_pipeline", "noise_scale", "step"]
 BENCHMARKS += ["torture", "accumulation", "gpu", "rounding", "resampling", "step_memory"]
+SWEEPS = ["goyal_table1_mini"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
@@ -27,6 +30,12 @@ def test_tables_are_those_of_the_results(benchmark, monkeypatch):
     table = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["table"]()
     pages = "\n".join((ROOT / page).read_text() for page in PAGES)
     assert table in pages
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_tables_of_sweeps_are_those_of_their_results(sweep):
+    results = load(ROOT / "docs" / "results" / f"{sweep}.json")
+    assert markdown(results) in (ROOT / "docs" / "evidence.md").read_text()
 
 
 @pytest.mark.parametrize(

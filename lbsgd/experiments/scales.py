@@ -17,7 +17,7 @@ from lbsgd.system.errors import ConfigError
 
 # Of the digits: few, so that the error is far from 0 and single ones count little.
 _MINI_EXAMPLES = 400
-# Twice the paper's, for a large minibatch has but 282 updates in these; 5 of warmup would be 8.
+# Twice the paper's, for a large minibatch has but 281 updates in these; 5 of warmup would be 8.
 _MINI_EPOCHS, _MINI_DECAYS, _MINI_WARMUP = 180.0, (60.0, 120.0, 160.0), 20.0
 _THOUSAND = 1024
 
