@@ -277,14 +277,14 @@ def test_a_run_names_them_and_leaves_them_out(folders, tmp_path, capsys):
     assert wrong == pytest.approx(round(wrong), abs=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         ([], r"lbsgd: train/class \d/\d+\.jpg is corrupt: .*data\.on_corrupt='skip'"),
-        pytest.param(
+        (
             ["--config.data.on_corrupt=skip", "--config.data.max_corrupt=2"],
             r"lbsgd: train/class \d/\d+\.jpg is corrupt: .*more than data\.max_corrupt=2",
-            marks=pytest.mark.long,
         ),
     ],
     ids=["error", "one too many"],
