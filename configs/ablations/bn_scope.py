@@ -27,16 +27,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The scopes."""
+    """Yields the scopes."""
     n, group = get_config(arg).worker_batch_size, 8 if not arg else 2
     workers = scale(arg).large // n
     yield f"n={n}", {}
@@ -47,8 +47,8 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Shows what statistics are over, row by row."""
+    return scaled_settings(
+        arg,
         columns=("worker_batch_size", "batch_norm.synced_workers"),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

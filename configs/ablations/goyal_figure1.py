@@ -36,16 +36,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe, short
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings, short
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the table."""
+    """Yields the rows of the table."""
     s = scale(arg)
     for size in s.sizes:
         worker = {"worker_batch_size": s.sizes[0]} if arg else {}
@@ -53,10 +53,10 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """The error against the minibatch, and each training curve over that of the reference."""
-    return Settings(
+    """Draws the error against the minibatch, and each training curve over the reference's."""
+    return scaled_settings(
+        arg,
         columns=("batch_size",),
-        seeds_at_once=scale(arg).seeds_at_once,
         baseline=f"kn={short(scale(arg).reference)}",
         against="batch_size",
     )

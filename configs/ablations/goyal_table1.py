@@ -26,16 +26,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe, short
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings, short
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with gradual warmup; see the variants above."""
+    """Makes the large minibatch with gradual warmup; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the table."""
+    """Yields the rows of the table."""
     s = scale(arg)
     yield f"kn={short(s.reference)}", {"batch_size": s.reference}
     for row, warmup in (
@@ -47,8 +47,8 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """Each large minibatch against the small one, as in Figure 2."""
-    return Settings(
+    """Compares each large minibatch with the small one, as in Figure 2."""
+    return scaled_settings(
+        arg,
         columns=("batch_size", "learning_rate.warmup"),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

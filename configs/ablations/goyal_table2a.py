@@ -27,16 +27,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe, short
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings, short
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the table."""
+    """Yields the rows of the table."""
     s = scale(arg)
     rates = ((", rate / 2", s.rate / 2), ("", s.rate), (", rate x 2", s.rate * 2))
     for name, size in (
@@ -50,9 +50,9 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Compares each rate with the reference's."""
+    return scaled_settings(
+        arg,
         columns=("batch_size", "learning_rate.reference_learning_rate", "learning_rate.scaling"),
-        seeds_at_once=scale(arg).seeds_at_once,
         baseline=f"kn={short(scale(arg).reference)}",
     )

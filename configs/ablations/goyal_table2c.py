@@ -21,24 +21,24 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe, short
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings, short
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the table."""
+    """Yields the rows of the table."""
     s = scale(arg)
     for size in (s.reference, s.large):
         yield f"kn={short(size)}", {"batch_size": size, "model.name": s.deeper}
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Compares the large minibatch with the small one."""
+    return scaled_settings(
+        arg,
         columns=("batch_size", "model.name"),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

@@ -29,17 +29,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe
+from lbsgd.experiments.scales import scaled_recipe, scaled_settings
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The forms."""
-    scale(arg)
+    """Yields the forms."""
     plain = {"optimizer.nesterov": False}
     inside = {**plain, "optimizer.momentum_form": "rate_inside"}
     wrong = {**inside, "optimizer.momentum_correction": False}
@@ -53,13 +52,13 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Shows the form of momentum, row by row."""
+    return scaled_settings(
+        arg,
         columns=(
             "learning_rate.warmup",
             "optimizer.momentum_form",
             "optimizer.momentum_correction",
             "optimizer.nesterov",
         ),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

@@ -32,16 +32,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe
+from lbsgd.experiments.scales import scale, scaled_recipe, scaled_settings
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The remarks, right and wrong."""
+    """Yields the remarks, right and wrong."""
     s, workers = scale(arg), get_config(arg).batch_size // get_config(arg).worker_batch_size
     yield "right", {}
     yield "right, no warmup", {"learning_rate.warmup": "none"}
@@ -59,8 +59,8 @@ def _times(factor: int) -> dict[str, Any]:
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Compares each mistake with what is right."""
+    return scaled_settings(
+        arg,
         columns=("learning_rate.scaling", "learning_rate.warmup", "task.options"),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

@@ -1,4 +1,4 @@
-"""One permutation an epoch, or a part for each worker (Remark 4 of Goyal et al. 2017).
+"""Shuffles all examples together, or each worker's part (Remark 4 of Goyal et al. 2017).
 
     lbsgd sweep run configs/ablations/shuffle_scope.py --workdir runs/x \\
         --config.data.dir=DIR
@@ -24,24 +24,23 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe
+from lbsgd.experiments.scales import scaled_recipe, scaled_settings
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The orders."""
-    scale(arg)
+    """Yields the orders."""
     for shuffle in ("global", "shards"):
         yield shuffle, {"data.shuffle": shuffle}
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Compares shards with the paper's order."""
+    return scaled_settings(
+        arg,
         columns=("data.shuffle",),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

@@ -23,17 +23,16 @@ from typing import Any
 import ml_collections
 
 from lbsgd.experiments import Settings
-from lbsgd.experiments.scales import scale, scaled_recipe
+from lbsgd.experiments.scales import scaled_recipe, scaled_settings
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The large minibatch with all it needs; see the variants above."""
+    """Makes the large minibatch with all it needs; see the variants above."""
     return scaled_recipe(__file__, arg)
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The roles."""
-    scale(arg)
+    """Yields the roles."""
     for name, roles in (
         ("kernels", ("kernel",)),
         ("kernels, biases", ("kernel", "bias")),
@@ -44,8 +43,8 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings(arg: str = "") -> Settings:
-    """What the table shows."""
-    return Settings(
+    """Shows which roles decay, row by row."""
+    return scaled_settings(
+        arg,
         columns=("optimizer.weight_decay", "optimizer.decayed_roles"),
-        seeds_at_once=scale(arg).seeds_at_once,
     )

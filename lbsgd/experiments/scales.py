@@ -6,11 +6,12 @@ minibatches of a scale.
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from lbsgd.config.unused import reset_unused
+from lbsgd.experiments.settings import Settings
 from lbsgd.run.config import KEYS
 from lbsgd.run.recipes import sibling
 from lbsgd.system.errors import ConfigError
@@ -55,7 +56,7 @@ def _powers(first: int, last: int) -> tuple[int, ...]:
 
 SCALES = {
     "": Scale("imagenet_goyal", 256, 8192, 0.1, "resnet101", _powers(64, 131_072)),
-    # About the highest rate at which gradual warmup is enough for the large one.
+    # Of the rates tried, the highest at which the large one trains well after gradual warmup.
     "mini": Scale("digits", 32, 256, 0.3, "cifar_resnet14", _powers(16, 1024)),
     "gpu": Scale("cifar10", 128, 1024, 0.1, "cifar_resnet56", _powers(64, 16_384), 0),
 }
@@ -104,6 +105,19 @@ def scaled_recipe(file: str, arg: str) -> ml_collections.ConfigDict:
         config.model.zero_init_residual = True
     reset_unused(config, KEYS)
     return config
+
+
+def scaled_settings(arg: str, **shown: Any) -> Settings:
+    """Makes the settings of a sweep, with seeds trained at once where that suits the scale.
+
+    Args:
+      arg: its variant.
+      shown: other fields of `Settings`.
+
+    Raises:
+      ConfigError: there is no such variant.
+    """
+    return Settings(seeds_at_once=scale(arg).seeds_at_once, **shown)
 
 
 def short(batch_size: int) -> str:
