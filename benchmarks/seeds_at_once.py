@@ -15,10 +15,11 @@ import sys
 
 import jax
 from command import run_or_table
+from synthetic import synthetic_config
 
 from lbsgd.experiments.timing import Timed, measure
 from lbsgd.run.build import build
-from lbsgd.run.config import default_config, resolve
+from lbsgd.run.config import resolve
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.machine import describe_machine
 
@@ -36,26 +37,9 @@ ACCELERATOR_CASES = [*CASES, ("cifar_resnet20", 32, 3, 128, 128, "bfloat16")]
 
 def program_of(name, size, channels, batch_size, worker_batch_size, dtype):
     """The program of a run on one device."""
-    config = default_config()
-    config.update(
-        {
-            "batch_size": batch_size,
-            "worker_batch_size": worker_batch_size,
-            "total_steps": 1000,
-            "devices": 1,
-            "dtype": dtype,
-            "model": {"name": name},
-            "learning_rate": {"warmup": "none", "decay": "none", "scaling": "none"},
-            "data": {
-                "source": "synthetic",
-                "image_size": size,
-                "synthetic_examples": batch_size,
-                "synthetic_validation_examples": 1,
-            },
-        }
-    )
-    if channels == 1:
-        config.update({"data": {"source": "digits", "crop": "padded", "crop_padding": 1}})
+    grey = {"data.source": "digits", "data.crop": "padded", "data.crop_padding": 1}
+    own = grey if channels == 1 else {}
+    config = synthetic_config(name, size, batch_size, worker_batch_size, dtype, **own)
     return build(resolve(config)).program
 
 

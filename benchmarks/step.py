@@ -22,9 +22,10 @@ import numpy as np
 import optax
 from command import run_or_table
 from flax import linen as nn
+from synthetic import synthetic_config
 
 from lbsgd.run.build import build
-from lbsgd.run.config import default_config, resolve
+from lbsgd.run.config import resolve
 from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "step.json"
@@ -117,25 +118,8 @@ def plain_step(name, dtype, images, labels):
 
 def our_step(name, size, batch_size, worker_batch_size, dtype, accumulation_steps=1):
     """lbsgd's parts of a run, its compiled step, first state and batch."""
-    config = default_config()
-    config.update(
-        {
-            "batch_size": batch_size,
-            "worker_batch_size": worker_batch_size,
-            "total_steps": 1000,
-            "devices": 1,
-            "accumulation_steps": accumulation_steps,
-            "dtype": dtype,
-            "model": {"name": name},
-            "learning_rate": {"warmup": "none", "decay": "none", "scaling": "none"},
-            "data": {
-                "source": "synthetic",
-                "image_size": size,
-                "synthetic_examples": batch_size,
-                "synthetic_validation_examples": 1,
-            },
-        }
-    )
+    own = {"accumulation_steps": accumulation_steps}
+    config = synthetic_config(name, size, batch_size, worker_batch_size, dtype, **own)
     parts = build(resolve(config))
     state = parts.program.start()
     batch = next(parts.feed.train_batches().between(0, 1))
