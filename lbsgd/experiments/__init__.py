@@ -18,10 +18,13 @@ def __getattr__(name: str) -> Any:
     """Imports them when they are asked for: the commands check their arguments before that."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lbsgd.experiments import loading, settings, sweep
+    if name == "load":  # which needs numpy
+        from lbsgd.experiments.loading import load
 
-    homes = {"Row": sweep, "Settings": settings, "load": loading}
-    return getattr(homes[name], name)
+        return load
+    from lbsgd.experiments import settings, sweep
+
+    return sweep.Row if name == "Row" else settings.Settings
 
 
 def __dir__() -> list[str]:

@@ -258,17 +258,20 @@ class Results:
             for run in row.runs
             if run.times
         }
-        text = json.dumps(
-            {
-                "files": list(self.files),
-                "settings": dataclasses.asdict(self.settings),
-                "rows": [_row_to_json(row) for row in self.rows],
-                "times": times,
-            },
-            indent=1,
-            allow_nan=False,
-        )
-        replace_file(path, text + "\n")
+        parts = {
+            "files": list(self.files),
+            "settings": dataclasses.asdict(self.settings),
+            "rows": [_row_to_json(row) for row in self.rows],
+            "times": times,
+        }
+        # A line for each row: legible enough for a diff, and not a line for each number.
+        rows = ",\n".join(_dumps(row) for row in parts.pop("rows"))
+        rest = ",\n".join(f"{_dumps(name)}: {_dumps(part)}" for name, part in parts.items())
+        replace_file(path, f'{{{rest},\n"rows": [\n{rows}\n]}}\n')
+
+
+def _dumps(part: Any) -> str:
+    return json.dumps(part, allow_nan=False)
 
 
 def _row_to_json(row: RowResults) -> dict[str, Any]:

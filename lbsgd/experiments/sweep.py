@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from lbsgd.config.keys import flatten
 from lbsgd.experiments.settings import Settings, check_settings
 from lbsgd.run.config import check_is_key, resolve
 from lbsgd.run.config_file import ConfigFile
-from lbsgd.run.flags import keys_of, set_keys
+from lbsgd.run.flags import keys_of, set_key, set_keys
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 
@@ -85,18 +84,10 @@ class Sweep:
         try:
             for key, value in {**row.overrides, **tuned, "seed": seed}.items():
                 check_is_key(key)
-                _set(config, key, value)
+                set_key(config, key, value)
             return resolve(config)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
-
-
-def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    try:
-        config.update_from_flattened_dict({key: value})
-    except (TypeError, ValueError, KeyError) as error:
-        kind = type(dict(flatten(config)).get(key)).__name__
-        raise ConfigError(f"{key} must be {kind}, not {short_repr(value)}") from error
 
 
 def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:

@@ -280,7 +280,7 @@ def _read_stored(folder: AnyPath, check: Callable[[str, Any], None]) -> ml_colle
             if key not in known:
                 config_lib.check_is_key(key)
             value = _with_tuples(value)
-            _set(config, key, value)
+            set_key(config, key, value)
             check(key, value)
         config_lib.forget_what_follows(config)
     except ConfigError as error:
@@ -304,7 +304,12 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    """Sets a known key.
+
+    Raises:
+      ConfigError: the value has another type.
+    """
     try:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as error:
