@@ -76,7 +76,7 @@ def _act(asked: _Asked) -> int:
     path = flags.workdir or str(pathlib.Path("runs") / split_variant(flags.file)[0].stem)
     folder = SweepFolder(user_path(path))
     if flags.list:
-        return _list(sweep, board_of(sweep, folder, rows))
+        return _list(sweep, folder, board_of(sweep, folder, rows))
     if flags.dry_run:
         check_rows(sweep, folder, sweep.rows)
         return _dry_run(sweep, folder, rows)
@@ -125,31 +125,46 @@ def _engine(asked: _Asked) -> Engine:
     return local_engine(asked.flags.parallel or 1, os.environ)
 
 
-def _list(sweep: Sweep, board: Board) -> int:
+def _list(sweep: Sweep, folder: SweepFolder, board: Board) -> int:
     """Prints the rows, with how many of their runs stand how."""
     print(describe(sweep, board))
+    rows = {row.name: row for row in sweep.rows}
     for line in board.lines.values():
         counts = [f"{line.count(status)} {status}" for status in Status if line.count(status)]
-        print(f"  {line.name}: {', '.join(filter(None, [*counts, say_finals(line)]))}")
+        said = [*counts, say_finals(line), _changed(sweep, folder, rows[line.name])]
+        print(f"  {line.name}: {', '.join(filter(None, said))}")
     return EXIT_DONE
 
 
+def _changed(sweep: Sweep, folder: SweepFolder, row: Row) -> str:
+    """Says whether a row has another config than the runs that are there."""
+    try:
+        check_rows(sweep, folder, [row])
+    except ConfigError:
+        return "its config has changed since, so it cannot go on: --dry_run says where"
+    return ""
+
+
 def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
-    """Plans each row, and says what of it is left to do."""
+    """Plans each row, says what of it is left to do, and which cannot be run."""
     from lbsgd.experiments.running.jobs import OVER
     from lbsgd.experiments.tuning import points
     from lbsgd.system.libraries import set_up_libraries
 
     set_up_libraries()
-    board = board_of(sweep, folder, rows)
+    code, board = EXIT_DONE, board_of(sweep, folder, rows)
     print(describe(sweep, board))
     for row in rows:
         line = board.lines[row.name]
         first = next(iter(points(sweep.file, sweep.settings)), {})
         print(f"\n{row.name}: {_left(line, OVER)}")
-        for text in _plan(sweep.config(row, 0, **first)):
-            print(f"  {text}")
-    return EXIT_DONE
+        try:
+            for text in _plan(sweep.config(row, 0, **first)):
+                print(f"  {text}")
+        except ConfigError as error:
+            code = EXIT_USER
+            complain(f"row {row.name!r} cannot be run: {error}")
+    return code
 
 
 def _left(line: Line, over: Sequence[Status]) -> str:

@@ -11,6 +11,9 @@ from lbsgd.experiments.running.jobs import OVER, Run
 from lbsgd.system.files import AnyPath
 from lbsgd.system.text import pluralize
 
+# Of a run: before that, what it takes to start and to compile would count as if it went on so.
+LEAST_MADE = 0.1
+
 
 class Going(NamedTuple):
     """Holds how far a run is that is being trained.
@@ -168,12 +171,14 @@ class Board:
 
     def _seconds(self, lines: Sequence[Line], processes: int) -> float | None:
         made = sum(line.made for line in self.lines.values())
-        if not made:
+        if made < LEAST_MADE:
             return None
         of_all = sum(line.seconds for line in self.lines.values()) / made
-        left = sum(
-            line.left * (line.seconds / line.made if line.made > 0.1 else of_all) for line in lines
-        )
+
+        def of_run(line: Line) -> float:
+            return line.seconds / line.made if line.made > LEAST_MADE else of_all
+
+        left = sum(line.left * of_run(line) for line in lines)
         return left / processes
 
     def _spend(self, line: Line, run: Run, made: float) -> None:

@@ -14,7 +14,7 @@ class Queue:
     """Hands out what is left to do, row by row; what is over is handed out no more.
 
     Attributes:
-      problems: by row, why no more can be done for it.
+      problems: by row, why no more can be done for it; by "" why nothing more can.
     """
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> None:
@@ -43,8 +43,26 @@ class Queue:
         """Notes that a job has ended, well or not, and adds what its row can do now."""
         self._tried.update(run.workdir for run in job.runs)
         self._outstanding[job.row] -= 1
-        if not self._outstanding[job.row]:
+        problem = self._wrong_metric(job)
+        if problem:
+            # No run could be reported, or chosen by it: it would be a pity to train more.
+            self.problems[""] = problem
+            self._ready.clear()
+        elif not self._outstanding[job.row] and not self.problems.get(""):
             self._extend(self._rows[job.row])
+
+    def _wrong_metric(self, job: Job) -> str:
+        """Says which metric of the settings evaluations do not have: "" for none, or if unknown."""
+        settings = self._sweep.settings
+        for known in filter(None, (run.standing().result.get("metrics") for run in job.runs)):
+            for field in ("metric", "tune_metric"):
+                name = getattr(settings, field)
+                if name and name not in known:
+                    return (
+                        f"Settings: {field}={name!r} is no metric of evaluations, which are "
+                        f"{', '.join(known)}; mend it, and the same command goes on"
+                    )
+        return ""
 
     def _extend(self, row: Row) -> None:
         try:

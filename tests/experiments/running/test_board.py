@@ -92,11 +92,14 @@ def test_time_left_follows_from_the_time_of_the_runs_so_far(board, runs, clock):
 def test_a_run_that_resumed_was_not_made_just_now(board, runs, clock):
     board.begin(runs["a"][0])
     clock[0] = 1.0
-    board.show(runs["a"][0], 90, 0.90, {})
+    board.show(runs["a"][0], 75, 0.75, {})
+    clock[0] = 1.5
+    board.show(runs["a"][0], 80, 0.80, {})
+    assert board.seconds_left(1) is None  # of 5% nobody knows yet
     clock[0] = 2.0
     board.show(runs["a"][0], 95, 0.95, {})
-    # 5% in 2 s: of this run 5% are left, and 7 others.
-    assert board.seconds_left(1) == pytest.approx(7.05 * 2 / 0.05)
+    # 20% in 2 s: of this run 5% are left, and 7 others.
+    assert board.seconds_left(1) == pytest.approx(7.05 * 2 / 0.20)
 
 
 def test_runs_of_one_process_share_its_time(board, runs, clock):

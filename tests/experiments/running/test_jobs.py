@@ -173,3 +173,25 @@ def test_a_failed_job_is_handed_out_once(make):
         note_failure(folder.path / job.runs[0].workdir, "no such folder")
         queue.over(job)
     assert drain(queue) == []
+
+
+@pytest.mark.parametrize("field", ["metric", "tune_metric"])
+def test_a_metric_that_evaluations_do_not_have_ends_the_sweep_after_a_job(make, field):
+    sweep, folder = make(f'seeds=3, {field}="val_acc"')
+    queue = Queue(sweep, folder, sweep.rows)
+    job = queue.next()
+    complete(folder.seed(sweep.rows[0], 0), 5.0)
+    queue.over(job)
+    assert queue.next() is None
+    says = f"Settings: {field}='val_acc' is no metric of evaluations, which are val_error; mend it"
+    assert queue.problems[""].startswith(says)
+
+
+def test_a_metric_that_they_have_does_not(make):
+    sweep, folder = make('seeds=3, metric="val_error"')
+    queue = Queue(sweep, folder, sweep.rows)
+    job = queue.next()
+    complete(folder.seed(sweep.rows[0], 0), 5.0)
+    queue.over(job)
+    assert queue.next()
+    assert not queue.problems

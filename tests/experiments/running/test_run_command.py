@@ -74,6 +74,10 @@ def test_a_row_that_changed_is_told_before_anything_runs(run, tmp_path):
     assert code == errors.EXIT_USER
     assert re.fullmatch(r"lbsgd: row 'rate=0.1': .* differs in batch_size \(16 there.*\n", out)
     assert not (tmp_path / "runs" / "sweep.json").exists()
+    code, out = run("--list", rows=ROWS)
+    assert code == errors.EXIT_DONE
+    assert re.search(r"rate=0.1: .*its config has changed since", out)
+    assert not re.search(r"rate=0.2.*has changed", out)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,12 @@ def test_a_row_that_changed_is_told_before_anything_runs(run, tmp_path):
 def test_command_has_two_words(capsys, words, said):
     assert command.main(words) == errors.EXIT_USER
     assert said in capsys.readouterr().err
+
+
+def test_a_plan_names_every_row_that_cannot_be_run(run):
+    rows = {"good": {}, "bad": {"batch_size": 40}, "worse": {"batch_size": 24}}
+    code, out = run("--dry_run", rows=rows)
+    assert code == errors.EXIT_USER
+    found = re.findall(r"^lbsgd: row '(\w+)' cannot be run: batch_size=(\d+) is not a", out, re.M)
+    assert found == [("bad", "40"), ("worse", "24")]
+    assert "\ngood: 2 of 2 runs to do\n" in out
