@@ -1,41 +1,55 @@
 """What the order of sums does to a run: digits on 1 and on 8 devices, which differ by it alone.
 
-python benchmarks/rounding.py run      trains every row that docs/results/rounding.json lacks,
-                                       with 5 seeds (all of them: about 15 minutes on 2 cores)
+python benchmarks/rounding.py run      runs the sweep configs/ablations/rounding.py with its 5 seeds
+                                       and writes docs/results/rounding.json (some minutes on 2
+                                       cores)
 python benchmarks/rounding.py table    prints the table from docs/results/rounding.json
 """
 
 import json
 import math
 import os
+import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
 
-import trainings
 from command import run_or_table
 
-RESULTS = trainings.ROOT / "docs" / "results" / "rounding.json"
-RECIPES = {
-    "kn=256, gradual warmup (configs/digits.py)": [],
-    "kn=1024, linear scaling, gradual warmup": ["--config.batch_size=1024"],
-}
-DEVICES = (1, 8)
+from lbsgd.experiments import load
+from lbsgd.experiments.results import Run
+from lbsgd.run.record.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+SWEEP = "configs/ablations/rounding.py"
+RESULTS = ROOT / "docs" / "results" / "rounding.json"
 # Relative: by so much the losses of an update differ where two runs are said to have parted.
 APART = 0.01
 
 
-def _row(recipe: str, devices: int) -> str:
-    return f"{recipe}, {devices} {'device' if devices == 1 else 'devices'}"
-
-
 def run() -> None:
-    """Trains every row that has no results yet."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(DEVICES))}
-    rows = {
-        _row(recipe, devices): ["digits.py", f"--config.devices={devices}", *flags]
-        for recipe, flags in RECIPES.items()
-        for devices in DEVICES
+    """Runs the sweep, and writes of each run its error, its losses and its machine."""
+    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lbsgd.main", "sweep", "run", SWEEP]
+        command += [f"--workdir={folder}", "--parallel=2"]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, check=True)
+        rows = {row.name: [_kept(x) for x in row.runs] for row in load(folder).rows}
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    lines = read_metrics(run.workdir / "metrics.jsonl")
+    return {
+        "seed": run.seed,
+        "val_error": run.finals["val_error"],
+        "updates": run.updates,
+        "train_loss": [line["train_loss"] for line in lines if "train_loss" in line],
+        "machine": run.machines[-1],
     }
-    trainings.run(RESULTS, rows)
 
 
 def parting(one: list[float], other: list[float]) -> float:
@@ -46,25 +60,41 @@ def parting(one: list[float], other: list[float]) -> float:
 
 def table() -> str:
     """Errors on 1 and 8 devices, and how far runs of one seed and of two are apart."""
-    results = json.loads(RESULTS.read_text())
+    rows = json.loads(RESULTS.read_text())
     lines = [
         "| digits | updates | error %, 1 device | error %, 8 devices | rms difference, one seed on "
         "1 and on 8 | two seeds | losses 1% apart from update |",
         "|---|---|---|---|---|---|---|",
     ]
-    for recipe in RECIPES:
-        both = [results[_row(recipe, devices)] for devices in DEVICES]
-        errors = [[run["val_error"] for run in runs] for runs in both]
-        same = math.sqrt(statistics.fmean((a - b) ** 2 for a, b in zip(*errors)))
-        # The difference of two independent runs has twice the variance of one.
-        seeds = math.sqrt(2 * statistics.fmean(map(statistics.variance, errors)))
-        parted = [parting(a["train_loss"], b["train_loss"]) for a, b in zip(*both)]
-        when = "never" if min(parted) == math.inf else f"{min(parted):g} to {max(parted):g}"
-        cells = [f"{statistics.fmean(e):.2f} ± {statistics.stdev(e):.2f}" for e in errors]
-        cells += [f"{same:.2f}", f"{seeds:.2f}", when]
-        lines.append(f"| {recipe} | {both[0][0]['updates']:,} | {' | '.join(cells)} |")
-    runs = [run for rows in results.values() for run in rows]
-    return "\n".join([*lines, "", trainings.sources(runs)])
+    pairs = zip(list(rows)[::2], list(rows)[1::2])
+    lines += [_line(rows[one], rows[many], one.split(",")[0]) for one, many in pairs]
+    return "\n".join([*lines, "", _sources([run for runs in rows.values() for run in runs])])
+
+
+def _line(one: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]], name: str) -> str:
+    """The line of a minibatch, from its runs on one device and on many."""
+    errors = [[run["val_error"] for run in runs] for runs in (one, many)]
+    same = math.sqrt(statistics.fmean((a - b) ** 2 for a, b in zip(*errors)))
+    # The difference of two independent runs has twice the variance of one.
+    seeds = math.sqrt(2 * statistics.fmean(map(statistics.variance, errors)))
+    parted = [parting(a["train_loss"], b["train_loss"]) for a, b in zip(one, many)]
+    when = "never" if min(parted) == math.inf else f"{min(parted):g} to {max(parted):g}"
+    cells = [f"{statistics.fmean(e):.2f} ± {statistics.stdev(e):.2f}" for e in errors]
+    cells += [f"{same:.2f}", f"{seeds:.2f}", when]
+    return f"| {name} | {one[0]['updates']:,} | {' | '.join(cells)} |"
+
+
+def _sources(runs: Sequence[dict[str, Any]]) -> str:
+    """The line below the table: of how many seeds, and of which cores, versions and commits."""
+    machines = [run["machine"] for run in runs]
+    commits = sorted({machine["git_commit"][:10] for machine in machines})
+    versions = sorted({machine["packages"]["jax"] for machine in machines})
+    cores = sorted({machine["cpus"] for machine in machines})
+    seeds = len({run["seed"] for run in runs})
+    return (
+        f"n={seeds} seeds, mean ± standard deviation; {', '.join(map(str, cores))} CPU cores, "
+        f"jax {', '.join(versions)}, commits {', '.join(commits)}."
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import functools
 import pathlib
 import runpy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -31,6 +32,16 @@ def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
     path = pathlib.Path(file).with_name(f"{name}.py")
     config: ml_collections.ConfigDict = runpy.run_path(str(path))["get_config"](arg)
     return config
+
+
+def changes(base: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Lists what another recipe has otherwise, as a row of a sweep overrides it.
+
+    Returns:
+      the values of `other` that are not those of `base`, by dotted key.
+    """
+    before = dict(flatten(base))
+    return {key: value for key, value in flatten(other) if value != before[key]}
 
 
 def select(config: ml_collections.ConfigDict, arg: str, rows: Rows) -> ml_collections.ConfigDict:

@@ -1,6 +1,7 @@
 """The papers' tables as sweeps: their rows are those of the papers, and each of them trains."""
 
 import functools
+import itertools
 import math
 import pathlib
 
@@ -10,7 +11,8 @@ import pytest
 from lbsgd import train
 from lbsgd.config.command import find_recipes
 from lbsgd.experiments.sweep import Row, Sweep, read_sweep
-from lbsgd.run.config import resolve
+from lbsgd.run.config import flatten, resolve
+from lbsgd.run.config_file import ConfigFile
 from lbsgd.run.recipes import set_smoke
 from lbsgd.schedule.learning_rate import build_learning_rate
 from lbsgd.schedule.timeline import Timeline
@@ -18,6 +20,9 @@ from lbsgd.system.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "ablations"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+# What is of one scale, for 2 CPU cores.
+PLAIN = ["digits", "fashion_mnist", "rounding"]
+SCALED = sorted({*NAMES} - {*PLAIN})
 VARIANTS = ["", ":mini", ":gpu"]
 IMAGENET = 1_281_167
 
@@ -130,8 +135,10 @@ def test_remarks_multiply_the_loss_by_what_the_mistake_does(variant, scaled, wor
     assert [config.task.name for row, config in rows if "right" in row] == ["classification"] * 2
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [*itertools.product(SCALED, VARIANTS), *((name, "") for name in PLAIN)],
+)
 def test_a_sweep_lists_rows_that_differ(name, variant):
     """In what they compute: no two are one run under two names."""
     rows = rows_of(name, variant)
@@ -145,8 +152,40 @@ def test_a_sweep_lists_rows_that_differ(name, variant):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variant_that_is_none_is_named(name):
-    with pytest.raises(ConfigError, match="no variant 'nano'; there are mini and gpu"):
+    known = "there are mini and gpu" if name in SCALED else "leave it out"
+    with pytest.raises(ConfigError, match=f"no variant 'nano'; {known}"):
         read_sweep(f"{FOLDER / name}.py:nano")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        (
+            "digits",
+            {
+                "kn=256, linear scaling, gradual warmup": "digits.py",
+                "kn=1024, LARS": "digits_lars.py",
+                "kn=1024, Nesterov, the schedule of LARS": "digits_nesterov.py",
+                "kn=128, the rate decays": "digits_growing.py:decay",
+                "kn=128 to 1024, the batch grows instead": "digits_growing.py",
+            },
+        ),
+        (
+            "fashion_mnist",
+            {
+                "kn=1024, LARS": "fashion_mnist_lars.py",
+                "kn=1024, Nesterov, the schedule of LARS": "fashion_mnist_nesterov.py",
+                "kn=128, the rate decays": "fashion_mnist_growing.py:decay",
+                "kn=128 to 3200, the batch grows instead": "fashion_mnist_growing.py",
+            },
+        ),
+    ],
+)
+def test_a_row_that_is_another_recipe_is_that_recipe(name, recipes):
+    rows = rows_of(name)
+    for row, recipe in recipes.items():
+        expected = resolve(ConfigFile(str(FOLDER.parent / recipe)).config())
+        assert dict(flatten(rows[row])) == dict(flatten(expected)), row
 
 
 def test_they_are_listed_among_the_recipes():
