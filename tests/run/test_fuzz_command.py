@@ -34,7 +34,7 @@ FILES = {
     "nothing": ("", "there is no function get_config"),
     "a list": ("def get_config(arg=''):\n    return []\n", "must return a ConfigDict, not \\[\\]"),
     "a dict": ("def get_config(arg=''):\n    return {}\n", "must return a ConfigDict, not {}"),
-    "no function": ("get_config = 3\n", "not callable"),
+    "no function": ("get_config = 3\n", "there is no function get_config"),
     "ends": (returns("sys.exit(0)"), "line 6: SystemExit: 0"),
     "ends with text": ("import sys\nsys.exit('a\\nb')\n", "line 2: SystemExit: a"),
     "recursion": ("def get_config(arg=''):\n    return get_config(arg)\n", "RecursionError"),
