@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lbsgd.experiments.folder import SweepFolder
 from lbsgd.experiments.outcome import Status, standing
+from lbsgd.experiments.settings import Settings
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.config import KEYS
 from lbsgd.run.config_file import split_variant
@@ -21,18 +22,6 @@ from lbsgd.system.errors import ConfigError
 
 # Of the runs that try points; no row has so many seeds.
 TUNING_SEED = 1_000_000
-
-
-class Tuned(Protocol):
-    """What is tuned, as `Settings` says it."""
-
-    @property
-    def tune(self) -> Mapping[str, tuple[float, float, str]]:
-        """The range of each key: (least, most, "linear" or "log")."""
-
-    @property
-    def tune_points(self) -> int:
-        """How many points are tried."""
 
 
 class Best(NamedTuple):
@@ -49,7 +38,7 @@ class Best(NamedTuple):
     tried: int
 
 
-def points(file: str, tuned: Tuned) -> list[dict[str, Any]]:
+def points(file: str, settings: Settings) -> list[dict[str, Any]]:
     """Draws the points of a sweep, each the values of the tuned keys.
 
     They depend on the name of its file and on the tuned keys: adding points keeps the others, and
@@ -57,18 +46,19 @@ def points(file: str, tuned: Tuned) -> list[dict[str, Any]]:
 
     Args:
       file: path[:variant] of the config file.
-      tuned: its settings.
+      settings: say what is tuned.
     """
-    if not tuned.tune:
+    if not settings.tune:
         return []
     from scipy.stats import qmc  # slow to import
 
-    keys = sorted(tuned.tune)
+    keys = sorted(settings.tune)
     name = json.dumps([split_variant(file)[0].name, *keys])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    unit = qmc.Halton(len(keys), scramble=True, seed=key).random(tuned.tune_points)
+    unit = qmc.Halton(len(keys), scramble=True, seed=key).random(settings.tune_points)
     return [
-        {key: _scaled(key, float(x), *tuned.tune[key]) for key, x in zip(keys, row)} for row in unit
+        {key: _scaled(key, float(x), *settings.tune[key]) for key, x in zip(keys, row)}
+        for row in unit
     ]
 
 
