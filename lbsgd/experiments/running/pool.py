@@ -18,11 +18,11 @@ from typing import IO, Any, NamedTuple
 
 from lbsgd.experiments.outcome import Standing, Status, note_failure
 from lbsgd.experiments.running.board import Board, say_end
+from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
 from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
 from lbsgd.experiments.running.shares import Share, shares
-from lbsgd.experiments.running.table import Display
 from lbsgd.experiments.running.worker import command
 from lbsgd.launch.process_group import Ended, tied_to_this_process
 from lbsgd.system.errors import EXIT_INTERRUPTED
@@ -40,9 +40,9 @@ TAIL_BYTES = 2**15
 
 
 class Message(NamedTuple):
-    """A message of the worker process with a number."""
+    """A message of a worker process."""
 
-    worker: int
+    worker: "Worker"
     content: dict[str, Any]
 
 
@@ -105,7 +105,7 @@ class Worker:
         with pipe:
             for line in pipe:
                 with contextlib.suppress(ValueError):  # cut short as it was killed
-                    self._events.put(Message(self.number, json.loads(line)))
+                    self._events.put(Message(self, json.loads(line)))
 
     def _await_end(self) -> None:
         code = self._popen.wait()
@@ -203,14 +203,15 @@ class Pool:
             self._stop(event)
         elif isinstance(event, Ended):
             self._reap(event)
-        elif "ended" in event.content:
-            self._over(self._workers[event.worker])
-        else:
-            job = self._workers[event.worker].job
-            if job:
-                told = event.content
-                run = job.runs[told["run"]]
-                self._board.show(run, told["updates"], told["fraction"], told["values"])
+        elif self._workers.get(event.worker.number) is event.worker:  # one that is gone may be late
+            self._hear(event.worker, event.content)
+
+    def _hear(self, worker: Worker, told: dict[str, Any]) -> None:
+        if "ended" in told:
+            self._over(worker)
+        elif worker.job:
+            run = worker.job.runs[told["run"]]
+            self._board.show(run, told["updates"], told["fraction"], told["values"])
 
     def _over(self, worker: Worker) -> None:
         """Notes how the runs of a job stand that a worker has ended."""
@@ -232,8 +233,12 @@ class Pool:
     def _reap(self, ended: Ended) -> None:
         """Has a job that lost its process tried again, as long as it gets any further."""
         worker = self._workers.pop(ended.number)
+        worker.finish()  # of which nothing is left but a pipe
         job = worker.job
         if job is None:
+            return
+        if not job.left():  # it had not come to say so
+            self._over(worker)
             return
         there, starts = self._starts[_key(job)]
         how = f"its process ended ({ended.how})"

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from lbsgd.experiments.outcome import Standing, Status, forget_failure, note_failure
 from lbsgd.experiments.running.board import Board, say_end
+from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
 from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
-from lbsgd.experiments.running.table import Display
 from lbsgd.system.errors import ConfigError, first_line
 from lbsgd.system.files import any_path, replace_file
 from lbsgd.system.libraries import set_up_libraries
@@ -286,7 +286,8 @@ class _Arrays:
         if self._executor.cluster != "slurm" or not ids:
             return
         self._display.line(f"waits for tasks that were submitted before: {', '.join(sorted(ids))}")
-        while not self._stopped and ids & (in_queue(ids) or set()):
+        # No answer is no leave to submit them again.
+        while not self._stopped and in_queue(ids) != set():
             time.sleep(QUEUE_SECONDS)
 
     @contextlib.contextmanager

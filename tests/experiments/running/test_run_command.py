@@ -1,14 +1,22 @@
 """What the command line of a sweep says."""
 
+import json
 import re
 
 import pytest
 from tiny_sweep import ROWS, write_sweep
 
 from lbsgd.experiments import command, run_command
+from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.sweep import read_sweep
 from lbsgd.system import errors
 
-NAMES = {"kn=32": {}, "kn=64": {}, "kn=64, slow": {}, "other": {}}
+NAMES = {
+    "kn=32": {},
+    "kn=64": {"batch_size": 64},
+    "kn=64, slow": {"batch_size": 64, "learning_rate.reference_learning_rate": 0.01},
+    "other": {"batch_size": 16},
+}
 
 
 @pytest.fixture
@@ -78,6 +86,40 @@ def test_a_row_that_changed_is_told_before_anything_runs(run, tmp_path):
     assert code == errors.EXIT_DONE
     assert re.search(r"rate=0.1: .*its config has changed since", out)
     assert not re.search(r"rate=0.2.*has changed", out)
+
+
+def test_a_folder_is_that_of_one_file_and_variant(tmp_path, capsys):
+    file, runs = write_sweep(tmp_path / "tiny.py"), tmp_path / "runs"
+    SweepFolder(runs).describe(read_sweep(f"{file}:small"))
+    for other in (file, f"{file}:large", write_sweep(tmp_path / "other.py") + ":small"):
+        assert run_command.main([other, f"--workdir={runs}"]) == errors.EXIT_USER
+        expected = f"lbsgd: {runs} holds the sweep of {file}:small; choose another --workdir\n"
+        assert capsys.readouterr().err == expected
+
+
+def test_variants_have_folders_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = write_sweep(tmp_path / "tiny.py")
+    for folder, seeds in (("tiny", (0,)), ("tiny_small", (0, 1))):
+        for seed in seeds:
+            workdir = tmp_path / "runs" / folder / "rate=0.1" / f"seed_{seed}"
+            workdir.mkdir(parents=True)
+            (workdir / "result.json").write_text('{"complete": true}')
+    for variant, complete in (("", "1 complete, 3"), (":small", "2 complete, 2"), (":x", ": 4")):
+        assert run_command.main([file + variant, "--list"]) == errors.EXIT_DONE
+        assert f"{complete} to do" in capsys.readouterr().out
+
+
+def test_a_sweep_of_which_all_diverged_is_reported_too(tmp_path, capsys):
+    file, folder = write_sweep(tmp_path / "tiny.py"), SweepFolder(tmp_path / "runs")
+    for row in read_sweep(file).rows:
+        for seed in range(2):
+            folder.seed(row, seed).mkdir(parents=True)
+            result = {"diverged": "the loss is not finite", "headline": "val_error"}
+            (folder.seed(row, seed) / "result.json").write_text(json.dumps(result))
+    assert run_command.main([file, f"--workdir={folder.path}"]) == errors.EXIT_DONE
+    assert "rate=0.1: diverged (seeds 0, 1): the loss is not finite" in capsys.readouterr().out
+    assert (folder.path / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
