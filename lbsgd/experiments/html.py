@@ -1,4 +1,4 @@
-"""Writes report.html: one file with the table, interactive curves and each row's derivation.
+"""Makes report.html: one file with the table, interactive curves and each row's derivation.
 
 It holds all that it needs, among it the 4.8 MB of plotly's JavaScript, and fetches nothing.
 """
@@ -14,21 +14,7 @@ from lbsgd.experiments import table
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.results import Results, RowResults, Run
 from lbsgd.experiments.traces import COLORS, against, final_traces, metrics
-from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import AnyPath, replace_file
 from lbsgd.system.text import one_line, pluralize, printable
-
-
-def write(results: Results, path: AnyPath) -> None:
-    """Writes the report.
-
-    Raises:
-      ConfigError: it cannot be written.
-    """
-    try:
-        replace_file(path, page(results))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def page(results: Results) -> str:

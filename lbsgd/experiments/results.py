@@ -306,6 +306,8 @@ def read_results(path: AnyPath) -> Results:
     try:
         found = json.loads(path.read_text())
         rows = tuple(_row_from_json(row, found["times"]) for row in found["rows"])
+        if not rows:
+            raise ValueError("no rows")
         return Results(
             path.parent.name, tuple(found["files"]), rows, settings_of(found["settings"])
         )

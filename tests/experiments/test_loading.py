@@ -1,5 +1,6 @@
 """Results are read from folders as the runs left them, and from the file that a report wrote."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,13 +9,18 @@ import made_up
 import numpy as np
 import pytest
 
-from lbsgd.experiments import load
+from lbsgd.experiments import Settings, load
 from lbsgd.experiments.loading import combine
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.table import markdown
 from lbsgd.system.errors import ConfigError
 
 ROWS = {"kn=64": {"batch_size": 64}, "kn=256": {"batch_size": 256}}
+
+
+NO_ROWS = json.dumps(
+    {"rows": [], "files": [], "times": {}, "settings": dataclasses.asdict(Settings())}
+)
 
 
 @pytest.fixture
@@ -183,7 +189,7 @@ def test_runs_of_different_tasks_have_no_common_metric(sweep, folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"rows": 1}', "x" * 99, '{"rows": [], "files": []}']
+    "content", ["", "[]", "{}", '{"rows": 1}', "x" * 99, '{"rows": [], "files": []}', NO_ROWS]
 )
 def test_a_file_that_is_no_results_is_refused(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
