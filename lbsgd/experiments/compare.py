@@ -247,8 +247,8 @@ def _of_rows(results: Results, base: RowResults, row: RowResults) -> str:
     curves = [
         [
             run.curves[results.metric]
-            for run in r.of(Status.COMPLETE)
-            if results.metric in run.curves
+            for run in r.runs
+            if results.metric in run.finals and results.metric in run.curves
         ]
         for r in (base, row)
     ]

@@ -229,6 +229,15 @@ def test_values_that_are_not_finite_are_no_difference():
     assert parting_epoch(one[:1] * 2, other[:1] * 2) == 2  # without any spread, but apart
 
 
+def test_a_row_without_a_result_is_not_said_to_part(sweep, folder, capsys):
+    for seed in range(2):
+        made_up.write_run(sweep, folder, NAMES[0], seed, [9.0 + seed] * 3)
+        made_up.write_run(sweep, folder, NAMES[1], seed, [None] * 3)
+    out = compared(capsys, "x")
+    assert "B against A: there is no result to compare" in out
+    assert "B from A" not in out
+
+
 def test_rows_without_a_common_epoch_are_not_said_to_part(sweep, folder, capsys):
     """The first ends at epoch 3, and the other is evaluated at 9 alone."""
     for seed in range(2):

@@ -9,6 +9,7 @@ from tiny_sweep import ROWS, write_sweep
 from lbsgd.experiments import command, run_command
 from lbsgd.experiments.folder import SweepFolder
 from lbsgd.experiments.sweep import read_sweep
+from lbsgd.main import main
 from lbsgd.system import errors
 
 NAMES = {
@@ -95,6 +96,18 @@ def test_a_folder_is_that_of_one_file_and_variant(tmp_path, capsys):
         assert run_command.main([other, f"--workdir={runs}"]) == errors.EXIT_USER
         expected = f"lbsgd: {runs} holds the sweep of {file}:small; choose another --workdir\n"
         assert capsys.readouterr().err == expected
+
+
+@pytest.mark.long
+def test_a_file_that_has_a_sweep_says_so_where_it_is_trained_alone(tmp_path, capsys):
+    file = write_sweep(tmp_path / "tiny.py")
+    assert main(["train", f"--config={file}", "--explain"]) == errors.EXIT_DONE
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == (
+        f"{file} has a sweep of 2 rows, and this is its get_config alone; "
+        f"lbsgd sweep run {file} runs the sweep"
+    )
+    assert any(line.startswith("minibatch: kn=32") for line in others)
 
 
 def test_variants_have_folders_of_their_own(tmp_path, monkeypatch, capsys):
