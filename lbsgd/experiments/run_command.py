@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.outcome import OVER, Status
 from lbsgd.experiments.running.board import Board, Line, say_finals
 from lbsgd.experiments.running.naming import sweep_name
 from lbsgd.experiments.running.session import Engine, board_of, check_rows, describe, run_sweep
@@ -152,7 +152,6 @@ def _changed(sweep: Sweep, folder: SweepFolder, row: Row) -> str:
 
 def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     """Plans each row, says what of it is left to do, and which cannot be run."""
-    from lbsgd.experiments.running.jobs import OVER
     from lbsgd.experiments.tuning import points
     from lbsgd.system.libraries import set_up_libraries
 
@@ -162,7 +161,7 @@ def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     for row in rows:
         line = board.lines[row.name]
         first = next(iter(points(sweep.file, sweep.settings)), {})
-        print(f"\n{row.name}: {_left(line, OVER)}")
+        print(f"\n{row.name}: {_left(line)}")
         try:
             for text in _plan(sweep.config(row, 0, **first)):
                 print(f"  {text}")
@@ -172,9 +171,9 @@ def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     return code
 
 
-def _left(line: Line, over: Sequence[Status]) -> str:
+def _left(line: Line) -> str:
     """Says what is left to do of a row: "3 of 5 runs"."""
-    left = len(line.standings) - line.count(*over)
+    left = len(line.standings) - line.count(*OVER)
     return f"{left} of {len(line.standings)} runs to do"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status, standing
+from lbsgd.experiments.outcome import ENDED, Status, standing
 from lbsgd.experiments.settings import Settings
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.config import KEYS
@@ -89,8 +89,7 @@ def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | No
     said = sweep or folder.read()
     settings = said.settings
     found = [standing(folder.point(row, i)) for i in range(settings.tune_points)]
-    over = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
-    tried = sum(run.status in over for run in found)
+    tried = sum(run.status in ENDED for run in found)
     scores = {
         i: _score(run.result, settings.tune_metric)
         for i, run in enumerate(found)

@@ -10,6 +10,7 @@ import rich.live
 import rich.table
 import rich.text
 
+from lbsgd.experiments.outcome import OVER
 from lbsgd.experiments.running.board import (
     Board,
     Line,
@@ -18,7 +19,6 @@ from lbsgd.experiments.running.board import (
     say_time,
     say_value,
 )
-from lbsgd.experiments.running.jobs import OVER
 from lbsgd.system.streams import supports_progress_bar
 from lbsgd.system.text import pluralize
 

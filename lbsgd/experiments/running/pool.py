@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any, NamedTuple
 
-from lbsgd.experiments.outcome import Standing, Status, note_failure
+from lbsgd.experiments.outcome import ENDED, OVER, Standing, Status, note_failure
 from lbsgd.experiments.running.board import Board, say_end
 from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
+from lbsgd.experiments.running.jobs import MOST_STARTS, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
 from lbsgd.experiments.running.shares import Share, shares
 from lbsgd.experiments.running.worker import command
@@ -29,8 +29,6 @@ from lbsgd.system.errors import EXIT_INTERRUPTED
 from lbsgd.system.files import any_path
 from lbsgd.system.text import one_line
 
-# So often a job is started without getting any further before it has failed.
-MOST_STARTS = 3
 # Between two looks of the display at how far the sweep is.
 SECONDS = 0.5
 # For a worker process to end once it has nothing left to do.
@@ -219,14 +217,14 @@ class Pool:
         assert job
         for run in job.runs:
             standing = run.standing()
-            if standing.status not in (*OVER, Status.FAILED):
+            if standing.status not in ENDED:
                 standing = Standing(Status.FAILED, f"see {worker.log}", standing.result)
             self._end(run, standing)
         self._queue.over(job)
 
     def _end(self, run: Run, standing: Standing) -> None:
         self._board.end(run, standing)
-        if standing.status in (*OVER, Status.FAILED):
+        if standing.status in ENDED:
             count = f" ({self._board.done} of {self._board.total} runs done)"
             self._display.line(say_end(run, standing) + count)
 

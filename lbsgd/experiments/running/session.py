@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.outcome import OVER, Status
 from lbsgd.experiments.running.board import Board
 from lbsgd.experiments.running.claim import check_row
 from lbsgd.experiments.running.display import Display, open_display
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER
 from lbsgd.experiments.running.naming import sweep_name
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.workdir import Workdir
