@@ -24,12 +24,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lbsgd.config.keys import options_key
 from lbsgd.experiments.folder import SweepFolder
 from lbsgd.experiments.outcome import OVER, Status
 from lbsgd.experiments.running.board import Board, Line, say_finals
 from lbsgd.experiments.running.naming import sweep_name
 from lbsgd.experiments.running.session import Engine, board_of, check_rows, describe, run_sweep
 from lbsgd.experiments.sweep import Row, Sweep, read_sweep
+from lbsgd.run.config import KEYS
 from lbsgd.run.flags import literal
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
@@ -199,7 +201,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
     words = iter(argv)
     for word in words:
         if _OF_CONFIG.match(word):
-            config.append(word)
+            config += [word, next(words, "")] if _awaits_value(word) else [word]
         elif _OF_SLURM.match(word):
             name, equals, value = word.partition("=")
             value = value if equals else next(words, "")
@@ -208,6 +210,14 @@ def _parse(argv: Sequence[str]) -> _Asked:
             own.append(word)
     flags = _parser().parse(own)
     return _Asked(flags, config, slurm)
+
+
+def _awaits_value(flag: str) -> bool:
+    """Tells whether the value of a key is the next word, as in `--config.total_epochs 9`."""
+    key = _OF_CONFIG.sub("", flag)
+    if "=" in flag or key not in KEYS:
+        return "=" not in flag and bool(options_key(key))
+    return not isinstance(KEYS[key].default, bool)
 
 
 def _parser() -> Parser:

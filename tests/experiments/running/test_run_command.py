@@ -52,6 +52,12 @@ def test_numbers_of_the_command_line_stand_in_for_those_of_the_file(run):
     assert run("--list", "--seeds=7")[1].startswith("28 runs of 4 rows: 28 to do")
 
 
+def test_a_value_may_stand_apart_from_its_key(run):
+    """As for `lbsgd train`: of numbers, options and lists, but not of what is on or off."""
+    words = ["--config.log.every_steps", "9", "--config.optimizer.nesterov", "--list"]
+    assert run(*words, "--config.task.options.x", "1")[0] == errors.EXIT_DONE
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -61,6 +67,8 @@ def test_numbers_of_the_command_line_stand_in_for_those_of_the_file(run):
         (["--parallel=two"], "--parallel: must be a number from 1 on, not 'two'"),
         (["--config.batch_siz=3"], "unknown config key 'batch_siz'; the nearest .* 'batch_size'"),
         (["--config.batch_size=-3"], "row 'kn=32': batch_size"),
+        (["--config.batch_size", "-3"], "row 'kn=32': batch_size .*-3"),
+        (["--config.optimizer.nesterov", "--config.batch_size", "-3"], "row 'kn=32': batch_size"),
         (["--slurm.partition=gpu"], "--slurm.partition is used with --engine slurm alone"),
         (["--seed=3"], "unrecognized arguments: --seed=3"),
         (["--engine=clowd"], "invalid choice: 'clowd'"),
