@@ -93,10 +93,13 @@ class Tuned(NamedTuple):
     Attributes:
       values: by key of the config.
       tried: how many points were.
+      points: all of them: the `values` of each, the `status` of its run, and its `final` value of
+        the metric that rows are tuned by, or None.
     """
 
     values: Mapping[str, Any]
     tried: int
+    points: Sequence[Mapping[str, Any]]
 
 
 class RowResults(NamedTuple):

@@ -84,6 +84,9 @@ def check_settings(settings: Settings) -> None:
         check_is_key(key)
     for key, range_ in settings.tune.items():
         _check_range(key, range_)
+    against = settings.against
+    if against in KEYS and type(KEYS[against].default) not in (int, float):
+        raise ConfigError(f"Settings: against={against!r} is no number to draw anything against")
 
 
 def plain(value: Any) -> Any:

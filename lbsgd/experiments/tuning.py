@@ -24,6 +24,20 @@ from lbsgd.system.errors import ConfigError
 TUNING_SEED = 1_000_000
 
 
+class Point(NamedTuple):
+    """Holds a point of a row.
+
+    Attributes:
+      values: by dotted key of the config.
+      status: how its run stands.
+      final: its final value of the metric that rows are tuned by; None where it has none.
+    """
+
+    values: dict[str, Any]
+    status: Status
+    final: float | None
+
+
 class Best(NamedTuple):
     """Holds the best of the points that were tried for a row.
 
@@ -72,6 +86,23 @@ def _scaled(key: str, x: float, least: float, most: float, scale: str) -> float 
     return round(value) if isinstance(KEYS[key].default, int) else float(value)
 
 
+def points_of(folder: SweepFolder, row: Row) -> list[Point]:
+    """Reads what came of the points of a row, by what the folder says of the sweep.
+
+    Raises:
+      ConfigError: there is no such metric as the one that the sweep is tuned by.
+    """
+    said = folder.read()
+    found = []
+    for i, values in enumerate(points(said.file, said.settings)):
+        stands = standing(folder.point(row, i))
+        final = None
+        if stands.status is Status.COMPLETE:
+            final = _of_metric(stands.result, said.settings.tune_metric).get("final")
+        found.append(Point(values, stands.status, final))
+    return found
+
+
 def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | None:
     """Finds the best of the points that were tried for a row, by the folders of their runs.
 
@@ -104,12 +135,18 @@ def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | No
 
 def _score(result: Mapping[str, Any], metric: str) -> float | None:
     """Reads how good a complete run is by a metric: less is better; None if that is unknown."""
+    found = _of_metric(result, metric)
+    if not found:
+        return None
+    return -found["final"] if found["rises"] else found["final"]
+
+
+def _of_metric(result: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    """Reads the final value of a metric and what is known of it: {} where there is none."""
     found = result.get("metrics", {})
     if metric and found and metric not in found:
         raise ConfigError(
             f"Settings: tune_metric={metric!r} is no metric of evaluations: {', '.join(found)}"
         )
-    of_metric = found.get(metric or result.get("headline"))
-    if not of_metric:
-        return None
-    return -of_metric["final"] if of_metric["rises"] else of_metric["final"]
+    of_metric: Mapping[str, Any] = found.get(metric or result.get("headline"), {})
+    return of_metric

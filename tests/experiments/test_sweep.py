@@ -160,6 +160,10 @@ def test_what_is_tuned_stands_in_for_the_row(tmp_path):
             "overlays one of tuples of rows",
         ),
         (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(against='model.name')\n",
+            "against='model.name' is no number",
+        ),
+        (
             f"{ROWS}\ndef settings(arg=''):\n    return Settings(seed=5)\n",
             "Settings has no field 'seed'; the nearest is 'seeds'",
         ),
