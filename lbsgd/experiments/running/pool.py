@@ -25,7 +25,7 @@ from lbsgd.experiments.running.session import Engine
 from lbsgd.experiments.running.shares import Share, shares
 from lbsgd.experiments.running.worker import command
 from lbsgd.launch.process_group import Ended, tied_to_this_process
-from lbsgd.system.errors import EXIT_INTERRUPTED
+from lbsgd.system.errors import EXIT_INTERRUPTED, ConfigError
 from lbsgd.system.files import any_path
 from lbsgd.system.text import one_line
 
@@ -52,6 +52,9 @@ class Worker:
 
     Attributes:
       job: that it has; None while it waits for one.
+
+    Raises:
+      ConfigError: its log cannot be written.
     """
 
     def __init__(
@@ -60,8 +63,8 @@ class Worker:
         self.number, self.log = number, log
         self._events = events
         self.job: Job | None = None
-        read, write = os.pipe()
-        with log.open("ab") as file:
+        with _opened(log) as file:
+            read, write = os.pipe()
             self._popen = subprocess.Popen(
                 tied_to_this_process(command(write, share.cores)),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **share.environment},
@@ -293,6 +296,15 @@ def local_engine(processes: int, environment: Mapping[str, str]) -> Engine:
         return pool.stopped
 
     return engine
+
+
+def _opened(log: pathlib.Path) -> IO[bytes]:
+    try:
+        return log.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"{log} cannot be written ({error.strerror or error}); choose another --workdir"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from lbsgd.experiments.running.pool import Message, Pool, Worker
 from lbsgd.experiments.running.session import board_of
 from lbsgd.experiments.running.shares import Share
 from lbsgd.experiments.sweep import read_sweep
+from lbsgd.system.errors import ConfigError
 
 
 class Said(list):
@@ -57,6 +58,12 @@ def test_a_process_that_ends_after_its_run_was_complete_left_nothing(pool, queue
     killed(pool, queue, tmp_path)
     assert pool._display == ["rate=0.1 seed 0: validation error 1.50% (1 of 2 runs done)"]
     assert [job.row for job in queue] == ["rate=0.2, twice"]
+
+
+def test_a_log_that_cannot_be_written_is_a_line(pool, tmp_path):
+    (tmp_path / "worker_0.log").mkdir()
+    with pytest.raises(ConfigError, match=r"worker_0\.log cannot be written \(Is a directory\)"):
+        pool.run()
 
 
 def test_what_a_process_said_may_come_after_its_end(pool, queue, tmp_path):
