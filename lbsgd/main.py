@@ -72,11 +72,14 @@ def train(argv: Sequence[str]) -> int:
 def _run(parsed: "TrainFlags", stop: StopSignal) -> int:
     from lbsgd import train
     from lbsgd.run.config import resolve
+    from lbsgd.system.processes import is_first
 
     config = resolve(parsed.config)
     if parsed.explain:
         return _explain(parsed, config)
     _start_processes(parsed, config)
+    if parsed.sweep and is_first():
+        print(parsed.sweep)
     outcome = train.run(config, parsed.workdir, should_stop=lambda done: stop.should_stop())
     return EXIT_DONE if outcome.complete else EXIT_PREEMPTED
 
@@ -103,7 +106,8 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     # No group was started where nothing was asked, and each process knows itself alone.
     first = is_first() if asks else not parsed.process_id
     if first:
-        print("\n".join([*explain(plan), "", parameter_table(plan)]))
+        said = [parsed.sweep] if parsed.sweep else []
+        print("\n".join([*said, *explain(plan), "", parameter_table(plan)]))
     return EXIT_DONE
 
 

@@ -26,7 +26,9 @@ def check_known(key: str, keys: Keys) -> None:
     """Raises ConfigError if there is no key `key` (dotted; a group of keys counts)."""
     key = options_key(key) or key
     if not any(name == key or name.startswith(key + ".") for name in keys):
-        near = nearest_key(key, keys)
+        near = nearest_key(key.removeprefix("config."), keys)
+        if key == f"config.{near}":  # as flags have it
+            raise ConfigError(f"unknown config key {key!r}; leave out 'config.': {near!r}")
         raise ConfigError(
             f"unknown config key {short_repr(key)}; the nearest known one is {near!r}"
         )

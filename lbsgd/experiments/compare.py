@@ -247,12 +247,12 @@ def _of_rows(results: Results, base: RowResults, row: RowResults) -> str:
     curves = [
         [
             run.curves[results.metric]
-            for run in r.of(Status.COMPLETE)
-            if results.metric in run.curves
+            for run in r.runs
+            if results.metric in run.finals and results.metric in run.curves
         ]
         for r in (base, row)
     ]
-    if min(map(len, curves)) < 2:
+    if min(map(len, curves)) < 2 or not _overlap([*curves[0], *curves[1]]):
         return ""
     epoch = parting_epoch(*curves)
     if epoch is None:
@@ -260,11 +260,19 @@ def _of_rows(results: Results, base: RowResults, row: RowResults) -> str:
     return f"their means differ significantly at each evaluation from epoch {epoch:.4g} on"
 
 
+def _overlap(curves: Sequence[Curve]) -> bool:
+    """Tells whether there are epochs that all curves reach."""
+    return max(c.epochs[0] for c in curves) <= min(c.epochs[-1] for c in curves)
+
+
 def parting_epoch(one: Sequence[Curve], other: Sequence[Curve]) -> float | None:
     """Finds the epoch of the first evaluation from which on the means of two rows differ.
 
     Rows need not be evaluated at the same time, as batches differ in size: each run's curve is
     interpolated at the evaluations of the first of `one`, as far as all curves reach.
+
+    Args:
+      one: curves of the runs of a row, which have epochs in common with those of `other`.
 
     Returns:
       None if they do not differ significantly at the last.
@@ -278,7 +286,8 @@ def parting_epoch(one: Sequence[Curve], other: Sequence[Curve]) -> float | None:
     parted = None
     for i in reversed(range(len(at))):
         found = compare(values[0][:, i], values[1][:, i])
-        always = not found.tested and bool(found.value)  # without any spread
+        # Without any spread; a value that is not finite is no difference.
+        always = not found.tested and abs(found.value) > 0
         if not (found.significant or always):
             break
         parted = float(at[i])

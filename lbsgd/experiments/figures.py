@@ -15,7 +15,6 @@ from lbsgd.experiments.results import Results, RowResults
 from lbsgd.experiments.statistics import summarize
 from lbsgd.experiments.sweep import Row
 from lbsgd.experiments.table import short_names, show, value_of
-from lbsgd.system.errors import ConfigError
 from lbsgd.system.figures import new_figure, save_figure
 from lbsgd.system.files import AnyPath
 from lbsgd.system.text import is_number, printable, shorten
@@ -78,7 +77,7 @@ def draw(results: Results, folder: AnyPath) -> list[AnyPath]:
     """Writes the pictures that there is something for, and returns where.
 
     Raises:
-      ConfigError: one cannot be written.
+      OSError: one cannot be written.
     """
     figures: dict[str, Figure] = {}
     for rows in overlays(results):
@@ -87,20 +86,8 @@ def draw(results: Results, folder: AnyPath) -> list[AnyPath]:
     if results.settings.against and series(results):
         figures[f"against_{results.settings.against}.png"] = against_figure(results)
     for name, figure in figures.items():
-        save(figure, folder / name)
+        save_figure(figure, folder / name)
     return [folder / name for name in figures]
-
-
-def save(figure: "Figure", path: AnyPath) -> None:
-    """Writes a picture.
-
-    Raises:
-      ConfigError: it cannot be written.
-    """
-    try:
-        save_figure(figure, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def _file_name(rows: Sequence[RowResults]) -> str:

@@ -47,11 +47,6 @@ class SweepFolder(NamedTuple):
         return self.path / "sweep.json"
 
     @property
-    def results(self) -> AnyPath:
-        """What all its runs came to."""
-        return self.path / "results.json"
-
-    @property
     def logs(self) -> AnyPath:
         """What its processes printed."""
         return self.path / "logs"

@@ -1,4 +1,4 @@
-"""Writes report.html: one file with the table, interactive curves and each row's derivation.
+"""Makes report.html: one file with the table, interactive curves and each row's derivation.
 
 It holds all that it needs, among it the 4.8 MB of plotly's JavaScript, and fetches nothing.
 """
@@ -6,7 +6,7 @@ It holds all that it needs, among it the 4.8 MB of plotly's JavaScript, and fetc
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,21 +14,7 @@ from lbsgd.experiments import table
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.results import Results, RowResults, Run
 from lbsgd.experiments.traces import COLORS, against, final_traces, metrics
-from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import AnyPath, replace_file
 from lbsgd.system.text import one_line, pluralize, printable
-
-
-def write(results: Results, path: AnyPath) -> None:
-    """Writes the report.
-
-    Raises:
-      ConfigError: it cannot be written.
-    """
-    try:
-        replace_file(path, page(results))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def page(results: Results) -> str:
@@ -167,6 +153,7 @@ def _details(results: Results, line: table.Line) -> str:
         _list("Sets", _pairs(row.overrides.items())),
         _list(f"Differs from {results.baseline.name} in", _differences(results, row)),
         _list("Tuned", _pairs(row.tuned.values.items()) if row.tuned else []),
+        _list("Points that were tried", list(map(_point, row.tuned.points)) if row.tuned else []),
         _explanation(row),
         _runs(results, row),
     ]
@@ -178,6 +165,12 @@ def _details(results: Results, line: table.Line) -> str:
 
 def _pairs(items: Any) -> list[str]:
     return [f"{key} = {table.show(value)}" for key, value in items]
+
+
+def _point(point: Mapping[str, Any]) -> str:
+    final = point["final"]
+    came = point["status"] if final is None else f"{final:.4f}"
+    return f"{', '.join(_pairs(point['values'].items()))}: {came}"
 
 
 def _differences(results: Results, row: RowResults) -> list[str]:

@@ -111,7 +111,9 @@ def _tuned(folder: SweepFolder, row: Row, settings: Settings, runs: Sequence[Run
     if not best:
         return None
     config: Mapping[str, Any] = next((run.config for run in runs if run.config), best.values)
-    return Tuned({key: config.get(key) for key in sorted(settings.tune)}, best.tried)
+    values = {key: config.get(key) for key in sorted(settings.tune)}
+    points = [point._asdict() for point in tuning.points_of(folder, row)]
+    return Tuned(values, best.tried, points)
 
 
 def read_run(workdir: AnyPath, seed: int) -> Run:

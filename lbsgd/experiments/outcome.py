@@ -18,6 +18,12 @@ class Status(enum.StrEnum):
     FAILED = "failed"
 
 
+# What is over and has its result; all else is to be run, from where it stands.
+OVER = (Status.COMPLETE, Status.DIVERGED)
+# What is left alone until the sweep is started again.
+ENDED = (*OVER, Status.FAILED)
+
+
 class Standing(NamedTuple):
     """Holds how a run stands.
 

@@ -49,6 +49,6 @@ def make_report(folders: Sequence[AnyPath], out: AnyPath, metric: str = "") -> R
 def _write(results: Results, text: str, out: AnyPath) -> list[AnyPath]:
     results.write(out / "results.json")
     replace_file(out / "table.md", text + "\n")
-    html.write(results, out / "report.html")
+    replace_file(out / "report.html", html.page(results))
     names = ("results.json", "table.md", "report.html")
     return [*(out / name for name in names), *figures.draw(results, out)]

@@ -93,10 +93,13 @@ class Tuned(NamedTuple):
     Attributes:
       values: by key of the config.
       tried: how many points were.
+      points: all of them: the `values` of each, the `status` of its run, and its `final` value of
+        the metric that rows are tuned by, or None.
     """
 
     values: Mapping[str, Any]
     tried: int
+    points: Sequence[Mapping[str, Any]]
 
 
 class RowResults(NamedTuple):
@@ -306,6 +309,8 @@ def read_results(path: AnyPath) -> Results:
     try:
         found = json.loads(path.read_text())
         rows = tuple(_row_from_json(row, found["times"]) for row in found["rows"])
+        if not rows:
+            raise ValueError("no rows")
         return Results(
             path.parent.name, tuple(found["files"]), rows, settings_of(found["settings"])
         )

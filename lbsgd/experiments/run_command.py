@@ -16,7 +16,6 @@ by a signal, 130 killed by a second Ctrl-C.
 """
 
 import argparse
-import ast
 import dataclasses
 import difflib
 import os
@@ -25,12 +24,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lbsgd.config.keys import options_key
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.outcome import OVER, Status
 from lbsgd.experiments.running.board import Board, Line, say_finals
+from lbsgd.experiments.running.naming import sweep_name
 from lbsgd.experiments.running.session import Engine, board_of, check_rows, describe, run_sweep
 from lbsgd.experiments.sweep import Row, Sweep, read_sweep
-from lbsgd.run.config_file import split_variant
+from lbsgd.run.config import KEYS
+from lbsgd.run.flags import literal
 from lbsgd.system.command_line import Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
 from lbsgd.system.files import user_path
@@ -43,6 +45,7 @@ _MAIN_LINES = (
     "length",
     "learning rate",
     "optimizer",
+    "without effect",
 )
 
 
@@ -73,8 +76,7 @@ def _act(asked: _Asked) -> int:
     flags = asked.flags
     sweep = _with_numbers(read_sweep(flags.file, asked.config), flags)
     rows = _chosen(sweep.rows, flags.only)
-    path = flags.workdir or str(pathlib.Path("runs") / split_variant(flags.file)[0].stem)
-    folder = SweepFolder(user_path(path))
+    folder = SweepFolder(user_path(flags.workdir or _default_folder(flags.file)))
     if flags.list:
         return _list(sweep, folder, board_of(sweep, folder, rows))
     if flags.dry_run:
@@ -82,6 +84,11 @@ def _act(asked: _Asked) -> int:
         return _dry_run(sweep, folder, rows)
     engine = _engine(asked)
     return run_sweep(sweep, folder, rows, engine, flags.parallel or 1)
+
+
+def _default_folder(file: str) -> str:
+    """Names a folder by the file and its variant, whose rows are others."""
+    return str(pathlib.Path("runs") / re.sub(r"[^\w.=,+-]+", "_", sweep_name(file)))
 
 
 def _with_numbers(sweep: Sweep, flags: argparse.Namespace) -> Sweep:
@@ -147,7 +154,6 @@ def _changed(sweep: Sweep, folder: SweepFolder, row: Row) -> str:
 
 def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     """Plans each row, says what of it is left to do, and which cannot be run."""
-    from lbsgd.experiments.running.jobs import OVER
     from lbsgd.experiments.tuning import points
     from lbsgd.system.libraries import set_up_libraries
 
@@ -157,7 +163,7 @@ def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     for row in rows:
         line = board.lines[row.name]
         first = next(iter(points(sweep.file, sweep.settings)), {})
-        print(f"\n{row.name}: {_left(line, OVER)}")
+        print(f"\n{row.name}: {_left(line)}")
         try:
             for text in _plan(sweep.config(row, 0, **first)):
                 print(f"  {text}")
@@ -167,9 +173,9 @@ def _dry_run(sweep: Sweep, folder: SweepFolder, rows: Sequence[Row]) -> int:
     return code
 
 
-def _left(line: Line, over: Sequence[Status]) -> str:
+def _left(line: Line) -> str:
     """Says what is left to do of a row: "3 of 5 runs"."""
-    left = len(line.standings) - line.count(*over)
+    left = len(line.standings) - line.count(*OVER)
     return f"{left} of {len(line.standings)} runs to do"
 
 
@@ -195,15 +201,23 @@ def _parse(argv: Sequence[str]) -> _Asked:
     words = iter(argv)
     for word in words:
         if _OF_CONFIG.match(word):
-            config.append(word)
+            config += [word, next(words, "")] if _awaits_value(word) else [word]
         elif _OF_SLURM.match(word):
             name, equals, value = word.partition("=")
             value = value if equals else next(words, "")
-            slurm[_OF_SLURM.sub("", name)] = _literal(value)
+            slurm[_OF_SLURM.sub("", name)] = literal(value)
         else:
             own.append(word)
     flags = _parser().parse(own)
     return _Asked(flags, config, slurm)
+
+
+def _awaits_value(flag: str) -> bool:
+    """Tells whether the value of a key is the next word, as in `--config.total_epochs 9`."""
+    key = _OF_CONFIG.sub("", flag)
+    if "=" in flag or key not in KEYS:
+        return "=" not in flag and bool(options_key(key))
+    return not isinstance(KEYS[key].default, bool)
 
 
 def _parser() -> Parser:
@@ -211,7 +225,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("file", metavar="FILE[:VARIANT]", help="the config file, which has a function sweep")
     add(
-        "--workdir", metavar="DIR", help="the folder of the sweep; by default runs/NAME of the file"
+        "--workdir",
+        metavar="DIR",
+        help="the folder of the sweep; by default runs/NAME_VARIANT of the file",
     )
     add(
         "--parallel",
@@ -241,11 +257,3 @@ def _whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def _literal(text: str) -> Any:
-    """Reads a value as Python writes it; what it does not know is a word."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text

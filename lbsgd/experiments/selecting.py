@@ -33,7 +33,7 @@ def select(runs: Sequence[str], metric: str = "") -> Results:
 
 def _read(text: str) -> Results:
     for path, row in _splits(text):
-        if SweepFolder(path).is_sweep():
+        if SweepFolder(path).is_sweep() or path.is_file():
             return _only(load(path), row)
     return load(user_path(text))
 
@@ -53,15 +53,20 @@ def _only(results: Results, name: str) -> Results:
 
 
 def draw(results: Results, folder: AnyPath) -> AnyPath:
-    """Writes the curves of all rows over each other, and returns where."""
-    from lbsgd.experiments import figures  # slow to import
+    """Writes the curves of all rows over each other, and returns where.
+
+    Raises:
+      ConfigError: there are none, or they cannot be written.
+    """
+    from lbsgd.experiments.figures import curves_figure  # slow to import
+    from lbsgd.system.figures import save_figure
 
     if not any(row.drawn() for row in results.rows):
         raise ConfigError("there are no curves to draw yet")
     rows = [results.baseline, *(row for row in results.rows if row is not results.baseline)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        save_figure(curves_figure(results, rows), folder / "compare.png")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror or error})") from error
-    figures.save(figures.curves_figure(results, rows), folder / "compare.png")
     return folder / "compare.png"

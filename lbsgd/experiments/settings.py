@@ -1,6 +1,8 @@
 """What a sweep says besides its rows: seeds, tuning, and what a report shows."""
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +45,18 @@ class Settings:
     overlays: tuple[tuple[str, ...], ...] = ()
     against: str = ""
 
+    def __new__(cls, *values: Any, **fields: Any) -> "Settings":
+        """Checks the names of fields, before Python says of one that it was unexpected.
+
+        Raises:
+          ConfigError: one is unknown.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields.keys() - known:
+            (near,) = difflib.get_close_matches(name, known, 1, 0.0)
+            raise ConfigError(f"Settings has no field {name!r}; the nearest is {near!r}")
+        return super().__new__(cls)
+
 
 def check_settings(settings: Settings) -> None:
     """Checks all that can be checked without the rows.
@@ -56,29 +70,52 @@ def check_settings(settings: Settings) -> None:
             raise ConfigError(
                 f"Settings: {name} must be a whole number from {least} on, not {short_repr(value)}"
             )
-    if isinstance(settings.columns, str) or isinstance(settings.overlays, str):
+    if any(isinstance(names, str) for names in (settings.columns, *settings.overlays)):
         raise ConfigError(
-            "Settings: columns and overlays are tuples, as in columns=('batch_size',)"
+            "Settings: columns is a tuple of keys, and overlays one of tuples of rows, as in "
+            "columns=('batch_size',), overlays=(('kn=32', 'kn=256'),)"
+        )
+    if not isinstance(settings.tune, Mapping):
+        raise ConfigError(
+            "Settings: tune is a dict of ranges by key, as in "
+            "tune={'optimizer.weight_decay': (1e-5, 1e-3, 'log')}"
         )
     for key in filter(None, [*settings.columns, *settings.tune, settings.against]):
         check_is_key(key)
     for key, range_ in settings.tune.items():
         _check_range(key, range_)
+    against = settings.against
+    if against in KEYS and type(KEYS[against].default) not in (int, float):
+        raise ConfigError(f"Settings: against={against!r} is no number to draw anything against")
+
+
+def plain(value: Any) -> Any:
+    """Makes Python's own numbers of numpy's, also within tuples, lists and dicts."""
+    if isinstance(value, Mapping):
+        return {name: plain(inside) for name, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        inside = [plain(each) for each in value]
+        return inside if isinstance(value, list) else tuple(inside)
+    # Told by what they can do, for reading a sweep needs no numpy.
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _check_range(key: str, range_: Any) -> None:
     """Raises ConfigError where a key cannot be tuned in a range."""
-    kind = type(KEYS[key].default)
+    # What stands within options has no type of its own.
+    kind = type(KEYS[key].default) if key in KEYS else dict
     if kind not in (int, float) or key == "seed":
-        raise ConfigError(f"Settings: {key} is {kind.__name__}, and only numbers can be tuned")
+        raise ConfigError(f"Settings: {key} cannot be tuned; only keys that are numbers can")
     if not (isinstance(range_, (tuple, list)) and len(range_) == 3):
         raise ConfigError(
             f"Settings: {key} must be tuned in (least, most, 'linear' or 'log'), not "
             f"{short_repr(range_)}"
         )
     least, most, scale = range_
-    if not (is_number(least) and is_number(most) and least < most):
-        raise ConfigError(f"Settings: the range of {key} must rise, not {short_repr(range_)}")
+    if not (is_number(least) and is_number(most) and -math.inf < least < most < math.inf):
+        raise ConfigError(
+            f"Settings: the range of {key} must rise and be finite, not {short_repr(range_)}"
+        )
     if scale not in ("linear", "log"):
         raise ConfigError(f"Settings: {key} is tuned 'linear' or 'log', not {short_repr(scale)}")
     if scale == "log" and least <= 0:

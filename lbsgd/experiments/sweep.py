@@ -17,21 +17,22 @@ A config file that has a sweep says beside `get_config(arg="")` what differs fro
 import dataclasses
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from lbsgd.experiments.settings import Settings, check_settings
-from lbsgd.run.config import check_is_key, resolve
+from lbsgd.experiments.settings import Settings, check_settings, plain
+from lbsgd.run.config import check_is_key, in_effect, resolve
 from lbsgd.run.config_file import ConfigFile
 from lbsgd.run.flags import keys_of, set_key, set_keys
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 
-# In the folder of a sweep, by the sweep itself.
-_TAKEN = ("logs",)
+# What lies in the folder of a sweep besides its rows: what processes print, and a report.
+_TAKEN = re.compile(r"logs|.*\.(json|md|html|png)")
 
 
 class Row(NamedTuple):
@@ -50,7 +51,7 @@ class Row(NamedTuple):
         """Returns the name of the row's folder: its name in letters that any disk takes."""
         plain = re.sub(r"[^A-Za-z0-9.=]+", "_", self.name).strip("_.")[:60]
         # What was lost of it may be all that tells two rows apart, also where case does not count.
-        if plain == self.name and plain == plain.lower() and plain not in _TAKEN:
+        if plain == self.name and plain == plain.lower() and not _TAKEN.fullmatch(plain):
             return plain
         return f"{plain}_{hashlib.sha256(self.name.encode()).hexdigest()[:6]}".lstrip("_")
 
@@ -108,18 +109,39 @@ def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:
         )
     rows = opened.call("sweep", _rows)
     settings = opened.call("settings", _settings(rows)) if opened.has("settings") else Settings()
-    _check_reach(rows, flags)
+    _check_reach(rows, settings, flags)
     sweep = Sweep(file, set_keys(opened.config(), flags), rows, settings)
-    for row in rows:
-        sweep.config(row, seed=0)
+    _check_differ(sweep)
     return sweep
 
 
-def _check_reach(rows: Sequence[Row], flags: Sequence[str]) -> None:
-    """Raises ConfigError where a key is set on the command line that all rows set themselves."""
+def _check_reach(rows: Sequence[Row], settings: Settings, flags: Sequence[str]) -> None:
+    """Raises ConfigError where a key that is set on the command line reaches no row."""
     for key in keys_of(flags):
-        if all(key in row.overrides for row in rows):
-            raise ConfigError(f"--config.{key} has no effect: every row sets {key} itself")
+        why = ""
+        if key == "seed":
+            why = "the seeds are 0, 1, ..., and --seeds N says how many"
+        elif key in settings.tune:
+            why = f"{key} is tuned"
+        elif all(key in row.overrides for row in rows):
+            why = f"every row sets {key} itself"
+        if why:
+            raise ConfigError(f"--config.{key} has no effect: {why}")
+
+
+def _check_differ(sweep: Sweep) -> None:
+    """Raises ConfigError where a row cannot be, or computes what another does."""
+    names: dict[str, str] = {}
+    for row in sweep.rows:
+        config = sweep.config(row, seed=0)
+        # What is tuned may give an effect to keys that have none yet.
+        found = (config if sweep.settings.tune else in_effect(config)).to_dict()
+        other = names.setdefault(json.dumps(found, sort_keys=True), row.name)
+        if other != row.name:
+            raise ConfigError(
+                f"rows {other!r} and {row.name!r} come to the same config, so that their runs "
+                "would be the same; take one out, or mend what it sets"
+            )
 
 
 def _rows(found: Any) -> tuple[Row, ...]:
@@ -139,8 +161,8 @@ def _row(found: Any) -> Row:
     if not (isinstance(found, (tuple, list)) and len(found) == 2):
         raise ConfigError(f"sweep() must yield (name, overrides), not {short_repr(found)}")
     name, overrides = found
-    if not (isinstance(name, str) and name.strip()):
-        raise ConfigError(f"the name of a row must be words, not {short_repr(name)}")
+    if not (isinstance(name, str) and name.strip() and name.isprintable()):
+        raise ConfigError(f"the name of a row must be words in a line, not {short_repr(name)}")
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise ConfigError(
             f"row {name!r}: what differs must be a dict by key of the config, not "
@@ -148,7 +170,12 @@ def _row(found: Any) -> Row:
         )
     if "seed" in overrides:
         raise ConfigError(f"row {name!r} sets the seed; Settings(seeds=N) says how many there are")
-    return Row(name, dict(overrides))
+    found = plain(overrides)
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"row {name!r} sets what is no number, word or list: {error}") from error
+    return Row(name, found)
 
 
 def _settings(rows: Sequence[Row]) -> Callable[[Any], Settings]:
@@ -157,11 +184,15 @@ def _settings(rows: Sequence[Row]) -> Callable[[Any], Settings]:
     def check(found: Any) -> Settings:
         if not isinstance(found, Settings):
             raise ConfigError(f"settings() must return Settings(...), not {short_repr(found)}")
+        found = Settings(**plain(vars(found)))
         check_settings(found)
         names = [row.name for row in rows]
         for name in filter(None, [found.baseline, *itertools.chain(*found.overlays)]):
             if name not in names:
                 raise ConfigError(f"settings() names the row {name!r}; sweep() yields none of it")
+        for row in rows:
+            for key in row.overrides.keys() & found.tune.keys():
+                raise ConfigError(f"row {row.name!r} sets {key}, which is tuned; leave out one")
         return found
 
     return check

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lbsgd.config.keys import options_key
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.results import Results, RowResults, Run
 from lbsgd.experiments.statistics import Difference, compare, say_p, summarize
@@ -61,7 +62,7 @@ def _canonical(value: Any) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Shortens dotted keys to their last part, or to the two last where that says too little."""
+    """Shortens dotted keys to their last part, where no other of them ends so."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key.rpartition(".")[2] for key in keys}
     return {key: name if last[name] == 1 else key for key, name in short.items()}
@@ -71,7 +72,11 @@ def value_of(row: RowResults, key: str) -> Any:
     """Returns a row's value of a key of the config; None where it is not known yet."""
     if key in row.config:
         return row.config[key]
-    return row.overrides.get(key)
+    options = options_key(key)
+    inside: Any = row.config.get(options)
+    for name in key.removeprefix(f"{options}.").split("."):
+        inside = inside.get(name) if isinstance(inside, Mapping) else None
+    return row.overrides.get(key) if inside is None else inside
 
 
 def show(value: Any) -> str:

@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status, standing
+from lbsgd.experiments.outcome import ENDED, Status, standing
+from lbsgd.experiments.settings import Settings
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.config import KEYS
 from lbsgd.run.config_file import split_variant
@@ -23,16 +24,18 @@ from lbsgd.system.errors import ConfigError
 TUNING_SEED = 1_000_000
 
 
-class Tuned(Protocol):
-    """What is tuned, as `Settings` says it."""
+class Point(NamedTuple):
+    """Holds a point of a row.
 
-    @property
-    def tune(self) -> Mapping[str, tuple[float, float, str]]:
-        """The range of each key: (least, most, "linear" or "log")."""
+    Attributes:
+      values: by dotted key of the config.
+      status: how its run stands.
+      final: its final value of the metric that rows are tuned by; None where it has none.
+    """
 
-    @property
-    def tune_points(self) -> int:
-        """How many points are tried."""
+    values: dict[str, Any]
+    status: Status
+    final: float | None
 
 
 class Best(NamedTuple):
@@ -49,7 +52,7 @@ class Best(NamedTuple):
     tried: int
 
 
-def points(file: str, tuned: Tuned) -> list[dict[str, Any]]:
+def points(file: str, settings: Settings) -> list[dict[str, Any]]:
     """Draws the points of a sweep, each the values of the tuned keys.
 
     They depend on the name of its file and on the tuned keys: adding points keeps the others, and
@@ -57,18 +60,19 @@ def points(file: str, tuned: Tuned) -> list[dict[str, Any]]:
 
     Args:
       file: path[:variant] of the config file.
-      tuned: its settings.
+      settings: say what is tuned.
     """
-    if not tuned.tune:
+    if not settings.tune:
         return []
     from scipy.stats import qmc  # slow to import
 
-    keys = sorted(tuned.tune)
+    keys = sorted(settings.tune)
     name = json.dumps([split_variant(file)[0].name, *keys])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    unit = qmc.Halton(len(keys), scramble=True, seed=key).random(tuned.tune_points)
+    unit = qmc.Halton(len(keys), scramble=True, seed=key).random(settings.tune_points)
     return [
-        {key: _scaled(key, float(x), *tuned.tune[key]) for key, x in zip(keys, row)} for row in unit
+        {key: _scaled(key, float(x), *settings.tune[key]) for key, x in zip(keys, row)}
+        for row in unit
     ]
 
 
@@ -80,6 +84,23 @@ def _scaled(key: str, x: float, least: float, most: float, scale: str) -> float 
         value = least + x * (most - least)
     value = min(max(value, least), most)  # rounding may have led past an end
     return round(value) if isinstance(KEYS[key].default, int) else float(value)
+
+
+def points_of(folder: SweepFolder, row: Row) -> list[Point]:
+    """Reads what came of the points of a row, by what the folder says of the sweep.
+
+    Raises:
+      ConfigError: there is no such metric as the one that the sweep is tuned by.
+    """
+    said = folder.read()
+    found = []
+    for i, values in enumerate(points(said.file, said.settings)):
+        stands = standing(folder.point(row, i))
+        final = None
+        if stands.status is Status.COMPLETE:
+            final = _of_metric(stands.result, said.settings.tune_metric).get("final")
+        found.append(Point(values, stands.status, final))
+    return found
 
 
 def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | None:
@@ -99,8 +120,7 @@ def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | No
     said = sweep or folder.read()
     settings = said.settings
     found = [standing(folder.point(row, i)) for i in range(settings.tune_points)]
-    over = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
-    tried = sum(run.status in over for run in found)
+    tried = sum(run.status in ENDED for run in found)
     scores = {
         i: _score(run.result, settings.tune_metric)
         for i, run in enumerate(found)
@@ -115,12 +135,18 @@ def best(folder: SweepFolder, row: Row, sweep: Sweep | None = None) -> Best | No
 
 def _score(result: Mapping[str, Any], metric: str) -> float | None:
     """Reads how good a complete run is by a metric: less is better; None if that is unknown."""
+    found = _of_metric(result, metric)
+    if not found:
+        return None
+    return -found["final"] if found["rises"] else found["final"]
+
+
+def _of_metric(result: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    """Reads the final value of a metric and what is known of it: {} where there is none."""
     found = result.get("metrics", {})
     if metric and found and metric not in found:
         raise ConfigError(
             f"Settings: tune_metric={metric!r} is no metric of evaluations: {', '.join(found)}"
         )
-    of_metric = found.get(metric or result.get("headline"))
-    if not of_metric:
-        return None
-    return -of_metric["final"] if of_metric["rises"] else of_metric["final"]
+    of_metric: Mapping[str, Any] = found.get(metric or result.get("headline"), {})
+    return of_metric

@@ -11,7 +11,7 @@ import ml_collections
 
 from lbsgd.run.config import nearest_key
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import short_repr
+from lbsgd.system.text import pluralize, short_repr
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ class ConfigFile:
         Raises:
           ConfigError: it is no file, or does not run.
         """
+        self._file = file
         self.path, self._variant = split_variant(file)
         # Not imported: nothing is left behind, so that one file in a process knows of no other.
         self._names: Mapping[str, Any] = self._told(lambda: runpy.run_path(str(self.path)))
@@ -57,6 +58,22 @@ class ConfigFile:
           ConfigError: it gives none.
         """
         return self.call("get_config", _checked)
+
+    def say_sweep(self) -> str:
+        """Says that the file has a sweep, whose rows its config is without: "" where it has none.
+
+        Nor where its rows cannot be read: `lbsgd sweep run` tells why.
+        """
+        if not self.has("sweep"):
+            return ""
+        try:
+            rows = pluralize(self.call("sweep", lambda found: len(list(found))), "row")
+        except ConfigError:
+            return ""
+        return (
+            f"{self.path} has a sweep of {rows}, and this is its get_config alone; "
+            f"lbsgd sweep run {self._file} runs the sweep"
+        )
 
     def _told(self, make: Callable[[], T]) -> T:
         try:

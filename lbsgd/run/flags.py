@@ -35,6 +35,7 @@ class TrainFlags(NamedTuple):
       workdir: of the run; by default runs/ and the name of the config file.
       explain: whether to print how the run is resolved, and train nothing.
       coordinator: host:port of process 0; None where JAX finds out, as also the next two.
+      sweep: says that the file has a sweep too; "" where it has none.
     """
 
     config: ml_collections.ConfigDict
@@ -43,6 +44,7 @@ class TrainFlags(NamedTuple):
     coordinator: str | None
     num_processes: int | None
     process_id: int | None
+    sweep: str
 
 
 class _Flag(NamedTuple):
@@ -109,16 +111,18 @@ def parse(argv: Sequence[str]) -> TrainFlags:
     _check_keys(argv)
     try:
         file, workdir = _parse_own(argv)
-        config = stored_config(_at(workdir)) if file is None else ConfigFile(file).config()
+        opened = ConfigFile(file) if file is not None else None
+        config = opened.config() if opened else stored_config(_at(workdir))
         values = _parse_all(_without_config(argv), config)
     except flags.Error as error:
         raise ConfigError(_explain_flag(error)) from error
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         # Of keys that are set on what a file has made something else of.
         raise ConfigError(explain_file(error, split_variant(file or "")[0])) from error
-    own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:]}
+    own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:-1]}
     folder = _at(workdir) if workdir else pathlib.Path("runs") / split_variant(file or "")[0].stem
-    return TrainFlags(values.config, folder, **own)
+    sweep = opened.say_sweep() if opened else ""
+    return TrainFlags(values.config, folder, **own, sweep=sweep)
 
 
 def _check_keys(argv: Sequence[str]) -> None:
@@ -208,27 +212,27 @@ def _set_options(argv: Sequence[str], config: ml_collections.ConfigDict) -> list
     words, rest = iter(argv), []
     for word in words:
         match = _OF_KEY.match(word)
-        options = options_key(match.group(1)) if match else ""
-        if not match or not options:
+        if not match or not options_key(match.group(1)):
             rest.append(word)
             continue
         value = word[match.end() + 1 :] if "=" in word else next(words, "")
-        with value_of(config, options).unlocked() as part:
-            _set_option(part, match.group(1), options, _literal(value))
+        _set_option(config, match.group(1), literal(value))
     return rest
 
 
-def _set_option(part: ml_collections.ConfigDict, key: str, options: str, value: Any) -> None:
+def _set_option(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     """Sets an option, or one within options of several names, which need not be there."""
+    options = options_key(key)
     *groups, leaf = key.removeprefix(f"{options}.").split(".")
-    for group in groups:
-        if group not in part:
-            part[group] = ml_collections.ConfigDict()
-        part = part[group]
-        if not isinstance(part, ml_collections.ConfigDict):
-            raise ConfigError(f"{key}: {group} is {short_repr(part)}, which holds no options")
-    with part.ignore_type():
-        part[leaf] = value
+    with value_of(config, options).unlocked() as part:
+        for group in groups:
+            if group not in part:
+                part[group] = ml_collections.ConfigDict()
+            part = part[group]
+            if not isinstance(part, ml_collections.ConfigDict):
+                raise ConfigError(f"{key}: {group} is {short_repr(part)}, which holds no options")
+        with part.ignore_type():
+            part[leaf] = value
 
 
 def _with_tuples_of_names(argv: Sequence[str]) -> list[str]:
@@ -246,7 +250,7 @@ def _with_tuples_of_names(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """Reads a value as Python writes it; what it does not know is a word."""
     try:
         return ast.literal_eval(text)
@@ -305,11 +309,14 @@ def _with_tuples(value: Any) -> Any:
 
 
 def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    """Sets a known key.
+    """Sets a known key, or an option.
 
     Raises:
       ConfigError: the value has another type.
     """
+    if options_key(key):
+        _set_option(config, key, value)
+        return
     try:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Comparisons say what differs, which is better and whether that is sure, and where runs part."""
 
 import json
+import math
 
 import made_up
 import pytest
@@ -164,6 +165,15 @@ def test_many_rows_with_long_values_stay_within_the_terminal(tmp_path, capsys):
     assert "B, D, F, H, J, L: 1/xxx" in " ".join(out.split())
 
 
+def test_a_results_file_is_as_good_as_its_folder(sweep, folder, capsys, tmp_path):
+    for name, error in zip(NAMES, (8.0, 9.0)):
+        made_up.write_run(sweep, folder, name, 0, [error] * 6)
+    expected = compared(capsys, *(f"x:{name}" for name in NAMES))
+    load(tmp_path / "x").write(tmp_path / "kept.json")
+    found = compared(capsys, *(f"kept.json:{name}" for name in NAMES))
+    assert found.strip() == expected.partition("B from A")[0].strip()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -210,6 +220,35 @@ def test_means_part_where_they_stay_apart():
     other = [curve([5.1, 4.0, 5.1, 4.0, 4.0]), curve([6.1, 4.1, 6.1, 4.1, 4.1])]
     assert parting_epoch(one, other) == 4
     assert parting_epoch(one, one) is None
+
+
+def test_values_that_are_not_finite_are_no_difference():
+    one = [curve([5, 9.0, 9.0]), curve([6, 9.1, math.nan])]
+    other = [curve([5, 4.0, 4.0]), curve([6, 4.1, 4.1])]
+    assert parting_epoch(one, other) is None
+    assert parting_epoch(one[:1] * 2, other[:1] * 2) == 2  # without any spread, but apart
+
+
+def test_a_row_without_a_result_is_not_said_to_part(sweep, folder, capsys):
+    for seed in range(2):
+        made_up.write_run(sweep, folder, NAMES[0], seed, [9.0 + seed] * 3)
+        made_up.write_run(sweep, folder, NAMES[1], seed, [None] * 3)
+    out = compared(capsys, "x")
+    assert "B against A: there is no result to compare" in out
+    assert "B from A" not in out
+
+
+def test_rows_without_a_common_epoch_are_not_said_to_part(sweep, folder, capsys):
+    """The first ends at epoch 3, and the other is evaluated at 9 alone."""
+    for seed in range(2):
+        made_up.write_run(sweep, folder, NAMES[0], seed, [9.0 + seed] * 3)
+        workdir = made_up.write_run(sweep, folder, NAMES[1], seed, [5.0 + seed] * 9)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if "val_" not in line or '"epoch": 9.0' in line]
+        (workdir / "metrics.jsonl").write_text("".join(kept))
+    out = compared(capsys, "x")
+    assert "B against A: -4.00" in out
+    assert "B from A" not in out
 
 
 def test_rows_evaluated_at_other_times_are_interpolated():

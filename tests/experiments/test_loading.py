@@ -1,5 +1,6 @@
 """Results are read from folders as the runs left them, and from the file that a report wrote."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,13 +9,19 @@ import made_up
 import numpy as np
 import pytest
 
-from lbsgd.experiments import load
+from lbsgd.experiments import Settings, load
+from lbsgd.experiments.html import page
 from lbsgd.experiments.loading import combine
 from lbsgd.experiments.outcome import Status
 from lbsgd.experiments.table import markdown
 from lbsgd.system.errors import ConfigError
 
 ROWS = {"kn=64": {"batch_size": 64}, "kn=256": {"batch_size": 256}}
+
+
+NO_ROWS = json.dumps(
+    {"rows": [], "files": [], "times": {}, "settings": dataclasses.asdict(Settings())}
+)
 
 
 @pytest.fixture
@@ -92,6 +99,12 @@ def test_the_tuned_point_is_that_of_the_runs(tmp_path):
     assert before.tuned.tried == 2
     assert 0.05 <= before.tuned.values[key] <= 0.5
     assert len(before.finals("val_error")) == 0
+    points = [(point["status"], point["final"]) for point in before.tuned.points]
+    assert points == [("missing", None), ("complete", 1.0), ("complete", 2.0)]
+    assert before.tuned.points[1]["values"] == before.tuned.values
+    load(tmp_path).write(tmp_path / "kept.json")
+    assert load(tmp_path / "kept.json").row("kn=64").tuned == before.tuned
+    assert f"{key} = {before.tuned.values[key]:g}: 1.0000" in page(load(tmp_path))
     made_up.write_run(sweep, folder, "kn=64", 0, [9.0] * 6)
     after = load(tmp_path).row("kn=64")
     assert after.tuned.values == {key: 0.1}  # which the made-up run has
@@ -183,7 +196,7 @@ def test_runs_of_different_tasks_have_no_common_metric(sweep, folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"rows": 1}', "x" * 99, '{"rows": [], "files": []}']
+    "content", ["", "[]", "{}", '{"rows": 1}', "x" * 99, '{"rows": [], "files": []}', NO_ROWS]
 )
 def test_a_file_that_is_no_results_is_refused(tmp_path, content):
     (tmp_path / "results.json").write_text(content)

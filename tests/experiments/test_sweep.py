@@ -55,6 +55,55 @@ def test_a_key_that_reaches_no_row_is_a_mistake(tmp_path):
     read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
     with pytest.raises(ConfigError, match="batch_size has no effect: every row sets batch_size"):
         read_sweep(file, ["--config.batch_size=128"])
+    with pytest.raises(ConfigError, match=r"seed has no effect: .* --seeds N says how many"):
+        read_sweep(file, ["--config.seed=128"])
+    tuned = (
+        "def settings(arg=''):\n"
+        "    return Settings(tune={'optimizer.momentum': (0.0, 1.0, 'linear')})\n"
+    )
+    with pytest.raises(ConfigError, match="has no effect: optimizer\\.momentum is tuned"):
+        read_sweep(written(tmp_path, ROWS, tuned), ["--config.optimizer.momentum=0.5"])
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """Of any kind, and wherever they stand: loops over them are how rows are made."""
+    rows = """
+import numpy as np
+
+def sweep(arg=""):
+    for size, rate in zip(2 ** np.arange(5, 7), np.float32([0.5, 0.25])):
+        yield f"kn={size}", {
+            "batch_size": size,
+            "learning_rate.reference_learning_rate": rate,
+            "optimizer.nesterov": np.bool_(True),
+            "learning_rate.decay_epochs": tuple(np.arange(2.0)),
+            "task.options": {"numbers": [np.int64(1)]},
+        }
+
+def settings(arg=""):
+    return Settings(seeds=np.int64(2), tune={"optimizer.momentum": (np.float32(0.5), 1, "linear")})
+"""
+    sweep, folder = read_sweep(written(tmp_path, rows)), SweepFolder(tmp_path / "runs")
+    config = sweep.config(sweep.rows[1], 0)
+    assert (config.batch_size, config.learning_rate.decay_epochs) == (64, (0.0, 1.0))
+    assert config.learning_rate.reference_learning_rate == 0.25
+    folder.describe(sweep)
+    assert folder.read().settings.tune == {"optimizer.momentum": (0.5, 1, "linear")}
+    assert folder.read().rows[0].overrides["task.options"] == {"numbers": [1]}
+
+
+def test_options_are_set_one_by_one_too(tmp_path):
+    """As on the command line, those of a sink that the file says nothing of among them."""
+    rows = (
+        "def sweep(arg=''):\n"
+        "    yield 'a', {'log.sinks': ('wandb',), 'log.sink_options.wandb.project': 'x',\n"
+        "        'optimizer.name': 'optax:adam', 'optimizer.options.b2': 0.5}\n"
+    )
+    sweep = read_sweep(written(tmp_path, rows))
+    config = sweep.config(sweep.rows[0], 0)
+    assert config.log.sink_options.to_dict() == {"wandb": {"project": "x"}}
+    assert config.optimizer.options.to_dict() == {"b2": 0.5}
+    assert not sweep.base.optimizer.options
 
 
 def test_settings_may_be_left_out(tmp_path):
@@ -75,8 +124,26 @@ def test_what_is_tuned_stands_in_for_the_row(tmp_path):
         ("def sweep(arg=''):\n    return []\n", "yields no row"),
         ("def sweep(arg=''):\n    yield 'a'\n", "must yield"),
         ("def sweep(arg=''):\n    pass\n", "must yield rows, not return None"),
-        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(columns='seed')\n", "are tuples"),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(columns='seed')\n", "is a tuple of"),
         ("def sweep(arg=''):\n    yield '  ', {}\n", "must be words"),
+        ("def sweep(arg=''):\n    yield 'a\\nb', {}\n", "must be words in a line"),
+        (
+            "def sweep(arg=''):\n    yield 'a', {'batch_size': 64}\n    yield 'b', {}\n",
+            "rows 'a' and 'b' come to the same config",
+        ),
+        (
+            "def sweep(arg=''):\n    for epochs in (3.0, 4.0):\n        yield f'{epochs}', "
+            "{'learning_rate.warmup': 'none', 'learning_rate.warmup_epochs': epochs}\n",
+            "rows '3.0' and '4.0' come to the same config",
+        ),
+        (
+            "def sweep(arg=''):\n    yield 'a', {'task.options': {'x': {1}}}\n",
+            "row 'a' sets what is",
+        ),
+        (
+            "def sweep(arg=''):\n    yield 'a', {'config.batch_size': 1}\n",
+            "unknown config key 'config.batch_size'; leave out 'config.': 'batch_size'",
+        ),
         ("def sweep(arg=''):\n    yield 'a', [1]\n", "must be a dict"),
         ("def sweep(arg=''):\n    yield 'a', {}\n    yield 'a', {}\n", "'a' twice"),
         ("def sweep(arg=''):\n    yield 'a', {'seed': 1}\n", "sets the seed"),
@@ -88,6 +155,32 @@ def test_what_is_tuned_stands_in_for_the_row(tmp_path):
         (f"{ROWS}\ndef settings(arg=''):\n    return 3\n", "must return Settings"),
         (f"{ROWS}\ndef settings(arg=''):\n    return Settings(baseline='b')\n", "row 'b'"),
         (f"{ROWS}\ndef settings(arg=''):\n    return Settings(overlays=(('b',),))\n", "row 'b'"),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(overlays=('kn=32',))\n",
+            "overlays one of tuples of rows",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(against='model.name')\n",
+            "against='model.name' is no number",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(seed=5)\n",
+            "Settings has no field 'seed'; the nearest is 'seeds'",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n    return Settings(5, tune_pionts=3)\n",
+            "Settings has no field 'tune_pionts'; the nearest is 'tune_points'",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'batch_size': (16, 64, 'log')})\n",
+            "row 'kn=32' sets batch_size, which is tuned",
+        ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'task.options.factor': (1.0, 64.0, 'log')})\n",
+            "task.options.factor cannot be tuned",
+        ),
         (f"{ROWS}\ndef settings(arg=''):\n    return Settings(against='x')\n", "unknown .*'x'"),
         (f"{ROWS}\ndef settings(arg=''):\n    return Settings(seeds=0)\n", "seeds must be"),
         (f"{ROWS}\ndef settings(arg=''):\n    return Settings(tune={{'x': (1, 2)}})\n", "'x'"),
@@ -98,13 +191,19 @@ def test_what_is_tuned_stands_in_for_the_row(tmp_path):
         (
             f"{ROWS}\ndef settings(arg=''):\n"
             "    return Settings(tune={'optimizer.nesterov': (0.0, 1.0, 'log')})\n",
-            "only numbers",
+            "optimizer.nesterov cannot be tuned",
         ),
         (
             f"{ROWS}\ndef settings(arg=''):\n"
             "    return Settings(tune={'batch_size': (2, 1, 'log')})\n",
             "must rise",
         ),
+        (
+            f"{ROWS}\ndef settings(arg=''):\n"
+            "    return Settings(tune={'optimizer.momentum': (0.5, float('inf'), 'log')})\n",
+            "must rise and be finite",
+        ),
+        (f"{ROWS}\ndef settings(arg=''):\n    return Settings(tune=['seed'])\n", "dict of ranges"),
         (
             f"{ROWS}\ndef settings(arg=''):\n"
             "    return Settings(tune={'optimizer.momentum': (0.0, 1.0, 'log')})\n",
@@ -128,8 +227,9 @@ def test_a_folder_for_any_name(name, tmp_path):
     assert len(folder) < 100
 
 
-def test_no_row_takes_the_folder_of_logs():
-    assert Row("logs", {}).folder != "logs"
+@pytest.mark.parametrize("name", ["logs", "sweep.json", "report.html", "table.md", "x.png"])
+def test_no_row_takes_the_place_of_something_else(name):
+    assert Row(name, {}).folder != name
 
 
 def test_names_that_are_alike_have_folders_of_their_own():
@@ -150,6 +250,22 @@ def test_the_folder_says_what_the_sweep_is_and_keeps_rows_of_before(tmp_path):
     folder.describe(other)
     assert [row.name for row in folder.read().rows] == ["new", "kn=32", "kn=256, no warmup"]
     assert folder.read().settings == Settings()
+
+
+def test_what_is_tuned_may_give_an_effect_to_what_rows_set(tmp_path):
+    """No roles decay where nothing does: without tuning these rows were one run."""
+    rows = (
+        "def sweep(arg=''):\n    for role in ('kernel', 'bias'):\n"
+        "        yield role, {'optimizer.decayed_roles': (role,), 'batch_size': 32}\n"
+    )
+    none = ["--config.optimizer.weight_decay=0.0"]
+    with pytest.raises(ConfigError, match="rows 'kernel' and 'bias' come to the same config"):
+        read_sweep(written(tmp_path, rows), none)
+    tuned = (
+        "def settings(arg=''):\n"
+        "    return Settings(tune={'optimizer.weight_decay': (1e-5, 1e-3, 'log')})\n"
+    )
+    assert len(read_sweep(written(tmp_path, rows, tuned)).rows) == 2
 
 
 def test_no_sweep_and_a_damaged_one(tmp_path):

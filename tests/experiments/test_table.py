@@ -41,6 +41,22 @@ def test_lines_are_those_of_the_paper(results):
     assert odd == [ODD, "512", "", "0 (5 of 5 missing)", "", "", "missing", ""]
 
 
+def test_an_option_is_a_column_as_keys_are(tmp_path):
+    """Whether it is set by itself or with all options, and before the run has begun too."""
+    rows = {
+        "whole": {"task.options": {"factor": 8.0}},
+        "single": {"task.options.factor": 4.0},
+        "not begun": {"task.options.factor": 2.0},
+        "none": {},
+    }
+    sweep = made_up.sweep_of(rows, seeds=1, columns=("task.options.factor",))
+    folder = made_up.begin(sweep, tmp_path / "x")
+    for name in ("whole", "single", "none"):
+        made_up.write_run(sweep, folder, name, 0, [9.0])
+    found = [line.cells["factor"] for line in lines(load(folder.path))]
+    assert found == ["8", "4", "2", ""]
+
+
 def test_what_is_no_result_is_in_no_mean(results):
     mean = sum(FINALS["kn=256"]) / 3
     assert lines(results)[1].keys["validation error %"] == pytest.approx(mean)

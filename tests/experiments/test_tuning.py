@@ -18,6 +18,7 @@ RATE, DECAY, EPOCHS = (
     "optimizer.weight_decay",
     "total_steps",
 )
+ROWS = {"tuned": {}, "other": {"optimizer.momentum": 0.8}}
 RANGES = {RATE: (0.01, 10.0, "log"), DECAY: (0.0, 1e-3, "linear"), EPOCHS: (1, 4, "linear")}
 
 
@@ -26,7 +27,7 @@ def tuned(tmp_path):
     def tuned(number=64, tune=RANGES, name="tiny.py", metric=""):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         words = f"tune={tune!r}, tune_points={number}, tune_metric={metric!r}"
-        return read_sweep(write_sweep(tmp_path / name, settings=words))
+        return read_sweep(write_sweep(tmp_path / name, ROWS, settings=words))
 
     return tuned
 

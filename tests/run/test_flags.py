@@ -51,6 +51,21 @@ def test_what_a_workdir_gives_is_resolved_to_the_same(digits):
     assert dict(flatten(resolve(flags.parse([workdir]).config))) == expected
 
 
+def test_a_file_that_has_a_sweep_says_so(tmp_path):
+    """But for one whose rows cannot be read, which is no reason not to train."""
+    file = f"{ROOT}/configs/ablations/goyal_table1.py"
+    said = flags.parse([f"--config={file}:mini"]).sweep
+    assert said.startswith(f"{file} has a sweep of 4 rows")
+    assert said.endswith(f"lbsgd sweep run {file}:mini runs the sweep")
+    assert flags.parse([DIGITS]).sweep == ""
+    for number, sweep in enumerate(
+        ("def sweep(arg):\n    1 / 0\n", "def sweep(a, b):\n    pass\n")
+    ):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"from lbsgd.run.config import default_config as get_config\n{sweep}")
+        assert flags.parse([f"--config={path}"]).sweep == ""
+
+
 VALUES = {
     "stop_at": ("val_error", 24.1),
     "learning_rate.decay_epochs": (0.1, 1 / 3, 5e-324),
@@ -158,8 +173,11 @@ def test_what_follows_from_a_key_follows_from_the_one_on_top(tmp_path):
 def test_other_flags(tmp_path):
     own = ["--coordinator=host:1", "--num_processes", "2", "--process_id=1", "--explain"]
     found = flags.parse([DIGITS, *own, f"--workdir={tmp_path}"])
-    assert found[1:] == (tmp_path, True, "host:1", 2, 1)
-    assert flags.parse([DIGITS])[1:] == (pathlib.Path("runs/digits"), False, None, None, None)
+    assert found[1:] == (tmp_path, True, "host:1", 2, 1, "")
+    assert flags.parse([DIGITS])[1:] == (
+        pathlib.Path("runs/digits"),
+        *(False, None, None, None, ""),
+    )
 
 
 def test_one_file_knows_of_no_other(tmp_path):
@@ -296,7 +314,7 @@ def test_a_workdir_chooses_no_code(key, value, tmp_path):
 def test_help_tells_every_flag_and_every_key():
     text = flags.help_text()
     assert max(map(len, text.splitlines())) <= 100
-    for name in ("config", *flags.TrainFlags._fields[1:]):
+    for name in ("config", *flags.TrainFlags._fields[1:-1]):
         assert f"  --{name}" in text
     rooms = re.findall(r"^(\w+):$", text, flags=re.MULTILINE)
     rooms_of_keys = ["workers", "schedule", "optim", "models", "tasks", "step", "data", "run"]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.outcome import Standing, Status, standing
-from lbsgd.experiments.running.jobs import OVER, Run
+from lbsgd.experiments.outcome import ENDED, OVER, Standing, Status, standing
+from lbsgd.experiments.running.jobs import Run
 from lbsgd.system.files import AnyPath
 from lbsgd.system.text import pluralize
 
@@ -71,7 +71,7 @@ class Line:
     @property
     def left(self) -> float:
         """How many runs are left to do, less what is done of those that are going."""
-        open_ = len(self.standings) - self.count(*OVER, Status.FAILED)
+        open_ = len(self.standings) - self.count(*ENDED)
         return max(0.0, open_ - sum(going.fraction for going in self.going.values()))
 
 
@@ -110,7 +110,7 @@ class Board:
     @property
     def done(self) -> int:
         """How many of them are over: complete, diverged or failed."""
-        return sum(line.count(*OVER, Status.FAILED) for line in self.lines.values())
+        return sum(line.count(*ENDED) for line in self.lines.values())
 
     def reset_failures(self, runs: Sequence[Run]) -> None:
         """Has runs that failed before count as to be done, for they are tried again."""

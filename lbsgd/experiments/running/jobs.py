@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Standing, Status, standing
+from lbsgd.experiments.outcome import OVER, Standing, standing
 from lbsgd.experiments.running.naming import with_names
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.experiments.tuning import TUNING_SEED, Best, best, points
@@ -15,8 +15,8 @@ from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, any_path
 
-# What is over and has its result; all else is to be run, from where it stands.
-OVER = (Status.COMPLETE, Status.DIVERGED)
+# So often a run is started without getting any further before it has failed.
+MOST_STARTS = 3
 
 
 class Run(NamedTuple):

@@ -16,21 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any, NamedTuple
 
-from lbsgd.experiments.outcome import Standing, Status, note_failure
+from lbsgd.experiments.outcome import ENDED, OVER, Standing, Status, note_failure
 from lbsgd.experiments.running.board import Board, say_end
+from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
+from lbsgd.experiments.running.jobs import MOST_STARTS, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
 from lbsgd.experiments.running.shares import Share, shares
-from lbsgd.experiments.running.table import Display
 from lbsgd.experiments.running.worker import command
 from lbsgd.launch.process_group import Ended, tied_to_this_process
-from lbsgd.system.errors import EXIT_INTERRUPTED
+from lbsgd.system.errors import EXIT_INTERRUPTED, ConfigError
 from lbsgd.system.files import any_path
 from lbsgd.system.text import one_line
 
-# So often a job is started without getting any further before it has failed.
-MOST_STARTS = 3
 # Between two looks of the display at how far the sweep is.
 SECONDS = 0.5
 # For a worker process to end once it has nothing left to do.
@@ -40,9 +38,9 @@ TAIL_BYTES = 2**15
 
 
 class Message(NamedTuple):
-    """A message of the worker process with a number."""
+    """A message of a worker process."""
 
-    worker: int
+    worker: "Worker"
     content: dict[str, Any]
 
 
@@ -54,6 +52,9 @@ class Worker:
 
     Attributes:
       job: that it has; None while it waits for one.
+
+    Raises:
+      ConfigError: its log cannot be written.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Worker:
         self.number, self.log = number, log
         self._events = events
         self.job: Job | None = None
-        read, write = os.pipe()
-        with log.open("ab") as file:
+        with _opened(log) as file:
+            read, write = os.pipe()
             self._popen = subprocess.Popen(
                 tied_to_this_process(command(write, share.cores)),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **share.environment},
@@ -105,7 +106,7 @@ class Worker:
         with pipe:
             for line in pipe:
                 with contextlib.suppress(ValueError):  # cut short as it was killed
-                    self._events.put(Message(self.number, json.loads(line)))
+                    self._events.put(Message(self, json.loads(line)))
 
     def _await_end(self) -> None:
         code = self._popen.wait()
@@ -203,14 +204,15 @@ class Pool:
             self._stop(event)
         elif isinstance(event, Ended):
             self._reap(event)
-        elif "ended" in event.content:
-            self._over(self._workers[event.worker])
-        else:
-            job = self._workers[event.worker].job
-            if job:
-                told = event.content
-                run = job.runs[told["run"]]
-                self._board.show(run, told["updates"], told["fraction"], told["values"])
+        elif self._workers.get(event.worker.number) is event.worker:  # one that is gone may be late
+            self._hear(event.worker, event.content)
+
+    def _hear(self, worker: Worker, told: dict[str, Any]) -> None:
+        if "ended" in told:
+            self._over(worker)
+        elif worker.job:
+            run = worker.job.runs[told["run"]]
+            self._board.show(run, told["updates"], told["fraction"], told["values"])
 
     def _over(self, worker: Worker) -> None:
         """Notes how the runs of a job stand that a worker has ended."""
@@ -218,22 +220,26 @@ class Pool:
         assert job
         for run in job.runs:
             standing = run.standing()
-            if standing.status not in (*OVER, Status.FAILED):
+            if standing.status not in ENDED:
                 standing = Standing(Status.FAILED, f"see {worker.log}", standing.result)
             self._end(run, standing)
         self._queue.over(job)
 
     def _end(self, run: Run, standing: Standing) -> None:
         self._board.end(run, standing)
-        if standing.status in (*OVER, Status.FAILED):
+        if standing.status in ENDED:
             count = f" ({self._board.done} of {self._board.total} runs done)"
             self._display.line(say_end(run, standing) + count)
 
     def _reap(self, ended: Ended) -> None:
         """Has a job that lost its process tried again, as long as it gets any further."""
         worker = self._workers.pop(ended.number)
+        worker.finish()  # of which nothing is left but a pipe
         job = worker.job
         if job is None:
+            return
+        if not job.left():  # it had not come to say so
+            self._over(worker)
             return
         there, starts = self._starts[_key(job)]
         how = f"its process ended ({ended.how})"
@@ -290,6 +296,15 @@ def local_engine(processes: int, environment: Mapping[str, str]) -> Engine:
         return pool.stopped
 
     return engine
+
+
+def _opened(log: pathlib.Path) -> IO[bytes]:
+    try:
+        return log.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"{log} cannot be written ({error.strerror or error}); choose another --workdir"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from lbsgd.experiments.folder import SweepFolder
-from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.outcome import OVER, Status
 from lbsgd.experiments.running.board import Board
 from lbsgd.experiments.running.claim import check_row
+from lbsgd.experiments.running.display import Display, open_display
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER
-from lbsgd.experiments.running.table import Display, open_display
+from lbsgd.experiments.running.naming import sweep_name
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
@@ -36,7 +36,7 @@ def run_sweep(
     Raises:
       ConfigError: the folder is another sweep's, or cannot be written, or is in use.
     """
-    _check_place(folder)
+    _check_place(sweep, folder)
     check_rows(sweep, folder, sweep.rows)
     with _locked(folder):
         folder.describe(sweep)
@@ -50,10 +50,13 @@ def run_sweep(
         return _finish(folder, board, jobs, logs, stopped)
 
 
-def _check_place(folder: SweepFolder) -> None:
-    """Raises ConfigError where the folder is a run's, or within another sweep's."""
+def _check_place(sweep: Sweep, folder: SweepFolder) -> None:
+    """Raises ConfigError where the folder is a run's or another sweep's, or within one."""
     if Workdir(folder.path).config.is_file():
         raise ConfigError(f"{folder.path} is the workdir of a run; choose another --workdir")
+    there = folder.read().file if folder.is_sweep() else sweep.file
+    if sweep_name(there) != sweep_name(sweep.file):
+        raise ConfigError(f"{folder.path} holds the sweep of {there}; choose another --workdir")
     parent = folder.path.absolute().parent
     for above in (parent, parent.parent):
         if SweepFolder(above).is_sweep():
@@ -142,7 +145,7 @@ def _finish(
     if stopped:
         print(f"stopped: {board.done} of {board.total} runs done; the same command resumes")
         return EXIT_PREEMPTED
-    if any(line.count(Status.COMPLETE) for line in board.lines.values()):
+    if any(line.count(*OVER) for line in board.lines.values()):
         _report(folder.path)
     failed = [
         f"{workdir} failed: {standing.reason}"

@@ -17,20 +17,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.outcome import Standing, Status, forget_failure, note_failure
+from lbsgd.experiments.outcome import ENDED, Standing, Status, forget_failure, note_failure
 from lbsgd.experiments.running.board import Board, say_end
+from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
-from lbsgd.experiments.running.jobs import OVER, Job, Run, saved_updates
+from lbsgd.experiments.running.jobs import MOST_STARTS, Job, Run, saved_updates
 from lbsgd.experiments.running.session import Engine
-from lbsgd.experiments.running.table import Display
 from lbsgd.system.errors import ConfigError, first_line
 from lbsgd.system.files import any_path, replace_file
 from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.preemption import StopSignal
 from lbsgd.system.text import pluralize
 
-# So often runs are submitted without getting any further before they have failed.
-MOST_STARTS = 3
 # Between two looks at the workdirs.
 SECONDS = 2.0
 # Between two questions to SLURM.
@@ -243,7 +241,7 @@ class _Arrays:
     def _look(self, runs: Iterable[Run]) -> None:
         for run in runs:
             standing = run.standing()
-            if run.workdir not in self._told and standing.status in (*OVER, Status.FAILED):
+            if run.workdir not in self._told and standing.status in ENDED:
                 self._tell(run, standing)
 
     def _tell(self, run: Run, standing: Standing) -> None:
@@ -286,7 +284,8 @@ class _Arrays:
         if self._executor.cluster != "slurm" or not ids:
             return
         self._display.line(f"waits for tasks that were submitted before: {', '.join(sorted(ids))}")
-        while not self._stopped and ids & (in_queue(ids) or set()):
+        # No answer is no leave to submit them again.
+        while not self._stopped and in_queue(ids) != set():
             time.sleep(QUEUE_SECONDS)
 
     @contextlib.contextmanager

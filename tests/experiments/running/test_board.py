@@ -1,6 +1,7 @@
 """How far a sweep is, and how that is shown."""
 
 import io
+import itertools
 import pathlib
 
 import pytest
@@ -9,8 +10,8 @@ import rich.console
 from lbsgd.experiments.outcome import Standing, Status
 from lbsgd.experiments.running import board as board_module
 from lbsgd.experiments.running.board import Board, say_counts, say_end, say_finals, say_time
+from lbsgd.experiments.running.display import Lines, draw
 from lbsgd.experiments.running.jobs import Run
-from lbsgd.experiments.running.table import draw
 
 
 def complete(error):
@@ -149,6 +150,31 @@ def test_end_of_a_run_is_said_in_a_line(runs, standing, words):
 )
 def test_times_are_said_in_words(seconds, words):
     assert say_time(seconds) == words
+
+
+def test_lines_of_progress_come_ever_more_rarely(board, runs, clock, capsys):
+    """After a tenth of the time so far: ten seconds at first, five minutes at last."""
+    lines, at = Lines(board, 1), []
+    board.begin(runs["a"][0])
+    for second in range(0, 20_000, 5):
+        clock[0] = float(second)
+        board.show(runs["a"][0], second, second / 1e6, {})
+        lines.refresh()
+        at += [second] if capsys.readouterr().out else []
+    gaps = [b - a for a, b in itertools.pairwise(at)]
+    assert at[:10] == list(range(10, 101, 10))
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 300
+    # ln(3000 / 100) / ln(1 + 1 / 10) = 36 between, a few less for each is a multiple of 5 s.
+    assert 10 + 26 + 56 <= len(at) <= 10 + 36 + 57
+
+
+def test_the_end_of_a_run_is_a_line_at_once(board, clock, capsys):
+    lines = Lines(board, 1)
+    clock[0] = 7200.0
+    for number in range(3):
+        lines.line(f"run {number} has ended")
+    assert capsys.readouterr().out.count("has ended") == 3
 
 
 def test_table_shows_rows_progress_result_and_what_failed(board, runs):

@@ -13,7 +13,7 @@ from lbsgd.experiments.tuning import points
 from lbsgd.system.errors import ConfigError
 
 RATE = "learning_rate.reference_learning_rate"
-TUNED = f'seeds=2, tune={{"{RATE}": (0.1, 1.0, "log")}}, tune_points='
+TUNED = 'seeds=2, tune={"optimizer.weight_decay": (0.1, 1.0, "log")}, tune_points='
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_other_ranges_are_told(read, folder):
     before = read(settings=TUNED + "2")
     row = tune(before, folder, [4.0, 2.0])
     after = read(settings=(TUNED + "2").replace("1.0", "2.0"))
-    with pytest.raises(ConfigError, match=rf"tune_0 .* differs in {RATE}"):
+    with pytest.raises(ConfigError, match=r"tune_0 .* differs in optimizer\.weight_decay"):
         check_row(after, folder, row)
 
 

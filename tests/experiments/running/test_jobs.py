@@ -13,7 +13,7 @@ from lbsgd.experiments.running.jobs import Job, jobs_of, saved_updates, seed_run
 from lbsgd.experiments.sweep import read_sweep
 
 COMPLETE = {"complete": True, "headline": "val_error", "final": 1.0}
-TUNED = 'seeds=2, tune={"learning_rate.reference_learning_rate": (0.1, 1.0, "log")}, tune_points=2'
+TUNED = 'seeds=2, tune={"optimizer.weight_decay": (1e-5, 1e-3, "log")}, tune_points=2'
 
 
 def stand(workdir, **result):
@@ -137,8 +137,8 @@ def test_seeds_of_a_row_follow_once_its_own_points_are_over(make):
     jobs = drain(queue)
     assert [job.runs[0].what for job in jobs] == ["point 0", "point 1"] * 2
     assert {job.runs[0].config.seed for job in jobs} == {1_000_000}
-    rates = [job.runs[0].config.learning_rate.reference_learning_rate for job in jobs]
-    assert rates[:2] == rates[2:]
+    decays = [job.runs[0].config.optimizer.weight_decay for job in jobs]
+    assert decays[:2] == decays[2:]
     complete(folder.point(first, 0), 3.0)
     complete(folder.point(first, 1), 2.0)
     queue.over(jobs[0])
@@ -146,13 +146,13 @@ def test_seeds_of_a_row_follow_once_its_own_points_are_over(make):
     queue.over(jobs[1])
     seeds = drain(queue)
     assert [str(job) for job in seeds] == ["rate=0.1 seed 0", "rate=0.1 seed 1"]
-    chosen = [job.runs[0].config.learning_rate.reference_learning_rate for job in seeds]
-    assert chosen == [rates[1]] * 2
+    chosen = [job.runs[0].config.optimizer.weight_decay for job in seeds]
+    assert chosen == [decays[1]] * 2
     complete(folder.point(second, 0), 1.0)
     for job in jobs[2:]:
         queue.over(job)  # of which the second failed
-    chosen = [job.runs[0].config.learning_rate.reference_learning_rate for job in drain(queue)]
-    assert chosen == [rates[0]] * 2
+    chosen = [job.runs[0].config.optimizer.weight_decay for job in drain(queue)]
+    assert chosen == [decays[0]] * 2
 
 
 def test_a_row_of_which_no_point_is_complete_is_a_problem(make):

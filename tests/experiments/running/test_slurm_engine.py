@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from hanging import HANG_SECONDS
@@ -44,6 +45,27 @@ def test_tasks_in_the_queue_are_those_that_squeue_names(
 def test_where_there_is_no_slurm_nothing_is_known_of_its_queue(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm.in_queue({"17_0"}) is None
+
+
+def test_tasks_are_not_submitted_again_before_slurm_has_answered(tmp_path, monkeypatch):
+    """It is asked three times: no answer, one that names a task, and one that names none."""
+    asked = tmp_path / "asked"
+    fake = tmp_path / "squeue"
+    fake.write_text(
+        f"#!{sys.executable}\nimport pathlib, sys\n"
+        f"asked = pathlib.Path({str(asked)!r})\n"
+        "asked.write_text((asked.read_text() if asked.exists() else '') + '.')\n"
+        "times = len(asked.read_text())\n"
+        "print({1: '', 2: '17_0', 3: ''}[times])\n"
+        "sys.exit(times == 1)\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    (tmp_path / "submitted.json").write_text('["17_0"]')
+    executor, display = types.SimpleNamespace(cluster="slurm"), types.SimpleNamespace(line=print)
+    slurm._Arrays(executor, None, None, display, tmp_path, 0)._await_before()
+    assert asked.read_text() == "..."
 
 
 @pytest.mark.long

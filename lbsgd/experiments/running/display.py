@@ -10,6 +10,7 @@ import rich.live
 import rich.table
 import rich.text
 
+from lbsgd.experiments.outcome import OVER
 from lbsgd.experiments.running.board import (
     Board,
     Line,
@@ -18,13 +19,14 @@ from lbsgd.experiments.running.board import (
     say_time,
     say_value,
 )
-from lbsgd.experiments.running.jobs import OVER
-from lbsgd.system.progress import SECONDS
 from lbsgd.system.streams import supports_progress_bar
 from lbsgd.system.text import pluralize
 
 # Rows of a table that still fit on most terminals; those with runs that are going come first.
 MOST_ROWS = 30
+# Between two lines of progress: this part of the time so far, so that a sweep of days has hundreds
+# of them and not thousands; and the fewest and the most seconds.
+PART, LEAST_SECONDS, MOST_SECONDS = 0.1, 10.0, 300.0
 
 
 class Display(Protocol):
@@ -49,11 +51,12 @@ def open_display(board: Board, processes: int) -> Iterator[Display]:
 
 
 class Lines:
-    """Shows a line of progress every few seconds, where no line came otherwise."""
+    """Shows a line of progress now and then, ever more rarely, where no line came otherwise."""
 
     def __init__(self, board: Board, processes: int) -> None:
         self._board, self._processes = board, processes
-        self._last, self._said = time.monotonic(), ""
+        self._begun = self._last = time.monotonic()
+        self._said = ""
 
     def line(self, text: str) -> None:
         """Prints a line."""
@@ -62,7 +65,8 @@ class Lines:
 
     def refresh(self) -> None:
         """Prints how far the sweep is, if that has changed and was not told for a while."""
-        if time.monotonic() - self._last < SECONDS:
+        now = time.monotonic()
+        if now - self._last < seconds_between(now - self._begun):
             return
         parts = [
             f"{line.name} {_updates(line)}" for line in self._board.lines.values() if line.going
@@ -73,6 +77,11 @@ class Lines:
         self._said = text
         left = say_time(self._board.seconds_left(self._processes))
         self.line(f"{_done(self._board)}: {text}" + (f"; {left} left" if left else ""))
+
+
+def seconds_between(elapsed: float) -> float:
+    """Computes how long no line of progress comes, so many seconds after the start."""
+    return min(max(LEAST_SECONDS, PART * elapsed), MOST_SECONDS)
 
 
 class Table:
