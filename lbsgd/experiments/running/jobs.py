@@ -124,7 +124,7 @@ def chosen(sweep: Sweep, folder: SweepFolder, row: Row) -> Best:
     if found is None:
         raise ConfigError(
             f"row {row.name!r}: none of its points is complete, so there is nothing to choose; "
-            "widen the ranges of Settings(tune=...)"
+            "give Settings(tune=...) other ranges, and a new folder"
         )
     return found
 

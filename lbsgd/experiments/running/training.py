@@ -3,7 +3,6 @@
 import contextlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import ml_collections
 
@@ -119,15 +118,20 @@ def _progress(run: Run, done: int, values: Mapping[str, float]) -> Progress:
 
 
 def fraction_done(config: ml_collections.ConfigDict, done: int, epoch: float) -> float:
-    """Tells how much of a run is done, from 0 to 1; 0 where its length is given in examples.
+    """Tells how much of a run is done, from 0 to 1.
 
     Args:
       done: updates.
       epoch: which these are.
+
+    Returns:
+      0 where the length is in examples and the batch grows: when it does is not known here.
     """
-    lengths: dict[str, Any] = {
-        unit: config[f"total_{unit}"] for unit in ("steps", "epochs") if config[f"total_{unit}"]
-    }
-    if "steps" in lengths:
-        return min(1.0, done / lengths["steps"])
-    return min(1.0, epoch / lengths["epochs"]) if lengths else 0.0
+    if config.total_steps:
+        return min(1.0, done / config.total_steps)
+    if config.total_epochs:
+        return min(1.0, epoch / config.total_epochs)
+    growth = config.batch_growth
+    if growth.sizes or growth.in_place_of_decay:
+        return 0.0
+    return min(1.0, done * config.batch_size / config.total_examples)

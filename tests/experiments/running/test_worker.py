@@ -10,6 +10,7 @@ import pytest
 from lbsgd.experiments.running.jobs import Job, Run
 from lbsgd.experiments.running.training import fraction_done
 from lbsgd.experiments.running.worker import Answers, command, received
+from lbsgd.run.config import default_config
 
 
 @pytest.fixture
@@ -81,9 +82,12 @@ def test_command_starts_a_worker():
         ({"total_steps": 200}, 50, 0.7, 0.25),
         ({"total_epochs": 4.0}, 50, 1.0, 0.25),
         ({"total_epochs": 4.0}, 50, 4.01, 1.0),
-        ({"total_examples": 1000}, 50, 1.0, 0.0),
+        ({"total_examples": 1000, "batch_size": 4}, 50, 1.0, 0.2),
+        ({"total_examples": 1000, "batch_growth.sizes": (64,)}, 50, 1.0, 0.0),
+        ({"total_examples": 1000, "batch_growth.in_place_of_decay": True}, 50, 1.0, 0.0),
     ],
 )
 def test_fraction_of_a_run_follows_from_its_length(length, done, epoch, fraction):
-    config = {"total_steps": 0, "total_epochs": 0.0, "total_examples": 0, **length}
-    assert fraction_done(ml_collections.ConfigDict(config), done, epoch) == fraction
+    config = default_config()
+    config.update_from_flattened_dict(length)
+    assert fraction_done(config, done, epoch) == fraction
