@@ -239,7 +239,7 @@ def _names(part: Results, twice: set[str], given: Counter[str]) -> dict[str, str
 def _renamed(part: Results, names: Mapping[str, str]) -> Results:
     settings = dataclasses.replace(
         part.settings,
-        baseline=names.get(part.settings.baseline, ""),
+        baseline=names[part.baseline.name],
         overlays=tuple(tuple(names[name] for name in rows) for rows in part.settings.overlays),
     )
     rows = tuple(row._replace(name=names[row.name]) for row in part.rows)

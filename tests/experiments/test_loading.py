@@ -186,6 +186,15 @@ def test_rows_of_the_same_name_get_that_of_their_folder(sweep, tmp_path):
     assert names[::2] == ["x: kn=64", "y: kn=64", "y: kn=64 (2)"]
 
 
+def test_the_first_sweep_says_what_others_are_compared_with(sweep, tmp_path):
+    """Also where single runs stand before it."""
+    folder = made_up.begin(sweep, tmp_path / "x")
+    made_up.write_run(sweep, folder, "kn=256", 1, [9.0] * 6)
+    results = combine([load(folder.path / "kn=256" / "seed_1"), load(folder.path)])
+    assert results.rows[0].name == "kn=256, seed 1"
+    assert results.baseline.name == "kn=64"
+
+
 def test_runs_of_different_tasks_have_no_common_metric(sweep, folder):
     for seed, headline in enumerate(("val_error", "val_mse")):
         workdir = made_up.write_run(sweep, folder, "kn=64", seed, [9.0] * 6)
