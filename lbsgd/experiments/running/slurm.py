@@ -189,6 +189,8 @@ class _Arrays:
         """Takes all jobs there are, but for what is over."""
         taken = []
         while job := self._queue.next():
+            # Tasks of before may have ended some of its runs while they were waited for.
+            self._look(run for run in job.runs if run.standing().status in OVER)
             left = job.left()
             if left:
                 taken.append(left)
