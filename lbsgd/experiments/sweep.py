@@ -108,18 +108,25 @@ def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:
         )
     rows = opened.call("sweep", _rows)
     settings = opened.call("settings", _settings(rows)) if opened.has("settings") else Settings()
-    _check_reach(rows, flags)
+    _check_reach(rows, settings, flags)
     sweep = Sweep(file, set_keys(opened.config(), flags), rows, settings)
     for row in rows:
         sweep.config(row, seed=0)
     return sweep
 
 
-def _check_reach(rows: Sequence[Row], flags: Sequence[str]) -> None:
-    """Raises ConfigError where a key is set on the command line that all rows set themselves."""
+def _check_reach(rows: Sequence[Row], settings: Settings, flags: Sequence[str]) -> None:
+    """Raises ConfigError where a key is set on the command line that has another value anyway."""
     for key in keys_of(flags):
-        if all(key in row.overrides for row in rows):
-            raise ConfigError(f"--config.{key} has no effect: every row sets {key} itself")
+        why = ""
+        if key == "seed":
+            why = "each row is run with the seeds 0, 1, ..., and --seeds=N says how many"
+        elif key in settings.tune:
+            why = f"{key} is tuned for each row"
+        elif all(key in row.overrides for row in rows):
+            why = f"every row sets {key} itself"
+        if why:
+            raise ConfigError(f"--config.{key} has no effect: {why}")
 
 
 def _rows(found: Any) -> tuple[Row, ...]:

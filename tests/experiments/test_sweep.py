@@ -52,9 +52,17 @@ def test_rows_settings_and_configs(tmp_path):
 
 def test_a_key_that_reaches_no_row_is_a_mistake(tmp_path):
     file = written(tmp_path, ROWS)
-    read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
+    sweep = read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
+    warmups = [sweep.config(row, 0).learning_rate.warmup for row in sweep.rows]
+    assert warmups == ["constant", "none"]
     with pytest.raises(ConfigError, match="batch_size has no effect: every row sets batch_size"):
         read_sweep(file, ["--config.batch_size=128"])
+    with pytest.raises(ConfigError, match=r"seed has no effect: .* and --seeds=N says how many"):
+        read_sweep(file, ["--config.seed=3"])
+    range_ = "{'label_smoothing': (0.0, 0.2, 'linear')}"
+    tuned = f"\ndef settings(arg=''):\n    return Settings(tune={range_})\n"
+    with pytest.raises(ConfigError, match=r"label_smoothing has no effect: .* is tuned"):
+        read_sweep(written(tmp_path, ROWS, tuned), ["--config.label_smoothing=0.1"])
 
 
 def test_settings_may_be_left_out(tmp_path):
