@@ -88,8 +88,15 @@ def test_what_cannot_be_done_for_a_row_is_a_failure(run):
 
 def test_what_failed_before_is_no_failure_once_it_is_complete(run):
     assert run(ending(DIVERGED, "the disk was full"))[0] == errors.EXIT_FAILED
-    # The note is still there, as where removing it failed.
-    assert run(ending(DIVERGED))[0] == errors.EXIT_DONE
+    done = []
+
+    def engine(jobs, board, display, logs):
+        done.append(board.done)
+        # The note is still there, as where removing it failed.
+        return ending(DIVERGED)(jobs, board, display, logs)
+
+    assert run(engine)[0] == errors.EXIT_DONE
+    assert done == [1]  # what failed is to do again
 
 
 def test_a_report_is_made_of_what_is_complete(run, folder):
