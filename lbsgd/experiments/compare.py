@@ -115,9 +115,12 @@ def _by_value(key: str, values: Sequence[str], marks_: Sequence[str]) -> str:
 
 def _of_validation(rows: Sequence[RowResults]) -> list[str]:
     """Says that validation sets differ, seed by seed where rows have seeds in common."""
-    sets = [
+    known = [
         {run.seed: run.validation_set for run in row.runs if run.validation_set} for row in rows
     ]
+    sets = [found for found in known if found]  # of rows that have begun
+    if len(sets) < 2:
+        return []
     common = set.intersection(*map(set, sets))
     alike = [{found[seed] for seed in common} if common else {*found.values()} for found in sets]
     if all(found == alike[0] for found in alike):

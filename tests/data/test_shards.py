@@ -125,9 +125,9 @@ def config_of(**keys: object):
 
 @pytest.mark.parametrize(("devices", "steps"), [(1, 1), (2, 2), (4, 1)])
 def test_a_run_trains_worker_by_worker_whatever_the_placement(devices, steps):
-    run = build(config_of(devices=devices, accumulation_steps=steps))
+    run = build(config_of(devices=devices, accumulation_steps=steps, seed=devices))
     batches = run.feed.train_batches()
-    expected = ShardOrder(1437, 0, 4, 16)(np.arange(64 * 5, 64 * 6))[1]
+    expected = ShardOrder(1437, devices, 4, 16)(np.arange(64 * 5, 64 * 6))[1]
     found = batches.examples(5)[1]
     slots = batches.placement(5).worker_of_slot()
     for worker in range(4):
@@ -135,7 +135,7 @@ def test_a_run_trains_worker_by_worker_whatever_the_placement(devices, steps):
         assert (rows == expected.reshape(4, 16)[worker]).all()
     # What statistics are computed anew over is a sample of all.
     others = run.feed.other_batches("precise_batch_norm", batches.timeline, batches.placements)
-    assert others.order == Order(1437, 0, "precise_batch_norm")
+    assert others.order == Order(1437, devices, "precise_batch_norm")
 
 
 def test_a_plan_says_what_workers_see():

@@ -135,6 +135,28 @@ def test_other_validation_sets_are_said(sweep, folder, capsys):
     assert "their validation sets differ" in compared(capsys, "x")
 
 
+def test_a_row_that_has_not_begun_has_no_other_validation_set(sweep, folder, capsys):
+    for seed in range(2):
+        made_up.write_run(sweep, folder, NAMES[0], seed, [9.0] * 6)
+    assert "validation sets differ" not in compared(capsys, "x")
+
+
+def test_rows_are_compared_with_the_baseline_or_with_what_is_named_first(tmp_path, capsys):
+    sweep = made_up.sweep_of(ROWS, seeds=2, baseline=NAMES[1])
+    folder = made_up.begin(sweep, tmp_path / "x")
+    other = made_up.begin(sweep, tmp_path / "y")
+    for seed in range(2):
+        made_up.write_run(sweep, folder, NAMES[0], seed, [20.0 + seed] * 6)
+        made_up.write_run(sweep, folder, NAMES[1], seed, [50.0 + seed] * 6)
+        made_up.write_run(sweep, other, NAMES[0], seed, [80.0 + seed] * 6)
+    out = compared(capsys, str(folder.path))
+    assert out.startswith(f"A  {NAMES[1]}\nB  {NAMES[0]}\n")
+    assert "B against A: -30.00 (" in out
+    out = compared(capsys, str(other.path), str(folder.path))
+    assert out.startswith(f"A  y: {NAMES[0]}\n")
+    assert "C against A: -60.00 (" in out
+
+
 def test_seeds_with_sets_of_their_own_are_compared_one_by_one(sweep, folder, capsys):
     for name in NAMES:
         for seed in range(2):
@@ -251,7 +273,18 @@ def test_rows_without_a_common_epoch_are_not_said_to_part(sweep, folder, capsys)
     assert "B from A" not in out
 
 
+def test_an_evaluation_that_is_not_finite_tells_nothing_apart():
+    """Apart at 1 and 3 and not known at 2, so from 3 on."""
+    one = [curve([5.0, 5.0, 5.0]), curve([5.1, 5.1, 5.1])]
+    other = [curve([9.0, float("nan"), 9.0]), curve([9.1, 9.1, 9.1])]
+    assert parting_epoch(one, other) == 3
+    assert parting_epoch(other, one) == 3
+
+
 def test_rows_evaluated_at_other_times_are_interpolated():
     one = [curve([10.0, 8.0, 6.0, 4.0]), curve([10.1, 8.1, 6.1, 4.1])]
     late = [curve([9.0, 7.0, 5.0, 3.0], 0.5), curve([9.1, 7.1, 5.1, 3.1], 0.5)]
     assert parting_epoch(one, late) is None  # points of the same lines
+    # As far as both reach: beyond that nothing is known of the shorter.
+    short = [Curve(c.epochs[:2], c.values[:2]) for c in one]
+    assert parting_epoch(one, short) is parting_epoch(short, one) is None

@@ -82,7 +82,7 @@ def test_only_a_complete_run_has_a_final_value(sweep, folder, ends):
 def test_more_seeds_than_the_sweep_asks_for_count(sweep, folder):
     for seed in (0, 1, 4):
         made_up.write_run(sweep, folder, "kn=64", seed, [float(seed)] * 6)
-    (folder.path / "kn=64" / "tune_0").mkdir()
+    (folder.path / "kn=64" / "tune_7").mkdir()
     assert [run.seed for run in load(folder.path).row("kn=64").runs] == [0, 1, 4]
 
 
@@ -108,6 +108,8 @@ def test_the_tuned_point_is_that_of_the_runs(tmp_path):
     made_up.write_run(sweep, folder, "kn=64", 0, [9.0] * 6)
     after = load(tmp_path).row("kn=64")
     assert after.tuned.values == {key: 0.1}  # which the made-up run has
+    said = f"Tuned with a seed of its own: kn=64: {key}=0.1, the best of 2 points tried."
+    assert said in markdown(load(tmp_path)).replace("\\", "")
     assert after.finals("val_error").tolist() == [9.0]
     assert load(tmp_path).row("kn=256").tuned is None
 
@@ -170,6 +172,13 @@ def test_results_say_nothing_of_when_and_where(sweep, tmp_path, monkeypatch):
     times = [found.pop("times") for found in written]
     assert times[0] != times[1]
     assert written[0] == written[1]
+
+
+def test_times_are_medians_of_the_later_half(sweep, folder):
+    workdir = made_up.write_run(sweep, folder, "kn=64", 0, [9.0])
+    lines = [{"step": i, "epoch": 1.0, "images_per_second": float(i)} for i in range(10)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load(workdir).rows[0].runs[0].times == {"images_per_second": 7.0}
 
 
 def test_a_row_and_a_run_of_a_sweep_are_read_alone(sweep, folder):

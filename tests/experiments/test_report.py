@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from lbsgd.experiments import load
-from lbsgd.experiments.figures import overlays, series
+from lbsgd.experiments.figures import COLORS, curves_figure, overlays, series
 from lbsgd.experiments.html import page
+from lbsgd.experiments.loading import combine
 from lbsgd.experiments.report_command import main
 
 ROWS = {"kn=64": {"batch_size": 64}, "kn=256": {"batch_size": 256}}
@@ -132,8 +133,58 @@ def test_the_page_draws_the_means_of_the_rows(whole):
     (mean,) = [t for t in traces if (t["row"], t["kind"]) == (0, "mean")]
     curves = [run.curves["val_error"].values for run in results.rows[0].runs]
     assert mean["y"] == pytest.approx(made_up.np.mean(curves, axis=0), rel=1e-5)
+    (training,) = [t for t in traces if (t["row"], t["kind"]) == (0, "training")]
+    curves = [run.curves["train_error"].values for run in results.rows[0].runs]
+    assert training["y"] == pytest.approx(made_up.np.mean(curves, axis=0), rel=1e-5)
     assert [t["row"] for t in traces if t["kind"] == "run"].count(1) == 5
     assert list(data["metrics"]) == ["error", "loss"]
+
+
+def test_plotly_is_given_text_and_not_its_html(whole):
+    _, text = whole
+    data = json.loads(Page(text).scripts[0])
+    traces = [t for found in data["metrics"].values() for t in found["traces"]]
+    traces += [*data["finals"], *data["against"]["traces"]]
+    names = {t["name"] for t in traces} | {x for t in traces for x in t.get("text", ())}
+    assert any("&lt;script&gt;" in name for name in names)
+    assert not any("<" in name for name in names)
+
+
+def test_bands_and_bars_are_as_wide_as_the_page_says(whole):
+    """One standard deviation, but two of final values against a number, as in Figure 1."""
+    results, text = whole
+    data = json.loads(Page(text).scripts[0])
+    (band,) = [
+        t for t in data["metrics"]["error"]["traces"] if (t["row"], t["kind"]) == (0, "band")
+    ]
+    curves = [run.curves["val_error"].values for run in results.rows[0].runs]
+    mean, std = made_up.np.mean(curves, axis=0), made_up.np.std(curves, axis=0, ddof=1)
+    expected = [*(mean + std), *(mean - std)[::-1]]
+    assert band["y"] == pytest.approx(expected, rel=1e-5)
+    std = made_up.np.std(results.rows[0].finals("val_error"), ddof=1)
+    (bar,) = [t["error_x"] for t in data["finals"] if (t["row"], t["kind"]) == (0, "mean")]
+    assert bar["array"] == pytest.approx([std])
+    assert data["against"]["traces"][0]["error_y"]["array"][0] == pytest.approx(2 * std)
+
+
+def test_the_page_says_where_single_runs_differ(tmp_path):
+    folder = begun(tmp_path)
+    paths = [folder.path / name / "seed_0" for name in ROWS]
+    text = page(combine([load(path) for path in paths]))
+    assert "<h3>Differs from kn=64, seed 0 in</h3>" in text
+    assert "<code>batch_size = 256, there 64</code>" in text
+
+
+def test_pictures_draw_training_solid_and_validation_dashed(tmp_path):
+    results = load(begun(tmp_path).path)
+    (panel,) = curves_figure(results, results.rows).axes
+    styles = {"-": "train_error", "--": "val_error"}
+    drawn = {(line.get_color(), line.get_linestyle()): line.get_ydata() for line in panel.lines}
+    assert len(drawn) == len(panel.lines) == 4
+    for (color, style), values in drawn.items():
+        row = results.rows[COLORS.index(color)]
+        curves = [run.curves[styles[style]].values for run in row.drawn()]
+        assert values == pytest.approx(made_up.np.mean(curves, axis=0))
 
 
 def test_a_page_of_nothing_yet(tmp_path):
@@ -150,6 +201,16 @@ def test_rows_that_differ_in_the_number_alone_are_a_line(whole):
     assert [point.x for point in found[""]] == [256, 8192, 65536]
     finals = results.rows[0].finals("val_error")
     assert found[""][0].bar == pytest.approx(2 * made_up.np.std(finals, ddof=1))
+
+
+def test_points_of_a_line_are_in_the_order_of_the_number(tmp_path):
+    rows = {f"kn={kn}": {"batch_size": kn} for kn in (256, 64, 128)}
+    sweep = made_up.sweep_of(rows, seeds=1, against="batch_size")
+    folder = made_up.begin(sweep, tmp_path)
+    for name in rows:
+        made_up.write_run(sweep, folder, name, 0, [9.0] * 5)
+    (line,) = series(load(tmp_path)).values()
+    assert [point.name for point in line] == ["kn=64", "kn=128", "kn=256"]
 
 
 def test_rows_are_laid_over_the_baseline_or_as_the_sweep_says(tmp_path):

@@ -52,7 +52,9 @@ def test_rows_settings_and_configs(tmp_path):
 
 def test_a_key_that_reaches_no_row_is_a_mistake(tmp_path):
     file = written(tmp_path, ROWS)
-    read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
+    sweep = read_sweep(file, ["--config.learning_rate.warmup=constant"])  # reaches one of two
+    warmups = [sweep.config(row, 0).learning_rate.warmup for row in sweep.rows]
+    assert warmups == ["constant", "none"]
     with pytest.raises(ConfigError, match="batch_size has no effect: every row sets batch_size"):
         read_sweep(file, ["--config.batch_size=128"])
     with pytest.raises(ConfigError, match=r"seed has no effect: .* --seeds N says how many"):

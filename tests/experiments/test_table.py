@@ -5,7 +5,9 @@ import pytest
 
 from lbsgd.experiments import load
 from lbsgd.experiments.loading import combine
-from lbsgd.experiments.table import lines, markdown, short_names, show
+from lbsgd.experiments.outcome import Status
+from lbsgd.experiments.results import RowResults, Run
+from lbsgd.experiments.table import differing, lines, markdown, short_names, show
 
 ODD = "**a | b <script> *c* `d` [e](f)**"
 ROWS = {
@@ -87,6 +89,14 @@ def test_single_runs_show_what_differs(results, tmp_path):
     assert [line.cells["row"] for line in found] == [
         "kn=64, seed 0", "kn=64, seed 1", "kn=256, seed 0"
     ]  # fmt: skip
+
+
+def test_a_key_that_only_one_config_has_differs():
+    """As where a run is of another version."""
+    configs = ({"batch_size": 64}, {"batch_size": 64, "new": 1})
+    runs = [Run(0, Status.COMPLETE, config=config) for config in configs]
+    rows = [RowResults(str(i), {}, (run,)) for i, run in enumerate(runs)]
+    assert differing(rows) == differing(rows[::-1]) == ["new"]
 
 
 def test_a_sweep_that_has_not_begun_has_a_table(tmp_path):

@@ -9,7 +9,7 @@ from flax import linen as nn
 from lbsgd.models.networks import build_model
 from lbsgd.models.resnet import IMAGENET, named_architecture
 from lbsgd.models.roles import Role, split_roles, with_role
-from lbsgd.optim import sgd
+from lbsgd.optim import lars, sgd
 from lbsgd.optim.masks import decayed
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
 
@@ -166,6 +166,19 @@ class MisleadingNames(nn.Module):
 def test_names_do_not_decide():
     _, roles = roles_of(MisleadingNames(), jnp.zeros((1, 3)))
     assert decayed(roles) == {"scale": True, "kernel": False, "weight": False, "w": False}
+
+
+@pytest.mark.parametrize("form", ["coupled", "decoupled"])
+@pytest.mark.parametrize("make", [sgd, lars])
+@pytest.mark.parametrize("those", [("kernel", "bias"), ("norm scale", "norm offset")])
+def test_those_roles_decay_that_are_asked_for(make, form, those):
+    """Without a gradient nothing else moves a parameter."""
+    roles = {str(role): role for role in Role}
+    params, zero = ({name: jnp.full(4, x) for name in roles} for x in (1.0, 0.0))
+    decay = {"weight_decay": 0.5, "weight_decay_form": form, "decayed_roles": those}
+    optimizer = make(0.5, roles=roles, **decay)
+    changes, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert {name for name, change in changes.items() if np.any(change)} == set(those)
 
 
 def test_the_chain_decays_by_role():

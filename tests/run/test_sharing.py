@@ -148,6 +148,15 @@ def test_the_newest_are_kept_and_the_others_freed():
     assert compile_for(1) is first
 
 
+def test_programs_for_other_options_of_the_compiler_are_not_mixed_up():
+    kept, out = Executables(), SingleDeviceSharding(jax.devices()[0])
+    lowered = jax.jit(jnp.sin, out_shardings=out).lower(ONES)
+    options = [None, {"xla_cpu_enable_fast_math": True}, {"xla_cpu_enable_fast_math": False}]
+    found = [kept.compile(lowered, out, each) for each in options]
+    assert len({id(one) for one in found}) == len(options)
+    assert [kept.compile(lowered, out, each) for each in options] == found
+
+
 def test_threads_share_too():
     function = shared(lambda x: 3 * x)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

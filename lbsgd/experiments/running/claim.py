@@ -8,6 +8,7 @@ import ml_collections
 
 from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.outcome import Status, standing
 from lbsgd.experiments.sweep import Row, Sweep
 from lbsgd.experiments.tuning import TUNING_SEED, best, points
 from lbsgd.run.config import in_effect, resolve, run_keys
@@ -83,7 +84,9 @@ def _differences(expected: _Expected) -> str:
     here = {**json.loads(json.dumps(expected.config.to_dict())), "seed": expected.seed}
     if {**workdir.read_config(), "log": None} == {**here, "log": None}:
         return ""  # as nearly always, and all keys need not be looked at
-    there = run_keys(in_effect(resolve(described_config(expected.workdir))))
-    return identity_differences(
-        there, {**run_keys(in_effect(expected.config)), "seed": expected.seed}
-    )
+    configs = resolve(described_config(expected.workdir)), expected.config
+    there, here = (run_keys(in_effect(config)) for config in configs)
+    # A run can go on with another target, but what is complete has come to the one that it had.
+    if standing(expected.workdir).status is Status.COMPLETE:
+        there["stop_at"], here["stop_at"] = (list(config.stop_at) for config in configs)
+    return identity_differences(there, {**here, "seed": expected.seed})

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from lbsgd.experiments.outcome import ENDED, Standing, Status, forget_failure, note_failure
+from lbsgd.experiments.outcome import ENDED, OVER, Standing, Status, forget_failure, note_failure
 from lbsgd.experiments.running.board import Board, say_end
 from lbsgd.experiments.running.display import Display
 from lbsgd.experiments.running.job_queue import Queue
@@ -187,6 +187,8 @@ class _Arrays:
         """Takes all jobs there are, but for what is over."""
         taken = []
         while job := self._queue.next():
+            # Tasks of before may have ended some of its runs while they were waited for.
+            self._look(run for run in job.runs if run.standing().status in OVER)
             left = job.left()
             if left:
                 taken.append(left)

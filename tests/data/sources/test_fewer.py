@@ -99,6 +99,16 @@ def test_they_are_taken_of_what_is_not_held_out(tmp_path):
     assert images(fewer.validation) == images(whole.validation)
 
 
+def test_of_a_set_in_order_of_its_classes_each_has_its_share(tmp_path):
+    pixels, labels = np.zeros((600, 4, 4, 1), np.uint8), np.arange(600) // 200
+    np.savez(tmp_path / "train.npz", images=pixels, labels=labels)
+    np.savez(tmp_path / "validation.npz", images=pixels[:3], labels=np.arange(3))
+    fewer = opened(300, source="npz", dir=str(tmp_path)).train
+    taken = np.bincount([fewer[i].label for i in range(300)], minlength=3)
+    low, high = stats.hypergeom.interval(1 - 1e-4, 600, 200, 300)
+    assert all(low <= count <= high for count in taken)
+
+
 def test_more_than_there_are_is_refused():
     with pytest.raises(ConfigError, match=r"train_examples=1438, but there are 1437; set it to"):
         opened(DIGITS + 1)

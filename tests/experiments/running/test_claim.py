@@ -69,6 +69,24 @@ def test_a_row_that_changed_is_told_by_what_differs(read, folder, key, value, sa
         check_row(after, folder, after.rows[0])
 
 
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(("there", "here"), [((), ("val_error", 9.0)), (("val_error", 9.0), ())])
+def test_what_has_come_to_another_target_is_no_result_of_the_row(
+    read, folder, complete, there, here
+):
+    """A run that is still going can go on to the new one."""
+    before, after = read(changed(stop_at=there)), read(changed(stop_at=here))
+    workdir, config = folder.seed(before.rows[0], 0), before.config(before.rows[0], 0)
+    begin(workdir, config)
+    if not complete:
+        check_row(after, folder, after.rows[0])
+        return
+    (workdir / "result.json").write_text('{"complete": true}')
+    check_row(before, folder, before.rows[0])
+    with pytest.raises(ConfigError, match=r"seed_0 .* differs in stop_at"):
+        check_row(after, folder, after.rows[0])
+
+
 def test_a_flag_that_changes_all_rows_is_told_too(read, folder):
     before, after = read(), read(flags=["--config.batch_size=64"])
     begin(folder.seed(before.rows[1], 0), before.config(before.rows[1], 0))

@@ -48,8 +48,13 @@ def test_rows_are_chosen_by_name_or_how_it_begins(run, only, rows):
     assert re.findall(r"^  (.*): 2 missing", said, re.MULTILINE) == rows
 
 
-def test_numbers_of_the_command_line_stand_in_for_those_of_the_file(run):
+def test_numbers_of_the_command_line_stand_in_for_those_of_the_file(run, monkeypatch):
     assert run("--list", "--seeds=7")[1].startswith("28 runs of 4 rows: 28 to do")
+    started = []
+    monkeypatch.setattr(run_command, "run_sweep", lambda sweep, *_: started.append(sweep.settings))
+    for words in (["--seeds=7", "--seeds_at_once=3"], ["--seeds_at_once=0"], []):
+        run(*words)
+    assert [(s.seeds, s.seeds_at_once) for s in started] == [(7, 3), (2, 0), (2, 1)]
 
 
 def test_a_value_may_stand_apart_from_its_key(run):

@@ -296,6 +296,8 @@ def test_seeds_at_once_are_the_runs_they_would_be(tmp_path, at_once):
     code, out = run_sweep(file, f"--workdir={together}", f"--seeds_at_once={at_once}")
     assert code == errors.EXIT_DONE, out
     assert len(re.findall(r"x seed \d: validation error .*\(\d of 3 runs done\)", out)) == 3
+    log = (together / "logs" / "worker_0.log").read_text()
+    assert f"=== x seed 0 to {1 if at_once else 2}, together" in log
     expected, found = left_by(alone), left_by(together)
     assert found.keys() == expected.keys()
     for seed in range(3):

@@ -13,8 +13,11 @@ from hanging import HANG_SECONDS
 from slurm_cluster import slurm_here
 from tiny_sweep import command, environment, left_by, run_sweep, start_sweep, write_sweep
 
-from lbsgd.experiments.running import slurm
+from lbsgd.experiments.folder import SweepFolder
+from lbsgd.experiments.running import session, slurm
+from lbsgd.experiments.sweep import read_sweep
 from lbsgd.system import errors
+from lbsgd.system.files import any_path
 
 LOCAL = ["--engine=slurm", "--slurm.cluster=local"]
 
@@ -66,6 +69,113 @@ def test_tasks_are_not_submitted_again_before_slurm_has_answered(tmp_path, monke
     executor, display = types.SimpleNamespace(cluster="slurm"), types.SimpleNamespace(line=print)
     slurm._Arrays(executor, None, None, display, tmp_path, 0)._await_before()
     assert asked.read_text() == "..."
+
+
+class Executor:
+    """Stands in for submitit's: a task is over as soon as it is asked for.
+
+    Attributes:
+      arrays: what was submitted: of each the jobs of its tasks, by name.
+    """
+
+    cluster = "slurm"
+
+    def __init__(self, act):
+        self.arrays, self._act = [], act
+
+    def map_array(self, function, chunks):
+        self.arrays.append([[str(job) for job in chunk] for chunk in chunks])
+        return [self._handle(i, chunk) for i, chunk in enumerate(chunks)]
+
+    def _handle(self, index, chunk):
+        def done():
+            for run in (run for job in chunk for run in job.runs):
+                self._act(run)
+            return True
+
+        paths = types.SimpleNamespace(stderr=f"{index}.err")
+        return types.SimpleNamespace(job_id=f"17_{index}", paths=paths, done=done)
+
+
+def ends(run, result):
+    any_path(run.workdir).mkdir(parents=True, exist_ok=True)
+    (any_path(run.workdir) / "result.json").write_text(json.dumps(result))
+
+
+def diverges(run):
+    ends(run, {"complete": False, "diverged": "the loss is not finite"})
+
+
+def completes(run):
+    metrics = {"val_error": {"final": 2.5, "unit": "%", "rises": False, "words": "error"}}
+    ends(run, {"complete": True, "headline": "val_error", "final": 2.5, "metrics": metrics})
+
+
+@pytest.fixture
+def submit(tmp_path, monkeypatch, capsys):
+    """Runs a sweep of one row on the stand-in; the exit code, what it says, and its arrays."""
+
+    def submit(act, seeds, tasks=0):
+        executor = Executor(act)
+        monkeypatch.setattr(slurm, "_executor", lambda parameters, folder: executor)
+        sweep = read_sweep(write_sweep(tmp_path / "tiny.py", {"x": {}}, settings=f"seeds={seeds}"))
+        engine = slurm.slurm_engine({}, tasks)
+        code = session.run_sweep(sweep, SweepFolder(tmp_path / "runs"), sweep.rows, engine, 1)
+        return code, capsys.readouterr().out, executor.arrays
+
+    return submit
+
+
+@pytest.mark.parametrize(
+    ("seeds", "tasks", "sizes"),
+    [(5, 0, [1] * 5), (5, 2, [3, 2]), (5, 4, [2, 2, 1]), (3, 8, [1] * 3)],
+)
+def test_jobs_are_shared_out_among_so_many_tasks_at_most(submit, seeds, tasks, sizes):
+    code, _, (array,) = submit(diverges, seeds, tasks)
+    assert code == errors.EXIT_DONE
+    assert [len(chunk) for chunk in array] == sizes
+    assert [job for chunk in array for job in chunk] == [f"x seed {i}" for i in range(seeds)]
+
+
+def test_what_tasks_leave_is_submitted_again_as_long_as_it_gets_any_further(submit):
+    """Seed 1 saves a checkpoint in its first two tasks, and then comes to nothing."""
+    tasks = []
+
+    def act(run):
+        if run.what != "seed 1":
+            diverges(run)
+            return
+        tasks.append(run.what)
+        assert len(tasks) < 9, "it is submitted for ever"
+        if len(tasks) <= 2:
+            path = any_path(run.workdir) / "checkpoints" / str(len(tasks))
+            path.mkdir(parents=True)
+
+    code, said, arrays = submit(act, 3)
+    assert code == errors.EXIT_FAILED
+    assert arrays == [[["x seed 0"], ["x seed 1"], ["x seed 2"]], *[[["x seed 1"]]] * 3]
+    assert "x seed 1: failed: its task ended 3 times" in said
+
+
+def test_runs_that_tasks_of_before_have_ended_are_reported(submit, tmp_path, monkeypatch):
+    """The process that submitted them was killed; the next one waits, and finds them complete."""
+    logs = tmp_path / "runs" / "logs" / "slurm"
+    logs.mkdir(parents=True)
+    (logs / "submitted.json").write_text('["16_0", "16_1"]')
+
+    def in_queue(ids):
+        assert ids == {"16_0", "16_1"}
+        for seed in range(2):
+            workdir = str(tmp_path / "runs" / "x" / f"seed_{seed}")
+            completes(types.SimpleNamespace(workdir=workdir))
+        return set()
+
+    monkeypatch.setattr(slurm, "in_queue", in_queue)
+    code, said, arrays = submit(completes, 3)
+    assert (code, arrays) == (errors.EXIT_DONE, [[["x seed 2"]]])
+    ended = re.findall(r"x seed (\d): validation error 2.50% \((\d) of 3 runs done\)", said)
+    assert ended == [("0", "1"), ("1", "2"), ("2", "3")]
+    assert (tmp_path / "runs" / "results.json").exists()
 
 
 @pytest.mark.long
@@ -156,4 +266,5 @@ def test_a_sweep_runs_as_an_array_of_a_real_slurm(cluster, tmp_path):
     assert "waits for tasks that were submitted before: " in done.stdout
     assert "submitted" not in done.stdout.partition("before: ")[2]
     assert left_by(array) == left_by(here)
+    assert (array / "results.json").exists()
     assert os.listdir(array / "logs") == ["slurm"]
