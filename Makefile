@@ -11,8 +11,10 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 train: $(VENV)/.installed
 	$(BIN)/lbsgd train --config $(CONFIG)
 
+# The short tests compile much and compute little: XLA is told to optimize nothing. The tests of
+# `make test-all`, these among them, are of what it compiles for users.
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
