@@ -7,7 +7,7 @@ import made_up
 import pytest
 
 from lbsgd.experiments import load
-from lbsgd.experiments.html import write
+from lbsgd.experiments.html import page
 
 BROWSER = ("chromium", "chromedriver")
 
@@ -24,7 +24,7 @@ NAMES = ("kn=256, baseline", "kn=8k, no warmup", "kn=8k, constant warmup", "kn=8
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     made_up.goyal_table1(folder)
-    write(load(folder), folder / "report.html")
+    (folder / "report.html").write_text(page(load(folder)))
     return folder / "report.html"
 
 
