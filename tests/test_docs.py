@@ -19,7 +19,7 @@ PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
 PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md", "docs/evidence.md"]
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]
-SWEEPS = ["goyal_figure1_mini", "goyal_table1_mini"]
+SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
