@@ -190,7 +190,7 @@ MUTANTS = (
         "experiments/running/training.py",
         "except (Exception, SystemExit) as error:  # of the code of others too",
         "except OSError as error:",
-        ("tests/experiments/running/test_training.py",),
+        ("tests/experiments/running/test_training_of_jobs.py",),
     ),
     Mutant(
         "a sweep that has been resumed reports what was complete before",
