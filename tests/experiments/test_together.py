@@ -200,7 +200,7 @@ def test_those_behind_are_first_brought_level(tmp_path, batches):
 
 
 KILLED = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, time
 sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
@@ -209,10 +209,14 @@ from lbsgd.experiments.together import run_together
 
 def killed(i, done, values):
     if (i, done) == (1, 9):
+        # Checkpoints are written beside the training, and all began to be before update 9.
+        while not all((folder / "checkpoints" / "8").is_dir() for folder in folders):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 path = pathlib.Path(sys.argv[1])
-run_together(test_together.configs_of(), test_together.folders(path), on_metrics=killed)
+folders = test_together.folders(path)
+run_together(test_together.configs_of(), folders, on_metrics=killed)
 """
 
 
