@@ -114,7 +114,7 @@ def test_a_folder_is_that_of_one_file_and_variant(tmp_path, capsys):
 @pytest.mark.long
 def test_a_file_that_has_a_sweep_says_so_where_it_is_trained_alone(tmp_path, capsys):
     file = write_sweep(tmp_path / "tiny.py")
-    assert main(["train", f"--config={file}", "--explain"]) == errors.EXIT_DONE
+    assert main(["train", f"--config={file}", "--explain", "--num_processes=1"]) == errors.EXIT_DONE
     first, *others = capsys.readouterr().out.splitlines()
     assert first == (
         f"{file} has a sweep of 2 rows, and this is its get_config alone; "
