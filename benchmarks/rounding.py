@@ -1,4 +1,4 @@
-"""What the order of sums does to a run: digits on 1 and on 8 devices, which differ by it alone.
+"""Compares digits on 1 and on 8 devices, which differ by the order of sums alone.
 
 python benchmarks/rounding.py run      runs the sweep configs/ablations/rounding.py with its 5 seeds
                                        and writes docs/results/rounding.json (some minutes on 2

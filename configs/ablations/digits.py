@@ -1,4 +1,4 @@
-"""What each part of the large-minibatch recipe does to digits, and how few updates they need.
+"""Takes the large-minibatch recipe apart on digits, and counts how few updates these need.
 
     lbsgd sweep run configs/ablations/digits.py --workdir runs/digits --parallel 2
 

@@ -1,4 +1,4 @@
-"""In how few updates LARS, Nesterov momentum and growing batches learn Fashion-MNIST.
+"""Counts the updates in which LARS, Nesterov momentum and growing batches learn Fashion-MNIST.
 
     lbsgd sweep run configs/ablations/fashion_mnist.py --workdir runs/fashion --parallel 2 \\
         --config.data.dir=DIR

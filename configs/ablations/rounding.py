@@ -1,9 +1,9 @@
-"""What the order of sums does to a run: digits on 1 and on 8 devices, which differ by it alone.
+"""Compares digits on 1 and on 8 devices, which differ by the order of sums alone.
 
     python benchmarks/rounding.py run
 
-which runs this sweep on a CPU that JAX takes for 8 devices, and lays the losses of its runs side by
-side.
+runs this sweep on a CPU that JAX takes for 8 devices, and compares the losses of its runs update by
+update.
 """
 
 import pathlib

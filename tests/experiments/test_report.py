@@ -151,7 +151,7 @@ def test_plotly_is_given_text_and_not_its_html(whole):
 
 
 def test_bands_and_bars_are_as_wide_as_the_page_says(whole):
-    """One standard deviation, but two of final values against a number, as in Figure 1."""
+    """Draws one standard deviation, but two of final values against a number, as in Figure 1."""
     results, text = whole
     data = json.loads(Page(text).scripts[0])
     (band,) = [

@@ -1,4 +1,4 @@
-"""One start of a sweep: what is left of it is run, here or on a cluster, and reported."""
+"""Starts a sweep: runs what is left of it, here or on a cluster, and reports it."""
 
 import contextlib
 import pathlib

@@ -1,4 +1,4 @@
-"""What a pool does as its workers end jobs, or end themselves: without processes, but for one."""
+"""Runs a pool whose workers end jobs, or end themselves: without processes, but for one."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What a pool makes of the ends of its processes."""
+"""Kills the processes of a pool, and looks at what it makes of that."""
 
 import json
 import pathlib

@@ -58,7 +58,7 @@ def test_numbers_of_the_command_line_stand_in_for_those_of_the_file(run, monkeyp
 
 
 def test_a_value_may_stand_apart_from_its_key(run):
-    """As for `lbsgd train`: of numbers, options and lists, but not of what is on or off."""
+    """Takes the next word as in `lbsgd train`: for numbers, options, lists, not on or off."""
     words = ["--config.log.every_steps", "9", "--config.optimizer.nesterov", "--list"]
     assert run(*words, "--config.task.options.x", "1")[0] == errors.EXIT_DONE
 

@@ -1,4 +1,4 @@
-"""One start of a sweep: who has its folder, what it ends with, and that a report is made.
+"""Starts sweeps: who has the folder, what they end with, and that a report is made.
 
 The engine is one of the tests': it writes into workdirs what training would.
 """

@@ -1,4 +1,4 @@
-"""What a process makes of a job: a run that fails is noted, and the next one is trained."""
+"""Trains jobs as a worker process does: a run that fails is noted, and the next one trained."""
 
 import pytest
 from tiny_sweep import write_sweep
