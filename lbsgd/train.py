@@ -151,7 +151,15 @@ def _open(
         return opened.enter_context(contextlib.closing(part))
 
     in_process_0(
-        lambda: open_(folder.claim(plan.identity(), config.to_dict(), machine, validation))
+        lambda: open_(
+            folder.claim(
+                plan.identity(),
+                config.to_dict(),
+                machine,
+                validation,
+                interface=plan.interface.to_json(),
+            )
+        )
     )
     # From here on a crash leaves its stacks in the log; before there is no folder for one.
     log_file = open_(ProcessLog(folder.log))

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: its update index, whose it is, a checksum of each array.
+"""The manifest of a checkpoint: update index, whose it is, for what, a checksum of each array.
 
 A manifest that is read is not trusted: `from_json` checks it field by field.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 import lbsgd
 
-FORMAT = 1
+FORMAT = 2
 # More differences than this do not help the reader.
 SHOWN = 3
 
@@ -49,6 +49,7 @@ class Manifest(NamedTuple):
       version: the version of lbsgd.
       written: the time, ISO 8601.
       identity: everything that determines the numbers of the run, as JSON.
+      interface: what the network takes and gives, as JSON: preprocessing, classes.
       arrays: the arrays by name.
     """
 
@@ -56,6 +57,7 @@ class Manifest(NamedTuple):
     version: str
     written: str
     identity: dict[str, Any]
+    interface: dict[str, Any]
     arrays: dict[str, ArrayEntry]
 
     @property
@@ -86,7 +88,10 @@ def array_checksum(name: str, array: np.ndarray) -> str:
 
 
 def make_manifest(
-    update: int, identity: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    update: int,
+    identity: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    interface: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Makes the manifest of arrays that are about to be written."""
     entries = {
@@ -94,12 +99,13 @@ def make_manifest(
         for name, x in arrays.items()
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Manifest(update, lbsgd.__version__, now, json_round_trip(identity), entries)
+    about = json_round_trip(identity), json_round_trip(interface or {})
+    return Manifest(update, lbsgd.__version__, now, *about, entries)
 
 
-def json_round_trip(identity: Mapping[str, Any]) -> dict[str, Any]:
+def json_round_trip(value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a value as it will be read back from JSON, for comparisons."""
-    return json.loads(json.dumps(identity))
+    return json.loads(json.dumps(value))
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -127,7 +133,8 @@ def from_json(value: Any) -> Manifest:
         raise DamagedError("its manifest does not have the checksum that it names")
     if body.get("format") != FORMAT:
         raise DamagedError(f"its manifest has format {body.get('format')!r}, not {FORMAT}")
-    kinds = {"update": int, "version": str, "written": str, "identity": dict, "arrays": dict}
+    kinds = {"update": int, "version": str, "written": str}
+    kinds |= dict.fromkeys(("identity", "interface", "arrays"), dict)
     for key, kind in kinds.items():
         if type(body.get(key)) is not kind:
             raise DamagedError(f"its manifest has no {key}")

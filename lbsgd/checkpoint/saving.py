@@ -74,6 +74,7 @@ class Checkpoints:
         keep: int,
         identity: Mapping[str, Any],
         *,
+        interface: Mapping[str, Any] | None = None,
         on_error: str = "continue",
         say: Callable[[str], None],
     ) -> None:
@@ -83,6 +84,7 @@ class Checkpoints:
           folder: holds all checkpoints, on a disk or in a bucket.
           keep: how many checkpoints to keep, at least 1.
           identity: everything that determines the numbers of the run, as JSON values.
+          interface: what the network takes and gives, as JSON values.
           on_error: what to do if a checkpoint cannot be written: "continue" prints a line, "stop"
             raises an error in the next call.
           say: prints one line; it is called from any thread.
@@ -92,6 +94,7 @@ class Checkpoints:
         """
         self._folder, self._keep, self._say = folder.absolute(), max(keep, 1), say
         self._identity, self._stops = json_round_trip(identity), on_error == "stop"
+        self._interface = json_round_trip(interface or {})
         self._raises = self._stops
         self._verified: dict[int, bool] = {}
         self._thread: threading.Thread | None = None
@@ -265,7 +268,7 @@ class Checkpoints:
             return
         transfer.remove(path)
         self._verified.pop(update, None)
-        manifest = make_manifest(update, self._identity, arrays)
+        manifest = make_manifest(update, self._identity, arrays, self._interface)
         try:
             store.write(path, manifest, arrays)
             self._check_readback(update, manifest)

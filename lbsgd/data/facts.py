@@ -18,6 +18,7 @@ class Facts:
       classes: how many labels there are.
       image_shape: `(h, w, c)` of the images as they are stored; where they differ, of the first.
       fingerprint: of the training set; "" where nobody has opened it.
+      class_names: by label; () where nobody has opened it.
       notes: what a person should know of the data, a line each.
     """
 
@@ -26,6 +27,7 @@ class Facts:
     classes: int
     image_shape: tuple[int, ...]
     fingerprint: str = ""
+    class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -58,6 +60,7 @@ def facts_of(splits: Splits) -> Facts:
         len(train.classes),
         train.image_shape,
         train.fingerprint,
+        train.classes,
         (
             *(f"training: {note}" for note in train.notes),
             *(f"validation: {note}" for note in validation.notes),

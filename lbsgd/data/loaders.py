@@ -5,9 +5,10 @@ import ml_collections
 from lbsgd.data.augment import Color, CropAndFlip
 from lbsgd.data.augmentation.named import Augmentation
 from lbsgd.data.corrupt import CorruptExamples
+from lbsgd.data.interface import Interface
 from lbsgd.data.pipeline import Augment, Loader, Targets
 from lbsgd.data.source import Source
-from lbsgd.data.views import CentreCrop, InceptionCrop, View, Whole
+from lbsgd.data.views import InceptionCrop, View, Whole
 
 Shape = tuple[int, int, int]
 
@@ -45,7 +46,7 @@ def training_loader(
 def evaluation_loader(
     config: ml_collections.ConfigDict,
     source: Source,
-    image_shape: Shape,
+    interface: Interface,
     corrupt: CorruptExamples,
     targets: Targets | None = None,
 ) -> Loader:
@@ -53,11 +54,7 @@ def evaluation_loader(
 
     Args:
       config: the config of the run.
-      image_shape: `(h, w, c)` of the network's input.
+      interface: of the network.
       targets: what the task makes of labels.
     """
-    data = config.data
-    view: View = Whole(image_shape)
-    if data.crop == "inception":
-        view = CentreCrop(image_shape, data.evaluation_short_side)
-    return Loader(source, view, (), corrupt, data.threads, targets)
+    return Loader(source, interface.view(), (), corrupt, config.data.threads, targets)

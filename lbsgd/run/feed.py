@@ -74,7 +74,7 @@ class Feed:
         """Gives the validation set, each example once."""
         plan, validation = self.plan, self.splits.validation
         loader = evaluation_loader(
-            plan.config, validation, plan.image_shape, self.corrupt, plan.task.targets
+            plan.config, validation, plan.interface, self.corrupt, plan.task.targets
         )
         # What fits in training fits here, where nothing is kept to be differentiated.
         p = plan.placement

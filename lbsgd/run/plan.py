@@ -21,6 +21,7 @@ from lbsgd.config.dotted import Named
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
+from lbsgd.data.interface import Interface, interface_of
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
@@ -152,6 +153,11 @@ class Plan:
     def precise_batches(self) -> int:
         """Minibatches that precise batch norm takes its statistics over; 0 for none."""
         return math.ceil(self.config.batch_norm.precise_examples / self.config.batch_size)
+
+    @property
+    def interface(self) -> Interface:
+        """What the network takes and gives in evaluation."""
+        return interface_of(self.config.data, self.image_shape, self.data.class_names)
 
     @property
     def mixing(self) -> Mixing:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lbsgd.checkpoint.identity import identity_differences
@@ -30,7 +30,7 @@ class Workdir:
 
     @property
     def config(self) -> AnyPath:
-        """Whose folder it is: the config of the run, and the fingerprints of its data."""
+        """Whose folder it is: config, fingerprints of the data, the interface of the network."""
         return self.path / "config.json"
 
     @property
@@ -156,6 +156,8 @@ class Workdir:
         machine: dict[str, Any],
         validation: str = "",
         say: Callable[[str], None] = print,
+        *,
+        interface: Mapping[str, Any] | None = None,
     ) -> Lock:
         """Makes the folder this run's, or checks that it is one already.
 
@@ -166,6 +168,7 @@ class Workdir:
           validation: the fingerprint of the validation set. That may change, as where a damaged
             file was mended; then a line says so.
           say: takes a line, where another process has the folder and this one waits for it.
+          interface: what the network takes and gives, as `Interface.to_json` has it.
 
         Returns:
           A lock: the folder is this process's until it is closed, or the process ends.
@@ -180,7 +183,7 @@ class Workdir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context(contextlib.closing(lock_of(self.path)))
                 self._await(lock, say)
-                self._describe(identity, validation, config, machine)
+                self._describe(identity, validation, config, machine, interface or {})
                 self.checkpoints.mkdir(exist_ok=True)
             except OSError as error:
                 raise ConfigError(
@@ -210,8 +213,10 @@ class Workdir:
         validation: str,
         config: dict[str, Any],
         machine: dict[str, Any],
+        interface: Mapping[str, Any],
     ) -> None:
         described = {"run": identity, "validation_set": validation, "config": config}
+        described |= {"interface": dict(interface)}
         text = json.dumps(described, indent=2)
         replace_file(self.config, text + "\n")
         try:

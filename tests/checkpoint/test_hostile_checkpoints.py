@@ -27,12 +27,13 @@ def set_entry(**fields):
 
 
 MANIFESTS = {
-    "later format": (lambda b: b.update(format=2), "its manifest has format 2, not 1"),
-    "no format": (lambda b: b.pop("format"), "its manifest has format None, not 1"),
+    "later format": (lambda b: b.update(format=3), "its manifest has format 3, not 2"),
+    "no format": (lambda b: b.pop("format"), "its manifest has format None, not 2"),
     "no update": (lambda b: b.pop("update"), "its manifest has no update"),
     "update of text": (lambda b: b.update(update="2"), "its manifest has no update"),
     "update of truth": (lambda b: b.update(update=True), "its manifest has no update"),
     "identity of text": (lambda b: b.update(identity="x"), "its manifest has no identity"),
+    "interface of text": (lambda b: b.update(interface="x"), "its manifest has no interface"),
     "list of arrays": (lambda b: b.update(arrays=[]), "its manifest has no arrays"),
     "entry of text": (
         lambda b: b["arrays"].update(kernel="x"),

@@ -21,6 +21,8 @@ from tiny_run import UPDATES, final_state, tiny_config
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.checkpoint.store import read_manifest
+from lbsgd.data.interface import Interface, read_interface
 from lbsgd.data.pipeline import load_job
 from lbsgd.run import workdir
 from lbsgd.run.build import build
@@ -109,6 +111,13 @@ def test_the_workdir_holds_the_record_of_the_run(whole_run):
     assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # The newest two, of those at 4, 8 and the end.
     assert sorted(p.name for p in (whole_run / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_workdir_and_checkpoints_say_what_the_network_takes_and_gives(whole_run):
+    described = json.loads((whole_run / "config.json").read_text())["interface"]
+    kept = read_manifest(whole_run / "checkpoints" / "12").interface
+    digits = Interface((8, 8, 1), 0, (0.5,), (0.5,), tuple("0123456789"))
+    assert read_interface(described) == read_interface(kept) == digits
 
 
 def test_a_run_that_got_nowhere_leaves_its_workdir_to_another(tmp_path):

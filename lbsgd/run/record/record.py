@@ -41,7 +41,12 @@ class Record:
         config = plan.config.checkpoint
         self._plan, self._folder, self._say = plan, folder, say
         self._checkpoints = Checkpoints(
-            folder.checkpoints, config.keep, plan.identity(), on_error=config.on_error, say=say
+            folder.checkpoints,
+            config.keep,
+            plan.identity(),
+            interface=plan.interface.to_json(),
+            on_error=config.on_error,
+            say=say,
         )
         self._metrics: MetricsFile | None = None
         self._lists: MetricsFile | None = None
