@@ -102,7 +102,8 @@ class Key:
 Keys = Mapping[str, Key]
 
 
-class Must(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Must:
     """Checks that a value is as words say: a `check`, of which people can read what it asks for.
 
     Attributes:
