@@ -39,7 +39,9 @@ def _entries(keys: Keys) -> Iterator[str]:
 def _entry(name: str, key: Key) -> Iterator[str]:
     yield f"### {name} {{ #{name} }}"
     yield key.meaning
-    yield _facts([_default(key), *_limits(key)])
+    follows = ", which stands for a number that follows from others" if key.follows else ""
+    default = f'"{key.default}"' if isinstance(key.default, str) else key.default
+    yield _facts([_type(key), f"default `{default}`{follows}", key.unit, *_limits(key)])
 
 
 def _time(name: str, keys: Keys) -> Iterator[str]:
@@ -47,31 +49,23 @@ def _time(name: str, keys: Keys) -> Iterator[str]:
     yield f"### {name}\\_epochs, \\_steps, \\_examples {{ #{name}{UNITS[0]} }}"
     anchors = "".join(f'<span id="{name}{unit}"></span>' for unit in UNITS[1:])
     yield f"{anchors}{first.meaning} One of the three is set, and the others are 0."
-    defaults = ", ".join(
-        f"`{name}{unit}`: {type(keys[name + unit].default).__name__}, `{keys[name + unit].default}`"
-        f" {keys[name + unit].unit}"
+    each = [
+        f"`{unit}` {_type(keys[name + unit])}, default `{keys[name + unit].default}`"
         for unit in UNITS
-    )
-    yield _facts([f"**types and defaults** {defaults}", *_limits(first, unit=False)])
+    ]
+    yield _facts([*each, *_limits(first)])
 
 
-def _default(key: Key) -> str:
-    follows = ", which stands for a number that follows from others" if key.follows else ""
-    value = f'"{key.default}"' if isinstance(key.default, str) else key.default
-    return f"**type** {type(key.default).__name__}; **default** `{value}`{follows}"
+def _type(key: Key) -> str:
+    return type(key.default).__name__
 
 
-def _limits(key: Key, unit: bool = True) -> list[str]:
+def _limits(key: Key) -> list[str]:
     words = " or ".join(f"`{word}`" if word else '`""`' for word in choices_of(key))
-    found = {
-        "unit": key.unit if unit else "",
-        "one of": words,
-        "range": bounds(key),
-        "used with": used_with(key),
-    }
-    lines = [f"**{name}** {text}" for name, text in found.items() if text]
+    used = used_with(key)
+    lines = [words, bounds(key), f"used with {used}" if used else ""]
     return lines + ["may differ when a run resumes"] * key.machine
 
 
-def _facts(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _facts(parts: list[str]) -> str:
+    return "{ .facts }\n".join([" · ".join(filter(None, parts)) + "\n", ""])
