@@ -17,7 +17,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]
-SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini"]
+SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini", "tutorial"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 

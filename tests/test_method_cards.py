@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import pathlib
 import re
 
@@ -50,4 +51,4 @@ def test_the_keys_of_a_card_are_known(card):
         for word in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", text(card))
         if word.partition(".")[0] in groups
     ]
-    assert {*sum(in_rows, []), *mentioned} <= KEYS.keys()
+    assert {*itertools.chain(*in_rows), *mentioned} <= KEYS.keys()

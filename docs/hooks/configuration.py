@@ -50,8 +50,8 @@ def _time(name: str, keys: Keys) -> Iterator[str]:
     anchors = "".join(f'<span id="{name}{unit}"></span>' for unit in UNITS[1:])
     yield f"{anchors}{first.meaning} One of the three is set, and the others are 0."
     each = [
-        f"`{unit}` {_type(keys[name + unit])}, default `{keys[name + unit].default}`"
-        for unit in UNITS
+        f"`{unit}` {_type(key)}, default `{key.default}` {key.unit}"
+        for unit, key in ((unit, keys[name + unit]) for unit in UNITS)
     ]
     yield _facts([*each, *_limits(first)])
 
