@@ -86,4 +86,6 @@ def _page(path: str) -> str:
         return text
     language = _LANGUAGES.get(pathlib.PurePath(path).suffix, "text")
     fence = "`" * 4  # docstrings may have three
-    return f"# {path}\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+    # What recipes say of themselves is found on their page.
+    unsearched = "---\nsearch:\n  exclude: true\n---\n\n"
+    return f"{unsearched}# {path}\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
