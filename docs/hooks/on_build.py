@@ -47,7 +47,11 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
 
     def linked(match: re.Match[str]) -> str:
         key = match.group("key")
-        return f'<a href="{to}#{key}">{match.group()}</a>' if key in KEYS else match.group()
+        if key not in KEYS:
+            return match.group()
+        # A long key breaks at its parts in a narrow table.
+        words = re.sub(r"([._])", r"\1<wbr>", match.group())
+        return f'<a href="{to}#{key}">{words}</a>'
 
     return _CODE.sub(linked, html)
 
