@@ -1,6 +1,7 @@
 """The docs site: it is built without a warning, its links lead somewhere, and it asks nobody."""
 
 import html
+import pkgutil
 import re
 from urllib.parse import urlsplit
 
@@ -90,3 +91,12 @@ def test_examples_in_docstrings_are_shown_as_code(site):
     text = (site / "reference" / "optim.html").read_text()
     assert "<blockquote>" not in text
     assert '<span class="gp">' in text  # a prompt
+
+
+def test_what_the_api_pages_name_can_be_imported():
+    folder = site_pages.ROOT / "docs" / "reference"
+    text = "".join(path.read_text() for path in folder.glob("*.md"))
+    names = re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE)
+    assert len(names) > 20
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
