@@ -6,7 +6,7 @@ CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test test-all mutants lint oracles browser picture clean
+.PHONY: train test test-all mutants lint oracles browser docs picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/lbsgd train --config $(CONFIG)
@@ -38,6 +38,11 @@ oracles: $(VENV)/.installed-dev
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver
 
+# The site, to be read from site/index.html; it asks nobody for anything.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -56,4 +61,4 @@ picture: $(VENV)/.installed
 	cp runs/picture/curves.png docs/digits.png
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build site *.egg-info

@@ -14,12 +14,10 @@ from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
-PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
-PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
-PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md", "docs/evidence.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]
-SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini"]
+SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini", "tutorial"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 

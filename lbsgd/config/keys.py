@@ -102,19 +102,27 @@ class Key:
 Keys = Mapping[str, Key]
 
 
-def must(words: str, holds: Callable[[Any], bool]) -> Callable[[str, Any], None]:
-    """Makes a `check`: the value must, as in "must increase"."""
+@dataclasses.dataclass(frozen=True)
+class Must:
+    """Checks that a value is as words say: a `check`, of which people can read what it asks for.
 
-    def check(key: str, value: Any) -> None:
-        if not holds(value):
-            raise ConfigError(f"{key} must {words}, not {short_repr(value)}")
+    Attributes:
+      words: as behind "the value must", such as "increase".
+      holds: tells of a value whether it does.
+    """
 
-    return check
+    words: str
+    holds: Callable[[Any], bool]
+
+    def __call__(self, key: str, value: Any) -> None:
+        """Raises ConfigError where the value of the key is wrong."""
+        if not self.holds(value):
+            raise ConfigError(f"{key} must {self.words}, not {short_repr(value)}")
 
 
-def pair_within(least: float, most: float) -> Callable[[str, Any], None]:
+def pair_within(least: float, most: float) -> Must:
     """Makes a `check` of a least and a greatest number, which lie within a range."""
-    return must(
+    return Must(
         f"be a least and a greatest number, from {least:g} to {most:g}",
         lambda pair: len(pair) == 2 and least <= pair[0] <= pair[1] <= most,
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lbsgd.config.keys import ON, Condition, Key, Keys, must, pair_within, whole
+from lbsgd.config.keys import ON, Condition, Key, Keys, Must, pair_within, whole
 from lbsgd.data.augmentation.catalogue import OWN
 
 _OF_TFDS = {"data.source": ("tfds",)}
@@ -161,7 +161,7 @@ _PLANNING: Keys = {
         "the data.",
         unit="pixels",
         most=_MOST_SIDE,
-        check=must("be (height, width, channels)", _is_shape),
+        check=Must("be (height, width, channels)", _is_shape),
         machine=True,
     ),
 }
@@ -232,7 +232,7 @@ _AUGMENTATION: Keys = {
         (0.0, 0.0, 0.0),
         "The strengths j of random brightness, contrast and saturation: factors within 1 - j and 1 "
         "+ j.",
-        check=must(
+        check=Must(
             "be three numbers from 0 to 1 (brightness, contrast, saturation)",
             lambda jitter: len(jitter) == 3 and max(jitter) <= 1,
         ),
@@ -264,7 +264,7 @@ _AUGMENTATION: Keys = {
     "data.erasing": Key(
         0.0,
         "The probability of random erasing.",
-        check=must("be a probability", lambda erasing: erasing <= 1),
+        check=Must("be a probability", lambda erasing: erasing <= 1),
     ),
 }
 

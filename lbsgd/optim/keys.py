@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lbsgd.config.dotted import is_dotted
-from lbsgd.config.keys import ON, Condition, Key, Keys, Wanted, must
+from lbsgd.config.keys import ON, Condition, Key, Keys, Must, Wanted
 
 # As `lbsgd.models.roles.Role` has them, which needs JAX.
 ROLES = ("kernel", "bias", "norm scale", "norm offset")
@@ -50,7 +50,7 @@ KEYS: Keys = {
     "optimizer.decayed_roles": Key(
         ("kernel",),
         "The roles of the parameters that decay: kernel, bias, norm scale, norm offset.",
-        check=must(
+        check=Must(
             f"hold at least one of {', '.join(ROLES)}, and nothing else",
             lambda roles: bool(roles) and set(roles) <= set(ROLES),
         ),

@@ -1,6 +1,6 @@
 """Keys of the length, the batch sizes, the learning rate, and when a run measures itself."""
 
-from lbsgd.config.keys import ON, Condition, Key, Keys, any_time, must, times, whole
+from lbsgd.config.keys import ON, Condition, Key, Keys, Must, any_time, times, whole
 
 _OF_GROWTH = {"batch_growth.in_place_of_decay": ON}
 _OF_WARMUP = {"learning_rate.warmup": ("gradual", "constant")}
@@ -32,7 +32,7 @@ _BATCH_GROWTH: Keys = {
         "The batch sizes after the first. The worker batch size stays, and the number of workers "
         "follows.",
         unit="examples",
-        check=must(
+        check=Must(
             "be whole and positive", lambda sizes: whole(sizes) and min(sizes, default=1) > 0
         ),
     ),
@@ -43,7 +43,7 @@ _BATCH_GROWTH: Keys = {
         (),
         "The updates at which each of batch_growth.sizes begins; set instead of at_epochs.",
         unit="updates",
-        check=must("be whole numbers", whole),
+        check=Must("be whole numbers", whole),
     ),
     "batch_growth.in_place_of_decay": Key(
         False,
@@ -113,7 +113,7 @@ _LEARNING_RATE: Keys = {
         (30.0, 60.0, 80.0),
         "The epochs at which the rate decays.",
         unit="epochs",
-        check=must("increase", lambda epochs: list(epochs) == sorted(set(epochs))),
+        check=Must("increase", lambda epochs: list(epochs) == sorted(set(epochs))),
         used_with=_OF_STEPS,
     ),
     "learning_rate.decay_factor": Key(

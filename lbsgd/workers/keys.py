@@ -1,6 +1,6 @@
 """Keys of the workers: how large they are, where they are placed, and how they exchange."""
 
-from lbsgd.config.keys import Condition, Key, Keys, must, whole
+from lbsgd.config.keys import Condition, Key, Keys, Must, whole
 from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
 
 _PLACEMENT: Keys = {
@@ -66,7 +66,7 @@ _ALLREDUCE: Keys = {
         "The grid of devices: for torus_2d (devices in a row, rows), for hierarchical (devices of "
         "a host, hosts); (0, 0) for as square as possible, and for the hosts that there are.",
         most=10**6,
-        check=must(
+        check=Must(
             "be two whole numbers, or (0, 0)",
             lambda grid: len(grid) == 2 and whole(grid) and (min(grid) >= 1 or not any(grid)),
         ),

@@ -8,10 +8,10 @@ from lbsgd.config.keys import (
     ON,
     Condition,
     Key,
+    Must,
     any_time,
     default_tree,
     flatten,
-    must,
     names_of_times,
     pair_within,
     times,
@@ -31,8 +31,8 @@ KEYS = {
     "salt": Key(0.5, "Grams.", fraction=True, used_if=any_time("bake.wait")),
     "tin": Key((1, 2), "Width and height.", check=pair_within(1, 9)),
     "depth": Key(-1.0, "Of the tin.", negative=True, follows=lambda values: values["tin"][0] - 9.0),
-    "toppings": Key((), "Of the cake.", check=must("be few", lambda value: len(value) < 3)),
-    "note": Key("", "To the baker.", check=must("be polite", lambda text: text != "quick")),
+    "toppings": Key((), "Of the cake.", check=Must("be few", lambda value: len(value) < 3)),
+    "note": Key("", "To the baker.", check=Must("be polite", lambda text: text != "quick")),
 }
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
 

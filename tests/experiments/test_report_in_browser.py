@@ -1,22 +1,13 @@
 """report.html in a real browser: rows are switched and sorted, and nothing leaves the machine."""
 
-import json
-import shutil
-
 import made_up
 import pytest
+from browser import brightness, contrast, fits, needs_browser, requested, start
 
 from lbsgd.experiments import load
 from lbsgd.experiments.html import page
 
-BROWSER = ("chromium", "chromedriver")
-
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not all(map(shutil.which, BROWSER)), reason="no Chromium here: make browser"
-    ),
-]
+pytestmark = [pytest.mark.long, needs_browser]
 NAMES = ("kn=256, baseline", "kn=8k, no warmup", "kn=8k, constant warmup", "kn=8k, gradual warmup")
 
 
@@ -26,24 +17,6 @@ def report(tmp_path_factory):
     made_up.goyal_table1(folder)
     (folder / "report.html").write_text(page(load(folder)))
     return folder / "report.html"
-
-
-def start(width, height, scheme):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options=options, service=service)
-    browser.set_page_load_timeout(120)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    return browser
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +121,8 @@ def test_page_is_readable_and_quiet(report, width, height, scheme, tmp_path):
     opened = start(width, height, scheme)
     try:
         opened.get(report.as_uri())
-        fits = "return document.documentElement.scrollWidth <= window.innerWidth"
-        assert opened.execute_script(fits)
-        colors = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
-        ink, paper = (brightness(color) for color in opened.execute_script(colors))
+        assert fits(opened)
+        ink, paper = contrast(opened)
         assert (ink > paper) == (scheme == "dark")
         assert abs(ink - paper) > 150
         of_axis = "return getComputedStyle(document.querySelector('#curves .xtick text')).fill"
@@ -161,16 +132,3 @@ def test_page_is_readable_and_quiet(report, width, height, scheme, tmp_path):
         assert requested(opened) == [report.as_uri()]
     finally:
         opened.quit()
-
-
-def brightness(color):
-    """Of rgb(1, 2, 3), from 0 to 255."""
-    numbers = color[color.index("(") + 1 : color.index(")")].split(",")[:3]
-    return sum(map(float, numbers)) / 3
-
-
-def requested(browser):
-    """What the browser asked anyone for, by its own log."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [m["params"]["request"]["url"] for m in asked]
