@@ -196,9 +196,9 @@ USAGE = "usage: lbsgd COMMAND ..."
 EXAMPLES = """\
 lbsgd COMMAND --help says more of a command. Flags without a command are those of train.
 
-  lbsgd train --config configs/digits.py --config.batch_size=512 --workdir runs/x
+  lbsgd train --config digits --config.batch_size=512 --workdir runs/x
   lbsgd train --workdir runs/x
-  lbsgd launch --num_processes 2 -- --config configs/digits.py"""
+  lbsgd launch --num_processes 2 -- --config digits"""
 
 
 def help_text() -> str:
