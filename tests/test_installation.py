@@ -176,17 +176,17 @@ def test_an_installation_trains_digits_and_resumes(installed, digits):
     launched = installed(
         *("launch", "--num_processes", 2, "--platform", "cpu", "--"),
         *("--config", "digits", "--workdir", "launched", "--config.total_epochs=0"),
-        *("--config.total_steps=2", "--config.learning_rate.warmup_epochs=0"),
+        *("--config.total_steps=2", "--config.learning_rate.warmup=none"),
     )
     assert "validation error" in launched
 
 
 @pytest.mark.long
 def test_an_installation_runs_a_sweep_and_reports_it_without_extras(installed, digits):
-    size = ("--config.total_epochs=0", "--config.total_steps=3", "--config.model.width=0.25")
+    length = ("--config.total_epochs=0.3", "--config.learning_rate.decay=none")
     out = installed(
         *("sweep", "run", "goyal_table1:mini", "--seeds", 1, "--only", "kn=32", "--workdir", "t"),
-        *(*size, "--config.learning_rate.decay=none"),
+        *("--config.model.width=0.25", *length),
     )
     assert "report.html is left out: it needs plotly" in out
     assert (installed.folder / "t" / "table.md").is_file()

@@ -13,7 +13,8 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_SWEEPS = "ablations/"
+# Of the names of sweeps.
+SWEEPS = "ablations/"
 
 
 def bundled_folder() -> pathlib.Path:
@@ -29,8 +30,8 @@ def bundled_configs() -> dict[str, pathlib.Path]:
     """
     folder = _shown(bundled_folder())
     recipes = {path.stem: path for path in sorted(folder.glob("*.py"))}
-    sweeps = {path.stem: path for path in sorted(folder.glob(f"{_SWEEPS}*.py"))}
-    return recipes | {_SWEEPS + name: path for name, path in sweeps.items()}
+    sweeps = {path.stem: path for path in sorted(folder.glob(f"{SWEEPS}*.py"))}
+    return recipes | {SWEEPS + name: path for name, path in sweeps.items()}
 
 
 def own_configs() -> list[pathlib.Path]:
@@ -38,7 +39,7 @@ def own_configs() -> list[pathlib.Path]:
     folder = pathlib.Path("configs")
     if folder.is_dir() and folder.samefile(bundled_folder()):
         return []
-    return [*sorted(folder.glob("*.py")), *sorted(folder.glob(f"{_SWEEPS}*.py"))]
+    return [*sorted(folder.glob("*.py")), *sorted(folder.glob(f"{SWEEPS}*.py"))]
 
 
 def find_config(text: str, *, sweep: bool = False) -> pathlib.Path:
@@ -62,7 +63,7 @@ def bundled_config(name: str, *, sweep: bool = False) -> pathlib.Path:
       ConfigError: there is none of this name.
     """
     known = bundled_configs()
-    names = (_SWEEPS + name, name) if sweep else (name, _SWEEPS + name)
+    names = (SWEEPS + name, name) if sweep else (name, SWEEPS + name)
     found = [known[each] for each in names if each in known]
     if not found:
         raise ConfigError(_not_found(name, known))
@@ -77,7 +78,7 @@ def _not_found(text: str, known: Iterable[str]) -> str:
         why = "is no file" if there else "does not exist"
         own = f"; lbsgd's own is called {path.stem!r}" if path.stem in known else ""
         return f"config file {text} {why}{own}"
-    last = {name.removeprefix(_SWEEPS) for name in known}
+    last = {name.removeprefix(SWEEPS) for name in known}
     (near,) = difflib.get_close_matches(path.name[:100], sorted(last), 1, 0.0)
     return (
         f"there is no config {short_repr(text)}, neither a file nor by name; the nearest is "
