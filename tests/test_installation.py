@@ -7,14 +7,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 
 import pytest
+import yaml
 
 import lbsgd
 
 ROOT = pathlib.Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BUILD = "import sys, hatchling.build as h; print(getattr(h, sys.argv[1])('dist'))"
 # Of the wheel, beside what every distribution has.
 CONFIGS = [*ROOT.glob("configs/*.py"), *ROOT.glob("configs/ablations/*.py")]
@@ -98,6 +101,29 @@ def test_the_version_is_stated_once():
         text = evidence.sub("", (ROOT / name).read_text(errors="replace"))
         found += [name] * len(stated.findall(text))
     assert found == ["lbsgd/__init__.py"]
+
+
+def test_the_citation_is_of_this_package_and_its_paper():
+    """With what the Citation File Format 1.2 asks for."""
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= found.keys()
+    assert found["cff-version"] == "1.2.0"
+    assert found["license"] == PROJECT["license"]
+    assert found["authors"] == PROJECT["authors"]
+    [paper] = found["references"]
+    assert {"type", "title", "authors", "year"} <= paper.keys()
+    assert paper["authors"][0]["family-names"] == "Goyal"
+    assert len(paper["authors"]) == 9
+
+
+def test_ci_runs_on_the_oldest_and_the_newest_python():
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    stated = [text.rpartition(" :: ")[2] for text in PROJECT["classifiers"]]
+    versions = [text for text in stated if text.startswith("3.")]
+    assert job["strategy"]["matrix"]["python"] == [versions[0], versions[-1]]
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_a_wheel_finds_its_configs_in_an_empty_folder(wheel, tmp_path):
