@@ -4,9 +4,11 @@ import json
 import pathlib
 import re
 import runpy
+import tomllib
 
 import pytest
 
+from lbsgd.config.files import find_config
 from lbsgd.config.keys import options_key
 from lbsgd.experiments import load
 from lbsgd.experiments.table import markdown
@@ -79,10 +81,36 @@ def test_keys_of_the_config_are_known(page):
     assert {options_key(key) or key for key in found} <= known | {"key"}
 
 
-def test_the_readme_lists_every_config():
-    text = (ROOT / "README.md").read_text()
+def test_every_config_is_listed():
+    text = (ROOT / "docs/configs.md").read_text()
     for config in ROOT.glob("configs/*.py"):
-        assert f"(configs/{config.name})" in text
+        assert f"(../configs/{config.name})" in text
+
+
+def test_configs_that_are_named_are_there():
+    """Also in what a config says of itself, as commands name it."""
+    texts = [ROOT / page for page in PAGES] + [*ROOT.glob("configs/**/*.py")]
+    for path in texts:
+        text = path.read_text()
+        for name in re.findall(r"--config[ =](\w+)\b(?!:?\.py|/)", text):
+            if name.islower():  # FILE stands for any
+                find_config(name)
+        for name in re.findall(r"lbsgd sweep run (\w+)\b(?!\.py|/)", text):
+            if name.islower():
+                find_config(name, sweep=True)
+
+
+def test_every_extra_is_told():
+    text = (ROOT / "docs/installation.md").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for extra in extras:
+        assert f"`{extra}`" in text
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
 
 def test_the_error_on_cifar10_is_that_of_its_run():
@@ -91,4 +119,4 @@ def test_the_error_on_cifar10_is_that_of_its_run():
     text = (ROOT / "configs/cifar10.py").read_text()
     assert f"{last['val_error']:.2f}% error" in text
     assert f"after {last['epoch']:.0f} epochs" in text
-    assert f"{last['val_error']:.1f}% error" in (ROOT / "README.md").read_text()
+    assert f"{last['val_error']:.1f}% error" in (ROOT / "docs/configs.md").read_text()

@@ -169,7 +169,7 @@ def _list(names: Mapping[str, Any]) -> str:
 
 
 def targets_of(task: Task, labels: np.ndarray, named: Named | None = None) -> dict[str, np.ndarray]:
-    """Makes a task's targets of labels, int32 `[n]`.
+    """Makes a task's targets of labels, int32 `[n]`, in types that devices have.
 
     Raises:
       ConfigError: they are no arrays of as many rows, or have a name that a batch has already.
@@ -185,4 +185,8 @@ def targets_of(task: Task, labels: np.ndarray, named: Named | None = None) -> di
     taken = sorted(NOT_TARGETS & targets.keys())
     if taken:
         raise blame(f"makes a target called {taken[0]!r}, which a batch has already")
-    return dict(targets)
+    # numpy's own are of 64 bits, which JAX would narrow itself, from 0.11 on with a warning.
+    return {
+        key: x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+        for key, x in targets.items()
+    }

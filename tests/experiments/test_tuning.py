@@ -40,6 +40,14 @@ def test_more_points_keep_those_before_them(tuned):
     assert drawn(tuned(64))[:7] == drawn(tuned(7))
 
 
+def test_points_are_the_same_by_name_and_by_path(tuned):
+    settings = tuned(7).settings
+    found = points("configs/ablations/goyal_table1.py:mini", settings)
+    assert points("goyal_table1:mini", settings) == found
+    assert points("ablations/goyal_table1", settings) == found
+    assert points("goyal_table2a", settings) != found
+
+
 def test_points_lie_within_their_ranges_and_fill_them_evenly(tuned):
     found = drawn(tuned(64))
     for key, (least, most, _) in RANGES.items():

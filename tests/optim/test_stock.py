@@ -256,7 +256,9 @@ def test_it_is_given_roles_if_it_asks(module):
     ],
 )
 def test_a_mistake_in_it_is_a_line_that_names_it(module, name, says):
-    params = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in problem().start.items()}
+    params = {
+        name: jax.ShapeDtypeStruct(w.shape, np.float32) for name, w in problem().start.items()
+    }
     with pytest.raises(ConfigError) as error:
         check_update(of_name(f"{module}:{name}"), params)
     text = str(error.value)
