@@ -45,7 +45,7 @@ def parameter_table(plan: Plan) -> str:
     c, params, roles = plan.config.optimizer, plan.state_shapes.params, plan.outline.roles
     of_each = (decaying(c, roles), with_trust_ratio(c, roles))
     decays, ratios = (jax.tree.map(operator.and_, x, plan.trained) for x in of_each)
-    rates = multipliers_by(c.rate_multipliers, roles, plan.trained)
+    rates = multipliers_by(dict(c.rate_multipliers.items()), roles, plan.trained)
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),

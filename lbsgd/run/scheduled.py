@@ -38,7 +38,8 @@ def rule_of_run(
     """
     momentum = batch_growth.momentum_schedule(timeline, momenta)
     keys = {**config.optimizer, "momentum": momentum}
-    multipliers = multipliers_by(config.optimizer.rate_multipliers, found.roles, trained)
+    by_pattern = dict(config.optimizer.rate_multipliers.items())
+    multipliers = multipliers_by(by_pattern, found.roles, trained)
     rule = build_optimizer(rate.schedule, trained_part(found.roles, trained), **keys)
     rule = with_multipliers(rule, trained_part(multipliers, trained))
     if is_dotted(config.optimizer.name):

@@ -167,7 +167,7 @@ def _averaged(average: Any, moving: Averaged, decay: Float[Array, ""]) -> Any:
         return None
     with jax.named_scope("ema"):
 
-        def moved(new: jax.Array | None, e: jax.Array) -> jax.Array:
+        def moved(new: jax.Array | None, e: Any) -> Any:
             if new is None:
                 return e
             d = jnp.asarray(decay, e.dtype)
