@@ -53,7 +53,7 @@ _SOURCE: Keys = {
     ),
     "data.only_classes": Key(
         (),
-        "Which of the classes are trained on and validated on, by name, or by range of labels as "
+        "The classes that are trained on and validated on, by name, or by range of labels as "
         "'0-4'; they are numbered anew from 0. () for all.",
         check=must(
             "hold names of classes, or ranges of labels as ('0-4',)",

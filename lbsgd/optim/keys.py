@@ -82,7 +82,7 @@ KEYS: Keys = {
     ),
     "optimizer.freeze": Key(
         (),
-        'Which parameters are not trained: roles, as "norm scale", or patterns of paths, a glob '
+        'The parameters that are not trained: roles, as "norm scale", or patterns of paths, a glob '
         'for each of their first parts, as "stage1_*" or "*/conv1"; () for none.',
         check=must(
             "hold roles or patterns of parameters' paths, as ('stem*', 'stage*')", _are_patterns
@@ -91,9 +91,9 @@ KEYS: Keys = {
     ),
     "optimizer.rate_multipliers": Key(
         {},
-        "By role or pattern, as of optimizer.freeze, what the learning rate of those parameters is "
-        "multiplied by, as optimizer.rate_multipliers.classifier=10; of several for one parameter, "
-        "the product.",
+        "The multipliers of the learning rate, by role or pattern as of optimizer.freeze: "
+        "optimizer.rate_multipliers.classifier=10. A parameter that several match has their "
+        "product.",
         check=must(f"hold numbers above 0, at most {MOST_MULTIPLIER:g}", _are_multipliers),
         own_check=True,
     ),

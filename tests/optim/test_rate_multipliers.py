@@ -48,6 +48,9 @@ OPTIMIZERS = {
     "a direction": lambda *given: of_others("optax:scale_by_adam", *given),
 }
 
+# Of each form that the rate comes in by; the others are as one of these but for a term.
+SHORT = ("sgd", "inside", "lars", "lamb", "adamw")
+
 
 def trained(rule: Rule, start, noise):
     """The parameters after each update; to be compiled."""
@@ -65,7 +68,10 @@ def trained(rule: Rule, start, noise):
     return jax.lax.scan(one, (params, optimizer.init(params)), noise)[1]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in OPTIMIZERS],
+)
 def test_it_is_the_optimizer_at_that_many_times_the_rate(x64, name):
     """Of each array, for none of these optimizers looks from one array at another."""
     make, (start, noise) = OPTIMIZERS[name], problem()

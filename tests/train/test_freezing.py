@@ -54,17 +54,22 @@ def test_no_gradient_of_a_frozen_kernel_is_computed(freeze, weights, inputs):
     assert len(re.findall(r"stablehlo\.convolution", text)) == CONVOLUTIONS + weights + inputs
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_no_gradient_of_a_frozen_kernel_is_reduced(steps):
-    run = small_run(4, 2, steps, **{"optimizer.freeze": FREEZE, "dtype": "float32"})
+@pytest.mark.parametrize(
+    ("steps", "frozen"), [(1, True), pytest.param(2, False, marks=pytest.mark.long)]
+)
+def test_nothing_that_is_frozen_is_reduced(steps, frozen):
+    """Neither gradients nor, if they are frozen, the statistics of batch norm."""
+    statistics_too = {"batch_norm.frozen_statistics": frozen}
+    keys = {"optimizer.freeze": FREEZE, "dtype": "float32", **statistics_too}
+    run = small_run(4, 2, steps, **keys)
     state = run.plan.state_shapes
     trained = sum(x.size for name, x in leaves_of(state.params) if not is_frozen(name))
     loss_and_error = 2
-    statistics = sum(x.size for _, x in leaves_of(state.batch_stats))
+    statistics = 0 if frozen else sum(x.size for _, x in leaves_of(state.batch_stats))
     compiled = run.program.compile_train_step()
     sizes = [size for _, size in all_reduces(compiled)]
     assert sum(sizes) == 4 * (loss_and_error + statistics + trained)
-    whole = small_run(4, 2, steps, dtype="float32").program.compile_train_step()
+    whole = small_run(4, 2, steps, dtype="float32", **statistics_too).program.compile_train_step()
     assert compiled.cost_analysis()["flops"] < whole.cost_analysis()["flops"]
 
 
@@ -242,6 +247,17 @@ def test_several_seeds_at_once_are_each_what_it_is_alone(on_two, tmp_path):
 
 
 # --- mistakes --------------------------------------------------------------------------------
+
+
+def test_with_frozen_statistics_a_worker_may_have_one_example():
+    """It has no moments of its own, which would leave nothing of one value to learn from."""
+    # Of images of 4x4 the last stage has one value a channel.
+    images = {"data.source": "synthetic", "data.image_size": 4, "data.synthetic_examples": 500}
+    one = {"worker_batch_size": 1, "data.crop": "none", **images}
+    with pytest.raises(ConfigError, match="and no gradient passes it"):
+        build(tiny_config(**one))
+    plan = build(tiny_config(**one, **{"batch_norm.frozen_statistics": True})).plan
+    assert "which do not move" in "\n".join(explain(plan))
 
 
 @pytest.mark.parametrize(
