@@ -1,7 +1,8 @@
 """Fine-tunes a pretrained network on your own images: ResNet-18 at 224 pixels.
 
-    lbsgd train --config configs/finetune.py --config.data.dir=DIR
+    lbsgd train --config configs/finetune.py --config.data.dir=DIR --config.init_from=FILE
 
+FILE holds pretrained weights, as docs/finetune.md says: torchvision's or timm's, or those of a run.
 DIR holds train/ and val/, each with a folder of images for every class; or the folders of classes
 alone, with --config.data.validation_fraction=0.1. The head of the pretrained network is replaced
 by one for these classes; docs/finetune.md says what else there is to choose.
@@ -40,6 +41,11 @@ def _train_head(config: ml_collections.ConfigDict, _: str) -> None:
     config.batch_norm.frozen_statistics = True
 
 
+def _set_smoke(config: ml_collections.ConfigDict, _: str) -> None:
+    set_smoke(config)
+    config.init_from = ""
+
+
 ROWS: Rows = {
     "all": _train_all,
     "head": _train_head,
@@ -47,7 +53,7 @@ ROWS: Rows = {
     "model=": "model.name",
     "size=": "data.image_size",
     "epochs=": set_epochs,
-    "smoke": set_smoke,
+    "smoke": _set_smoke,
 }
 
 
@@ -61,6 +67,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.learning_rate.warmup_from = "zero"
     config.learning_rate.warmup_epochs = 1.0
     config.data.image_size = 224
+    # Which is to be given: without it a run that forgot would train from random weights.
+    config.init_from = "pretrained.safetensors"
     _train_all(config)
     reset_unused(config)
     return select(config, arg, ROWS)

@@ -208,6 +208,7 @@ def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     of_row = config
     config = ml_collections.ConfigDict(config)
     set_smoke(config)
+    config.init_from = ""
     config.model.name = "cifar_resnet8"
     config.data.image_size, config.data.synthetic_classes = 8, 10
     config.total_steps, config.learning_rate.warmup_steps = 2, 1
