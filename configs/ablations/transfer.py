@@ -15,7 +15,7 @@ that of both trainings.
     kn=128, head alone      the small one         a linear probe: the head, at 0.1
     kn=1024, head alone     the large one         the same
 
-    digits           digits 5 to 9, 100 of them, minibatches of 32
+    digits           digits 5 to 9, 100 epochs of 100 of them, minibatches of 32
     backbones=DIR    the folder of the backbones' sweep; runs/transfer_backbones by default, and
                      runs/transfer_backbones_digits with digits
 
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = sibling(_CONFIGS, recipe)
     of_digits = recipe == "digits"
     config.batch_size = config.worker_batch_size
-    set_epochs(config, "20")
+    set_epochs(config, "100" if of_digits else "20")
     config.learning_rate.warmup_from = "zero"
     config.learning_rate.warmup_epochs = 1.0
     config.model.name = "cifar_resnet8"

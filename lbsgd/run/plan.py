@@ -26,14 +26,7 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
-from lbsgd.models.values import check_values
-from lbsgd.run.checks import (
-    check_data,
-    check_shards,
-    check_size,
-    check_smaller_images,
-    image_shape_of,
-)
+from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.sink_names import load_sinks
@@ -280,7 +273,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     found = outline(network)
     config = reset_unused_batch_norm(config, found)
     measurements = plan_measurements(config, timeline, total)
-    _check_network(config, data, found, image_sizes, bool(measurements.confusion))
+    check_network(config, data, found, image_sizes, bool(measurements.confusion))
     task, code = build_task(config, data.classes), tuple(named_code(config))
     of_task = next((named for named in code if named.key == "task.name"), None)
     check_task(task, found.outputs, image_shape, named=of_task, network=network.named)
@@ -333,23 +326,6 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         measurements=measurements,
         target=find_target(config.stop_at, task, averaged=bool(config.ema.decay)),
     )
-
-
-def _check_network(
-    config: ml_collections.ConfigDict,
-    data: Facts,
-    found: Outline,
-    image_sizes: ImageSizes,
-    confusion: bool,
-) -> None:
-    """Raises ConfigError where a network cannot train on its images, of whatever size."""
-    check_size(found.params)
-    check_values(config, found.values, confusion=confusion)
-    whole = image_shape_of(config, data)
-    for size in image_sizes.smaller_than(whole):
-        outputs = config.model.num_classes or data.classes
-        smaller = outline(build_network(config, outputs, (*size, whole[2])))
-        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
 
 
 def _place(
