@@ -7,7 +7,9 @@ import jax
 import ml_collections
 
 from lbsgd.data.facts import Facts
+from lbsgd.data.image_sizes import ImageSizes
 from lbsgd.data.source import format_shape
+from lbsgd.models.networks import Outline, build_network, outline
 from lbsgd.models.values import Values, check_values
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -26,7 +28,7 @@ def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int,
     return height, width, channels
 
 
-def check_size(params: Any) -> None:
+def _check_size(params: Any) -> None:
     """Raises ConfigError if the network has more parameters than any machine holds."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     if count > MOST_PARAMETERS:
@@ -86,6 +88,23 @@ def check_shards(config: ml_collections.ConfigDict, examples: int, batch_sizes: 
             f"data.shuffle='shards' leaves some of {pluralize(workers, 'worker')} without any of "
             f"{pluralize(examples, 'example')}; lower batch_size, or set data.shuffle='global'"
         )
+
+
+def check_network(
+    config: ml_collections.ConfigDict,
+    data: Facts,
+    found: Outline,
+    image_sizes: ImageSizes,
+    confusion: bool,
+) -> None:
+    """Raises ConfigError where a network cannot train on its images, of whatever size."""
+    _check_size(found.params)
+    check_values(config, found.values, confusion=confusion)
+    whole = image_shape_of(config, data)
+    for size in image_sizes.smaller_than(whole):
+        outputs = config.model.num_classes or data.classes
+        smaller = outline(build_network(config, outputs, (*size, whole[2])))
+        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
 
 
 def check_smaller_images(

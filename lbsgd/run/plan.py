@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from lbsgd.config.dotted import Named
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
@@ -24,15 +25,9 @@ from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.interface import Interface, interface_of
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
-from lbsgd.models.values import check_values
-from lbsgd.run.checks import (
-    check_data,
-    check_shards,
-    check_size,
-    check_smaller_images,
-    image_shape_of,
-)
+from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.sink_names import load_sinks
@@ -67,6 +62,7 @@ class Plan:
       total_updates: T; updates are 0..T-1.
       network: in training with the mapped axes of synced batch norm.
       outline: what tracing it tells: shapes, roles.
+      trained: like the parameters, True where they are trained, False where they are frozen.
       task: what is learned, and by what it is judged.
       code: what the config names that is not lbsgd's own.
       schedules: what varies with the update index, by the name it has among the metrics.
@@ -95,6 +91,7 @@ class Plan:
     total_updates: int
     network: Network
     outline: Outline
+    trained: PyTree[bool]
     task: Task
     code: tuple[Named, ...]
     learning_rate: LearningRate
@@ -191,7 +188,8 @@ class Plan:
             reductions=self.task.reductions,
             optimizer=self.optimizer,
             placement=placement,
-            of_step=self.outline.of_step,
+            of_step=None if self.config.batch_norm.frozen_statistics else self.outline.of_step,
+            trained=self.trained,
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
@@ -281,7 +279,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     found = outline(network)
     config = reset_unused_batch_norm(config, found)
     measurements = plan_measurements(config, timeline, total)
-    _check_network(config, data, found, image_sizes, bool(measurements.confusion))
+    check_network(config, data, found, image_sizes, bool(measurements.confusion))
     task, code = build_task(config, data.classes), tuple(named_code(config))
     of_task = next((named for named in code if named.key == "task.name"), None)
     check_task(task, found.outputs, image_shape, named=of_task, network=network.named)
@@ -289,7 +287,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     sizes = timeline.sizes_between(0, total)
     check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
-    rule = rule_of_run(config, found, learning_rate, timeline, momenta)
+    trained = trained_by(config.optimizer.freeze, found.roles)
+    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
@@ -297,6 +296,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         _initial_state,
         initialize=network.initialize,
         optimizer=rule.transform,
+        trained=trained,
         averaged=bool(config.ema.decay),
     )
     return Plan(
@@ -308,6 +308,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         total_updates=total,
         network=network,
         outline=found,
+        trained=trained,
         task=task,
         code=code,
         learning_rate=learning_rate,
@@ -325,27 +326,12 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
-        gradient_mean=gradient_mean(found.params, DEVICE_AXES, topology.devices, **exchange),
+        gradient_mean=gradient_mean(
+            trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
+        ),
         measurements=measurements,
         target=find_target(config.stop_at, task, averaged=bool(config.ema.decay)),
     )
-
-
-def _check_network(
-    config: ml_collections.ConfigDict,
-    data: Facts,
-    found: Outline,
-    image_sizes: ImageSizes,
-    confusion: bool,
-) -> None:
-    """Raises ConfigError where a network cannot train on its images, of whatever size."""
-    check_size(found.params)
-    check_values(config, found.values, confusion=confusion)
-    whole = image_shape_of(config, data)
-    for size in image_sizes.smaller_than(whole):
-        outputs = config.model.num_classes or data.classes
-        smaller = outline(build_network(config, outputs, (*size, whole[2])))
-        check_smaller_images(config, size, found.params, smaller.params, smaller.values)
 
 
 def _place(
@@ -372,10 +358,12 @@ def _initial_state(
     *seed: Any,
     initialize: Callable[..., tuple[Any, Any]],
     optimizer: optax.GradientTransformationExtraArgs,
+    trained: PyTree[bool],
     averaged: bool,
 ) -> TrainState:
     params, stats = initialize(*seed)
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Copies, for the step is given the memory of each array once.
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
-    return TrainState(update_index, params, stats, optimizer.init(params), skipped, ema)
+    opt_state = optimizer.init(trained_part(params, trained))
+    return TrainState(update_index, params, stats, opt_state, skipped, ema)
