@@ -119,6 +119,11 @@ def to_own_layout(array: np.ndarray) -> np.ndarray:
     return _transpose(array, _TO_OURS)
 
 
+def own_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape that an array of torch's has in our layout."""
+    return tuple(shape[axis] for axis in _TO_OURS.get(len(shape), range(len(shape))))
+
+
 def _transpose(array: np.ndarray, orders: Mapping[int, tuple[int, ...]]) -> np.ndarray:
     if array.ndim not in orders:
         return array
