@@ -389,7 +389,8 @@ def _initial_state(
 ) -> TrainState:
     params, stats = initialize() if seed is None else initialize(seed)
     if given:
-        params, stats = take({"params": params, "batch_stats": stats}, given).values()
+        variables = take({"params": params, "batch_stats": stats}, given)
+        params, stats = variables["params"], variables["batch_stats"]
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Copies, for the step is given the memory of each array once.
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None

@@ -26,7 +26,14 @@ from lbsgd.system.text import one_line, short_repr
 from lbsgd.weights import pytorch, runs
 from lbsgd.weights.stored import Entry, Stored, UnreadableError
 
-_SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# By numpy's names: the floats, and the type of counters; of others no array is taken.
+_NUMPY_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+}
 _KNOWN = "safetensors, a state dict of PyTorch, Flax's msgpack of params and batch_stats, or a run"
 
 
@@ -125,7 +132,7 @@ def _safetensors(path: pathlib.Path) -> Stored:
     for name in file.keys():  # noqa: SIM118  # it is no mapping
         part = file.get_slice(name)
         dtype = part.get_dtype()
-        entries[name] = Entry(tuple(part.get_shape()), _SAFETENSORS_TYPES.get(dtype, dtype))
+        entries[name] = Entry(tuple(part.get_shape()), _NUMPY_TYPES.get(dtype, dtype))
     return Stored("safetensors", entries, file.get_tensor)
 
 

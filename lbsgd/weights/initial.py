@@ -12,13 +12,12 @@ import numpy as np
 from lbsgd.checkpoint.manifest import array_checksum, named_leaves
 from lbsgd.models.networks import Network
 from lbsgd.system.bucket import LIKE_BUCKET
-from lbsgd.system.errors import ConfigError
 from lbsgd.system.processes import in_process_0, json_from_process_0
 from lbsgd.system.text import short_repr
 from lbsgd.weights.files import is_missing, open_weights
 from lbsgd.weights.head import head_axes
 from lbsgd.weights.matching import TAKEN, Names, Row, check, describe, match, recognize, table
-from lbsgd.weights.stored import Stored
+from lbsgd.weights.stored import Stored, UnreadableError
 from lbsgd.weights.torchvision import to_own_layout
 
 Arrays = Mapping[str, np.ndarray]
@@ -159,7 +158,7 @@ def _match(
         {name: leaf.shape for name, leaf in variables.shapes.items()},
         lambda: head_axes(config, variables.network, variables.outputs),
     )
-    check(rows, config.init_allow, source)
+    check(rows, config.init_allow)
     return InitialWeights(source, f"{stored.what}, {names.whose}", rows), names
 
 
@@ -167,14 +166,14 @@ def _value(there: str, array: np.ndarray, like: jax.ShapeDtypeStruct, of_torch: 
     """Brings an array to layout and type of a variable.
 
     Raises:
-      ConfigError: a value is not finite in that type, or a variance is negative.
+      UnreadableError: a value is not finite in that type, or a variance is negative.
     """
     with np.errstate(over="ignore"):
         value = (to_own_layout(array) if of_torch else array).astype(like.dtype)
     if not np.isfinite(value).all():
-        raise ConfigError(f"init_from: {short_repr(there)} holds values that are not finite")
+        raise UnreadableError(f"holds values that are not finite, in {short_repr(there)}")
     if there.endswith(("running_var", "/var")) and (value < 0).any():
-        raise ConfigError(f"init_from: {short_repr(there)} holds variances below 0")
+        raise UnreadableError(f"holds variances below 0, in {short_repr(there)}")
     return value
 
 

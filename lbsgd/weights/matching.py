@@ -10,10 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbsgd.models.resnet import IMAGENET
-from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import noun, one_line, pluralize, short_repr
 from lbsgd.weights.keys import MISFITS, MISSING, UNEXPECTED, WRONG_SHAPE, WRONG_TYPE
-from lbsgd.weights.stored import Entry
+from lbsgd.weights.stored import Entry, UnreadableError
 from lbsgd.weights.torchvision import COUNTER, own_shape, torchvision_names
 
 TAKEN, HEAD, NOT_NEEDED = "taken", "head replaced", "not needed"
@@ -65,22 +64,22 @@ def recognize(network: str, there: Collection[str], here: Collection[str]) -> Na
       here: the names of the network's variables.
 
     Raises:
-      ConfigError: nobody's that are known, or those of a network that torchvision does not have.
+      UnreadableError: nobody's that are known, or torchvision's, which has no such network.
     """
     if any(name.startswith("params/") for name in there):
         return Names("lbsgd's names", {name: name for name in here}, False)
     theirs = [torchvision_names(architecture) for architecture in IMAGENET.values()]
     if not set(itertools.chain(*(names.values() for names in theirs))) & set(there):
         shown = ", ".join(short_repr(name) for name in sorted(there)[:_SHOWN])
-        raise ConfigError(
-            f"init_from: its names ({shown or 'there are none'}) are neither lbsgd's, as "
-            "'params/stem_conv/conv/kernel', nor those of torchvision's ResNets, as 'conv1.weight'"
+        raise UnreadableError(
+            f"has names ({shown or 'none at all'}) that are neither lbsgd's, as "
+            "'params/stem_conv/conv/kernel', nor of torchvision's ResNets, as 'conv1.weight'"
         )
     names = torchvision_names(IMAGENET[network]) if network in IMAGENET else {}
     if names.keys() != set(here):
-        raise ConfigError(
-            "init_from: its names are torchvision's, which has no network like the one here; it "
-            f"has {', '.join(IMAGENET)}, with batch norm and skip connections"
+        raise UnreadableError(
+            "has torchvision's names, which has no network like the one here, only "
+            f"{', '.join(IMAGENET)} with batch norm and skip connections"
         )
     return Names("torchvision's names", names, True)
 
@@ -124,26 +123,25 @@ def _differ_within(stored: Shape, shape: Shape, axes: tuple[int, ...]) -> bool:
     return len(stored) == len(shape) and set(differ) <= set(axes)
 
 
-def check(rows: Sequence[Row], allow: Sequence[str], source: str) -> None:
+def check(rows: Sequence[Row], allow: Sequence[str]) -> None:
     """Checks that nothing is amiss but what is allowed.
 
     Args:
       allow: what `init_allow` holds.
-      source: the file, for the message.
 
     Raises:
-      ConfigError: an array is amiss, or none fits.
+      UnreadableError: an array is amiss, or none fits.
     """
     wrong = [row for row in rows if row.what in MISFITS and not _allowed(row, allow)]
     if wrong:
         kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
-        raise ConfigError(
-            f"init_from: {short_repr(source)} does not fit: "
-            f"{'; '.join(f'{kind}: {_listed(wrong, kind)}' for kind in kinds)}; take other weights "
-            f"or another model, or allow it by init_allow={tuple(kinds)!r}"
+        listed = "; ".join(f"{kind}: {_listed(wrong, kind)}" for kind in kinds)
+        raise UnreadableError(
+            f"does not fit: {listed}; take other weights or another model, or allow it by "
+            f"init_allow={tuple(kinds)!r}"
         )
     if not any(row.what == TAKEN for row in rows):
-        raise ConfigError(f"init_from: no array of {short_repr(source)} fits the network here")
+        raise UnreadableError("has no array that fits the network here")
 
 
 def _allowed(row: Row, allow: Sequence[str]) -> bool:
