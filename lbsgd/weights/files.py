@@ -74,8 +74,8 @@ def _in_a_line(name: str) -> Iterator[None]:
     """Turns whatever libraries raise for damage into one line."""
     try:
         yield
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"init_from: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"init_from: there is no {short_repr(name)}") from error
     except OSError as error:

@@ -7,6 +7,7 @@ else; without PyTorch such a file is not read at all.
 import importlib
 import importlib.util
 import pathlib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -53,10 +54,8 @@ def _load(torch: Any, path: pathlib.Path) -> Any:
         with warnings.catch_warnings(action="ignore"):  # about ways to save that are old
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # unpickling what is damaged or hostile fails in any way
-        reason = " ".join(str(error).split())
-        if "Weights only load failed" in reason:
-            _, _, rest = reason.partition("WeightsUnpickler error: ")
-            reason = f"it holds more than tensors: {rest or 'what PyTorch does not know'}"
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else str(error)
         raise UnreadableError(
             f"is no state dict that PyTorch reads without executing what is in it ({reason})"
         ) from error
