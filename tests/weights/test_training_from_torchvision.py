@@ -5,6 +5,7 @@ images go through torchvision's network on their own, and torch.optim.SGD makes 
 """
 
 import copy
+import functools
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.weights.torchvision import to_torchvision
 
-WORKERS, N, SIZE, CLASSES, UPDATES = 2, 4, 32, 10, 2
+WORKERS, N, SIZE, CLASSES, UPDATES = 2, 4, 16, 10, 2
 RATE, MOMENTUM, DECAY, SMOOTHING = 0.05, 0.9, 1e-3, 0.1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KEEP = 0.9  # of a running average
@@ -40,7 +41,7 @@ def config_of(name, images, path):
             "worker_batch_size": N,
             "total_epochs": 0.0,
             "total_steps": UPDATES,
-            "devices": 2,
+            "devices": 1,
             "label_smoothing": SMOOTHING,
             "model": {"name": name},
             "init_from": str(path),
@@ -70,15 +71,17 @@ def train_here(run):
 
 def values_normalized(net, x) -> dict[str, int]:
     """How many values each batch norm normalizes together, of each channel."""
-    counts, hooks = {}, []
-    for name, layer in net.named_modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            count = lambda _, args, __, name=name: counts.update(  # noqa: E731
-                {name: args[0].numel() // args[0].shape[1]}
-            )
-            hooks.append(layer.register_forward_hook(count))
+    counts = {}
+
+    def note(name, layer, args, _):
+        counts[name] = args[0].numel() // args[0].shape[1]
+
     with torch.no_grad():
-        copy.deepcopy(net).train()(x)
+        looked_at = copy.deepcopy(net).train()
+        for name, layer in looked_at.named_modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.register_forward_hook(functools.partial(note, name))
+        looked_at(x)
     return counts
 
 
