@@ -244,13 +244,8 @@ class Plan:
         # As much of a digest as tells files apart, and can be read.
         code = {named.name: named.digest[:12] for named in self.code}
         of_code = {"code": code} if code and not self.config.code_may_differ else {}
-        of_weights = {IDENTITY: self.weights.fingerprint} if self.weights else {}
-        return {
-            **run_keys(self.config),
-            **of_code,
-            **of_weights,
-            "the training set": self.data.fingerprint,
-        }
+        whole = {**run_keys(self.config), **of_code, "the training set": self.data.fingerprint}
+        return whole | ({IDENTITY: self.weights.fingerprint} if self.weights else {})
 
     def variables(self) -> Variables:
         """Describes the variables of the network, for weights to be set."""
