@@ -38,13 +38,13 @@ KEYS: Keys = {
     ),
     "init_ema": Key(
         False,
-        "Whether the averaged weights of that other run are taken, not its last ones.",
+        "Whether the averaged weights of the other run are taken, in place of its last ones.",
         machine=True,
         used_with=_WITH_FILE,
     ),
     "init_allow": Key(
         (),
-        f"Which arrays need not fit: those that are {MISSING!r} in the file, {UNEXPECTED!r}, of "
+        f"The arrays that need not fit: those that are {MISSING!r} in the file, {UNEXPECTED!r}, of "
         f"{WRONG_SHAPE!r} or {WRONG_TYPE!r}; or a pattern of names like 'fc.*'.",
         check=_check_allowed,
         own_check=True,
