@@ -24,8 +24,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    folder, update = _locate(user_path(workdir).absolute(), update)
-    updates = _updates(folder, update)
+    folder, updates = locate(user_path(workdir).absolute(), update)
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
     store.quiet_orbax()
@@ -101,8 +100,19 @@ def _content(manifest: Manifest) -> str:
     )
 
 
-def _locate(path: AnyPath, update: int | None) -> tuple[AnyPath, int | None]:
-    """Finds the folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
+def locate(path: AnyPath, update: int | None) -> tuple[AnyPath, list[int]]:
+    """Finds the folder of checkpoints that a path is, has, or is in; and those that are meant.
+
+    Args:
+      path: of a run, its folder of checkpoints, or one of them.
+      update: the update index of the only one to take; None for all.
+
+    Returns:
+      the folder, and update indices, at least one.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints"
     elif update is None and path.parent.name == "checkpoints" and path.name.isdecimal():
@@ -110,7 +120,7 @@ def _locate(path: AnyPath, update: int | None) -> tuple[AnyPath, int | None]:
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder")
     store.check_name(path)
-    return path, update
+    return path, _updates(path, update)
 
 
 def _updates(folder: AnyPath, update: int | None) -> list[int]:
