@@ -24,7 +24,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    folder, updates = locate(user_path(workdir).absolute(), update)
+    folder, updates = locate_checkpoints(user_path(workdir).absolute(), update)
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
     store.quiet_orbax()
@@ -100,7 +100,7 @@ def _content(manifest: Manifest) -> str:
     )
 
 
-def locate(path: AnyPath, update: int | None) -> tuple[AnyPath, list[int]]:
+def locate_checkpoints(path: AnyPath, update: int | None) -> tuple[AnyPath, list[int]]:
     """Finds the folder of checkpoints that a path is, has, or is in; and those that are meant.
 
     Args:

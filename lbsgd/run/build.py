@@ -17,8 +17,7 @@ from lbsgd.run.program import Program
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.machine import package_versions
 from lbsgd.system.processes import check_processes_agree
-from lbsgd.weights import initial
-from lbsgd.weights.initial import Arrays
+from lbsgd.weights.initial import Arrays, look_at_weights, read_weights
 from lbsgd.workers.topology import Topology
 
 
@@ -34,7 +33,7 @@ def build(config: ml_collections.ConfigDict, begun_with: Callable[[], str] = lam
     """Builds the run of a resolved config on this machine.
 
     Args:
-      begun_with: see `lbsgd.weights.initial.read`.
+      begun_with: see `lbsgd.weights.initial.read_weights`.
 
     Raises:
       ConfigError: its parts do not fit together, or not on this machine.
@@ -56,7 +55,7 @@ def _with_weights(plan: Plan, begun_with: Callable[[], str]) -> tuple[Plan, Arra
     """Reads the weights that the run starts from, if it does not draw them."""
     if not plan.config.init_from:
         return plan, {}
-    weights, arrays = initial.read(plan.config, plan.variables(), begun_with)
+    weights, arrays = read_weights(plan.config, plan.variables(), begun_with)
     return dataclasses.replace(plan, weights=weights), arrays
 
 
@@ -83,7 +82,7 @@ def plan_run(config: ml_collections.ConfigDict, processes: int | None = None) ->
     data = given_facts(config.data) or facts_of(build_sources(config.data, config.seed))
     plan = make_plan(config, data, topology)
     if plan.config.init_from:
-        weights = initial.look(plan.config, plan.variables())
+        weights = look_at_weights(plan.config, plan.variables())
         plan = dataclasses.replace(plan, weights=weights)
     return estimate_accumulation(plan)
 

@@ -16,7 +16,16 @@ from lbsgd.system.processes import in_process_0, json_from_process_0
 from lbsgd.system.text import short_repr
 from lbsgd.weights.files import is_missing, open_weights
 from lbsgd.weights.head import head_axes
-from lbsgd.weights.matching import TAKEN, Names, Row, check, describe, match, recognize, table
+from lbsgd.weights.matching import (
+    TAKEN,
+    Names,
+    Row,
+    check_rows,
+    describe_rows,
+    match,
+    recognize,
+    table_of,
+)
 from lbsgd.weights.stored import Stored, UnreadableError
 from lbsgd.weights.torchvision import to_own_layout
 
@@ -53,7 +62,7 @@ class InitialWeights(NamedTuple):
         if self.missing:
             known = f"; the run began with {self.fingerprint}" if self.fingerprint else ""
             return [f"{begins} {self.missing}{known}"]
-        first, *others = describe(self.rows)
+        first, *others = describe_rows(self.rows)
         mark = f", fingerprint {self.fingerprint}" if self.fingerprint else ""
         return [
             f"{begins} ({self.what}): {first}{mark}",
@@ -63,7 +72,7 @@ class InitialWeights(NamedTuple):
     def table(self) -> str:
         """Tables all arrays."""
         head = f"{self.source} ({self.what}), fingerprint {self.fingerprint}"
-        return f"{head}\n\n{table(self.rows)}"
+        return f"{head}\n\n{table_of(self.rows)}"
 
 
 class Variables(NamedTuple):
@@ -85,7 +94,7 @@ def source_of(config: ml_collections.ConfigDict) -> str:
     return str(config.init_from).replace("{seed}", str(config.seed))
 
 
-def look(config: ml_collections.ConfigDict, variables: Variables) -> InitialWeights:
+def look_at_weights(config: ml_collections.ConfigDict, variables: Variables) -> InitialWeights:
     """Matches weights to a network without reading them, as far as they are on this disk.
 
     Raises:
@@ -100,7 +109,7 @@ def look(config: ml_collections.ConfigDict, variables: Variables) -> InitialWeig
         return _match(config, variables, source, stored)[0]
 
 
-def read(
+def read_weights(
     config: ml_collections.ConfigDict, variables: Variables, begun_with: Callable[[], str]
 ) -> tuple[InitialWeights, Arrays]:
     """Reads the weights in process 0; all processes get to know which they are.
@@ -158,7 +167,7 @@ def _match(
         {name: leaf.shape for name, leaf in variables.shapes.items()},
         lambda: head_axes(config, variables.network, variables.outputs),
     )
-    check(rows, config.init_allow)
+    check_rows(rows, config.init_allow)
     return InitialWeights(source, f"{stored.what}, {names.whose}", rows), names
 
 

@@ -123,7 +123,7 @@ def _differ_within(stored: Shape, shape: Shape, axes: tuple[int, ...]) -> bool:
     return len(stored) == len(shape) and set(differ) <= set(axes)
 
 
-def check(rows: Sequence[Row], allow: Sequence[str]) -> None:
+def check_rows(rows: Sequence[Row], allow: Sequence[str]) -> None:
     """Checks that nothing is amiss but what is allowed.
 
     Args:
@@ -165,7 +165,7 @@ def _shapes(row: Row) -> str:
     return f" ({row.shape_there} there, {row.shape_here} here)"
 
 
-def describe(rows: Sequence[Row]) -> list[str]:
+def describe_rows(rows: Sequence[Row]) -> list[str]:
     """Sums up what becomes of the arrays: counts, and those that are not taken by name."""
     taken = sum(row.what == TAKEN for row in rows)
     here = sum(bool(row.here) for row in rows)
@@ -181,7 +181,7 @@ def describe(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Row]) -> str:
+def table_of(rows: Sequence[Row]) -> str:
     """Tables all arrays: both names, both shapes, and what becomes of each."""
     cells = [("what", "there", "shape there", "here", "shape here")]
     for row in rows:

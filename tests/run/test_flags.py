@@ -318,7 +318,8 @@ def test_help_tells_every_flag_and_every_key():
     for name in ("config", *flags.TrainFlags._fields[1:-1]):
         assert f"  --{name}" in text
     rooms = re.findall(r"^(\w+):$", text, flags=re.MULTILINE)
-    rooms_of_keys = ["workers", "schedule", "optim", "models", "tasks", "step", "data", "run"]
+    rooms_of_keys = ["workers", "schedule", "optim", "models", "weights"]
+    rooms_of_keys += ["tasks", "step", "data", "run"]
     assert rooms == ["flags", *rooms_of_keys]
     words = {word.partition("=")[0] for word in text.split()}
     assert {key for key, _ in flatten(default_config())} <= words

@@ -3,7 +3,7 @@
 import pytest
 
 from lbsgd.models.resnet import named_architecture
-from lbsgd.weights.matching import check, describe, match, recognize, table
+from lbsgd.weights.matching import check_rows, describe_rows, match, recognize, table_of
 from lbsgd.weights.stored import Entry, UnreadableError
 from lbsgd.weights.torchvision import torchvision_names
 
@@ -40,8 +40,8 @@ def test_what_fits_is_taken_and_counters_need_no_place():
     assert whats(rows) == COUNTER
     assert {row.there for row in rows} == entries.keys()
     assert {row.here for row in rows} == {*HERE, ""}
-    check(rows, ())
-    assert describe(rows) == [
+    check_rows(rows, ())
+    assert describe_rows(rows) == [
         f"{len(HERE)} of the network's {len(HERE)} arrays taken; 1 counter of batches not needed"
     ]
 
@@ -61,13 +61,13 @@ def test_what_does_not_fit_is_a_mistake_unless_it_is_allowed(kind):
     assert whats(rows) == {**expected, **COUNTER}
     (name,) = expected
     with pytest.raises(UnreadableError, match=f"{kind}: {name}") as raised:
-        check(rows, tuple(other for other in CASES if other != kind))
+        check_rows(rows, tuple(other for other in CASES if other != kind))
     assert "\n" not in str(raised.value)
-    check(rows, (kind,))
-    check(rows, (f"*{name[2:]}",))
-    assert any(kind in line and name in line for line in describe(rows)[1:])
+    check_rows(rows, (kind,))
+    check_rows(rows, (f"*{name[2:]}",))
+    assert any(kind in line and name in line for line in describe_rows(rows)[1:])
     assert any(
-        line.split()[0] == kind.split()[0] and name in line for line in table(rows).split("\n")
+        line.split()[0] == kind.split()[0] and name in line for line in table_of(rows).split("\n")
     )
 
 
@@ -75,8 +75,8 @@ def test_a_head_for_other_classes_is_replaced_and_another_misfit_of_it_is_none()
     classes = {"fc__weight": Entry((1000, 4), "float32"), "fc__bias": Entry((1000,), "float32")}
     rows = rows_of(there(**classes))
     assert whats(rows) == {"fc.weight": "head replaced", "fc.bias": "head replaced", **COUNTER}
-    check(rows, ())
-    assert "fc.weight ((1000, 4) there, (4, 3) here)" in describe(rows)[1]
+    check_rows(rows, ())
+    assert "fc.weight ((1000, 4) there, (4, 3) here)" in describe_rows(rows)[1]
     narrow = rows_of(there(**{**classes, "fc__weight": Entry((1000, 5), "float32")}))
     assert whats(narrow)["fc.weight"] == "wrong shape"
     unknown = rows_of(there(**classes), head={})
@@ -87,7 +87,7 @@ def test_nothing_that_fits_is_a_mistake_whatever_is_allowed():
     entries = there(**{name.replace(".", "__"): None for name in there() if name != "conv1.weight"})
     entries["conv1.weight"] = Entry((9, 9, 9, 9), "float32")
     with pytest.raises(UnreadableError, match="no array that fits"):
-        check(rows_of(entries), ("missing", "unexpected", "wrong shape"))
+        check_rows(rows_of(entries), ("missing", "unexpected", "wrong shape"))
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,20 @@ def test_a_row_that_changed_is_told_by_what_differs(read, folder, key, value, sa
 
 
 @pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize(("there", "here"), [((), ("val_error", 9.0)), (("val_error", 9.0), ())])
-def test_what_has_come_to_another_target_is_no_result_of_the_row(
-    read, folder, complete, there, here
+@pytest.mark.parametrize(
+    ("key", "there", "here"),
+    [
+        ("stop_at", (), ("val_error", 9.0)),
+        ("stop_at", ("val_error", 9.0), ()),
+        ("init_from", "", "runs/a"),
+        ("init_from", "runs/a", "runs/b"),
+    ],
+)
+def test_what_has_come_to_another_target_or_from_other_weights_is_no_result_of_the_row(
+    read, folder, complete, key, there, here
 ):
-    """A run that is still going can go on to the new one."""
-    before, after = read(changed(stop_at=there)), read(changed(stop_at=here))
+    """A run that is still going can go on to the new target, and looks at its weights itself."""
+    before, after = read(changed(**{key: there})), read(changed(**{key: here}))
     workdir, config = folder.seed(before.rows[0], 0), before.config(before.rows[0], 0)
     begin(workdir, config)
     if not complete:
@@ -83,7 +91,7 @@ def test_what_has_come_to_another_target_is_no_result_of_the_row(
         return
     (workdir / "result.json").write_text('{"complete": true}')
     check_row(before, folder, before.rows[0])
-    with pytest.raises(ConfigError, match=r"seed_0 .* differs in stop_at"):
+    with pytest.raises(ConfigError, match=rf"seed_0 .* differs in {key}"):
         check_row(after, folder, after.rows[0])
 
 
