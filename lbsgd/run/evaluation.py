@@ -1,7 +1,7 @@
 """Evaluates a state over the validation set, by what its task sums up."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,8 +28,8 @@ class Evaluation:
         Args:
           monitor: hears of each batch, and may end the evaluation before the next.
         """
-        self._plan, self._feed, self._monitor = program.plan, feed, monitor
-        self._batches, self._numbers = feed.eval_batches(), program.numbers
+        self._program, self._feed, self._monitor = program, feed, monitor
+        self._plan, self._batches = program.plan, feed.eval_batches()
         self._step, self._moments = program.eval_step(), program.moments_step()
 
     def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
@@ -57,7 +57,9 @@ class Evaluation:
 
     def _sums(self, done: int, params: Any, stats: Any) -> dict[str, np.ndarray] | None:
         """Adds up the sums of all batches; None if the run is to stop meanwhile."""
-        stats = self._statistics(done, params, stats)
+        if self._plan.precise_batches:
+            where = self._program, self._feed, self._moments
+            stats = precise_statistics(*where, done, params, stats)
         totals: dict[str, np.ndarray] = {}
         with contextlib.closing(iter(self._batches)) as batches:
             for batch in batches:
@@ -90,23 +92,29 @@ class Evaluation:
         if not count - most <= examples <= count:
             raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
-    def _statistics(self, done: int, params: Any, stats: Any) -> Any:
-        """Returns the running averages, or for precise batch norm the mean over a part of the set.
 
-        That part and its augmentation are a function of the update index.
-        """
-        batches = self._plan.precise_batches
-        if not batches:
-            return stats
-        placement = self._plan.placement
-        source = self._feed.other_batches(
-            "precise_batch_norm",
-            Timeline.constant(self._plan.data.examples, placement.batch_size),
-            {placement.batch_size: placement},
-        )
-        total: Any = None
-        for update, batch in enumerate(source.between(done, done + batches), done):
-            moments = self._moments(params, stats, self._numbers.at(update), batch)
-            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
-            jax.block_until_ready(total)
-        return jax.tree.map(lambda x: x / batches, total)
+def precise_statistics(
+    program: Program, feed: Feed, moments: Callable[..., Any], done: int, params: Any, stats: Any
+) -> Any:
+    """Computes the statistics of precise batch norm: the mean over a part of the training set.
+
+    That part and its augmentation are a function of the update index.
+
+    Args:
+      moments: `program.moments_step()`.
+      done: updates.
+      params, stats: of the network; stats is like what is computed.
+    """
+    plan = program.plan
+    placement, batches = plan.placement, plan.precise_batches
+    source = feed.other_batches(
+        "precise_batch_norm",
+        Timeline.constant(plan.data.examples, placement.batch_size),
+        {placement.batch_size: placement},
+    )
+    total: Any = None
+    for update, batch in enumerate(source.between(done, done + batches), done):
+        found = moments(params, stats, program.numbers.at(update), batch)
+        total = found if total is None else jax.tree.map(jax.numpy.add, total, found)
+        jax.block_until_ready(total)
+    return jax.tree.map(lambda x: x / batches, total)

@@ -67,13 +67,8 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        path = f"{self._root}/{self._files.path(index)}"
-        try:
-            with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
-                _check_size(os.fstat(file.fileno()))
-                return Example(file.read(), int(self._files.labels[index]))
-        except OSError as error:
-            raise CorruptError(f"cannot be read ({error.strerror})") from error
+        content = read_file(f"{self._root}/{self._files.path(index)}")
+        return Example(content, int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
@@ -128,6 +123,20 @@ def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
             yield "images in no folder of a class"
         else:
             yield kind_left_out(entry.name, entry.is_dir())
+
+
+def read_file(path: str) -> bytes:
+    """Reads an image file, which may be anything.
+
+    Raises:
+      CorruptError: it cannot be read, is no file, or has no end.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
+            _check_size(os.fstat(file.fileno()))
+            return file.read()
+    except OSError as error:
+        raise CorruptError(f"cannot be read ({error.strerror})") from error
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
