@@ -14,7 +14,7 @@ from lbsgd.config.dotted import load as load_code
 from lbsgd.config.keys import value_of
 from lbsgd.models.networks import Network, build_network
 from lbsgd.run.config import KEYS
-from lbsgd.system.devices import precision
+from lbsgd.system.devices import count_devices, precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath
 from lbsgd.system.text import one_line, short_repr
@@ -24,14 +24,23 @@ from lbsgd.use.stored import CODE, Say, Stored, read_stored
 
 # Where a run keeps its weights, by the word for them.
 WEIGHTS = {"raw": "", "average": "ema/"}
-STATISTICS = ("running", "precise")
-# Keys that may name code, of the network alone and of all that a training takes.
-OF_NETWORK = ("model.name", "model.roles")
-CODE_KEYS = tuple(name for name, key in KEYS.items() if key.dotted and not key.machine)
+# Those that a run itself is evaluated with, whichever these are.
+OWN_STATISTICS = "own"
+STATISTICS = ("running", "precise", OWN_STATISTICS)
+# Keys that may name code: of the network, of the task, and of all that a training takes.
+_OF_NETWORK = ("model.name", "model.roles")
+_OF_TASK = ("task.name", "task.loss")
+_OF_TRAINING = tuple(name for name, key in KEYS.items() if key.dotted and not key.machine)
 
 
 class Wanted(NamedTuple):
-    """Holds how a network is to be loaded; see `load`."""
+    """Holds how a network is to be loaded; see `load`.
+
+    Attributes:
+      statistics: also `OWN_STATISTICS`.
+      evaluation: whether it is to be evaluated: its task is needed too, and the devices are by
+        default as many as the run was evaluated on, where these are here.
+    """
 
     checkpoint: str | int = "newest"
     weights: str = "raw"
@@ -39,13 +48,15 @@ class Wanted(NamedTuple):
     devices: int = 0
     keys: Mapping[str, Any] = {}
     allow_code: bool = False
+    evaluation: bool = False
 
     def check(self) -> None:
         """Raises ConfigError for words that are not known."""
         for name, known in (("weights", WEIGHTS), ("statistics", STATISTICS)):
             given = getattr(self, name)
             if given not in known:
-                raise ConfigError(f"{name} must be {' or '.join(known)}, not {short_repr(given)}")
+                first, second, *_ = known
+                raise ConfigError(f"{name} must be {first} or {second}, not {short_repr(given)}")
 
 
 def _warn(text: str) -> None:
@@ -93,21 +104,38 @@ def load_stored(run: str | AnyPath, wanted: Wanted, say: Say) -> tuple[Stored, M
     wanted.check()
     stored = read_stored(run, wanted.checkpoint, wanted.weights == "average", say)
     config = stored.config(wanted.keys)
-    every = CODE_KEYS if wanted.statistics == "precise" else OF_NETWORK
-    check_code(stored, config, every, wanted.allow_code)
+    precisely = wanted.statistics == "precise"
+    if wanted.statistics == OWN_STATISTICS:
+        precisely = config.batch_norm.precise_examples > 0
+    code = _OF_TRAINING if precisely else _OF_NETWORK + _OF_TASK * wanted.evaluation
+    _check_code(stored, config, code, wanted.allow_code)
     with precision(config.dtype):
         network = _network(stored, config)
         params, stats = _variables(stored, network, wanted.weights)
-    if wanted.statistics == "precise":
-        stats = precise(stored, wanted.keys, params, stats)
+    devices = _devices(stored, wanted)
+    if precisely:
+        stats = precise(stored, {**wanted.keys, "devices": devices}, params, stats)
     variables = {"params": params, "batch_stats": stats}
-    update = stored.manifest.update
-    return stored, Model(
-        network, variables, stored.interface, config, update, devices=wanted.devices
+    model = Model(
+        network,
+        variables,
+        stored.interface,
+        config,
+        stored.manifest.update,
+        statistics="precise" if precisely else "running",
+        devices=devices,
     )
+    return stored, model
 
 
-def check_code(
+def _devices(stored: Stored, wanted: Wanted) -> int:
+    """Counts the devices to compute on."""
+    asked = wanted.devices or wanted.keys.get("devices", 0)
+    before = stored.evaluated_on.get("devices", 0) if wanted.evaluation else 0
+    return count_devices(asked or (before if before <= jax.device_count() else 0))
+
+
+def _check_code(
     stored: Stored, config: ml_collections.ConfigDict, keys: Iterable[str], allowed: bool
 ) -> None:
     """Checks that code which a run names may be imported, and is what it was trained with.

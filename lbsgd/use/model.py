@@ -66,6 +66,7 @@ class Model:
       interface: what is done to an image before, and what the outputs mean.
       config: of the run, with `devices` and the like as they are used here.
       update: how many updates the weights have had.
+      statistics: what batch norm normalizes by: "running" averages, or "precise" ones.
       devices: how many it computes on.
     """
 
@@ -77,17 +78,20 @@ class Model:
         config: ml_collections.FrozenConfigDict,
         update: int,
         *,
+        statistics: str = "running",
         devices: int = 0,
     ) -> None:
         """Brings the variables to the devices.
 
         Args:
+          statistics: as the attribute.
           devices: how many; 0 for all there are.
 
         Raises:
           ConfigError: there are fewer.
         """
-        self.interface, self.config, self.update = interface, config, update
+        self.interface, self.config = interface, config
+        self.update, self.statistics = update, statistics
         self.module, self.network = network.in_evaluation, network
         self.devices = count_devices(devices)
         mesh = Mesh(np.array(jax.devices()[: self.devices]), ("devices",))
@@ -137,7 +141,7 @@ class Model:
         Raises:
           ConfigError: the images are others, or the network's task is no classification.
         """
-        self._check_classifies("probabilities")
+        self.check_classifies("probabilities")
         function = self._flipped_probabilities if flip else self._probabilities
         probabilities: np.ndarray = self._computed(function, self._checked(images))
         return probabilities
@@ -182,7 +186,7 @@ class Model:
         Raises:
           ConfigError: the network's task is no classification.
         """
-        self._check_classifies("predict")
+        self.check_classifies("predict")
         if isinstance(images, (str, pathlib.Path)):
             images = [images]
         if top < 1 or batch_size < 1:
@@ -206,6 +210,14 @@ class Model:
         of_class = probabilities[: len(self.classes)]
         order = np.argsort(-of_class, kind="stable")[:top].tolist()
         return tuple(Prediction(self.classes[i], i, float(of_class[i])) for i in order)
+
+    def check_classifies(self, what: str) -> None:
+        """Raises ConfigError where the outputs are not known to be logits of classes."""
+        if not self.classifies:
+            raise ConfigError(
+                f"{what} needs a classification, and the task of this network is "
+                f"{short_repr(self.config.task.name)}; model(images) gives its outputs"
+            )
 
     # --- the compiled functions ---
 
@@ -271,10 +283,3 @@ class Model:
                 f"images are pixels in uint8, or normalized floats, not {array.dtype}"
             )
         return array.astype(parameter_type(self.config))
-
-    def _check_classifies(self, what: str) -> None:
-        if not self.classifies:
-            raise ConfigError(
-                f"{what} needs a classification, and the task of this network is "
-                f"{short_repr(self.config.task.name)}; model(images) gives its outputs"
-            )

@@ -84,6 +84,15 @@ class Stored(NamedTuple):
             return {}
         return found if isinstance(found, dict) else {}
 
+    @property
+    def evaluated_on(self) -> dict[str, int]:
+        """Says in what batches on which devices the run was evaluated; {} where nobody knows."""
+        found = self.described.get("evaluation")
+        names = ("devices", "lanes", "batch_size")
+        if not isinstance(found, dict) or any(type(found.get(name)) is not int for name in names):
+            return {}
+        return found if min(found[name] for name in names) > 0 else {}
+
     def _machine_keys(self) -> dict[str, Any]:
         """Takes from config.json where and how the run was computed."""
         found = self.described.get("config")

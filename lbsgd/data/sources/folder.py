@@ -238,7 +238,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
     The labels of both follow the classes of `train/`.
     """
-    root = _root(config)
+    root = data_folder(config)
     found = split_folders(root)
     for split, names in SPLIT_FOLDERS.items():
         if split not in found:
@@ -253,7 +253,12 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
     return Splits(**splits)
 
 
-def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+def data_folder(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Finds the folder that data.dir names.
+
+    Raises:
+      ConfigError: there is none, or it is a packed set.
+    """
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
         raise ConfigError(
@@ -271,7 +276,7 @@ def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
     Raises:
       ConfigError: as in `folder`, or there is a folder of validation images too.
     """
-    root = _root(config)
+    root = data_folder(config)
     found = split_folders(root)
     if "validation" in found:
         raise ConfigError(
