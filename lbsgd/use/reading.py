@@ -85,7 +85,7 @@ def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
     """
     wanted = interface.image_shape
     if isinstance(image, bytes) and wanted[2] == 1:
-        image = _grey(decode(image))
+        image = grey(decode(image))
     shape = shape_of(image)
     if shape[2] != wanted[2]:
         raise CorruptError(f"it has {shape[2]} channels, and the network takes {wanted[2]}")
@@ -99,12 +99,16 @@ def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
     return out
 
 
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Takes the grey of a file, which is decoded to red, green and blue whatever it holds."""
-    grey = pixels[..., :1]
-    if not (pixels == grey).all():
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Takes one channel of an image file, which is decoded to red, green and blue.
+
+    Raises:
+      CorruptError: it has colours.
+    """
+    one = pixels[..., :1]
+    if not (pixels == one).all():
         raise CorruptError("it has colours, and the network takes grey images")
-    return grey
+    return one
 
 
 def find_images(words: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from lbsgd.config.keys import flatten
 from lbsgd.data.interface import Interface, read_interface
 from lbsgd.run.config import KEYS, check_is_key, resolve
 from lbsgd.run.flags import config_of, set_key
-from lbsgd.run.record.metrics import evaluations, read_metrics
+from lbsgd.run.record.metrics import best_first, read_metrics
 from lbsgd.run.target import OF_AVERAGE
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
@@ -165,17 +165,16 @@ def _best_first(
     folder: AnyPath, updates: Sequence[int], workdir: Workdir | None, average: bool
 ) -> list[int]:
     """Sorts those that were evaluated, the best first, of equals the later."""
-    lines = evaluations(read_metrics(workdir.metrics)) if workdir else iter(())
+    lines = read_metrics(workdir.metrics) if workdir else []
     metric, rises = _headline(folder, updates, workdir)
     metric += OF_AVERAGE * average
-    found = {line["step"]: line[metric] for line in lines if line.get(metric) is not None}
-    there = [update for update in updates if update in found]
+    there = [update for update in best_first(lines, metric, rises) if update in updates]
     if not there:
         raise ConfigError(
             f"none of the checkpoints in {folder} has an evaluation of {metric} beside it, in "
             "metrics.jsonl of its workdir; take the newest, or one by its number"
         )
-    return sorted(there, key=lambda t: (found[t] if rises else -found[t], t), reverse=True)
+    return there
 
 
 def _headline(folder: AnyPath, updates: Sequence[int], workdir: Workdir | None) -> tuple[str, bool]:
