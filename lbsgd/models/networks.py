@@ -32,6 +32,8 @@ class Network(NamedTuple):
 
     Attributes:
       module: in training.
+      in_evaluation: the module in evaluation.
+      evaluation_flags: the arguments of its call, besides images, that say so.
       initialize: seed -> (params, batch_stats), without boxes, {} where there are none; drawn in
         float32 whatever the type, so that runs in float64 start from the same weights. Without a
         seed, with that of the config.
@@ -47,6 +49,8 @@ class Network(NamedTuple):
     """
 
     module: nn.Module
+    in_evaluation: nn.Module
+    evaluation_flags: Mapping[str, Any]
     initialize: Callable[..., tuple[Any, Any]]
     train: Callable[..., tuple[Any, Any]]
     evaluate: Callable[..., Any]
@@ -136,6 +140,8 @@ def build_network(
         train = functools.partial(_train_as_evaluated, evaluate)
     return Network(
         built.training,
+        built.evaluation,
+        built.evaluation_flags,
         functools.partial(_initialize, variables, wide),
         train,
         evaluate,

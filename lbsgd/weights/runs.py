@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from lbsgd.checkpoint import store
-from lbsgd.checkpoint.inspection import locate_checkpoints
+from lbsgd.checkpoint.locating import locate
 from lbsgd.checkpoint.manifest import DamagedError
 from lbsgd.system.files import AnyPath
 from lbsgd.weights.stored import Entry, Stored, UnreadableError
@@ -28,7 +28,7 @@ def open_run(path: AnyPath, averaged: bool) -> Stored:
       UnreadableError: it is damaged, or has no averaged weights.
     """
     store.quiet_orbax()
-    folder, updates = locate_checkpoints(path.absolute(), None)
+    folder, updates = locate(path)
     checkpoint, prefix = folder / str(max(updates)), AVERAGED if averaged else ""
     try:
         manifest = store.read_manifest(checkpoint)
