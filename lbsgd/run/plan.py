@@ -255,7 +255,7 @@ class Plan:
         """Describes the variables of the network, for weights to be set."""
         shapes = {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
         outputs = self.config.model.num_classes or self.data.classes
-        return Variables(self.network, outputs, named_leaves(shapes))
+        return Variables(self.network, outputs, self.data.class_names, named_leaves(shapes))
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:

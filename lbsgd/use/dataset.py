@@ -49,6 +49,11 @@ class Relabelled:
         self.image_shape, self.notes = source.image_shape, source.notes
         self.fingerprint = source.fingerprint
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The new labels of all examples, `[N]`."""
+        return self._labels[self._source.labels]
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -68,6 +73,11 @@ class Grey:
         self._source, self.classes, self.notes = source, source.classes, source.notes
         self.fingerprint = source.fingerprint
         self.image_shape = (*source.image_shape[:2], 1)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all examples, `[N]`."""
+        return self._source.labels
 
     def __len__(self) -> int:
         return len(self._source)

@@ -24,7 +24,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import one_line, short_repr
 from lbsgd.weights import pytorch, runs
-from lbsgd.weights.stored import Entry, Stored, UnreadableError
+from lbsgd.weights.stored import Entry, Stored, UnreadableError, class_names
 
 # By numpy's names: the floats, and the type of counters; of others no array is taken.
 _NUMPY_TYPES = {
@@ -133,7 +133,15 @@ def _safetensors(path: pathlib.Path) -> Stored:
         part = file.get_slice(name)
         dtype = part.get_dtype()
         entries[name] = Entry(tuple(part.get_shape()), _NUMPY_TYPES.get(dtype, dtype))
-    return Stored("safetensors", entries, file.get_tensor)
+    return Stored("safetensors", entries, file.get_tensor, _classes_of(file.metadata() or {}))
+
+
+def _classes_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Takes the names of classes from the metadata, where `lbsgd export` puts them as JSON."""
+    try:
+        return class_names(json.loads(metadata.get("classes", "")))
+    except (ValueError, RecursionError):
+        return ()
 
 
 def _check_names(path: pathlib.Path) -> None:

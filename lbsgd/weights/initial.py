@@ -81,11 +81,13 @@ class Variables(NamedTuple):
     Attributes:
       network: whose they are.
       outputs: how many it has.
+      classes: what they are called; () where nobody has opened the data.
       shapes: shapes and types by name, as "params/stem_conv/conv/kernel".
     """
 
     network: Network
     outputs: int
+    classes: tuple[str, ...]
     shapes: Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -161,11 +163,13 @@ def _match(
     config: ml_collections.ConfigDict, variables: Variables, source: str, stored: Stored
 ) -> tuple[InitialWeights, Names]:
     names = recognize(config.model.name, stored.entries.keys(), variables.shapes.keys())
+    both_known = bool(stored.classes and variables.classes)
     rows = match(
         names,
         stored.entries,
         {name: leaf.shape for name, leaf in variables.shapes.items()},
         lambda: head_axes(config, variables.network, variables.outputs),
+        other_classes=both_known and stored.classes != variables.classes,
     )
     check_rows(rows, config.init_allow)
     return InitialWeights(source, f"{stored.what}, {names.whose}", rows), names

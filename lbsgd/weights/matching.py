@@ -89,6 +89,8 @@ def match(
     there: Mapping[str, Entry],
     here: Mapping[str, Shape],
     head_axes: Callable[[], HeadAxes],
+    *,
+    other_classes: bool = False,
 ) -> tuple[Row, ...]:
     """Accounts for all arrays, those of the network first.
 
@@ -96,7 +98,8 @@ def match(
       names: from `recognize`.
       there: what is stored.
       here: the shapes of the network's variables, by name.
-      head_axes: asked where shapes differ.
+      head_axes: asked where shapes or classes differ.
+      other_classes: whether the classes there are known to be others than here, be they as many.
     """
     rows = []
     for variable, shape in here.items():
@@ -109,6 +112,8 @@ def match(
         if stored != shape:
             of_head = _differ_within(stored, shape, head_axes().get(variable, ()))
             what = HEAD if of_head else WRONG_SHAPE
+        elif other_classes and what == TAKEN and variable in head_axes():
+            what = HEAD
         rows.append(Row(name, variable, there[name].shape, shape, what))
     for name in there.keys() - {row.there for row in rows}:
         counts = names.of_torch and name.endswith(COUNTER)
@@ -162,6 +167,8 @@ def _listed(rows: Sequence[Row], what: str) -> str:
 def _shapes(row: Row) -> str:
     if row.shape_there is None or row.shape_here is None or row.what == WRONG_TYPE:
         return ""
+    if row.shape_there == row.shape_here:
+        return " (of other classes)"
     return f" ({row.shape_there} there, {row.shape_here} here)"
 
 

@@ -1,7 +1,7 @@
 """What a file or a run holds of a network: arrays by name, of which each is read when asked for."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,19 @@ class Stored(NamedTuple):
       what: it is, in a few words for people: "safetensors", "update 400 of a run".
       entries: the arrays by name.
       read: reads one of them.
+      classes: the names of the network's classes, by output; () where it does not say.
     """
 
     what: str
     entries: Mapping[str, Entry]
     read: Callable[[str], np.ndarray]
+    classes: tuple[str, ...] = ()
+
+
+def class_names(value: Any) -> tuple[str, ...]:
+    """Takes the names of classes from a JSON value that may be anything; () where it is none."""
+    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return tuple(value) if named else ()
 
 
 class UnreadableError(ValueError):

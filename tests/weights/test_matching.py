@@ -83,6 +83,16 @@ def test_a_head_for_other_classes_is_replaced_and_another_misfit_of_it_is_none()
     assert whats(unknown)["fc.weight"] == "wrong shape"
 
 
+def test_a_head_of_other_classes_is_replaced_be_they_as_many():
+    entries = there()
+    rows = match(
+        recognize("resnet18", entries, HERE), entries, HERE, lambda: HEAD, other_classes=True
+    )
+    assert whats(rows) == {"fc.weight": "head replaced", "fc.bias": "head replaced", **COUNTER}
+    check_rows(rows, ())
+    assert "fc.weight (of other classes)" in describe_rows(rows)[1]
+
+
 def test_nothing_that_fits_is_a_mistake_whatever_is_allowed():
     entries = there(**{name.replace(".", "__"): None for name in there() if name != "conv1.weight"})
     entries["conv1.weight"] = Entry((9, 9, 9, 9), "float32")
