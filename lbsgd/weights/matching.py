@@ -167,7 +167,8 @@ def _listed(rows: Sequence[Row], what: str) -> str:
 def _shapes(row: Row) -> str:
     if row.shape_there is None or row.shape_here is None or row.what == WRONG_TYPE:
         return ""
-    if row.shape_there == row.shape_here:
+    # As long, whatever the layout.
+    if sorted(row.shape_there) == sorted(row.shape_here):
         return " (of other classes)"
     return f" ({row.shape_there} there, {row.shape_here} here)"
 

@@ -139,6 +139,17 @@ def test_another_run_gives_its_newest_checkpoint_or_the_one_that_is_named(whole_
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("there", ["a run", "safetensors"])
+def test_a_head_of_other_classes_is_replaced_though_it_would_fit(there, whole_run, tmp_path):
+    source, other = whole_run, {"data.only_classes": ("0-4",), "model.num_classes": 10}
+    if there == "safetensors":
+        source = tmp_path / "a"
+        save_file(weights(), source, metadata={"classes": json.dumps(list("0123456789"))})
+    for keys, expected in (({}, set()), (other, {"head replaced"})):
+        plan = build(tiny_config(init_from=str(source), **keys)).plan
+        assert {row.what for row in plan.weights.rows} - {"taken"} == expected
+
+
 def test_the_averaged_weights_of_a_run_are_taken_where_they_are_asked_for(tmp_path):
     train.run(tiny_config(total_steps=4, **{"ema.decay": 0.9}), tmp_path / "run", shown=False)
     there = checkpoint(tmp_path / "run", 4)
