@@ -69,7 +69,8 @@ def test_grey_files_are_for_grey_networks_too(tmp_path):
         (np.zeros((24, 32, 1), np.uint8), "it has 1 channels, and the network takes 3"),
         (np.zeros((24, 32, 3)), "pixels must be uint8 [h, w, c], not float64 (24, 32, 3)"),
         (np.zeros((0, 32, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (0, 32, 3)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (2, 4, 4, 3)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (2, 4, 4,"
+         " 3)"),
         ("nowhere.png", "cannot be read (No such file or directory)"),
         (os.devnull, "is not a regular file"),
         (__file__, "not an image that can be read"),
