@@ -52,6 +52,7 @@ MACHINE = {
     "checkpoint.every_examples",
     "checkpoint.every_minutes",
     "checkpoint.keep",
+    "checkpoint.keep_best",
     "checkpoint.on_error",
     *(key for key in DEFAULTS if key.startswith("diagnostics.")),
     "log.every_steps",

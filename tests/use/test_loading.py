@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from buckets import new_bucket
 
 import lbsgd
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import make_manifest
 from lbsgd.models.networks import build_network
 from lbsgd.system.errors import ConfigError
+from lbsgd.use import evaluate
 from lbsgd.use.model import Model
 
 
@@ -74,6 +76,25 @@ def test_any_path_to_it_will_do(model, finished, where, digits):
     np.testing.assert_array_equal(found(digits[0][:4]), model(digits[0][:4]))
 
 
+def test_a_run_in_a_bucket_is_used_there(model, finished, digits):
+    bucket = new_bucket()
+    for path in finished.rglob("*"):
+        if path.is_file() and "evaluations" not in path.parts:
+            target = bucket
+            for part in path.relative_to(finished).parts:
+                target = target / part
+            target.write_bytes(path.read_bytes())
+    found = lbsgd.load(str(bucket), "best", devices=1)
+    assert found.update == lbsgd.load(finished, "best", devices=1).update
+    newest = lbsgd.load(bucket / "checkpoints" / "12", devices=1)
+    np.testing.assert_array_equal(newest(digits[0][:4]), model(digits[0][:4]))
+    written = evaluate(str(bucket), say=lambda text: None).folder
+    assert str(written).startswith(f"{bucket}/evaluations/12-raw-running-")
+    assert {path.name for path in written.iterdir()} == {
+        *("evaluation.json", "confusion.png", "reliability.png"),
+    }
+
+
 def test_a_checkpoint_alone_is_enough(model, finished, tmp_path, digits):
     found = lbsgd.load(copied(finished, tmp_path), devices=1)
     np.testing.assert_array_equal(found(digits[0][:4]), model(digits[0][:4]))
@@ -92,14 +113,42 @@ def test_the_average_is_that_of_the_checkpoint(finished):
             np.testing.assert_array_equal(leaf, arrays[f"ema/{group}/{name}"])
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_the_best_is_that_of_the_evaluations_of_what_is_there(finished, average):
-    key = "val_error" + "_ema" * average
+def test_the_best_of_all_evaluations_is_kept_beside_the_newest(finished):
     lines = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
+    errors = [(line["val_error"], -line["step"]) for line in lines if "val_error" in line]
+    assert len(errors) == 3
     there = {int(path.name) for path in (finished / "checkpoints").iterdir()}
-    found = [(line[key], -line["step"]) for line in lines if key in line and line["step"] in there]
-    weights = "average" if average else "raw"
-    assert lbsgd.load(finished, "best", weights=weights, devices=1).update == -min(found)[1]
+    assert there == {12, -min(errors)[1]}
+
+
+@pytest.fixture(scope="module")
+def three(finished, tmp_path_factory) -> pathlib.Path:
+    """A workdir with checkpoints of the updates 5, 8 and 12, all of the same state."""
+    workdir = tmp_path_factory.mktemp("three")
+    there = store.read_manifest(finished / "checkpoints" / "12")
+    arrays = store.read_arrays(finished / "checkpoints" / "12", there)
+    (workdir / "checkpoints").mkdir()
+    for update in (5, 8, 12):
+        manifest = make_manifest(update, there.identity, arrays, there.interface)
+        store.write(workdir / "checkpoints" / str(update), manifest, arrays)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ({5: 30.0, 8: 20.0, 12: 25.0}, 8),
+        ({5: 20.0, 8: 20.0, 12: 25.0}, 8),  # of equals the later
+        ({3: 10.0, 5: 30.0, 12: 40.0}, 5),  # 3 is gone, 8 was not evaluated
+        ({5: None, 12: 40.0}, 12),  # 5 was not finite
+    ],
+)
+@pytest.mark.parametrize("weights", ["raw", "average"])
+def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, best, weights):
+    key, other = ["val_error", "val_error_ema"][:: 1 if weights == "raw" else -1]
+    lines = [{"step": t, "epoch": 1.0, key: e, other: t} for t, e in errors.items()]
+    (three / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert lbsgd.load(three, "best", weights=weights, devices=1).update == best
 
 
 def in_float64(model, devices) -> Model:
