@@ -9,7 +9,7 @@ import numpy as np
 
 from lbsgd.config.keys import flatten
 from lbsgd.config.unused import without_effect
-from lbsgd.data.images.decode import decode
+from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.data.interface import Interface
 from lbsgd.data.source import Example, Source, format_shape, numbered_classes
 from lbsgd.data.sources.files import to_nfc
@@ -110,7 +110,7 @@ def open_dataset(
     source = open_unseen(
         config.data, config.seed, classes=classes, trained_on=trained_on, given=of_data
     )
-    if stored.interface.image_shape[2] == 1 and source.image_shape[2] == 3:
+    if stored.interface.image_shape[2] == 1 and _is_of_files(source):
         source = Grey(source)
     _check_images(source, stored.interface)
     labels, note = match_classes(source.classes, classes)
@@ -158,6 +158,13 @@ def _check_has_effect(config: ml_collections.ConfigDict, given: Sequence[str]) -
             raise ConfigError(
                 f"{unused.key}={unused.value!r} has no effect: it is used only with {unused.words}"
             )
+
+
+def _is_of_files(source: Source) -> bool:
+    try:
+        return isinstance(source[0].image, bytes)
+    except CorruptError:
+        return True
 
 
 def _check_images(source: Source, interface: Interface) -> None:

@@ -64,7 +64,7 @@ class Model:
         `module.apply(variables, images, train=False)` gives the logits of normalized images.
       variables: {"params": ..., "batch_stats": ...}, on the devices.
       interface: what is done to an image before, and what the outputs mean.
-      config: of the run, with `devices` and the like as they are used here.
+      config: of the run, with the keys that were set.
       update: how many updates the weights have had.
       statistics: what batch norm normalizes by: "running" averages, or "precise" ones.
       devices: how many it computes on.

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from checkpoint_folder import Opened, damage, filled, on_disk, restored, state
 
@@ -101,3 +102,47 @@ def test_old_ones_that_cannot_be_removed_are_named(tmp_path, monkeypatch):
         opened.checkpoints.save(3, state(3))
     assert opened.said == ["old checkpoints could not be removed (Permission denied)"]
     assert opened.checkpoints.newest == 3
+
+
+def saved(opened, update, best=False):
+    opened.checkpoints.save(update, state(update), best=best)
+    opened.checkpoints.wait()
+
+
+def test_the_best_is_kept_until_a_better_one_is_saved(tmp_path):
+    with Opened(tmp_path, keep=2) as opened:
+        saved(opened, 1)
+        saved(opened, 1, best=True)  # it was saved before it was evaluated
+        for update in (2, 3, 4):
+            saved(opened, update)
+        assert on_disk(tmp_path) == ["1", "3", "4"]
+        saved(opened, 5, best=True)
+        assert on_disk(tmp_path) == ["4", "5"]
+        saved(opened, 6)
+        assert on_disk(tmp_path) == ["5", "6"]
+        assert opened.checkpoints.best == 5
+        saved(opened, 6, best=True)
+        saved(opened, 7)
+        assert on_disk(tmp_path) == ["6", "7"]
+    assert opened.said == []
+
+
+def test_the_best_stays_where_a_better_one_cannot_be_saved(tmp_path):
+    with Opened(tmp_path, keep=1) as opened:
+        saved(opened, 1, best=True)
+        saved(opened, 2)
+        opened.checkpoints.save(3, {"x": np.array(np.nan)}, best=True)
+        opened.checkpoints.wait()
+        assert opened.checkpoints.best == 1
+        saved(opened, 4)
+        assert on_disk(tmp_path) == ["1", "4"]
+
+
+def test_the_best_of_before_is_the_first_that_is_there_and_good(tmp_path):
+    filled(tmp_path, [1, 2, 3])
+    damage(tmp_path / "2")
+    with Opened(tmp_path, keep=1) as opened:
+        assert opened.checkpoints.keep_best_of([9, 2, 1, 3]) == 1
+        saved(opened, 4)
+        assert on_disk(tmp_path) == ["1", "4"]
+        assert opened.checkpoints.keep_best_of([9, 8]) is None

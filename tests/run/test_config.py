@@ -55,6 +55,7 @@ MACHINE = {
     "checkpoint.every_examples",
     "checkpoint.every_minutes",
     "checkpoint.keep",
+    "checkpoint.keep_best",
     "checkpoint.on_error",
     *(key for key in DEFAULTS if key.startswith("diagnostics.")),
     "log.every_steps",

@@ -1,0 +1,68 @@
+"""The checkpoint of the best evaluation so far is kept, before and after a resume."""
+
+import contextlib
+import json
+import random
+
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+from lbsgd.run.build import plan_run
+from lbsgd.run.record.record import Record
+from lbsgd.run.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_run(tiny_config(**{"checkpoint.keep": 1, "checkpoint.keep_best": True}))
+
+
+@contextlib.contextmanager
+def opened(plan, folder, start):
+    record = Record(plan, folder, pytest.fail)
+    with contextlib.closing(record):
+        record.begin(start)
+        yield record
+
+
+def evaluated(record, done, error):
+    """As the loop has it: the metrics of an evaluation, then its state."""
+    values = {"val_loss": 1.0, "val_error": error}
+    record.write(done, values)
+    record.save_best(done, {"x": np.array(done)}, values)
+
+
+def there(folder) -> set[int]:
+    return {int(path.name) for path in folder.checkpoints.iterdir()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_is_there_whatever_is_killed(plan, tmp_path, seed):
+    """Of equals the later; and nothing else is, beside the newest that is due."""
+    folder, chosen = Workdir(tmp_path), random.Random(seed)
+    tmp_path.joinpath("checkpoints").mkdir()
+    errors = [chosen.choice([50.0, 40.0, 30.0, np.nan]) for _ in range(8)]
+    start, best = 0, None
+    while start < 8:
+        with opened(plan, folder, start) as record:
+            for done in range(start + 1, min(start + chosen.randrange(1, 5), 8) + 1):
+                evaluated(record, done, errors[done - 1])
+                record.save(done, {"x": np.array(done)}, last=False)
+                if np.isfinite(errors[done - 1]) and (
+                    best is None or errors[done - 1] <= errors[best - 1]
+                ):
+                    best = done
+                start = done
+        assert there(folder) == {start, best} - {None}
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+
+
+def test_none_is_kept_unasked(tmp_path):
+    plan = plan_run(tiny_config(**{"checkpoint.keep": 1}))
+    tmp_path.joinpath("checkpoints").mkdir()
+    with opened(plan, Workdir(tmp_path), 0) as record:
+        evaluated(record, 1, 10.0)
+        record.save(2, {"x": np.array(2)}, last=False)
+    assert there(Workdir(tmp_path)) == {2}
