@@ -67,7 +67,7 @@ def test_torchvision_and_timm_compute_the_same(name, dtype, rtol, tmp_path):
     path = exported(TORCHVISION, model, tmp_path, keep_float64=True)
     state = load_file(path)
     assert {x.dtype.name for x in state.values()} == {dtype, "int64"}
-    rtol = rtol or relative_rounding(model.variables, ["float32"])
+    rtol = rtol or relative_rounding(model, ["float32"])
     for library in ("torchvision", "timm"):
         found = torch_outputs(library, name, state, IMAGES.pixels, dtype)
         assert_outputs(found, model, IMAGES.pixels, rtol)
@@ -94,6 +94,7 @@ def test_own_names_hold_each_array_for_init_from(kind, keys, tmp_path):
     expected = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
     with open_weights(str(path)) as stored:
         assert stored.entries.keys() == expected.keys()
+        assert stored.classes == (CLASSES if kind is OWN else ())
         for name, array in expected.items():
             np.testing.assert_array_equal(stored.read(name), array)
     assert check(kind, path, model, IMAGES).largest == 0
@@ -104,7 +105,7 @@ def test_msgpack_is_what_flax_restores_for_its_module(tmp_path):
     variables = serialization.msgpack_restore(exported(FLAX, model, tmp_path).read_bytes())
     images = model.preprocess(jnp.asarray(IMAGES.pixels))
     found = model.module.apply(variables, images, train=False)
-    assert_outputs(found, model, IMAGES.pixels, relative_rounding(model.variables, ["float32"]))
+    assert_outputs(found, model, IMAGES.pixels, relative_rounding(model, ["float32"]))
 
 
 @pytest.mark.parametrize("kind", [TORCHVISION, OWN])
@@ -132,7 +133,7 @@ def test_stablehlo_takes_any_batch_size(dtype, rtol, tmp_path):
     assert not program.has_vjp()
     (shape,) = program.in_avals
     assert shape.dtype == np.uint8
-    rtol = rtol or relative_rounding(model.variables, ["float32"])
+    rtol = rtol or relative_rounding(model, ["float32"])
     with jax.enable_x64(dtype == "float64"):
         for n in (1, 3, 8):
             found = program.call(pixels(n))
@@ -140,6 +141,17 @@ def test_stablehlo_takes_any_batch_size(dtype, rtol, tmp_path):
             powers = np.exp(np.asarray(found["logits"], np.float64))
             expected = powers / powers.sum(axis=1, keepdims=True)
             np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-5, atol=1e-7)
+
+
+@LONG
+def test_stablehlo_computes_in_bfloat16_as_the_run_did(tmp_path):
+    """To the rounding of activations: within it, and far closer than to another network."""
+    model = random_model("cifar_resnet8", dtype="bfloat16", **SMALL)
+    path = exported(STABLEHLO, model, tmp_path)
+    found = check(STABLEHLO, path, model, IMAGES)
+    assert found.largest < 0.1 * found.tolerance
+    with pytest.raises(FailedError):
+        check(STABLEHLO, path, random_model("cifar_resnet8", seed=1, **SMALL), IMAGES)
 
 
 def test_stablehlo_names_no_file_of_this_machine(tmp_path):
@@ -170,7 +182,7 @@ def test_stablehlo_is_served_without_lbsgd(tmp_path):
         "assert not {'lbsgd', 'flax'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    rtol = relative_rounding(model.variables, ["float32"])
+    rtol = relative_rounding(model, ["float32"])
     assert_outputs(np.load(tmp_path / "found.npy"), model, IMAGES.pixels, rtol)
 
 
@@ -208,7 +220,7 @@ def test_onnx_computes_the_same_of_any_batch_size(name, keys, tmp_path):
     reference = ONNX.reference(model)
     for n in (1, 3):
         logits, probabilities = session.run(None, {"images": pixels(n)})
-        rtol = relative_rounding(model.variables, ["float32"])
+        rtol = relative_rounding(model, ["float32"])
         assert_outputs(logits, reference, pixels(n), rtol)
         powers = np.exp(logits.astype(np.float64))
         expected = powers / powers.sum(axis=1, keepdims=True)

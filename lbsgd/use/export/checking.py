@@ -1,6 +1,7 @@
 """Checks an export: it is read back, and gives the outputs of the network it was made of."""
 
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ def check(kind: Format, path: pathlib.Path, model: Model, images: Images) -> Dif
     largest = max(float(np.abs(_wide(x)).max(initial=0)) for x in expected)
     apart = max(_largest_difference(a, b) for a, b in zip(found, expected))
     types = (str(reference.config.dtype), *kind.rounding)
-    difference = Difference(apart, largest * relative_rounding(model.variables, types))
+    difference = Difference(apart, largest * relative_rounding(reference, types))
     if not apart <= difference.tolerance:  # NaN is not
         raise FailedError(
             f"{path.name}: what was read back differs from the network by {apart:.2g}, and "
@@ -142,31 +143,27 @@ def _largest_difference(found: Any, expected: Any) -> float:
     return float(np.abs(a - b).max(initial=0)) if finite else float("nan")
 
 
-def relative_rounding(variables: Any, types: Sequence[str]) -> float:
+def relative_rounding(model: Model, types: Sequence[str]) -> float:
     """Bounds by how much two orders of summation change outputs, relative to the largest.
 
-    The roundings of a sum of s products add up like a random walk, to sqrt(s) eps of its terms'
-    size, and those of the layers at worst one after the other. What is stored in another type
-    (activations in bfloat16) is rounded once more in each layer; products are then summed in
-    float32.
+    Each array of the network takes part in an operation that rounds. The roundings of a sum of s
+    terms add up like a random walk, to sqrt(s) eps of their size, and those of the operations at
+    worst one after the other. What is stored in another type (activations in bfloat16) is rounded
+    once more by each, at random too; sums are then in float32.
 
     Args:
-      variables: of the network.
       types: that are computed in, or that numbers are rounded to.
     """
-    kernels = [x.shape for x in jax.tree.leaves(variables["params"]) if x.ndim > 1]
-    longest = max((int(np.prod(shape[:-1])) for shape in kernels), default=1)
-    eps = [epsilon(name) for name in types]
-    summed = max(map(epsilon, _summed(types)))
-    stored = max(eps) if max(eps) > summed else 0.0
-    return max(1, len(kernels)) * (np.sqrt(longest) * summed + stored)
+    arrays = jax.tree.leaves(dict(model.variables))
+    # Of products with a kernel, or of the pixels that are averaged.
+    sums = [int(np.prod(x.shape[:-1])) for x in arrays if x.ndim > 1]
+    longest = max([*sums, int(np.prod(model.interface.image_shape[:2]))])
+    eps = max(map(epsilon, types))
+    summed = max(epsilon("float64" if name == "float64" else "float32") for name in types)
+    stored = eps if eps > summed else 0.0
+    return len(arrays) * math.sqrt(longest) * summed + math.sqrt(len(arrays)) * stored
 
 
 def epsilon(dtype: Any) -> float:
     """Returns the distance from 1 to the next number of a type."""
     return float(np.spacing(np.ones((), dtype)))
-
-
-def _summed(types: Sequence[str]) -> list[str]:
-    """Names the types that products are summed in."""
-    return ["float64" if name == "float64" else "float32" for name in types]
