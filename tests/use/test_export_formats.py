@@ -100,6 +100,7 @@ def test_own_names_hold_each_array_for_init_from(kind, keys, tmp_path):
     assert check(kind, path, model, IMAGES).largest == 0
 
 
+@LONG
 def test_msgpack_is_what_flax_restores_for_its_module(tmp_path):
     model = random_model("cifar_resnet8", **SMALL)
     variables = serialization.msgpack_restore(exported(FLAX, model, tmp_path).read_bytes())
@@ -265,7 +266,9 @@ def test_outputs_that_are_not_finite_are_noticed(value, tmp_path):
         check(OWN, exported(OWN, model, tmp_path), model, IMAGES)
 
 
-@pytest.mark.parametrize("kind", [TORCHVISION, OWN, FLAX, STABLEHLO, ONNX])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(TORCHVISION, marks=LONG), OWN, FLAX, STABLEHLO, ONNX]
+)
 def test_a_file_cut_short_is_noticed(kind, tmp_path):
     if kind is ONNX:
         pytest.importorskip("onnxruntime")
