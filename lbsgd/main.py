@@ -112,6 +112,13 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     return EXIT_DONE
 
 
+def export(argv: Sequence[str]) -> int:
+    """Exports the network of a run, and returns the exit code."""
+    from lbsgd.use.export import command
+
+    return command.main(argv)
+
+
 def prepare(argv: Sequence[str]) -> int:
     """Packs images, and returns the exit code."""
     from lbsgd.data import command
@@ -217,6 +224,7 @@ COMMANDS = {
     "compare": Command(compare, "compares runs: what differs, which is better, is it significant"),
     "evaluate": Command(evaluate, "evaluates a trained network, on its own or on other images"),
     "predict": Command(predict, "predicts the classes of images by a trained network"),
+    "export": Command(export, "exports a network to safetensors, Flax, StableHLO, ONNX; checked"),
     "prepare": Command(prepare, "packs images for fast loading, verifies them, converts TFRecord"),
     "checkpoint": Command(checkpoint, "lists, verifies and shows the checkpoints of a run"),
     "diagnose": Command(diagnose, "draws what a run measured of itself, such as its noise scale"),

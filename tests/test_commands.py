@@ -24,8 +24,8 @@ def called(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 def test_the_commands_are_those_of_the_issue():
-    first = ["train", "sweep", "compare", "evaluate", "predict", "prepare", "checkpoint"]
-    assert list(COMMANDS) == [*first, "diagnose", "launch", "configs", "completion"]
+    first = ["train", "sweep", "compare", "evaluate", "predict", "export", "prepare"]
+    assert list(COMMANDS) == [*first, "checkpoint", "diagnose", "launch", "configs", "completion"]
 
 
 @pytest.mark.parametrize("argv", [(), ("help",), ("-h",), ("--help",)])
@@ -79,7 +79,7 @@ def test_help_after_the_dashes_of_the_launcher_is_that_of_a_run(capsys):
         ("Launch", "launch"),
         ("diagnostics", "diagnose"),
         ("", "train"),
-        ("x\ny" * 999, "train"),
+        ("x\ny" * 999, "export"),
     ],
 )
 def test_an_unknown_command_names_the_nearest(word, near, capsys):

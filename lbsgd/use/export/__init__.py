@@ -1,0 +1,1 @@
+"""Exports trained networks to the files that other libraries and servers read."""
