@@ -1,6 +1,6 @@
 """CIFAR-10 with ResNet-20 and -56 of He et al. 2015 (section 4.2), from one worker to thirty-two.
 
-    lbsgd train --config configs/cifar10.py --config.data.dir=DIR
+    lbsgd train --config cifar10 --config.data.dir=DIR
 
 Their recipe: minibatch 128, eta 0.1, weight decay 1e-4, 164 epochs (64,000 updates), x0.1 at one
 half and three quarters, padding 4, crop and flip. That is one worker of n=128 here; larger
@@ -24,7 +24,7 @@ not to be compared with the above), is 25.31% error (one seed) after 6 epochs
 (docs/results/cifar10.json):
 
     lbsgd prepare CIFAR-10-JPEGS PACKED
-    lbsgd train --config configs/cifar10.py:epochs=6 --config.data.source=packed \\
+    lbsgd train --config cifar10:epochs=6 --config.data.source=packed \\
         --config.data.dir=PACKED
 """
 

@@ -1,6 +1,6 @@
 """CIFAR-10 by the schedules of Smith et al. 2018 (section 5.1, Table 1), for a GPU.
 
-    lbsgd train --config configs/cifar10_growing.py --config.data.dir=DIR
+    lbsgd train --config cifar10_growing --config.data.dir=DIR
 
 200 epochs, factor 5 at epochs 60, 120 and 160, workers (ghost batches) of n=128, Nesterov momentum.
 Their network was a Wide ResNet 16-4; here it is ResNet-20, so accuracies are for comparison only.

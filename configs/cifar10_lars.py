@@ -1,6 +1,6 @@
 """CIFAR-10 with LARS at kn=4096 and ResNet-20, for a GPU (You, Gitman and Ginsburg 2017).
 
-    lbsgd train --config configs/cifar10_lars.py --config.data.dir=DIR
+    lbsgd train --config cifar10_lars --config.data.dir=DIR
 
 configs/cifar10.py with 32 workers of 128: 2,002 updates in 164 epochs where kn=128 takes 64,062.
 The recipe of LARS is that of configs/digits_lars.py; its rate, 15, and warmup of 15 epochs are

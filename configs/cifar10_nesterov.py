@@ -1,6 +1,6 @@
 """CIFAR-10 with Nesterov momentum at kn=4096 and the schedule of Nado et al. 2021, for a GPU.
 
-    lbsgd train --config configs/cifar10_nesterov.py --config.data.dir=DIR
+    lbsgd train --config cifar10_nesterov --config.data.dir=DIR
 
 configs/cifar10_lars.py (ResNet-20) without LARS: warmup from 0, then polynomial decay of power 2 to
 one update past the end. The rate, 1.6, is half of what linear scaling asks for, a guess from

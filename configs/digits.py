@@ -1,6 +1,6 @@
 """Handwritten digits with eight workers: the recipe of Goyal et al. 2017 in a few seconds.
 
-    lbsgd train --config configs/digits.py
+    lbsgd train --config digits
 
 scikit-learn's 1,797 handwritten digits (8x8, grey; every fifth is for validation), ResNet-8, and
 the paper's schedule to the letter: 90 epochs, gradual warmup over the first 5, x0.1 at epochs 30,

@@ -1,6 +1,6 @@
 """Digits: growing the batch instead of decaying the rate (Smith et al. 2018), and its twin.
 
-    lbsgd train --config configs/digits_growing.py
+    lbsgd train --config digits_growing
 
 configs/digits.py from kn=128 on (eta = 0.4 by linear scaling) with three decays of a factor 5, as
 Smith et al. have them, at epochs 30, 60 and 80. Here the batch grows instead, to 640 and then 1024

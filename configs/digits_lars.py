@@ -1,6 +1,6 @@
 """Digits in 126 updates: LARS at kn=1024 (You, Gitman and Ginsburg 2017).
 
-    lbsgd train --config configs/digits_lars.py
+    lbsgd train --config digits_lars
 
 configs/digits.py with 32 workers of 32, which is most of the training set. The recipe is that of
 MLPerf's reference: the trust ratio 0.001 on kernels alone, rate and ratio inside the momentum

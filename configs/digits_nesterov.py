@@ -1,6 +1,6 @@
 """Digits in 126 updates: Nesterov momentum at kn=1024, with the schedule of Nado et al. 2021.
 
-    lbsgd train --config configs/digits_nesterov.py
+    lbsgd train --config digits_nesterov
 
 configs/digits.py with 32 workers of 32, and nothing of LARS but its schedule: warmup from 0, then
 polynomial decay of power 2 to one update past the end. Nado et al. (arXiv 2102.06356) say that this

@@ -1,6 +1,6 @@
 """Fashion-MNIST with a small ResNet: a large-minibatch experiment for one machine.
 
-    lbsgd train --config configs/fashion_mnist.py --config.data.dir=DIR
+    lbsgd train --config fashion_mnist --config.data.dir=DIR
 
 60,000 grey images of 28x28. One worker of n=128 at eta = 0.1 is the reference; larger minibatches
 are k such workers, with linear scaling and gradual warmup over 2 epochs; 20 epochs, x0.1 at one

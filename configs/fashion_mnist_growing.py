@@ -1,6 +1,6 @@
 """Fashion-MNIST: growing the batch instead of decaying the rate (Smith et al. 2018), and its twin.
 
-    lbsgd train --config configs/fashion_mnist_growing.py --config.data.dir=DIR
+    lbsgd train --config fashion_mnist_growing --config.data.dir=DIR
 
 configs/fashion_mnist.py from one worker of n=128 on (eta = 0.1), ResNet-8 at a quarter of its
 width, 3 epochs, with decays of a factor 5 at epochs 1.5 and 2.25. Here the batch grows instead, to

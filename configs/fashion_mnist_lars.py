@@ -1,6 +1,6 @@
 """Fashion-MNIST in 176 updates: LARS at kn=1024 (You, Gitman and Ginsburg 2017).
 
-    lbsgd train --config configs/fashion_mnist_lars.py --config.data.dir=DIR
+    lbsgd train --config fashion_mnist_lars --config.data.dir=DIR
 
 configs/fashion_mnist.py with 8 workers of 128, ResNet-8 at a quarter of its width and 3 epochs, so
 that 2 CPU cores can do it in two minutes; much too short for a good error. The recipe of LARS is

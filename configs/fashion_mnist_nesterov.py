@@ -1,6 +1,6 @@
 """Fashion-MNIST in 176 updates: Nesterov momentum, with the schedule of Nado et al. 2021.
 
-    lbsgd train --config configs/fashion_mnist_nesterov.py --config.data.dir=DIR
+    lbsgd train --config fashion_mnist_nesterov --config.data.dir=DIR
 
 configs/fashion_mnist_lars.py without LARS: warmup from 0, then polynomial decay of power 2 to one
 update past the end. Its rate was chosen by one seed each of 0.4, 0.8 and 1.6.

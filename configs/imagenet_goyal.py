@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and -101 by the recipe of Goyal et al. 2017 (arXiv 1706.02677).
 
-    lbsgd train --config configs/imagenet_goyal.py --config.data.dir=DIR
+    lbsgd train --config imagenet_goyal --config.data.dir=DIR
 
 With no argument: the paper's 8k recipe (k=256 workers of n=32, eta=3.2, gradual warmup), Table 1.
 Arguments select other rows, `configs/imagenet_goyal.py:batch=256`, several joined by commas. Top-1

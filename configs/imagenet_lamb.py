@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and LAMB, after You et al. 2020 (arXiv 1904.00962).
 
-    lbsgd train --config configs/imagenet_lamb.py --config.data.dir=DIR
+    lbsgd train --config imagenet_lamb --config.data.dir=DIR
 
 With no argument batch=32768, k=512 workers of n=64. The authors' own note on reproduction gives
 76.3% top-1 after 3,519 updates (90 epochs) at this size on 128 TPU v3 chips, and says that it

@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and LARS: MLPerf's reference convergence points, and the paper's rows.
 
-    lbsgd train --config configs/imagenet_lars.py --config.data.dir=DIR
+    lbsgd train --config imagenet_lars --config.data.dir=DIR
 
 With no argument batch=32768; `configs/imagenet_lars.py:batch=4096` selects another row. lbsgd has
 not run these to the end. DIR, augmentation and accumulation are as in configs/imagenet_goyal.py.

@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 by Mikami et al. 2018, "Massively Distributed SGD" (arXiv 1811.05233).
 
-    lbsgd train --config configs/imagenet_mikami.py --config.data.dir=DIR
+    lbsgd train --config imagenet_mikami --config.data.dir=DIR
 
 LARS, label smoothing 0.1, a batch that grows during training (batch-size control), gradients summed
 by a 2D torus that they cross in float16 (times a power of two, so that none of them is too small or

@@ -1,6 +1,6 @@
 """ImageNet with ResNet-50 and Nesterov momentum, after Nado et al. 2021 (arXiv 2102.06356).
 
-    lbsgd train --config configs/imagenet_nesterov.py --config.data.dir=DIR
+    lbsgd train --config imagenet_nesterov --config.data.dir=DIR
 
 The paper's claim is that with as good a schedule it does as well as LARS: 75.9% top-1 in 2,512
 updates of 32,768 (64 epochs), as the median of 50 seeds. lbsgd has not run it to the end. DIR,

@@ -1,7 +1,7 @@
 """ImageNet with growing batches: Smith et al. 2018, "Don't Decay the Learning Rate, Increase the
 Batch Size" (arXiv 1711.00489).
 
-    lbsgd train --config configs/imagenet_smith.py --config.data.dir=DIR
+    lbsgd train --config imagenet_smith --config.data.dir=DIR
 
 90 epochs, with what would be decays by 10 at epochs 30, 60 and 80. Their network was
 Inception-ResNet-V2; here it is ResNet-50, so their accuracies are for comparison only. Momentum

@@ -1,6 +1,6 @@
 """Imagenette (ten easy classes of ImageNet) with ResNet-50: ImageNet's pipeline in small.
 
-    lbsgd train --config configs/imagenette.py --config.data.dir=DIR
+    lbsgd train --config imagenette --config.data.dir=DIR
 
 DIR holds train/ and val/ with a folder of JPEGs for each class, as fast.ai's imagenette2 (or -320)
 unpacks. The recipe is that of Goyal et al. 2017 (configs/imagenet_goyal.py, with what it lists as

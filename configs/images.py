@@ -1,6 +1,6 @@
 """Your own images, a folder for each class: ResNet-18 at 64 pixels, on a laptop or a GPU.
 
-    lbsgd train --config configs/images.py --config.data.dir=DIR
+    lbsgd train --config images --config.data.dir=DIR
 
 DIR holds train/ and val/, each with a folder of images for every class; or the folders of classes
 alone, with --config.data.validation_fraction=0.1. The recipe is that of configs/imagenette.py with

@@ -7,6 +7,7 @@ and a mistake come at once, and a launcher stays small.
 import contextlib
 import difflib
 import faulthandler
+import io
 import os
 import sys
 import traceback
@@ -169,6 +170,21 @@ def configs(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
+def completion(argv: Sequence[str]) -> int:
+    """Prints the completion script of a shell, and returns the exit code."""
+    from lbsgd.run.completion import command
+
+    return command.main(argv, COMMANDS, _help_of)
+
+
+def _help_of(words: Sequence[str]) -> str:
+    """Returns the help of a command, or of a command within it."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        COMMANDS[words[0]].main([*words[1:], "--help"])
+    return text.getvalue()
+
+
 class Command(NamedTuple):
     """Holds what a first word does.
 
@@ -190,15 +206,16 @@ COMMANDS = {
     "diagnose": Command(diagnose, "draws what a run measured of itself, such as its noise scale"),
     "launch": Command(launch, "starts the processes of a run on this machine, again when one dies"),
     "configs": Command(configs, "lists the recipes with their variants, or prints what one says"),
+    "completion": Command(completion, "prints a script that has bash, zsh or fish complete words"),
 }
 
 USAGE = "usage: lbsgd COMMAND ..."
 EXAMPLES = """\
 lbsgd COMMAND --help says more of a command. Flags without a command are those of train.
 
-  lbsgd train --config configs/digits.py --config.batch_size=512 --workdir runs/x
+  lbsgd train --config digits --config.batch_size=512 --workdir runs/x
   lbsgd train --workdir runs/x
-  lbsgd launch --num_processes 2 -- --config configs/digits.py"""
+  lbsgd launch --num_processes 2 -- --config digits"""
 
 
 def help_text() -> str:

@@ -25,7 +25,7 @@ def called(capsys, *argv: str) -> tuple[int, str, str]:
 
 def test_the_commands_are_those_of_the_issue():
     first = ["train", "sweep", "compare", "prepare", "checkpoint", "diagnose"]
-    assert list(COMMANDS) == [*first, "launch", "configs"]
+    assert list(COMMANDS) == [*first, "launch", "configs", "completion"]
 
 
 @pytest.mark.parametrize("argv", [(), ("help",), ("-h",), ("--help",)])

@@ -1,8 +1,8 @@
 """Batch norm over n examples: the scope of its statistics (Goyal et al. 2017, section 2.3).
 
-    lbsgd sweep run configs/ablations/bn_scope.py --workdir runs/x \\
+    lbsgd sweep run bn_scope --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/bn_scope.py:mini --workdir runs/x
+    lbsgd sweep run bn_scope:mini --workdir runs/x
 
 The large minibatch is shared out among workers of n examples, and the statistics are over those of
 one worker. The number n is part of the loss (equation 5): it stays where the minibatch grows, and

@@ -1,6 +1,6 @@
 """Takes the large-minibatch recipe apart on digits, and counts how few updates these need.
 
-    lbsgd sweep run configs/ablations/digits.py --workdir runs/digits --parallel 2
+    lbsgd sweep run digits --workdir runs/digits --parallel 2
 
 Rows of Tables 1 and 2a and of Figure 1 of Goyal et al. 2017 (arXiv 1706.02677) in small, then the
 recipes for few updates: LARS, Nesterov momentum with its schedule, and growing batches, which are

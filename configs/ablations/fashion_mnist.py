@@ -1,6 +1,6 @@
 """Counts the updates in which LARS, Nesterov momentum and growing batches learn Fashion-MNIST.
 
-    lbsgd sweep run configs/ablations/fashion_mnist.py --workdir runs/fashion --parallel 2 \\
+    lbsgd sweep run fashion_mnist --workdir runs/fashion --parallel 2 \\
         --config.data.dir=DIR
 
 ResNet-8 at a quarter of its width for 3 epochs, so that 2 CPU cores can do it; far from what this

@@ -1,8 +1,8 @@
 """Figures 1 and 3 of Goyal et al. 2017 (arXiv 1706.02677): the error against the minibatch.
 
-    lbsgd sweep run configs/ablations/goyal_figure1.py --workdir runs/x \\
+    lbsgd sweep run goyal_figure1 --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/goyal_figure1.py:mini --workdir runs/x
+    lbsgd sweep run goyal_figure1:mini --workdir runs/x
 
 With linear scaling and gradual warmup the error stays until the minibatch reaches some size, then
 rises ever faster, and at last the network does not learn any more. Top-1 validation error in %,

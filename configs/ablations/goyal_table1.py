@@ -1,8 +1,8 @@
 """Table 1 of Goyal et al. 2017 (arXiv 1706.02677): how the rate warms up.
 
-    lbsgd sweep run configs/ablations/goyal_table1.py --workdir runs/x \\
+    lbsgd sweep run goyal_table1 --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/goyal_table1.py:mini --workdir runs/x
+    lbsgd sweep run goyal_table1:mini --workdir runs/x
 
 A large minibatch with linear scaling is as good as a small one if the rate rises gradually from the
 small one's over 5 epochs; it is worse if it stays there for 5 epochs and then jumps, and without

@@ -1,8 +1,8 @@
 """Table 2a of Goyal et al. 2017 (arXiv 1706.02677): how the rate follows the minibatch.
 
-    lbsgd sweep run configs/ablations/goyal_table2a.py --workdir runs/x \\
+    lbsgd sweep run goyal_table2a --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/goyal_table2a.py:mini --workdir runs/x
+    lbsgd sweep run goyal_table2a:mini --workdir runs/x
 
 In proportion to it (linear scaling), by its square root, or not at all; and how much the reference
 rate matters. Top-1 validation error in %, mean and standard deviation of the paper's 5 runs:

@@ -1,8 +1,8 @@
 """Table 2b of Goyal et al. 2017 (arXiv 1706.02677): residual blocks that begin as the identity.
 
-    lbsgd sweep run configs/ablations/goyal_table2b.py --workdir runs/x \\
+    lbsgd sweep run goyal_table2b --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/goyal_table2b.py:mini --workdir runs/x
+    lbsgd sweep run goyal_table2b:mini --workdir runs/x
 
 The scale gamma of the last batch norm of each residual block starts at 1, as usual, or at 0. Top-1
 validation error in %, mean and standard deviation of the paper's 5 runs:

@@ -1,8 +1,8 @@
 """Table 2c of Goyal et al. 2017 (arXiv 1706.02677): a deeper network, ResNet-101.
 
-    lbsgd sweep run configs/ablations/goyal_table2c.py --workdir runs/x \\
+    lbsgd sweep run goyal_table2c --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/goyal_table2c.py:mini --workdir runs/x
+    lbsgd sweep run goyal_table2c:mini --workdir runs/x
 
 Nothing is chosen anew for it. Top-1 validation error in %, mean and standard deviation of the
 paper's 5 runs:

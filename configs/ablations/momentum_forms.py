@@ -1,8 +1,8 @@
 """Equations 9 and 10 of Goyal et al. 2017 (arXiv 1706.02677): where the rate enters the momentum.
 
-    lbsgd sweep run configs/ablations/momentum_forms.py --workdir runs/x \\
+    lbsgd sweep run momentum_forms --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/momentum_forms.py:mini --workdir runs/x
+    lbsgd sweep run momentum_forms:mini --workdir runs/x
 
 Outside of the buffer, u <- m u + g and w <- w - eta u (equation 9); or inside, v <- m v + eta g and
 w <- w - v (equation 10), which is the same only while the rate is constant. Where it changes, the

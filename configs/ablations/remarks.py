@@ -1,8 +1,8 @@
 """Remarks 1 and 3 of Goyal et al. 2017 (arXiv 1706.02677): two mistakes, made on purpose.
 
-    lbsgd sweep run configs/ablations/remarks.py --workdir runs/x \\
+    lbsgd sweep run remarks --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/remarks.py:mini --workdir runs/x
+    lbsgd sweep run remarks:mini --workdir runs/x
 
 Both multiply the loss where something else is meant, and both are to be seen as the mistakes that
 they are: the rows are wrong on purpose, and say so.

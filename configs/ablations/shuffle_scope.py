@@ -1,8 +1,8 @@
 """Shuffles all examples together, or each worker's part (Remark 4 of Goyal et al. 2017).
 
-    lbsgd sweep run configs/ablations/shuffle_scope.py --workdir runs/x \\
+    lbsgd sweep run shuffle_scope --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/shuffle_scope.py:mini --workdir runs/x
+    lbsgd sweep run shuffle_scope:mini --workdir runs/x
 
 The paper shuffles all examples once an epoch, and shares them out among its workers anew
 (data.shuffle="global"). Many loaders share them out once and for all, and each worker shuffles its

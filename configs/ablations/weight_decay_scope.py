@@ -1,8 +1,8 @@
 """Which parameters decay (Goyal et al. 2017, section 5.1): an ablation of our own.
 
-    lbsgd sweep run configs/ablations/weight_decay_scope.py --workdir runs/x \\
+    lbsgd sweep run weight_decay_scope --workdir runs/x \\
         --config.data.dir=DIR
-    lbsgd sweep run configs/ablations/weight_decay_scope.py:mini --workdir runs/x
+    lbsgd sweep run weight_decay_scope:mini --workdir runs/x
 
 The paper spares gamma and beta of batch norm from weight decay, and says nothing of biases; lbsgd
 spares these too. It is a choice by role, not by name. The paper gives no numbers.

@@ -2,25 +2,24 @@
 
     lbsgd configs
     lbsgd configs NAME
+    lbsgd configs NAME --copy FILE     a copy to edit, for --config FILE
 
-They are the files of ./configs, or else of the folder configs beside the package; those of its
-folder ablations are sweeps, the papers' tables, for `lbsgd sweep run`. A variant is
-selected as in `lbsgd train --config configs/imagenet_goyal.py:batch=256,model=resnet101`.
+They are those that lbsgd brings, by name, and the files of ./configs, by path. Those of ablations/
+are sweeps, the papers' tables, for `lbsgd sweep run`. A variant is selected as in
+`lbsgd train --config imagenet_goyal:batch=256,model=resnet101`.
 """
 
 import ast
-import difflib
-import os
 import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lbsgd.config.files import bundled_configs, find_config, own_configs
 from lbsgd.system.command_line import MOST_COLUMNS, Parser, complain
 from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
-from lbsgd.system.text import one_line, short_repr
+from lbsgd.system.text import one_line
 
-_BESIDE_PACKAGE = pathlib.Path(__file__).parents[2] / "configs"
 _INDENT = "    "
 
 
@@ -28,12 +27,10 @@ class Recipe(NamedTuple):
     """Holds what a config file says of itself.
 
     Attributes:
-      path: as --config takes it.
       docstring: "" where it has none.
       variants: the keys of its ROWS, such as "batch=" and "smoke".
     """
 
-    path: pathlib.Path
     docstring: str
     variants: tuple[str, ...]
 
@@ -44,36 +41,29 @@ class Recipe(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Lists the recipes or prints one, and returns the exit code."""
+    """Lists the recipes, prints one or copies it, and returns the exit code."""
     parser = Parser("lbsgd configs", __doc__)
-    parser.add_argument("name", nargs="?", help="a recipe, as digits or configs/digits.py")
+    parser.add_argument(
+        "name", nargs="?", metavar="CONFIG", help="a name of the list, or a config file"
+    )
+    parser.add_argument("--copy", metavar="FILE", help="write a copy of the config file there")
     try:
-        name = parser.parse(argv).name
-        paths = find_recipes()
-        if name:
-            print(_whole(read_recipe(_named(name, paths))))
+        flags = parser.parse(argv)
+        if flags.copy is not None:
+            print(_copy(flags.name, pathlib.Path(flags.copy)))
+        elif flags.name:
+            print(_whole(_named(flags.name)))
         else:
-            print("\n\n".join(_summary(path) for path in paths))
+            print("\n\n".join(_summary(name, path) for name, path in find_recipes().items()))
     except ConfigError as error:
         complain(error)
         return EXIT_USER
     return EXIT_DONE
 
 
-def find_recipes() -> list[pathlib.Path]:
-    """Finds the config files there are, by name; sweeps come last.
-
-    Raises:
-      ConfigError: there are none.
-    """
-    for folder in (pathlib.Path("configs"), pathlib.Path(os.path.relpath(_BESIDE_PACKAGE))):
-        paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("ablations/*.py"))]
-        if paths:
-            return paths
-    raise ConfigError(
-        f"there are no recipes in ./configs, and none in {_BESIDE_PACKAGE}; call it in a folder "
-        "with configs/, as a checkout of lbsgd is"
-    )
+def find_recipes() -> dict[str, pathlib.Path]:
+    """Finds the config files there are, by what --config takes; one's own come first."""
+    return {str(path): path for path in own_configs()} | bundled_configs()
 
 
 def read_recipe(path: pathlib.Path) -> Recipe:
@@ -86,7 +76,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"{path} cannot be read: {one_line(str(error))}") from error
-    return Recipe(path, ast.get_docstring(tree) or "", _variants(tree))
+    return Recipe(ast.get_docstring(tree) or "", _variants(tree))
 
 
 def _variants(tree: ast.Module) -> tuple[str, ...]:
@@ -99,31 +89,48 @@ def _variants(tree: ast.Module) -> tuple[str, ...]:
     return ()
 
 
-def _named(name: str, paths: Sequence[pathlib.Path]) -> pathlib.Path:
-    stems = {path.stem: path for path in paths}
-    stem = pathlib.PurePath(name.partition(":")[0]).name.removesuffix(".py")
-    if stem not in stems:
-        (near,) = difflib.get_close_matches(stem[:100], stems, 1, 0.0)
+def _named(text: str) -> pathlib.Path:
+    """Finds a recipe; a variant does not count."""
+    return find_config(text.partition(":")[0])
+
+
+def _copy(name: str | None, to: pathlib.Path) -> str:
+    """Copies a recipe, and returns what to do with the copy.
+
+    Raises:
+      ConfigError: there is no such recipe, a file is there already, or it cannot be written.
+    """
+    if not name:
         raise ConfigError(
-            f"there is no recipe {short_repr(name)} in {paths[0].parent}; the nearest is {near!r}"
+            "--copy FILE copies one recipe; name it, as in configs digits --copy x.py"
         )
-    return stems[stem]
+    recipe = _named(name)
+    try:
+        content = recipe.read_bytes()
+        with to.open("xb") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise ConfigError(f"{to} is there already; give --copy another name") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{one_line(str(to))} cannot be written ({error})") from error
+    return f"{to} is yours to edit; lbsgd takes it as --config {to}"
 
 
-def _summary(path: pathlib.Path) -> str:
+def _summary(name: str, path: pathlib.Path) -> str:
     """Writes a paragraph of the list; a file that cannot be read does not hide the others."""
     try:
         recipe = read_recipe(path)
     except ConfigError as error:
-        return f"{path}\n{_filled(str(error))}"
-    parts = [str(path), _filled(recipe.title or "(says nothing of itself)")]
+        return f"{name}\n{_filled(str(error))}"
+    parts = [name, _filled(recipe.title or "(says nothing of itself)")]
     if recipe.variants:
         parts.append(_filled(_list_of(recipe)))
     return "\n".join(parts)
 
 
-def _whole(recipe: Recipe) -> str:
-    parts = [str(recipe.path), recipe.docstring or "It says nothing of itself."]
+def _whole(path: pathlib.Path) -> str:
+    recipe = read_recipe(path)
+    parts = [str(path), recipe.docstring or "It says nothing of itself."]
     return "\n\n".join(parts + [_list_of(recipe)] * bool(recipe.variants))
 
 

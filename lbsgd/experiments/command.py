@@ -1,6 +1,6 @@
 """Runs the sweep of a config file, or reports on sweeps.
 
-    lbsgd sweep run FILE[:VARIANT] [--workdir DIR] [options]
+    lbsgd sweep run CONFIG[:VARIANT] [--workdir DIR] [options]
     lbsgd sweep report DIR ... [options]
 
 Each says more with --help; docs/sweeps.md tells how a config file has a sweep.

@@ -1,5 +1,6 @@
 """Makes the report of sweeps and runs: results.json, table.md, pictures and report.html."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ from lbsgd.experiments.results import Results
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 
+# It is 64 MB, which training alone does not need.
+_MISSING = "report.html is left out: it needs plotly, which pip install 'lbsgd[report]' installs"
+
 
 class Report(NamedTuple):
     """Holds what a report says, and where it is.
@@ -16,10 +20,12 @@ class Report(NamedTuple):
     Attributes:
       table: in Markdown, with what must be known to read it.
       files: that were written.
+      missing: says what report.html lacks to be one of them; "" for nothing.
     """
 
     table: str
     files: list[AnyPath]
+    missing: str
 
 
 def make_report(folders: Sequence[AnyPath], out: AnyPath, metric: str = "") -> Report:
@@ -38,17 +44,24 @@ def make_report(folders: Sequence[AnyPath], out: AnyPath, metric: str = "") -> R
     text = table.markdown(results)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = _write(results, text, out)
+        missing = "" if _has_plotly() else _MISSING
+        files = _write(results, text, out, page=not missing)
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written ({error.strerror or error}); choose another --out"
         ) from error
-    return Report(text, files)
+    return Report(text, files, missing)
 
 
-def _write(results: Results, text: str, out: AnyPath) -> list[AnyPath]:
-    results.write(out / "results.json")
-    replace_file(out / "table.md", text + "\n")
-    replace_file(out / "report.html", html.page(results))
-    names = ("results.json", "table.md", "report.html")
+def _has_plotly() -> bool:
+    return importlib.util.find_spec("plotly") is not None
+
+
+def _write(results: Results, text: str, out: AnyPath, *, page: bool) -> list[AnyPath]:
+    names = ["results.json", "table.md"]
+    results.write(out / names[0])
+    replace_file(out / names[1], text + "\n")
+    if page:
+        names.append("report.html")
+        replace_file(out / names[-1], html.page(results))
     return [*(out / name for name in names), *figures.draw(results, out)]

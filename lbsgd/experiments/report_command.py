@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     print()
     for path in report.files:
         print(path)
+    if report.missing:
+        print(report.missing)
     return EXIT_DONE
 
 

@@ -1,9 +1,9 @@
-r"""Runs what is left of a sweep: all rows of a config file, each with several seeds.
+r"""Runs what is left of a sweep: all rows of a config, each with several seeds.
 
-    lbsgd sweep run configs/ablations/goyal_table1.py:mini --workdir runs/table1 \
+    lbsgd sweep run goyal_table1:mini --workdir runs/table1 \
         [--parallel 2] [--seeds 8] [--only ROW ...] [--config.KEY=VALUE ...]
-    lbsgd sweep run FILE --workdir DIR --list | --dry_run
-    lbsgd sweep run FILE --workdir DIR --engine slurm [--slurm.partition=gpu ...]
+    lbsgd sweep run CONFIG --workdir DIR --list | --dry_run
+    lbsgd sweep run CONFIG --workdir DIR --engine slurm [--slurm.partition=gpu ...]
 
 The same command goes on after any end, also after a kill. What is complete or diverged is left
 alone, what failed is tried again. More seeds and more rows can be added later to the same folder.
@@ -223,7 +223,11 @@ def _awaits_value(flag: str) -> bool:
 def _parser() -> Parser:
     parser = Parser("lbsgd sweep run", __doc__)
     add = parser.add_argument
-    add("file", metavar="FILE[:VARIANT]", help="the config file, which has a function sweep")
+    add(
+        "file",
+        metavar="CONFIG[:VARIANT]",
+        help="a config file that has a function sweep, or a name that `lbsgd configs` lists",
+    )
     add(
         "--workdir",
         metavar="DIR",

@@ -95,13 +95,13 @@ def read_sweep(file: str, flags: Sequence[str] = ()) -> Sweep:
     """Reads the sweep of a config file.
 
     Args:
-      file: path[:variant].
+      file: path[:variant] or name[:variant].
       flags: `--config.key=value`, which count for all rows that do not set that key themselves.
 
     Raises:
       ConfigError: it has none, or one that cannot be run.
     """
-    opened = ConfigFile(file)
+    opened = ConfigFile(file, sweep=True)
     if not opened.has("sweep"):
         raise ConfigError(
             f"{opened.path} has no sweep: a function sweep(arg='') that yields rows, each a name "

@@ -67,7 +67,7 @@ def points(file: str, settings: Settings) -> list[dict[str, Any]]:
     from scipy.stats import qmc  # slow to import
 
     keys = sorted(settings.tune)
-    name = json.dumps([split_variant(file)[0].name, *keys])
+    name = json.dumps([split_variant(file)[0].stem, *keys])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
     unit = qmc.Halton(len(keys), scramble=True, seed=key).random(settings.tune_points)
     return [

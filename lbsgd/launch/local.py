@@ -2,7 +2,7 @@ r"""Starts the processes of a run on this machine, and starts them again when on
 
     lbsgd launch --num_processes 2 [--devices_per_process 2] \
         [--platform auto|cpu|cuda] [--max_restarts 3] [--grace_seconds 60] \
-        -- --config configs/digits.py --workdir runs/x --config.batch_size=512
+        -- --config digits --workdir runs/x --config.batch_size=512
 
 What follows `--` goes to `lbsgd train` in every process. They find each other at a free port of the
 loopback address, a new one for every start.
@@ -238,7 +238,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     if "config" not in names and "workdir" not in names:
         raise ConfigError(
             "no config; the run's own flags follow --, as in "
-            "lbsgd launch --num_processes 2 -- --config configs/digits.py"
+            "lbsgd launch --num_processes 2 -- --config digits"
         )
     for name in ("coordinator", "num_processes", "process_id"):
         if name in names:

@@ -38,7 +38,7 @@ _RANKS = ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 # Variables by which a user chooses JAX's backends.
 _BACKEND_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 # How to install the backends that are separate packages.
-_EXTRAS = {"cuda": 'pip install -e ".[cuda]"', "tpu": 'pip install -e ".[tpu]"'}
+_EXTRAS = {"cuda": "pip install 'lbsgd[cuda]'", "tpu": "pip install 'lbsgd[tpu]'"}
 
 
 def start_processes(

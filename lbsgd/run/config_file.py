@@ -9,28 +9,35 @@ from typing import Any, TypeVar
 
 import ml_collections
 
+from lbsgd.config.files import find_config
 from lbsgd.run.config import nearest_key
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import AnyPath
 from lbsgd.system.text import pluralize, short_repr
 
 T = TypeVar("T")
 
 
 class ConfigFile:
-    """A config file that was run, named as path[:variant].
+    """A config file that was run.
 
     Attributes:
       path: of the file.
     """
 
-    def __init__(self, file: str) -> None:
-        """Runs the file.
+    def __init__(self, file: str, *, sweep: bool = False) -> None:
+        """Finds the file, and runs it.
+
+        Args:
+          file: path[:variant] or name[:variant], as `find_config` takes them.
+          sweep: whether its sweep is wanted.
 
         Raises:
-          ConfigError: it is no file, or does not run.
+          ConfigError: there is none, or it does not run.
         """
         self._file = file
-        self.path, self._variant = split_variant(file)
+        named, self._variant = split_variant(file)
+        self.path = find_config(str(named), sweep=sweep)
         # Not imported: nothing is left behind, so that one file in a process knows of no other.
         self._names: Mapping[str, Any] = self._told(lambda: runpy.run_path(str(self.path)))
 
@@ -94,16 +101,14 @@ def _checked(config: Any) -> ml_collections.ConfigDict:
 
 
 def split_variant(file: str) -> tuple[pathlib.Path, list[str]]:
-    """Splits the path of a config file from its variant, if one is given."""
+    """Splits the path or name of a config file from its variant, if one is given."""
     path, *variant = file.split(":", 1)
     return pathlib.Path(path), variant
 
 
-def explain_file(error: BaseException, path: pathlib.Path) -> str:
+def explain_file(error: BaseException, path: AnyPath) -> str:
     """Explains in one line whatever came up while the config file was read."""
     text = str(error)
-    if not path.is_file():
-        return f"config file {path} {'is no file' if path.exists() else 'does not exist'}"
     unknown = re.search(r'Key "(\w+)" does not exist', text)
     if unknown:
         near = nearest_key(unknown.group(1))

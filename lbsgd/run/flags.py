@@ -21,8 +21,7 @@ from lbsgd.system.text import short_repr
 
 PROGRAM = "lbsgd train"
 NO_CONFIG = (
-    "no config; give one with --config configs/digits.py, or the workdir of a run with --workdir "
-    "to resume it"
+    "no config; give one with --config digits, or the workdir of a run with --workdir to resume it"
 )
 
 
@@ -69,11 +68,11 @@ _FLAGS = (
     _Flag("process_id", "integer", "I", "the index of this process, from 0 on"),
 )
 _CONFIG_HELP = (
-    ("--config FILE[:VARIANT]", "the config file; `lbsgd configs` lists recipes and variants"),
+    ("--config CONFIG[:VARIANT]", "a config file, or a name that `lbsgd configs` lists"),
     ("--config.KEY=VALUE", "set a key of the config"),
 )
 _ABOUT = """\
-usage: lbsgd train --config FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir DIR] [FLAG ...]
+usage: lbsgd train --config CONFIG[:VARIANT] [--config.KEY=VALUE ...] [--workdir DIR] [FLAG ...]
        lbsgd train --workdir DIR [--config.KEY=VALUE ...] [FLAG ...]
 
 Trains a run, from the newest checkpoint in its workdir if there is one: the same command resumes
@@ -84,7 +83,7 @@ it, and so does --workdir alone, with the config that the run was last started w
 def help_text() -> str:
     """Describes the flags, and the config keys by room."""
     rows = [*_CONFIG_HELP, *((f"--{f.name} {f.value}".rstrip(), f.help) for f in _FLAGS)]
-    lines = [f"  {flag:<26}{text}" for flag, text in rows]
+    lines = [f"  {flag:<27}{text}" for flag, text in rows]
     return "\n".join(
         [
             _ABOUT,
@@ -109,6 +108,7 @@ def parse(argv: Sequence[str]) -> TrainFlags:
     """
     logging.set_verbosity(logging.ERROR)  # absl warns of mistakes that are said here
     _check_keys(argv)
+    opened = None
     try:
         file, workdir = _parse_own(argv)
         opened = ConfigFile(file) if file is not None else None
@@ -118,7 +118,8 @@ def parse(argv: Sequence[str]) -> TrainFlags:
         raise ConfigError(_explain_flag(error)) from error
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         # Of keys that are set on what a file has made something else of.
-        raise ConfigError(explain_file(error, split_variant(file or "")[0])) from error
+        where = opened.path if opened else Workdir(_at(workdir)).config
+        raise ConfigError(explain_file(error, where)) from error
     own: dict[str, Any] = {name: values[name].value for name in TrainFlags._fields[2:-1]}
     folder = _at(workdir) if workdir else pathlib.Path("runs") / split_variant(file or "")[0].stem
     sweep = opened.say_sweep() if opened else ""

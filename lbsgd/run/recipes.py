@@ -1,6 +1,7 @@
 """Arguments of config files: `configs/x.py:batch=4096,smoke` selects a variant of a recipe."""
 
 import functools
+import os
 import pathlib
 import runpy
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from lbsgd.config import unused
+from lbsgd.config.files import bundled_config
 from lbsgd.config.keys import flatten
 from lbsgd.run.config import KEYS, default_config
 from lbsgd.system.errors import ConfigError
@@ -22,14 +24,36 @@ reset_unused = functools.partial(unused.reset_unused, keys=KEYS)
 
 
 def sibling(file: str, name: str, arg: str = "") -> ml_collections.ConfigDict:
-    """Reads the config of another recipe in the same folder, to change it.
+    """Reads the config of another recipe in the same folder, or else of lbsgd's own, to change it.
 
     Args:
       file: `__file__` of the one that asks.
       name: of the other, without ".py".
       arg: its argument.
+
+    Raises:
+      ConfigError: there is none.
     """
-    path = pathlib.Path(file).with_name(f"{name}.py")
+    path = pathlib.Path(os.path.abspath(file)).with_name(f"{name}.py")
+    return _read(path if path.is_file() else bundled_config(name), arg)
+
+
+def recipe(name: str, arg: str = "") -> ml_collections.ConfigDict:
+    """Reads the config of a recipe that lbsgd brings, wherever it is installed.
+
+        config = recipe("imagenet_goyal", "batch=256")
+
+    Args:
+      name: as `lbsgd configs` lists it.
+      arg: its variant.
+
+    Raises:
+      ConfigError: there is none of this name, or no such variant.
+    """
+    return _read(bundled_config(name), arg)
+
+
+def _read(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
     config: ml_collections.ConfigDict = runpy.run_path(str(path))["get_config"](arg)
     return config
 

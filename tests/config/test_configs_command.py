@@ -1,13 +1,13 @@
 """`lbsgd configs`: the recipes there are, their variants, and what each says of itself."""
 
 import ast
-import os
 import pathlib
 import runpy
 
 import pytest
 
 from lbsgd.config import command
+from lbsgd.run.config_file import ConfigFile
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = [*sorted(ROOT.glob("configs/*.py")), *sorted(ROOT.glob("configs/ablations/*.py"))]
@@ -28,15 +28,22 @@ def said(capsys, *argv: str) -> str:
     return out
 
 
-def test_the_list_has_every_recipe(monkeypatch, capsys):
+def paragraphs(out: str) -> dict[str, str]:
+    return {text.split("\n")[0]: text for text in out.strip().split("\n\n")}
+
+
+def test_the_list_has_every_recipe_wherever_it_is_called(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     out = said(capsys)
-    paragraphs = {text.split("\n")[0]: text for text in out.strip().split("\n\n")}
-    assert list(paragraphs) == [str(path.relative_to(ROOT)) for path in RECIPES]
+    names = [str(path.relative_to(ROOT / "configs").with_suffix("")) for path in RECIPES]
+    found = paragraphs(out)
+    assert list(found) == names
     assert max(map(len, out.splitlines())) <= 100
-    for path in RECIPES:
+    for name, path in zip(names, RECIPES):
         first = ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
-        assert f"    {first}" in paragraphs[str(path.relative_to(ROOT))]
+        assert f"    {first}" in found[name]
+    monkeypatch.chdir(tmp_path)
+    assert said(capsys) == out
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -46,7 +53,7 @@ def test_variants_are_those_that_the_recipe_knows(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["digits_growing", "digits_growing.py", "configs/digits_growing.py:decay"]
+    "name", ["digits_growing", "digits_growing:decay", "configs/digits_growing.py:decay"]
 )
 def test_one_says_its_docstring(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -55,50 +62,76 @@ def test_one_says_its_docstring(name, monkeypatch, capsys):
     assert out == f"configs/digits_growing.py\n\n{docstring}\n\nvariants: :decay\n"
 
 
-def test_recipes_of_the_checkout_are_found_elsewhere(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    first = said(capsys).split("\n")[0]
-    assert os.path.samefile(first, RECIPES[0])
+def test_of_two_of_a_name_the_sweep_is_in_its_folder(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert said(capsys, "digits").startswith("configs/digits.py\n")
+    assert said(capsys, "ablations/digits").startswith("configs/ablations/digits.py\n")
+    assert said(capsys, "goyal_table1").startswith("configs/ablations/goyal_table1.py\n")
 
 
-def test_recipes_of_ones_own_come_first(recipes, capsys):
+def test_recipes_of_ones_own_come_first_by_path(recipes, capsys):
     (recipes / "mine.py").write_text(
         '"""Mine,\nof two lines.\n\nMore."""\nROWS = {"big": 1, "b=": 2}\n'
     )
     (recipes / "bare.py").write_text("x = 1\n")
     (recipes / "broken.py").write_text("def (\n")
-    assert said(capsys) == (
+    assert said(capsys).startswith(
         "configs/bare.py\n    (says nothing of itself)\n\n"
         "configs/broken.py\n    configs/broken.py cannot be read: invalid syntax "
         "(<unknown>, line 1)\n\n"
-        "configs/mine.py\n    Mine, of two lines.\n    variants: :big  :b=...\n"
+        "configs/mine.py\n    Mine, of two lines.\n    variants: :big  :b=...\n\n"
+        "cifar10\n"
     )
+
+
+def test_a_copy_is_the_file_and_is_taken_as_a_config(tmp_path, monkeypatch, capsys):
+    """Also that of one that begins as another, which does not lie beside the copy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    out = said(capsys, "digits_lars", "--copy", "mine/big.py")
+    assert out == "mine/big.py is yours to edit; lbsgd takes it as --config mine/big.py\n"
+    assert (tmp_path / "mine/big.py").read_bytes() == (ROOT / "configs/digits_lars.py").read_bytes()
+    assert ConfigFile("mine/big.py").config() == ConfigFile("digits_lars").config()
+    said(capsys, "ablations/digits", "--copy", "digits.py")
+    assert ConfigFile("digits.py").config() == ConfigFile("digits").config()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["digits", "--copy", "there.py"], "there.py is there already; give --copy another name"),
+        (["digits", "--copy", "there.py/x.py"], "there.py/x.py cannot be written ("),
+        (["digits", "--copy", "nul\0.py"], "cannot be written ("),
+        (["--copy", "x.py"], "--copy FILE copies one recipe; name it"),
+        (["dgits", "--copy", "x.py"], "there is no config 'dgits', neither"),
+    ],
+)
+def test_a_copy_that_cannot_be_made_is_one_line(argv, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.py").write_text("mine")
+    assert command.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert says in err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.py"]
+    assert (tmp_path / "there.py").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mime", "there is no recipe 'mime' in configs; the nearest is 'mine'"),
-        ("", "mine"),
-        ("broken", "configs/broken.py cannot be read: "),
-        ("nul", "configs/nul.py cannot be read: "),
+        (
+            "digts",
+            "there is no config 'digts', neither a file nor by name; the nearest is 'digits'",
+        ),
+        ("configs/broken.py", "configs/broken.py cannot be read: "),
+        ("configs/nul.py", "configs/nul.py cannot be read: "),
     ],
 )
 def test_a_mistake_is_one_line(name, says, recipes, capsys):
-    (recipes / "mine.py").write_text('"""Mine."""\n')
     (recipes / "broken.py").write_text("def (\n")
     (recipes / "nul.py").write_text("\0\n")
     code = command.main([name])
     out, err = capsys.readouterr()
-    if name:
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert err.startswith(f"lbsgd: {says}")
-    else:
-        assert (code, err) == (0, "")
-
-
-def test_no_recipes_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_BESIDE_PACKAGE", tmp_path / "configs")
-    assert command.main([]) == 2
-    assert capsys.readouterr().err.startswith("lbsgd: there are no recipes in ./configs, and none")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"lbsgd: {says}")

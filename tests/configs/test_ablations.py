@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from lbsgd import train
-from lbsgd.config.command import find_recipes
+from lbsgd.config.files import bundled_configs
 from lbsgd.experiments.sweep import Row, Sweep, read_sweep
 from lbsgd.run.config import flatten, resolve
 from lbsgd.run.config_file import ConfigFile
@@ -189,7 +189,7 @@ def test_a_row_that_is_another_recipe_is_that_recipe(name, recipes):
 
 
 def test_they_are_listed_among_the_recipes():
-    assert {path.stem for path in find_recipes()} >= set(NAMES)
+    assert bundled_configs().keys() >= {f"ablations/{name}" for name in NAMES}
 
 
 # --- two updates of each row ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import html
 import html.parser
 import json
+import sys
 
 import made_up
 import pytest
@@ -24,6 +25,20 @@ def begun(path, **settings):
     for name, seed in (("kn=64", 0), ("kn=64", 1), ("kn=256", 0)):
         made_up.write_run(sweep, folder, name, seed, [80.0, *[20.0 + seed] * 5])
     return folder
+
+
+def test_without_plotly_the_page_alone_is_left_out(tmp_path, monkeypatch, capsys):
+    begun(tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert main([str(tmp_path / "x")]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == (
+        "report.html is left out: it needs plotly, which pip install 'lbsgd[report]' installs"
+    )
+    assert (tmp_path / "x" / "table.md").read_text() in out
+    made = {path.name for path in (tmp_path / "x").iterdir()}
+    assert {"results.json", "table.md"} < made
+    assert "report.html" not in made
 
 
 def test_a_report_is_made_while_the_sweep_goes_on(tmp_path, capsys):

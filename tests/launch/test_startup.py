@@ -227,9 +227,9 @@ def test_a_pod_waits_for_the_host_of_another(monkeypatch, capsys):
 CPU_WHEELS_ONLY = {
     "broken": "broken cannot be used (INTERNAL: Failed to open /nowhere.so: ",
     "nosuch": "there is no backend 'nosuch'; there is cpu, and with its wheel cuda (pip install",
-    "cuda": 'the wheel for cuda is not installed; pip install -e ".[cuda]", or unset',
-    "tpu": 'the wheel for tpu is not installed; pip install -e ".[tpu]", or unset',
-    "gpu": 'at once; set JAX_PLATFORMS=cuda (pip install -e ".[cuda]"), or unset',
+    "cuda": "the wheel for cuda is not installed; pip install 'lbsgd[cuda]', or unset",
+    "tpu": "the wheel for tpu is not installed; pip install 'lbsgd[tpu]', or unset",
+    "gpu": "at once; set JAX_PLATFORMS=cuda (pip install 'lbsgd[cuda]'), or unset",
     "rocm": "there is no backend 'rocm'",
     "cpu,nosuch": "there is no backend 'nosuch'",
 }

@@ -225,6 +225,7 @@ MISTAKES = {
     "no such variant": ([DIGITS + ":huge"], "no variant 'huge'"),
     "no such row": ([f"--config={ROOT}/configs/imagenet_goyal.py:size=3"], "'size=3'.*batch=..."),
     "no such file": (["--config=configs/none.py"], "configs/none.py does not exist"),
+    "no such name": (["--config=digist:x"], "no config 'digist', neither .* nearest is 'digits',"),
     "no get_config": (["--config={tmp}/nothing.py"], "nothing.py: there is no function get_config"),
     "syntax error": (["--config={tmp}/broken.py"], "broken.py: SyntaxError"),
     "error in it": (["--config={tmp}/crash.py"], "crash.py, line 2: ZeroDivisionError"),

@@ -1,0 +1,1 @@
+"""Completion of command lines in shells: what may stand where the cursor is, and the scripts."""
