@@ -94,7 +94,7 @@ python3.11 -m venv .venv || {
     sudo apt-get -q install -y python3.11 python3.11-venv
     python3.11 -m venv .venv
 }
-.venv/bin/pip install --quiet -e '.[tpu]'
+.venv/bin/pip install --quiet -e '.[tpu,gs]'
 EOF
     )"
 }

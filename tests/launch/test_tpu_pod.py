@@ -181,7 +181,7 @@ def test_tpu_install_brings_this_commit(tpu):
     for worker in (0, 1):
         home = tpu.folder / f"worker-{worker}" / "lbsgd"
         assert (home / "lbsgd" / "main.py").exists()
-        assert words(home / "pip-given") == ["install", "--quiet", "-e", ".[tpu]"]
+        assert words(home / "pip-given") == ["install", "--quiet", "-e", ".[tpu,gs]"]
 
 
 RECORDING = """#!/bin/bash
