@@ -158,6 +158,7 @@ def _open(
                 machine,
                 validation,
                 interface=plan.interface.to_json(),
+                evaluation=run.feed.eval_batches().to_json(),
             )
         )
     )

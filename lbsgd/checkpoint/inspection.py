@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from lbsgd.checkpoint import store
+from lbsgd.checkpoint.locating import locate
 from lbsgd.checkpoint.manifest import DamagedError, Manifest
-from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED
 from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import one_line, pluralize
 
@@ -24,8 +25,7 @@ def inspect(command: str, workdir: str, update: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    folder, update = _locate(user_path(workdir).absolute(), update)
-    updates = _updates(folder, update)
+    folder, updates = locate(user_path(workdir), update)
     # No need of the accelerator, which may be training.
     jax.config.update("jax_platforms", "cpu")
     store.quiet_orbax()
@@ -99,33 +99,3 @@ def _content(manifest: Manifest) -> str:
         f"{pluralize(len(manifest.arrays), 'array')} of {manifest.nbytes / 1e6:.1f} MB, written "
         f"{one_line(manifest.written)}"
     )
-
-
-def _locate(path: AnyPath, update: int | None) -> tuple[AnyPath, int | None]:
-    """Finds the folder of checkpoints that `path` is, has, or is in; and the one that is wanted."""
-    if (path / "checkpoints").is_dir():
-        path = path / "checkpoints"
-    elif update is None and path.parent.name == "checkpoints" and path.name.isdecimal():
-        path, update = path.parent, int(path.name)
-    if not path.is_dir():
-        raise ConfigError(f"{path} is not a folder")
-    store.check_name(path)
-    return path, update
-
-
-def _updates(folder: AnyPath, update: int | None) -> list[int]:
-    try:
-        there = store.updates_in(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be read ({store.reason(error)})") from error
-    if not there:
-        raise ConfigError(
-            f"there are no checkpoints in {folder}; give the workdir of a run, its folder of "
-            "checkpoints, or one of them"
-        )
-    if update is None:
-        return there
-    if update not in there:
-        known = ", ".join(map(str, sorted(there)))
-        raise ConfigError(f"there is no checkpoint {update} in {folder}, only {known}")
-    return [update]

@@ -361,6 +361,11 @@ class EvalBatches:
             index = start + np.arange(slots * each).reshape(1, slots, each)[:, local]
             yield self.loader.job(np.zeros_like(index), index, index < count)
 
+    def to_json(self) -> dict[str, int]:
+        """Says what decides how sums are rounded, for an evaluation that is to be the same."""
+        p = self.placement
+        return {"devices": p.devices, "lanes": p.lanes, "batch_size": self.batch_size}
+
     def __iter__(self) -> Prefetch:
         """Prefetches batches of image `[1, D * L, e, h, w, c]`, label and mask `[1, D * L, e]`."""
         jobs = ((job, self.placement) for job in self.jobs())

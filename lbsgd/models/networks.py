@@ -32,6 +32,8 @@ class Network(NamedTuple):
 
     Attributes:
       module: in training.
+      in_evaluation: the module in evaluation.
+      evaluation_flags: the arguments of its call, besides images, that say so.
       initialize: seed -> (params, batch_stats), without boxes, {} where there are none; drawn in
         float32 whatever the type, so that runs in float64 start from the same weights. Without a
         seed, with that of the config.
@@ -46,6 +48,8 @@ class Network(NamedTuple):
     """
 
     module: nn.Module
+    in_evaluation: nn.Module
+    evaluation_flags: Mapping[str, Any]
     initialize: Callable[..., tuple[Any, Any]]
     train: Callable[..., tuple[Any, Any]]
     evaluate: Callable[..., Any]
@@ -125,6 +129,8 @@ def build_network(
     computed = {"precision": config.matmul_precision, "guard": guard}
     return Network(
         built.training,
+        built.evaluation,
+        built.evaluation_flags,
         functools.partial(_initialize, variables, wide),
         functools.partial(_train, built.training, built.train_flags, **computed),
         functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed),

@@ -1,12 +1,13 @@
 """Evaluates a state over the validation set, by what its task sums up."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.run.feed import Feed
 from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
@@ -17,6 +18,10 @@ from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
+from lbsgd.tasks.task import Task
+
+# Of what a task evaluates, by name, over all examples so far; numpy, float64.
+Sums = Mapping[str, np.ndarray]
 
 
 class Evaluation:
@@ -28,8 +33,8 @@ class Evaluation:
         Args:
           monitor: hears of each batch, and may end the evaluation before the next.
         """
-        self._plan, self._feed, self._monitor = program.plan, feed, monitor
-        self._batches, self._numbers = feed.eval_batches(), program.numbers
+        self._program, self._feed, self._monitor = program, feed, monitor
+        self._plan, self._batches = program.plan, feed.eval_batches()
         self._step, self._moments = program.eval_step(), program.moments_step()
 
     def __call__(self, done: int, state: TrainState) -> dict[str, float] | None:
@@ -55,58 +60,92 @@ class Evaluation:
             found |= {f"val_{name}{ending}": value for name, value in values.items()}
         return found
 
-    def _sums(self, done: int, params: Any, stats: Any) -> dict[str, np.ndarray] | None:
+    def _sums(self, done: int, params: Any, stats: Any) -> Sums | None:
         """Adds up the sums of all batches; None if the run is to stop meanwhile."""
-        stats = self._statistics(done, params, stats)
-        totals: dict[str, np.ndarray] = {}
+        if self._plan.precise_batches:
+            where = self._program, self._feed, self._moments
+            stats = precise_statistics(*where, done, params, stats)
+        totals: Sums = {}
         with contextlib.closing(iter(self._batches)) as batches:
             for batch in batches:
                 if self._monitor.should_stop(done):
                     return None
-                for name, part in jax.device_get(self._step(params, stats, batch)).items():
-                    # In float64, and on the host: counts of examples are exact there.
-                    total = totals.get(name, 0.0) + np.asarray(part, np.float64)
-                    totals[name] = np.asarray(total)  # of numpy, a sum of scalars is none
+                totals = add_sums(totals, self._step(params, stats, batch))
                 self._monitor.alive()
         return totals
 
-    def _summarized(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def _summarized(self, sums: Sums) -> dict[str, float]:
         """Makes the task's numbers of its sums, once it is sure that all examples were counted."""
-        examples, task = int(sums[EXAMPLES]), self._plan.task
-        self._check_count(examples)
-        own = {name: total for name, total in sums.items() if name != EXAMPLES}
-        values = dict(task.summarize(own, examples))
-        if values.keys() != task.validation.keys():
-            raise ConfigError(
-                f"the task {self._plan.config.task.name!r} evaluates {', '.join(values)}, and "
-                f"declares {', '.join(task.validation)}"
-            )
-        return {name: float(values[name]) for name in task.validation}
+        config, count = self._plan.config, self._plan.data.validation_examples
+        check_count(sums, count, self._feed.corrupt)
+        return summarize(self._plan.task, config.task.name, sums)
 
-    def _check_count(self, examples: int) -> None:
-        """Checks that only corrupt examples were left out."""
-        count, corrupt = self._plan.data.validation_examples, self._feed.corrupt
-        most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
-        if not count - most <= examples <= count:
-            raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
 
-    def _statistics(self, done: int, params: Any, stats: Any) -> Any:
-        """Returns the running averages, or for precise batch norm the mean over a part of the set.
+def add_sums(totals: Sums, sums: Mapping[str, jax.Array]) -> Sums:
+    """Adds the sums of a batch to those of the batches before."""
+    # In float64, and on the host: counts of examples are exact there.
+    found = {name: np.asarray(x, np.float64) for name, x in jax.device_get(dict(sums)).items()}
+    # Of numpy, a sum of scalars is no array.
+    return {name: np.asarray(totals.get(name, 0.0) + x) for name, x in found.items()}
 
-        That part and its augmentation are a function of the update index.
-        """
-        batches = self._plan.precise_batches
-        if not batches:
-            return stats
-        placement = self._plan.placement
-        source = self._feed.other_batches(
-            "precise_batch_norm",
-            Timeline.constant(self._plan.data.examples, placement.batch_size),
-            {placement.batch_size: placement},
+
+def check_count(sums: Sums, count: int, corrupt: CorruptExamples) -> int:
+    """Counts the examples that were evaluated, all but corrupt ones.
+
+    Args:
+      count: how many there are.
+
+    Raises:
+      RuntimeError: examples were counted twice or not at all.
+    """
+    examples = int(sums[EXAMPLES])
+    most = corrupt.most * jax.process_count() if corrupt.policy == "skip" else 0
+    if not count - most <= examples <= count:
+        raise RuntimeError(f"evaluated {examples} of {pluralize(count, 'example')}")
+    return examples
+
+
+def summarize(task: Task, name: str, sums: Sums) -> dict[str, float]:
+    """Makes the numbers that a task declares for validation of the sums over all examples.
+
+    Args:
+      name: of the task, for messages.
+
+    Raises:
+      ConfigError: it makes others.
+    """
+    own = {key: total for key, total in sums.items() if key != EXAMPLES}
+    values = dict(task.summarize(own, int(sums[EXAMPLES])))
+    if values.keys() != task.validation.keys():
+        raise ConfigError(
+            f"the task {name!r} evaluates {', '.join(values)}, and declares "
+            f"{', '.join(task.validation)}"
         )
-        total: Any = None
-        for update, batch in enumerate(source.between(done, done + batches), done):
-            moments = self._moments(params, stats, self._numbers.at(update), batch)
-            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
-            jax.block_until_ready(total)
-        return jax.tree.map(lambda x: x / batches, total)
+    return {key: float(values[key]) for key in task.validation}
+
+
+def precise_statistics(
+    program: Program, feed: Feed, moments: Callable[..., Any], done: int, params: Any, stats: Any
+) -> Any:
+    """Computes the statistics of precise batch norm: the mean over a part of the training set.
+
+    That part and its augmentation are a function of the update index.
+
+    Args:
+      moments: `program.moments_step()`.
+      done: updates.
+      params, stats: of the network; stats is like what is computed.
+    """
+    plan = program.plan
+    placement, batches = plan.placement, plan.precise_batches
+    source = feed.other_batches(
+        "precise_batch_norm",
+        Timeline.constant(plan.data.examples, placement.batch_size),
+        {placement.batch_size: placement},
+    )
+    total: Any = None
+    for update, batch in enumerate(source.between(done, done + batches), done):
+        found = moments(params, stats, program.numbers.at(update), batch)
+        total = found if total is None else jax.tree.map(jax.numpy.add, total, found)
+        jax.block_until_ready(total)
+    return jax.tree.map(lambda x: x / batches, total)

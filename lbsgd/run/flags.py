@@ -3,7 +3,7 @@
 import ast
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -278,20 +278,36 @@ def described_config(folder: AnyPath) -> ml_collections.ConfigDict:
 
 
 def _read_stored(folder: AnyPath, check: Callable[[str, Any], None]) -> ml_collections.ConfigDict:
-    workdir, config = Workdir(folder), config_lib.default_config()
-    known, found = dict(flatten(config)), workdir.read_config()
+    workdir = Workdir(folder)
+    found = workdir.read_config()
     try:
-        for key, value in flatten(ml_collections.ConfigDict(found)):
-            if key not in known:
-                config_lib.check_is_key(key)
-            value = _with_tuples(value)
-            set_key(config, key, value)
-            check(key, value)
-        config_lib.forget_what_follows(config)
+        return config_of(dict(flatten(ml_collections.ConfigDict(found))), check)
     except ConfigError as error:
         raise ConfigError(
             f"{workdir.config}: {error}; give the config again with --config"
         ) from error
+
+
+def config_of(
+    values: Mapping[str, Any], check: Callable[[str, Any], None] = lambda key, value: None
+) -> ml_collections.ConfigDict:
+    """Makes a config of values by dotted key, as JSON has them; the others are at their defaults.
+
+    Args:
+      check: takes each key and value, and raises ConfigError for those that are not wanted.
+
+    Raises:
+      ConfigError: one is no key of this version, or has another type.
+    """
+    config = config_lib.default_config()
+    known = dict(flatten(config))
+    for key, value in values.items():
+        if key not in known:
+            config_lib.check_is_key(key)
+        value = _with_tuples(value)
+        set_key(config, key, value)
+        check(key, value)
+    config_lib.forget_what_follows(config)
     return config
 
 

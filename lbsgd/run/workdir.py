@@ -158,6 +158,7 @@ class Workdir:
         say: Callable[[str], None] = print,
         *,
         interface: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
     ) -> Lock:
         """Makes the folder this run's, or checks that it is one already.
 
@@ -169,6 +170,7 @@ class Workdir:
             file was mended; then a line says so.
           say: takes a line, where another process has the folder and this one waits for it.
           interface: what the network takes and gives, as `Interface.to_json` has it.
+          evaluation: in what batches the run is evaluated, as `EvalBatches.to_json` has it.
 
         Returns:
           A lock: the folder is this process's until it is closed, or the process ends.
@@ -183,7 +185,8 @@ class Workdir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context(contextlib.closing(lock_of(self.path)))
                 self._await(lock, say)
-                self._describe(identity, validation, config, machine, interface or {})
+                about = {"interface": interface or {}, "evaluation": evaluation or {}}
+                self._describe(identity, validation, config, machine, about)
                 self.checkpoints.mkdir(exist_ok=True)
             except OSError as error:
                 raise ConfigError(
@@ -213,10 +216,9 @@ class Workdir:
         validation: str,
         config: dict[str, Any],
         machine: dict[str, Any],
-        interface: Mapping[str, Any],
+        about: Mapping[str, Any],
     ) -> None:
-        described = {"run": identity, "validation_set": validation, "config": config}
-        described |= {"interface": dict(interface)}
+        described = {"run": identity, "validation_set": validation, "config": config, **about}
         text = json.dumps(described, indent=2)
         replace_file(self.config, text + "\n")
         try:

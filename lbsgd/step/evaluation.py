@@ -1,6 +1,7 @@
 """Evaluates a state: sums over validation examples, and the moments of precise batch norm."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +104,30 @@ def eval_step(
             return lax.psum(sums, DEVICE_AXES)
 
     return over_devices(on_device, placement, replicated=2)(params, batch_stats, batch)
+
+
+def mirrored(network: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a network of logits to see each image and its mirror image (test-time flip).
+
+    Args:
+      network: (params, batch_stats, images) -> logits `[n, outputs]`.
+
+    Returns:
+      a function of the same arguments. The softmax of its logits is the mean of the two softmaxes,
+      as Krizhevsky et al. 2012 (section 4.1) average the predictions of their crops.
+    """
+
+    def flipped(
+        params: Any, batch_stats: Any, images: Float[Array, "n h w c"]
+    ) -> Float[Array, "n outputs"]:
+        whole, mirror = (
+            jax.nn.log_softmax(network(params, batch_stats, x))
+            for x in (images, images[:, :, ::-1])
+        )
+        # Of logarithms, for a probability may be less than the least float.
+        return jnp.logaddexp(whole, mirror) - math.log(2.0)
+
+    return flipped
 
 
 def masked_sum(x: Shaped[Array, " n *shape"], mask: Bool[Array, " n"]) -> Shaped[Array, "*shape"]:

@@ -67,13 +67,8 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        path = f"{self._root}/{self._files.path(index)}"
-        try:
-            with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
-                _check_size(os.fstat(file.fileno()))
-                return Example(file.read(), int(self._files.labels[index]))
-        except OSError as error:
-            raise CorruptError(f"cannot be read ({error.strerror})") from error
+        content = read_file(f"{self._root}/{self._files.path(index)}")
+        return Example(content, int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
         return printable(f"{os.path.basename(self._root)}/{self._files.path(index)}")
@@ -128,6 +123,20 @@ def _left_out_beside(root: pathlib.Path) -> Iterator[str]:
             yield "images in no folder of a class"
         else:
             yield kind_left_out(entry.name, entry.is_dir())
+
+
+def read_file(path: str) -> bytes:
+    """Reads an image file, which may be anything.
+
+    Raises:
+      CorruptError: it cannot be read, is no file, or has no end.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
+            _check_size(os.fstat(file.fileno()))
+            return file.read()
+    except OSError as error:
+        raise CorruptError(f"cannot be read ({error.strerror})") from error
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
@@ -229,7 +238,7 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
 
     The labels of both follow the classes of `train/`.
     """
-    root = _root(config)
+    root = data_folder(config)
     found = split_folders(root)
     for split, names in SPLIT_FOLDERS.items():
         if split not in found:
@@ -244,7 +253,12 @@ def folder(config: ml_collections.ConfigDict) -> Splits:
     return Splits(**splits)
 
 
-def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+def data_folder(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Finds the folder that data.dir names.
+
+    Raises:
+      ConfigError: there is none, or it is a packed set.
+    """
     root = expand_home(config.dir)
     if not config.dir or not os.path.isdir(root):
         raise ConfigError(
@@ -262,7 +276,7 @@ def whole_folder(config: ml_collections.ConfigDict) -> FolderSource:
     Raises:
       ConfigError: as in `folder`, or there is a folder of validation images too.
     """
-    root = _root(config)
+    root = data_folder(config)
     found = split_folders(root)
     if "validation" in found:
         raise ConfigError(

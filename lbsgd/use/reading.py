@@ -1,0 +1,103 @@
+"""Reads images to predict: files or pixels, cropped and resized as evaluation does it."""
+
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from lbsgd.data.images.decode import CorruptError, decode
+from lbsgd.data.interface import Interface
+from lbsgd.data.source import format_shape, shape_of
+from lbsgd.data.sources.folder import read_file
+from lbsgd.system.limits import num_cores
+from lbsgd.system.text import printable
+
+# A path of a file, or pixels, uint8 `[h, w, c]`.
+Image = str | pathlib.Path | np.ndarray
+
+_NO_DRAW = np.empty(0)
+
+
+class Read(NamedTuple):
+    """Holds an image as the network takes it.
+
+    Attributes:
+      name: its path, or "image 3" of arrays, counted from 0.
+      pixels: uint8, of the network's input shape; None where it cannot be read.
+      problem: why it cannot; "" where it can.
+    """
+
+    name: str
+    pixels: np.ndarray | None = None
+    problem: str = ""
+
+
+def read_images(
+    images: Iterable[Image], interface: Interface, batch_size: int, threads: int = 0
+) -> Iterator[list[Read]]:
+    """Reads images in batches; the next one is read while one is used.
+
+    Args:
+      threads: how many read; 0 for one per core.
+    """
+    numbered = enumerate(images)
+    with ThreadPoolExecutor(threads or num_cores(), "lbsgd-read") as pool:
+        waiting = None
+        while taken := list(itertools.islice(numbered, batch_size)):
+            loading = [pool.submit(read_image, image, i, interface) for i, image in taken]
+            if waiting:
+                yield [one.result() for one in waiting]
+            waiting = loading
+        if waiting:
+            yield [one.result() for one in waiting]
+
+
+def read_image(image: Image, number: int, interface: Interface) -> Read:
+    """Reads an image, and says what is wrong with one that cannot be."""
+    array = isinstance(image, np.ndarray)
+    name = f"image {number}" if array else printable(str(image))
+    try:
+        content = _checked(image) if isinstance(image, np.ndarray) else read_file(str(image))
+        return Read(name, _view(content, interface))
+    except CorruptError as error:
+        return Read(name, problem=str(error))
+
+
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size:
+        raise CorruptError(f"pixels must be uint8 [h, w, c], not {pixels.dtype} {pixels.shape}")
+    return pixels
+
+
+def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
+    """Crops and resizes as evaluation does.
+
+    Raises:
+      CorruptError: it cannot be decoded, or has not the shape that the network takes.
+    """
+    wanted = interface.image_shape
+    if isinstance(image, bytes) and wanted[2] == 1:
+        image = _grey(decode(image))
+    shape = shape_of(image)
+    if shape[2] != wanted[2]:
+        raise CorruptError(f"it has {shape[2]} channels, and the network takes {wanted[2]}")
+    if not interface.short_side and shape != wanted:
+        raise CorruptError(
+            f"it is {format_shape(shape)}, and the network takes whole images of "
+            f"{format_shape(wanted)}"
+        )
+    out = np.empty(wanted, np.uint8)
+    interface.view()(image, _NO_DRAW, out)
+    return out
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """Takes the grey of a file, which is decoded to red, green and blue whatever it holds."""
+    grey = pixels[..., :1]
+    if not (pixels == grey).all():
+        raise CorruptError("it has colours, and the network takes grey images")
+    return grey
