@@ -149,8 +149,11 @@ def names_of_times(keys: Keys) -> list[str]:
 
 
 def is_options(key: str) -> bool:
-    """Tells whether a key holds options by name, which nobody declares: those of someone's code."""
-    return key.endswith("options")
+    """Tells whether a key holds values by name, of names that nobody declares.
+
+    Such are the options of someone's code, and multipliers of what someone's network has.
+    """
+    return key.endswith(("options", "multipliers"))
 
 
 def options_key(key: str) -> str:

@@ -97,6 +97,14 @@ def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
 
 
 def _known(data: ml_collections.ConfigDict) -> Facts | None:
+    known = _known_of_all(data)
+    if known and data.only_classes:
+        # How many examples are of these classes nobody knows, nor whether there are such classes.
+        return dataclasses.replace(known, examples=0, validation_examples=0, classes=0)
+    return known
+
+
+def _known_of_all(data: ml_collections.ConfigDict) -> Facts | None:
     if data.source == "digits":
         return DIGITS
     if data.source == "synthetic":

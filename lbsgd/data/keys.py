@@ -51,6 +51,16 @@ _SOURCE: Keys = {
         fraction=True,
         used_with={"data.source": ("folder", "npz")},
     ),
+    "data.only_classes": Key(
+        (),
+        "The classes that are trained on and validated on, by name, or by range of labels as "
+        "'0-4'; they are numbered anew from 0. () for all.",
+        check=must(
+            "hold names of classes, or ranges of labels as ('0-4',)",
+            lambda words: all(isinstance(word, str) and word for word in words),
+        ),
+        own_check=True,
+    ),
     "data.train_examples": Key(
         0,
         "How many of the training examples are used. They are drawn once and for all, whatever "

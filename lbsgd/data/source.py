@@ -1,6 +1,7 @@
 """The interface of a data source: random access by `len(source)` and `source[i] -> Example`."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -66,6 +67,15 @@ class Source(Protocol):
     fingerprint: str
     notes: tuple[str, ...]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes of all examples, `[N]`; where they stand with the images, these are read.
+
+        Raises:
+          ConfigError: one cannot be read.
+        """
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
@@ -115,6 +125,25 @@ def first_image_shape(source: Source) -> tuple[int, int, int]:
         except CorruptError as error:
             reason = f"{source.name(index)}: {error}"
     raise ConfigError(f"none of the first images can be read ({reason})")
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """Reads the labels of all examples of a source, `[N]`, several at a time.
+
+    Raises:
+      ConfigError: an example cannot be read.
+    """
+
+    def label(index: int) -> int:
+        try:
+            return source[index].label
+        except CorruptError as error:
+            raise ConfigError(
+                f"{source.name(index)} cannot be read, so its class is not known: {error}"
+            ) from error
+
+    with ThreadPoolExecutor(16, "lbsgd-labels") as pool:
+        return np.fromiter(pool.map(label, range(len(source))), np.int64, len(source))
 
 
 class Splits(NamedTuple):

@@ -77,7 +77,9 @@ class Confusion:
         self._feed, self._monitor, self._pairs = feed, monitor, config.confusion.pairs
         self._placement = pair_placement(plan.topology.devices, config.confusion.batch_size)
         # Each minibatch is a worker of its own to batch norm, whatever is synced in training.
-        self._step = compiled(_numbered(plan.worker), self._placement, in_turn=config.in_turn)
+        self._step = compiled(
+            _numbered(plan.worker), self._placement, trained=plan.trained, in_turn=config.in_turn
+        )
 
     def __call__(self, done: int, state: TrainState) -> list[float] | None:
         """Computes the cosine of each pair after `done` updates; None if it is to stop."""

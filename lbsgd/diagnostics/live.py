@@ -11,6 +11,7 @@ import numpy as np
 from lbsgd.diagnostics import noise_scale
 from lbsgd.diagnostics.confusion import Confusion, neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import compiled
+from lbsgd.models.selection import trained_part
 from lbsgd.run.feed import Feed
 from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
@@ -41,11 +42,13 @@ class Diagnostics:
         self._plan, self._monitor, self._record = program.plan, monitor, monitor.record
         self._numbers = program.numbers
         self._confusion = Confusion(program, feed, monitor)
-        self._layers = layer_names(self._plan.state_shapes.params)
+        self._layers = layer_names(trained_part(self._plan.state_shapes.params, self._plan.trained))
         config = self._plan.config.diagnostics
         # One for each placement: a batch that grows has several.
         self._compiled = functools.cache(
-            functools.partial(compiled, self._plan.worker, in_turn=config.in_turn)
+            functools.partial(
+                compiled, self._plan.worker, trained=self._plan.trained, in_turn=config.in_turn
+            )
         )
         # Not stored anywhere: a function of the metrics.
         self._recent = noise_scale.recent(self._record.kept, config.workers.window)

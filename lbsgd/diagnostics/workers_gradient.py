@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from lbsgd.models.selection import trained_part
 from lbsgd.step.loops import scan
 from lbsgd.step.reduction import over_devices, sum_of_workers
 from lbsgd.step.worker import Batch, Worker, worker_gradient
@@ -107,6 +108,7 @@ def device_gradients(
     *,
     worker: Worker,
     placement: Placement,
+    trained: Any = None,
     in_turn: bool,
 ) -> WorkerGradients:
     """Measures, on one device, what all devices together know of the k gradients.
@@ -119,7 +121,8 @@ def device_gradients(
     """
 
     def gradient(rows_and_index: tuple[Batch, Int[Array, ""]]) -> Gradient:
-        return worker_gradient(params, batch_stats, numbers, *rows_and_index, worker=worker)[0]
+        bound = functools.partial(worker_gradient, worker=worker, trained=trained)
+        return bound(params, batch_stats, numbers, *rows_and_index)[0]
 
     through_lanes = _lanes_at_once
     if in_turn:
@@ -139,7 +142,7 @@ def device_gradients(
         return (sent, total), (lanes.squares, products)
 
     # Each step's squares and products are stacked, [A, L]; numbers, where gradients would not fit.
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, trained_part(params, trained))
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
     carry, measured = scan(accumulate, (zeros, zeros), (steps, batch), placement.platform)
     # Divided by k, and not averaged over devices: one with idle lanes has summed fewer.
@@ -160,6 +163,7 @@ def workers_gradient(
     *,
     worker: Worker,
     placement: Placement,
+    trained: Any = None,
     in_turn: bool = False,
 ) -> WorkerGradients:
     """Measures the workers' gradients at `params`, on all devices alike.
@@ -169,16 +173,20 @@ def workers_gradient(
       numbers: of the update whose minibatch it is, as the worker takes them.
       worker: e.g. `step.worker_loss`, bound.
       placement: of workers that share no batch norm.
+      trained: like the parameters, True where they are trained, by which alone the gradients are;
+        None for all of them.
       in_turn: the lanes of a device one after the other, for memory, instead of side by side.
     """
     on_device = functools.partial(
-        device_gradients, worker=worker, placement=placement, in_turn=in_turn
+        device_gradients, worker=worker, placement=placement, trained=trained, in_turn=in_turn
     )
     return over_devices(on_device, placement, replicated=3)(params, batch_stats, numbers, batch)
 
 
-def compiled(worker: Worker, placement: Placement, *, in_turn: bool) -> Any:
+def compiled(worker: Worker, placement: Placement, *, trained: Any = None, in_turn: bool) -> Any:
     """Compiles (params, batch_stats, numbers, batch) -> `WorkerGradients`; nothing is donated."""
-    step = functools.partial(workers_gradient, worker=worker, placement=placement, in_turn=in_turn)
+    step = functools.partial(
+        workers_gradient, worker=worker, placement=placement, trained=trained, in_turn=in_turn
+    )
     # Replicated, for a process cannot fetch what other processes alone hold.
     return jax.jit(step, out_shardings=placement.replicated)

@@ -78,6 +78,8 @@ def _explain_norms(c: ml_collections.ConfigDict, outline: Outline, precise_examp
 
 def _explain_batch_norm(config: ml_collections.ConfigDict, precise_examples: int) -> str:
     c, n = config.batch_norm, config.worker_batch_size
+    if c.frozen_statistics:
+        return "batch norm: by the running averages that the run starts with, which do not move"
     scope = f"per worker, over {pluralize(n, 'example')}"
     if c.synced_workers > 1:
         scope = f"synced over {c.synced_workers:,} workers, {c.synced_workers * n:,} examples"

@@ -8,6 +8,8 @@ from lbsgd.config.keys import Condition, Key, Keys, Values
 from lbsgd.system.errors import ConfigError
 
 _OF_BATCH_NORM = {"model.normalization": ("batch",)}
+# Of statistics that are not those a network starts with.
+_OF_MOVING = {**_OF_BATCH_NORM, "batch_norm.frozen_statistics": (False,)}
 # What is said of a key of lbsgd's own networks where another is named, and of a key of those.
 _OWN: Mapping[str, Any] = {
     "used_if": Condition(
@@ -68,11 +70,17 @@ _MODEL: Keys = {
 }
 
 _BATCH_NORM: Keys = {
+    "batch_norm.frozen_statistics": Key(
+        False,
+        "Whether training normalizes as evaluation does, by the running averages that the run "
+        "starts with, which do not move: for fine-tuning.",
+        used_with=_OF_BATCH_NORM,
+    ),
     "batch_norm.momentum": Key(
         0.9,
         "The momentum m of running averages: running <- m running + (1 - m) new.",
         fraction=True,
-        used_with=_OF_BATCH_NORM,
+        used_with=_OF_MOVING,
     ),
     "batch_norm.epsilon": Key(
         1e-5,
@@ -86,7 +94,7 @@ _BATCH_NORM: Keys = {
         "How many workers share their statistics; 1 for none, as in the paper.",
         unit="workers",
         positive=True,
-        used_with=_OF_BATCH_NORM,
+        used_with=_OF_MOVING,
         **_OWN,
     ),
     "batch_norm.running_variance": Key(
@@ -94,14 +102,14 @@ _BATCH_NORM: Keys = {
         "What the running variance follows: within, the mean of the workers' biased variances; "
         "total, plus the variance of their means.",
         choices=("within", "total"),
-        used_with=_OF_BATCH_NORM,
+        used_with=_OF_MOVING,
     ),
     "batch_norm.precise_examples": Key(
         0,
         "How many training examples, rounded up to whole minibatches, the statistics are computed "
         "anew over before each evaluation; 0 uses the running averages.",
         unit="examples",
-        used_with=_OF_BATCH_NORM,
+        used_with=_OF_MOVING,
     ),
 }
 

@@ -38,7 +38,8 @@ class Network(NamedTuple):
         float32 whatever the type, so that runs in float64 start from the same weights. Without a
         seed, with that of the config.
       train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
-        a `jax.random` key of this update and this worker, for dropout and other random layers.
+        a `jax.random` key of this update and this worker, for dropout and other random layers. With
+        frozen statistics nothing is left: {}.
       evaluate: (params, batch_stats, images) -> outputs.
       variables: seed -> (outputs, variables) as `module.init_with_output` gives them.
       images: shape and type of a worker's images.
@@ -120,6 +121,12 @@ def build_network(
     named = roles = None
     if is_dotted(config.model.name):
         named = load_network(config)
+        if config.batch_norm.frozen_statistics:
+            raise named.error(
+                "is not lbsgd's own, and only of those batch_norm.frozen_statistics is known to "
+                "change nothing but batch norm; leave it out, and have the module itself normalize "
+                "by running averages"
+            )
         built = build_modules(config, named, num_classes)
         roles = load("model.roles", config.model.roles) if config.model.roles else None
     else:
@@ -127,13 +134,17 @@ def build_network(
     wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
     variables = functools.partial(_variables, built, tuple(image_shape), guard, config.seed)
     computed = {"precision": config.matmul_precision, "guard": guard}
+    train = functools.partial(_train, built.training, built.train_flags, **computed)
+    evaluate = functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed)
+    if config.batch_norm.frozen_statistics:
+        train = functools.partial(_train_as_evaluated, evaluate)
     return Network(
         built.training,
         built.evaluation,
         built.evaluation_flags,
         functools.partial(_initialize, variables, wide),
-        functools.partial(_train, built.training, built.train_flags, **computed),
-        functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed),
+        train,
+        evaluate,
         variables,
         jax.ShapeDtypeStruct((config.worker_batch_size, *image_shape), wide),
         named,
@@ -248,6 +259,14 @@ def _evaluate(
     """Computes outputs in evaluation."""
     with guard(), jax.default_matmul_precision(precision):
         return module.apply({"params": params, "batch_stats": batch_stats}, images, **flags)
+
+
+def _train_as_evaluated(
+    evaluate: Callable[..., Any], params: Any, batch_stats: Any, images: jax.Array, key: jax.Array
+) -> tuple[Any, Any]:
+    """Computes outputs in training by frozen statistics, of which none are left to be averaged."""
+    # lbsgd's networks have nothing but batch norm that training changes.
+    return evaluate(params, batch_stats, images), {}
 
 
 def outline(network: Network) -> Outline:

@@ -112,7 +112,8 @@ def check_values(config: ml_collections.ConfigDict, values: Values, *, confusion
                 f"{kind}{layer} normalises {_shown(count)} at a time, and no gradient passes it; "
                 f"take larger images, or {instead}"
             )
-    if values.of_batch:
+    # Statistics that are frozen are of no batch, however few values it has.
+    if values.of_batch and not config.batch_norm.frozen_statistics:
         _check_batch(config, *_fewest(values.of_batch), confusion, ours)
 
 

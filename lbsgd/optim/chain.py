@@ -7,14 +7,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import optax
+from jaxtyping import PyTree
 
 from lbsgd.config.dotted import is_dotted, load
 from lbsgd.optim.layerwise import scale_by_lamb, scale_by_trust_ratio
 from lbsgd.optim.masks import Roles, decayed, scaled
 from lbsgd.optim.momentum import rate_inside_momentum, rate_outside_momentum
-from lbsgd.optim.rate import negate, scale_by_negative_rate
+from lbsgd.optim.rate import multiply_changes, negate, scale_by_negative_rate
 from lbsgd.optim.rule import Number, Rule, is_on, last
 from lbsgd.optim.stock import rule_of
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
@@ -168,6 +170,17 @@ def _check_lamb(clip: tuple[Any, ...], epsilon: Any) -> None:
     # Of an array, which `optax.inject_hyperparams` hands over, it may not be known.
     if isinstance(epsilon, int | float) and epsilon < LEAST_EPSILON:
         raise ConfigError(f"optimizer.epsilon must be at least {LEAST_EPSILON:g}, not {epsilon}")
+
+
+def with_multipliers(rule: Rule, multipliers: PyTree[float]) -> Rule:
+    """Multiplies the rate of each parameter by a constant of its own.
+
+    Args:
+      multipliers: like the parameters.
+    """
+    if all(number == 1 for number in jax.tree.leaves(multipliers)):
+        return rule
+    return Rule(optax.chain(rule.transform, multiply_changes(multipliers)), rule.numbers)
 
 
 _RULES: Mapping[str, Callable[..., Rule]] = {"sgd": sgd_rule, "lars": lars_rule, "lamb": lamb_rule}

@@ -1,5 +1,6 @@
 """Explains a run's optimizer."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 
 from lbsgd.config.dotted import Named, is_dotted, load
 from lbsgd.models.roles import Role
+from lbsgd.models.selection import trained_part
 from lbsgd.optim.masks import decayed, flags, scaled
 from lbsgd.optim.stock import decay_mask, own_mask
 from lbsgd.system.text import pluralize
@@ -38,7 +40,27 @@ def with_trust_ratio(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTre
 def explain_optimizer(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     """Says which optimizer it is, and what decays; arguments as in `decaying`."""
     explained = _explain_dotted(c, roles) if is_dotted(c.name) else _explain_own(c, roles)
-    return f"optimizer: {explained}"
+    rates = [f"rate times {mu:g} on {name!r}" for name, mu in sorted(c.rate_multipliers.items())]
+    return "; ".join([f"optimizer: {explained}", *rates])
+
+
+def explain_frozen(c: ml_collections.ConfigDict, params: PyTree[Any], trained: Any) -> list[str]:
+    """Says in a line what is frozen and how much is left to be trained; none of no `freeze`.
+
+    Args:
+      c: the config's `optimizer`.
+      params: shapes of the parameters.
+      trained: like them.
+    """
+    if not c.freeze:
+        return []
+    of_all, left = jax.tree.leaves(params), jax.tree.leaves(trained_part(params, trained))
+    sizes = [sum(math.prod(x.shape) for x in arrays) for arrays in (left, of_all)]
+    return [
+        f"frozen: {', '.join(map(repr, c.freeze))}; {len(left)} of "
+        f"{pluralize(len(of_all), 'parameter array')} are trained, {sizes[0]:,} of "
+        f"{pluralize(sizes[1], 'parameter')}"
+    ]
 
 
 def _explain_decay(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:

@@ -1,12 +1,16 @@
 """Keys of the optimizer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from lbsgd.config.dotted import is_dotted
 from lbsgd.config.keys import ON, Condition, Key, Keys, Wanted, must
+from lbsgd.system.text import is_number
 
 # As `lbsgd.models.roles.Role` has them, which needs JAX.
 ROLES = ("kernel", "bias", "norm scale", "norm offset")
+# Of a rate; more is a slip.
+MOST_MULTIPLIER = 1e6
 _OF_SGD = {"optimizer.name": ("sgd", "lars")}
 _OF_LARS = {"optimizer.name": ("lars",)}
 _OF_LAMB = {"optimizer.name": ("lamb",)}
@@ -17,6 +21,16 @@ _OF_OTHERS = Condition(
 _OF_ALL_BUT_LAMB = Condition(
     "any optimizer but lamb", lambda values: values["optimizer.name"] != "lamb"
 )
+
+
+def _are_patterns(patterns: tuple[Any, ...]) -> bool:
+    return all(isinstance(pattern, str) and pattern for pattern in patterns)
+
+
+def _are_multipliers(numbers: Mapping[Any, Any]) -> bool:
+    # Of what 0 would leave as it is, optimizer.freeze spares the computation.
+    return all(is_number(number) and 0 < number <= MOST_MULTIPLIER for number in numbers.values())
+
 
 KEYS: Keys = {
     "optimizer.name": Key(
@@ -65,6 +79,23 @@ KEYS: Keys = {
         choices=("coupled", "decoupled"),
         used_with={"optimizer.weight_decay": ON},
         used_if=_OF_ALL_BUT_LAMB,
+    ),
+    "optimizer.freeze": Key(
+        (),
+        'The parameters that are not trained: roles, as "norm scale", or patterns of paths, a glob '
+        'for each of their first parts, as "stage1_*" or "*/conv1"; () for none.',
+        check=must(
+            "hold roles or patterns of parameters' paths, as ('stem*', 'stage*')", _are_patterns
+        ),
+        own_check=True,
+    ),
+    "optimizer.rate_multipliers": Key(
+        {},
+        "The multipliers of the learning rate, by role or pattern as of optimizer.freeze: "
+        "optimizer.rate_multipliers.classifier=10. A parameter that several match has their "
+        "product.",
+        check=must(f"hold numbers above 0, at most {MOST_MULTIPLIER:g}", _are_multipliers),
+        own_check=True,
     ),
     "optimizer.trust_coefficient": Key(
         0.001, "The coefficient eta of the trust ratio.", positive=True, used_with=_OF_LARS

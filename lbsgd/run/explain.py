@@ -1,6 +1,7 @@
 """Explains how each number of a run follows from its config, for people to read."""
 
 import dataclasses
+import operator
 
 import jax
 from clu import parameter_overview
@@ -12,7 +13,8 @@ from lbsgd.data.explain import (
     explain_shuffle,
 )
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
-from lbsgd.optim.explain import decaying, explain_optimizer, with_trust_ratio
+from lbsgd.models.selection import multipliers_by, trained_part
+from lbsgd.optim.explain import decaying, explain_frozen, explain_optimizer, with_trust_ratio
 from lbsgd.run.plan import Plan
 from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
@@ -32,13 +34,18 @@ class _ParameterRow:
     Size: int
     Decayed: str
     Trust: str
+    Rate: str
 
 
 def parameter_table(plan: Plan) -> str:
-    """Tables each parameter with its role, and whether it decays and has a trust ratio."""
-    params = plan.state_shapes.params
-    decays = decaying(plan.config.optimizer, plan.outline.roles)
-    ratios = with_trust_ratio(plan.config.optimizer, plan.outline.roles)
+    """Tables each parameter: its role, whether it decays and has a trust ratio, and its rate.
+
+    Of one that is frozen there is none of these; the rate is in multiples of the run's.
+    """
+    c, params, roles = plan.config.optimizer, plan.state_shapes.params, plan.outline.roles
+    of_each = (decaying(c, roles), with_trust_ratio(c, roles))
+    decays, ratios = (jax.tree.map(operator.and_, x, plan.trained) for x in of_each)
+    rates = multipliers_by(dict(c.rate_multipliers.items()), roles, plan.trained)
     rows = [
         _ParameterRow(
             jax.tree_util.keystr(path, simple=True, separator="/"),
@@ -47,12 +54,15 @@ def parameter_table(plan: Plan) -> str:
             shape.size,
             "yes" if decay else "no",
             "yes" if ratio else "no",
+            f"{rate:g}" if is_trained else "frozen",
         )
-        for (path, shape), role, decay, ratio in zip(
+        for (path, shape), role, decay, ratio, rate, is_trained in zip(
             jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(plan.outline.roles),
+            jax.tree.leaves(roles),
             jax.tree.leaves(decays),
             jax.tree.leaves(ratios),
+            jax.tree.leaves(rates),
+            jax.tree.leaves(plan.trained),
         )
     ]
     table: str = parameter_overview.make_table(rows)
@@ -85,7 +95,8 @@ def explain(plan: Plan) -> list[str]:
         *lines,
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
-        explain_optimizer(c.optimizer, plan.outline.roles),
+        explain_optimizer(c.optimizer, trained_part(plan.outline.roles, plan.trained)),
+        *explain_frozen(c.optimizer, plan.outline.params, plan.trained),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
         *_explain_average(plan),

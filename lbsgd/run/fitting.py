@@ -8,10 +8,12 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from lbsgd.data.pipeline import AHEAD
+from lbsgd.models.selection import trained_part
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
 from lbsgd.step import memory
@@ -35,10 +37,9 @@ def measure_accumulation(plan: Plan) -> Program:
     if plan.config.accumulation_steps:
         return Program(plan)
     measure = _Compilation(plan)
-    state = plan.state_shapes
     step_memory = fit.StepMemory(
         measure,
-        memory.bytes_of(state) + memory.bytes_of(state.params),  # and the gradient
+        memory.bytes_of(plan.state_shapes) + memory.bytes_of(_gradient(plan)),
         _cache_file(),
         _cache_key(plan),
     )
@@ -87,6 +88,11 @@ def batch_bytes(plan: Plan, placement: Placement) -> int:
     return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
 
 
+def _gradient(plan: Plan) -> Any:
+    """Gives shapes and types of the gradient."""
+    return trained_part(plan.state_shapes.params, plan.trained)
+
+
 def _cache_file() -> pathlib.Path | None:
     cache = cache_folder()
     return cache / "step_memory.json" if cache else None
@@ -131,11 +137,10 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
       placement -> bytes that its update and the minibatches it waits for need on one device, about.
     """
     fewest = _fewest_lanes(plan)
-    state = plan.state_shapes
-    gradient = memory.bytes_of(state.params)
-    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(state.params)}
+    gradient = memory.bytes_of(_gradient(plan))
+    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(_gradient(plan))}
     peak = memory.peak(plan.trace(fewest).jaxpr, shapes)
-    fixed = memory.bytes_of(state) + max(peak.fixed, gradient)
+    fixed = memory.bytes_of(plan.state_shapes) + max(peak.fixed, gradient)
 
     def needed(placement: Placement) -> int:
         activations = math.ceil(peak.others * placement.lanes / fewest.lanes)

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from lbsgd.config.dotted import Named
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
@@ -24,6 +25,7 @@ from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.interface import Interface, interface_of
 from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.models.values import check_values
 from lbsgd.run.checks import (
@@ -67,6 +69,7 @@ class Plan:
       total_updates: T; updates are 0..T-1.
       network: in training with the mapped axes of synced batch norm.
       outline: what tracing it tells: shapes, roles.
+      trained: like the parameters, True where they are trained, False where they are frozen.
       task: what is learned, and by what it is judged.
       code: what the config names that is not lbsgd's own.
       schedules: what varies with the update index, by the name it has among the metrics.
@@ -95,6 +98,7 @@ class Plan:
     total_updates: int
     network: Network
     outline: Outline
+    trained: PyTree[bool]
     task: Task
     code: tuple[Named, ...]
     learning_rate: LearningRate
@@ -191,7 +195,8 @@ class Plan:
             reductions=self.task.reductions,
             optimizer=self.optimizer,
             placement=placement,
-            of_step=self.outline.of_step,
+            of_step=None if self.config.batch_norm.frozen_statistics else self.outline.of_step,
+            trained=self.trained,
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
@@ -289,7 +294,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     sizes = timeline.sizes_between(0, total)
     check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
-    rule = rule_of_run(config, found, learning_rate, timeline, momenta)
+    trained = trained_by(config.optimizer.freeze, found.roles)
+    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
@@ -297,6 +303,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         _initial_state,
         initialize=network.initialize,
         optimizer=rule.transform,
+        trained=trained,
         averaged=bool(config.ema.decay),
     )
     return Plan(
@@ -308,6 +315,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         total_updates=total,
         network=network,
         outline=found,
+        trained=trained,
         task=task,
         code=code,
         learning_rate=learning_rate,
@@ -325,7 +333,9 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
-        gradient_mean=gradient_mean(found.params, DEVICE_AXES, topology.devices, **exchange),
+        gradient_mean=gradient_mean(
+            trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
+        ),
         measurements=measurements,
         target=find_target(config.stop_at, task, averaged=bool(config.ema.decay)),
     )
@@ -372,10 +382,12 @@ def _initial_state(
     *seed: Any,
     initialize: Callable[..., tuple[Any, Any]],
     optimizer: optax.GradientTransformationExtraArgs,
+    trained: PyTree[bool],
     averaged: bool,
 ) -> TrainState:
     params, stats = initialize(*seed)
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Copies, for the step is given the memory of each array once.
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
-    return TrainState(update_index, params, stats, optimizer.init(params), skipped, ema)
+    opt_state = optimizer.init(trained_part(params, trained))
+    return TrainState(update_index, params, stats, opt_state, skipped, ema)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 import ml_collections
+from jaxtyping import PyTree
 
 from lbsgd.config.dotted import is_dotted
 from lbsgd.models.networks import Outline
-from lbsgd.optim.chain import build_optimizer
+from lbsgd.models.selection import multipliers_by, trained_part
+from lbsgd.optim.chain import build_optimizer, with_multipliers
 from lbsgd.optim.rule import Rule
 from lbsgd.optim.stock import check_update
 from lbsgd.schedule import batch_growth, functions
@@ -20,13 +22,15 @@ from lbsgd.tasks.task import Task
 def rule_of_run(
     config: ml_collections.ConfigDict,
     found: Outline,
+    trained: PyTree[bool],
     rate: LearningRate,
     timeline: Timeline,
     momenta: Mapping[int, float],
 ) -> Rule:
-    """Builds the optimizer of a run.
+    """Builds the optimizer of a run, of the parameters that it trains.
 
     Args:
+      trained: like the parameters, True where they are trained.
       momenta: by batch size.
 
     Raises:
@@ -34,9 +38,12 @@ def rule_of_run(
     """
     momentum = batch_growth.momentum_schedule(timeline, momenta)
     keys = {**config.optimizer, "momentum": momentum}
-    rule = build_optimizer(rate.schedule, found.roles, **keys)
+    by_pattern = dict(config.optimizer.rate_multipliers.items())
+    multipliers = multipliers_by(by_pattern, found.roles, trained)
+    rule = build_optimizer(rate.schedule, trained_part(found.roles, trained), **keys)
+    rule = with_multipliers(rule, trained_part(multipliers, trained))
     if is_dotted(config.optimizer.name):
-        check_update(rule, found.params)
+        check_update(rule, trained_part(found.params, trained))
     return rule
 
 

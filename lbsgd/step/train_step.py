@@ -21,6 +21,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.models.normalization import subtract_distance
+from lbsgd.models.selection import trained_part, with_frozen
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import (
     Reductions,
@@ -31,7 +32,7 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
-from lbsgd.step.worker import Batch, Worker, WorkerResult, with_distance
+from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
 
 
@@ -74,6 +75,7 @@ def device_gradient(
     worker: Worker,
     reductions: Reductions,
     placement: Placement,
+    trained: Any = None,
     gradient_mean: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, WorkerResult]:
     """Computes, on one device, the gradient of the mean loss over all k workers.
@@ -81,22 +83,23 @@ def device_gradient(
     Args:
       batch: this device's part, `[A, L, n, ...]`.
       reductions: of the workers' metrics, by name.
+      trained: like the parameters, True where they are trained; None for all of them.
       gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
 
     Returns:
-      the gradient, like the parameters, and the workers' results, reduced.
+      the gradient, like the trained parameters, and the workers' results, reduced.
     """
 
     # The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
-    def loss(params: Any, rows: Batch, step: Int[Array, ""]) -> tuple[jax.Array, WorkerResult]:
-        bound = functools.partial(worker, params, batch_stats, numbers)
-        result = over_lanes(bound, rows, step, placement, reductions)
-        return result.loss, result
-
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
         step, rows = step_and_rows
-        # Not value_and_grad: the value is in the result.
-        return jax.grad(loss, has_aux=True)(params, rows, step)
+
+        def loss(params: Any) -> tuple[jax.Array, WorkerResult]:
+            bound = functools.partial(worker, params, batch_stats, numbers)
+            result = over_lanes(bound, rows, step, placement, reductions)
+            return result.loss, result
+
+        return gradient_of(loss, params, trained)
 
     def add(total: tuple[Any, WorkerResult], terms: tuple[Any, WorkerResult]) -> Any:
         gradients = jax.tree.map(jnp.add, total[0], terms[0])
@@ -153,17 +156,24 @@ def _select_finite(finite: Bool[Array, ""], changed: TrainState, state: TrainSta
         return chosen.replace(skipped=skipped)
 
 
-def _averaged(average: Any, params: Any, batch_stats: Any, decay: Float[Array, ""]) -> Any:
-    """Moves the exponential moving average of parameters and statistics, where there is one."""
+def _averaged(average: Any, moving: Averaged, decay: Float[Array, ""]) -> Any:
+    """Moves the exponential moving average of what itself moves, where there is an average.
+
+    Args:
+      moving: parameters and statistics, None in place of those that are frozen: their average is
+        what they are, to the bit.
+    """
     if average is None:
         return None
     with jax.named_scope("ema"):
 
-        def moved(e: jax.Array, new: jax.Array) -> jax.Array:
+        def moved(new: jax.Array | None, e: Any) -> Any:
+            if new is None:
+                return e
             d = jnp.asarray(decay, e.dtype)
             return d * e + (1.0 - d) * new
 
-        return jax.tree.map(moved, average, Averaged(params, batch_stats))
+        return jax.tree.map(moved, moving, average, is_leaf=lambda x: x is None)
 
 
 def train_step(
@@ -176,6 +186,7 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     placement: Placement,
     of_step: Any,
+    trained: Any = None,
     total_variance: bool = False,
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
@@ -193,10 +204,14 @@ def train_step(
       reductions: of the workers' metrics, by name.
       optimizer: takes the update index and `numbers.optimizer` by keyword.
       of_step: like the batch statistics, True where they are moments whose average moves here;
-        others are taken as the network leaves them, averaged over workers.
+        others are taken as the network leaves them, averaged over workers. None where they are
+        frozen, and the network leaves none.
+      trained: like the parameters, True where they are trained; None for all of them. Of the others
+        the optimizer sees None in their place, and nothing is computed.
       total_variance: average mean(var) + var(mean) instead of mean(var).
       gradient_mean: see `device_gradient`.
-      statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`.
+      statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
+        of what is trained.
 
     Returns:
       the next state, and the metrics of this update.
@@ -208,6 +223,7 @@ def train_step(
         worker=with_distance(worker, of_step) if total_variance else worker,
         reductions=reductions,
         placement=placement,
+        trained=trained,
         gradient_mean=gradient_mean,
     )
     gradients, result = over_devices(gradient, placement, replicated=3)(
@@ -216,12 +232,16 @@ def train_step(
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         told = {"update_index": state.update_index, **numbers.optimizer}
-        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params, **told)
-        params = jax.tree.map(jnp.add, state.params, changes)
-    batch_stats = _running_averages(
-        state.batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance
-    )
-    ema = _averaged(state.ema, params, batch_stats, numbers.ema_decay)
+        before = trained_part(state.params, trained)
+        changes, opt_state = optimizer.update(gradients, state.opt_state, before, **told)
+        part = jax.tree.map(jnp.add, before, changes)
+        params = with_frozen(part, state.params)
+    batch_stats, moving_stats = state.batch_stats, None
+    if of_step is not None:
+        batch_stats = moving_stats = _running_averages(
+            batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance
+        )
+    ema = _averaged(state.ema, Averaged(part, moving_stats), numbers.ema_decay)
     changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema)
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
@@ -231,5 +251,5 @@ def train_step(
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:
-            metrics["layers"] = statistics(gradients, state.params, changes, after.opt_state)
+            metrics["layers"] = statistics(gradients, before, changes, after.opt_state)
     return after, metrics

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lbsgd.models.normalization import add_distance
+from lbsgd.models.selection import trained_part, with_frozen
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import erase, mix
 from lbsgd.workers.placement import LANE_AXIS
@@ -80,6 +81,26 @@ def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n
     return images
 
 
+def gradient_of(
+    loss: Callable[[Any], tuple[Float[Array, ""], WorkerResult]], params: Any, trained: Any = None
+) -> tuple[Any, WorkerResult]:
+    """Computes the gradient of a loss by the parameters that are trained, and its result.
+
+    Args:
+      loss: params -> the loss, and what goes along with it.
+      trained: like the parameters, True where they are trained; None for all of them. The gradient
+        has None in place of the others.
+    """
+
+    def of_trained(part: Any) -> tuple[Float[Array, ""], WorkerResult]:
+        return loss(with_frozen(part, params))
+
+    # By no more than that, so that nothing is computed for the others: neither their gradients nor,
+    # below the lowest layer that is trained, those of activations.
+    # Not value_and_grad: the value is in the result.
+    return jax.grad(of_trained, has_aux=True)(trained_part(params, trained))
+
+
 def worker_gradient(
     params: Any,
     batch_stats: Any,
@@ -88,6 +109,7 @@ def worker_gradient(
     index: Int[Array, ""],
     *,
     worker: Worker,
+    trained: Any = None,
 ) -> tuple[Any, WorkerResult]:
     """Computes the gradient of one worker's own loss, and its result.
 
@@ -96,6 +118,7 @@ def worker_gradient(
     Args:
       numbers: of the update, as the worker takes them.
       batch: its rows, `[n, ...]`.
+      trained: as in `gradient_of`.
     """
 
     def loss(params: Any) -> tuple[Float[Array, ""], WorkerResult]:
@@ -105,9 +128,7 @@ def worker_gradient(
         result = jax.tree.map(lambda x: x[0], jax.vmap(bound, axis_name=LANE_AXIS)(*alone))
         return result.loss, result
 
-    # Not value_and_grad: the value is in the result.
-    gradient, result = jax.grad(loss, has_aux=True)(params)
-    return gradient, result
+    return gradient_of(loss, params, trained)
 
 
 def with_distance(worker: Worker, of_step: Any) -> Worker:

@@ -22,7 +22,9 @@ FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "ablations"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 # What is of one scale, for 2 CPU cores.
 PLAIN = ["digits", "fashion_mnist", "rounding"]
-SCALED = sorted({*NAMES} - {*PLAIN})
+# What is of CIFAR-10, and in small of digits.
+TRANSFER = ["transfer", "transfer_backbones"]
+SCALED = sorted({*NAMES} - {*PLAIN, *TRANSFER})
 VARIANTS = ["", ":mini", ":gpu"]
 IMAGENET = 1_281_167
 
@@ -137,7 +139,11 @@ def test_remarks_multiply_the_loss_by_what_the_mistake_does(variant, scaled, wor
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [*itertools.product(SCALED, VARIANTS), *((name, "") for name in PLAIN)],
+    [
+        *itertools.product(SCALED, VARIANTS),
+        *itertools.product(sorted({*NAMES} & {*TRANSFER}), ["", ":digits"]),
+        *((name, "") for name in PLAIN),
+    ],
 )
 def test_a_sweep_lists_rows_that_differ(name, variant):
     """In what they compute: no two are one run under two names."""
@@ -153,6 +159,8 @@ def test_a_sweep_lists_rows_that_differ(name, variant):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variant_that_is_none_is_named(name):
     known = "there are mini and gpu" if name in SCALED else "leave it out"
+    if name in TRANSFER:
+        known = "there is digits, and CIFAR-10 without one"
     with pytest.raises(ConfigError, match=f"no variant 'nano'; {known}"):
         read_sweep(f"{FOLDER / name}.py:nano")
 
@@ -200,8 +208,9 @@ def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     of_row = config
     config = ml_collections.ConfigDict(config)
     set_smoke(config)
+    config.init_from = ""
     config.model.name = "cifar_resnet8"
-    config.data.image_size = 8
+    config.data.image_size, config.data.synthetic_classes = 8, 10
     config.total_steps, config.learning_rate.warmup_steps = 2, 1
     config.worker_batch_size = {8: 4, 128: 16}.get(of_row.worker_batch_size, 8)
     config.batch_norm.synced_workers = min(

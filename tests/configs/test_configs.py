@@ -52,6 +52,7 @@ def test_a_row_has_the_papers_numbers(arg):
         pytest.param("fashion_mnist", marks=pytest.mark.long),
         pytest.param("cifar10", marks=pytest.mark.long),
         pytest.param("images", marks=pytest.mark.long),
+        pytest.param("finetune", marks=pytest.mark.long),
         pytest.param("imagenette", marks=pytest.mark.long),
         pytest.param("imagenet_goyal", marks=pytest.mark.long),
         pytest.param("imagenet_lars", marks=pytest.mark.long),

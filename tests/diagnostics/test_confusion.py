@@ -93,7 +93,7 @@ def opposed_worker(params, batch_stats, numbers, batch, index) -> WorkerResult:
 
 def with_worker(worker, devices: int = 2):
     parts = confusion_run(devices)
-    plan = dataclasses.replace(parts.plan, worker=worker)
+    plan = dataclasses.replace(parts.plan, worker=worker, trained={"w": True})
     parts = parts._replace(plan=plan, program=Program(plan))
     return parts, parts.program.start().replace(params={"w": jnp.ones(3)}, batch_stats={})
 

@@ -121,6 +121,11 @@ def test_a_mistake_is_one_line(name):
         ("FlagOfClass", {"model.options.train": True}, "leave model.options.train out"),
         ("made_by_function", {"model.options.train": False}, "leave model.options.train out"),
         ("Mlp", {"dtype": "bfloat16"}, "has no argument dtype, so its layers would not hear of"),
+        (
+            "StockBatchNorm",
+            {"batch_norm.frozen_statistics": True},
+            "batch_norm.frozen_statistics is known to change nothing but batch norm; leave it out",
+        ),
         ("Mlpp", {}, "there is no 'Mlpp' in their_networks; the nearest is 'Mlp'"),
         ("needy", {}, "needs 'heads'; set model.options.heads"),
         ("of_any_options", {"dtype": "bfloat16"}, "has no argument dtype, so its layers would"),

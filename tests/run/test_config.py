@@ -23,6 +23,8 @@ GOOD = {
     "data.color_jitter": (0.4, 0.4, 0.4),
     "allreduce.grid": (4, 2),
     "optimizer.decayed_roles": ("kernel", "bias"),
+    "optimizer.freeze": ("stem*",),
+    "data.only_classes": ("0-4",),
     "data.image_shape": (224, 224, 3),
     "stop_at": ("val_error", 24.1),
     "task.name": "their.tasks:task",

@@ -322,3 +322,15 @@ def test_help_tells_every_flag_and_every_key():
     assert rooms == ["flags", *rooms_of_keys]
     words = {word.partition("=")[0] for word in text.split()}
     assert {key for key, _ in flatten(default_config())} <= words
+
+
+def test_multipliers_are_set_by_pattern(tmp_path):
+    """On the command line, in the config that the workdir keeps, and from there again."""
+    patterns = {"classifier": 10, "stage1_*": 0.1, "*/conv1": 0.5, "norm scale": 2.0}
+    words = [f"--config.optimizer.rate_multipliers.{name}={x}" for name, x in patterns.items()]
+    words += ["--config.optimizer.freeze=('stem*', 'bias')"]
+    config = resolve(flags.parse([DIGITS, *words]).config)
+    found = dict(flatten(config))
+    assert found["optimizer.rate_multipliers"] == patterns
+    assert found["optimizer.freeze"] == ("stem*", "bias")
+    assert parsed(store(tmp_path, config)) == found

@@ -39,6 +39,7 @@ BATCH_GROWS = {"batch_growth.in_place_of_decay": True}
 THEIRS = {"model.name": "their.networks:Net"}
 OWN_TASK, OWN_LOSS = {"task.name": "their.tasks:task"}, {"task.loss": "their.losses:loss"}
 GROUP, PLAIN = ({"model.normalization": name} for name in ("group", "none"))
+FROZEN = {"batch_norm.frozen_statistics": True}
 TORUS = {"allreduce.algorithm": "torus_2d"}
 SYNTHETIC, TFDS, FOLDER, NPZ, PACKED = (
     {"data.source": name} for name in ("synthetic", "tfds", "folder", "npz", "packed")
@@ -99,11 +100,12 @@ POLICY = {
     "task.loss_options": ({"gamma": 2.0}, [OFF, OWN_TASK, {**OWN_TASK, **OWN_LOSS}], [OWN_LOSS]),
     "label_smoothing": (0.1, [OWN_TASK, OWN_LOSS], [OFF]),
     "ema.warmup": (False, [OFF], [{"ema.decay": 0.9}]),
-    "batch_norm.momentum": (0.5, [GROUP, PLAIN], [OFF]),
+    "batch_norm.frozen_statistics": (True, [GROUP, PLAIN], [OFF]),
+    "batch_norm.momentum": (0.5, [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.epsilon": (1e-3, [PLAIN, THEIRS], [OFF, GROUP]),
-    "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS], [OFF]),
-    "batch_norm.running_variance": ("total", [GROUP, PLAIN], [OFF]),
-    "batch_norm.precise_examples": (256, [GROUP, PLAIN], [OFF]),
+    "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS, FROZEN], [OFF]),
+    "batch_norm.running_variance": ("total", [GROUP, PLAIN, FROZEN], [OFF]),
+    "batch_norm.precise_examples": (256, [GROUP, PLAIN, FROZEN], [OFF]),
     "allreduce.bucket_mib": (8.0, [OFF], [TORUS, {"allreduce.dtype": "float16"}]),
     "allreduce.grid": ((4, 2), [OFF, {"allreduce.algorithm": "ring"}], [TORUS]),
     "device_memory_gib": (8.0, [OFF], [{"accumulation_steps": 0}]),

@@ -1,12 +1,12 @@
 """The run is a function of its config, never of where its workers are placed."""
 
-import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_text import all_reduces
 
 from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import Run, build
@@ -105,23 +105,6 @@ def test_workers_with_synced_batch_norm_are_one_larger_worker(x64, devices, step
     expected, found = train(merged), train(synced)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
-
-
-def all_reduces(compiled) -> list[tuple[str, int]]:
-    """(computation, bytes) of each all-reduce in the compiled program."""
-    found, computation = [], ""
-    for line in compiled.as_text().splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            computation = line.split()[0]
-        match = re.search(r"= (.*?) all-reduce(?:-start)?\(", line)
-        if match:
-            shapes = re.findall(r"\b([a-z]+)(\d+)\[([\d,]*)\]", match.group(1))
-            sizes = [
-                int(bits) // 8 * math.prod(int(n) for n in dims.split(",") if n)
-                for _, bits, dims in shapes
-            ]
-            found.append((computation, sum(sizes)))
-    return found
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 Four workers of eight digits, Nesterov momentum, coupled decay of the kernels, gradual warmup. In
 PyTorch each worker's examples go through the network on their own, gradients are averaged, and
 torch.optim.SGD makes the update.
+
+Once from the start, and once as in fine-tuning: parameters are frozen, rates multiplied, and batch
+norm keeps the statistics it has, which are `requires_grad=False`, parameter groups, and `eval()`.
 """
 
 import jax
@@ -22,8 +25,24 @@ MOMENTUM, DECAY, SMOOTHING = 0.9, 5e-3, 0.1
 KEEP = 0.9  # of a running average
 # Where the strides are in ResNet-8.
 STRIDES = {"stage1_block1": 1, "stage2_block1": 2, "stage3_block1": 2}
+FINE_TUNING = {
+    "batch_norm.frozen_statistics": True,
+    "optimizer.freeze": ("stem*", "stage1_block1/conv1"),
+    "optimizer.rate_multipliers": {"classifier": 2.0, "stage2_*": 0.25, "norm scale": 0.5},
+}
 # Pixels of an example at each batch norm: 8x8 digits, halved by the stages.
 PIXELS = {"stem_norm": 64, "stage1_block1": 64, "stage2_block1": 16, "stage3_block1": 4}
+
+
+def is_frozen(path: str) -> bool:
+    """By hand, of FINE_TUNING."""
+    return path.startswith(("stem_", "stage1_block1/conv1/"))
+
+
+def multiplier(path: str) -> float:
+    """By hand, of FINE_TUNING."""
+    of_layer = {"classifier": 2.0, "stage2_block1": 0.25}.get(path.split("/")[0], 1.0)
+    return of_layer * (0.5 if path.endswith("scale") else 1.0)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
@@ -40,8 +59,8 @@ def double_precision():
     jax.config.update("jax_enable_x64", before)
 
 
-@pytest.fixture(scope="module")
-def run():
+@pytest.fixture(scope="module", params=[{}, FINE_TUNING], ids=["whole", "fine-tuning"])
+def run(request):
     config = default_config()
     config.update(
         {
@@ -62,13 +81,27 @@ def run():
             "optimizer": {"momentum": MOMENTUM, "nesterov": True, "weight_decay": DECAY},
         }
     )
+    config.update_from_flattened_dict(request.param)
     return build(resolve(config))
+
+
+def tuned(run) -> bool:
+    return run.plan.config.batch_norm.frozen_statistics
 
 
 @pytest.fixture(scope="module")
 def start(run):
-    """Random parameters and the statistics and momentum that every run starts from."""
+    """Random parameters and the statistics and momentum that every run starts from.
+
+    In fine-tuning the statistics are those of another run.
+    """
     random = np.random.default_rng(0)
+
+    def statistic(path, leaf):
+        is_variance = path[-1].key == "var"
+        if tuned(run):
+            return random.uniform(0.5, 1.5, leaf.shape) - (not is_variance)
+        return np.full(leaf.shape, float(is_variance))
 
     def fill(path, leaf):
         if path[-1].key == "kernel":  # keeps the scale of activations
@@ -82,9 +115,7 @@ def start(run):
         update_index=np.int32(0),
         skipped=np.int32(0),
         params=jax.tree_util.tree_map_with_path(fill, state.params),
-        batch_stats=jax.tree_util.tree_map_with_path(
-            lambda path, leaf: np.full(leaf.shape, float(path[-1].key == "var")), state.batch_stats
-        ),
+        batch_stats=jax.tree_util.tree_map_with_path(statistic, state.batch_stats),
         opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.opt_state),
     )
 
@@ -116,8 +147,8 @@ def from_torch(tensor) -> np.ndarray:
     return tensor.detach().numpy().transpose(*axes)
 
 
-def forward(p, buffers, x):
-    """ResNet-8 with option A shortcuts; moves the running averages in `buffers`."""
+def forward(p, buffers, x, training):
+    """ResNet-8 with option A shortcuts; in training moves the running averages in `buffers`."""
 
     def conv(name, x, stride=1):
         return F.conv2d(x, p[f"{name}/conv/kernel"], stride=stride, padding=1)
@@ -125,7 +156,7 @@ def forward(p, buffers, x):
     def norm(name, x):
         running = (buffers[f"{name}/{moment}"] for moment in ("mean", "var"))
         affine = (p[f"{name}/scale"], p[f"{name}/offset"])
-        return F.batch_norm(x, *running, *affine, training=True, momentum=1 - KEEP, eps=1e-5)
+        return F.batch_norm(x, *running, *affine, training, 1 - KEEP, 1e-5)
 
     x = F.relu(norm("stem_norm", conv("stem_conv", x)))
     for name, stride in STRIDES.items():
@@ -136,12 +167,12 @@ def forward(p, buffers, x):
     return F.linear(x.mean((2, 3)), p["classifier/kernel"], p["classifier/bias"])
 
 
-def large_minibatch(params, buffers, images, labels):
+def large_minibatch(params, buffers, images, labels, training):
     """Sets the gradients averaged over workers; returns mean loss, wrong answers, new buffers."""
     loss_sum, wrong, left = 0.0, 0, []
     for x, y in zip(images, labels):
         mine = {name: buffer.clone() for name, buffer in buffers.items()}
-        logits = forward(params, mine, x)
+        logits = forward(params, mine, x, training)
         loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING) / WORKERS
         loss.backward()  # adds to the gradients of the workers before
         loss_sum += loss.item()
@@ -154,12 +185,18 @@ def large_minibatch(params, buffers, images, labels):
 @pytest.fixture(scope="module")
 def in_torch(run, start):
     """Metrics of each update, and the last parameters and running averages, by path."""
-    params = {path: to_torch(x).requires_grad_(True) for path, x in leaves(start.params).items()}
+    params = {path: to_torch(x) for path, x in leaves(start.params).items()}
     buffers = {path: torch.tensor(x) for path, x in leaves(start.batch_stats).items()}
-    kernels = [tensor for path, tensor in params.items() if path.endswith("kernel")]
-    others = [tensor for path, tensor in params.items() if not path.endswith("kernel")]
+    trained = [path for path in params if not (tuned(run) and is_frozen(path))]
     optimizer = torch.optim.SGD(
-        [{"params": kernels, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+        [
+            {
+                "params": [params[path].requires_grad_(True)],
+                "weight_decay": DECAY if path.endswith("kernel") else 0.0,
+                "multiplier": multiplier(path) if tuned(run) else 1.0,
+            }
+            for path in trained
+        ],
         lr=REFERENCE,
         momentum=MOMENTUM,
         nesterov=True,
@@ -168,11 +205,12 @@ def in_torch(run, start):
     for update in range(UPDATES):
         rate = REFERENCE + (FULL - REFERENCE) * min(update / WARMUP, 1)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["multiplier"] * rate
         images, labels = workers_of(load_job(batches.job(update)))
         optimizer.zero_grad()
-        loss, wrong, buffers = large_minibatch(params, buffers, images, labels)
-        norm = torch.linalg.vector_norm(torch.cat([p.grad.ravel() for p in params.values()]))
+        loss, wrong, buffers = large_minibatch(params, buffers, images, labels, not tuned(run))
+        gradients = torch.cat([params[path].grad.ravel() for path in trained])
+        norm = torch.linalg.vector_norm(gradients)
         optimizer.step()
         of_update = {"train_loss": loss, "train_error": 100 * wrong / (WORKERS * N)}
         of_update |= {"learning_rate": rate, "gradient_norm": float(norm), "skipped": 0}
@@ -206,9 +244,12 @@ def assert_same_metrics(found, expected):
     assert expected[-1]["train_loss"] < expected[0]["train_loss"] - 0.1
 
 
-def assert_same_parameters(found, expected, start):
+def assert_same_parameters(found, expected, start, frozen):
     assert found.keys() == expected.keys()
     for path, value in expected.items():
+        if path in frozen:
+            np.testing.assert_array_equal(found[path], start[path], err_msg=path)
+            continue
         np.testing.assert_allclose(found[path], value, rtol=0, atol=TOLERANCE, err_msg=path)
         assert np.abs(value - start[path]).max() > 1e-3, f"{path} did not move"
 
@@ -231,7 +272,7 @@ def assert_same_running_averages(found, theirs):
         np.testing.assert_allclose(found[path], expected, rtol=0, atol=TOLERANCE, err_msg=path)
 
 
-def test_the_whole_training_is_pytorch_s(in_jax, in_torch, start):
+def test_the_whole_training_is_pytorch_s(run, in_jax, in_torch, start):
     """Loss, error and rate of every update, and all that is left after the last.
 
     One test, so that parallel test runs do not train several times.
@@ -239,5 +280,11 @@ def test_the_whole_training_is_pytorch_s(in_jax, in_torch, start):
     metrics, state = in_jax
     expected_metrics, expected_params, expected_averages = in_torch
     assert_same_metrics(metrics, expected_metrics)
-    assert_same_parameters(leaves(state.params), expected_params, leaves(start.params))
-    assert_same_running_averages(leaves(state.batch_stats), expected_averages)
+    before, averages = leaves(start.params), leaves(state.batch_stats)
+    frozen = set(filter(is_frozen, before)) if tuned(run) else set()
+    assert_same_parameters(leaves(state.params), expected_params, before, frozen)
+    if tuned(run):
+        for path, average in leaves(start.batch_stats).items():
+            np.testing.assert_array_equal(averages[path], average, err_msg=path)
+    else:
+        assert_same_running_averages(averages, expected_averages)

@@ -23,7 +23,7 @@ import numpy as np
 from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
 from lbsgd.data.packed.shard_cache import CachedShard
 from lbsgd.data.records import RecordFile
-from lbsgd.data.source import Example, Splits, note_unused_classes
+from lbsgd.data.source import Example, Splits, note_unused_classes, read_labels
 from lbsgd.system.bucket import BucketPath
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, file_checksum, user_path
@@ -239,6 +239,10 @@ class PackedSource:
         self._shards = [_record_file(folder / shard.file, shard) for shard in index.shards]
         self._ends = list(itertools.accumulate(shard.examples for shard in index.shards))
         allow_open_files(len(self._shards))
+
+    @property
+    def labels(self) -> np.ndarray:
+        return read_labels(self)
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -25,6 +25,7 @@ class ArchiveSource:
     def __init__(self, listing: Listing, files: Files, folder: str = "") -> None:
         self._files, self._read, self._folder = files, listing.read, folder
         self.classes, self.fingerprint, self.notes = files.classes, files.fingerprint, files.notes
+        self.labels = files.labels
         self.image_shape = first_image_shape(self)
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from lbsgd.data.sources.arrays import digits, npz, whole_npz
 from lbsgd.data.sources.fewer import take_examples
 from lbsgd.data.sources.folder import folder, whole_folder
 from lbsgd.data.sources.held_out import KeyedSource, hold_out
+from lbsgd.data.sources.of_classes import take_classes
 from lbsgd.data.sources.synthetic import synthetic
 from lbsgd.data.sources.tfds import tfds
 from lbsgd.system.errors import ConfigError
@@ -48,6 +49,8 @@ def build_sources(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}; known: {', '.join(SOURCES)}")
     splits = _splits(config, seed)
+    if config.only_classes:
+        splits = take_classes(splits, config.only_classes)
     if config.train_examples:
         splits = take_examples(splits, config.train_examples, config.left_out == "validation")
     classes = splits.train.classes

@@ -20,13 +20,7 @@ from lbsgd.system.errors import ConfigError
 
 
 class KeyedSource(Source, Protocol):
-    """A source whose examples have names that do not depend on where the data set is stored.
-
-    Attributes:
-      labels: of the examples, `[N]`.
-    """
-
-    labels: np.ndarray
+    """A source whose examples have names that do not depend on where the data set is stored."""
 
     def key(self, index: int) -> bytes:
         """Returns the name of an example within the data set."""

@@ -22,6 +22,10 @@ class Subset:
         digest.update(indices.astype("<i8").data)
         self.fingerprint = digest.hexdigest()
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._source.labels[self._indices]
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -41,6 +45,10 @@ class Joined:
         self.notes = (*first.notes, *second.notes)
         text = f"{first.fingerprint} {second.fingerprint}"
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.concatenate([self._first.labels, self._second.labels])
 
     def __len__(self) -> int:
         return len(self._first) + len(self._second)

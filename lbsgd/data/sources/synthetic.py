@@ -3,7 +3,7 @@
 import ml_collections
 import numpy as np
 
-from lbsgd.data.source import Example, Splits, numbered_classes
+from lbsgd.data.source import Example, Splits, numbered_classes, read_labels
 
 
 class SyntheticSource:
@@ -17,6 +17,10 @@ class SyntheticSource:
         self.num_examples, self.seed = num_examples, seed
         self.image_shape, self.classes = image_shape, numbered_classes(num_classes)
         self.fingerprint = f"synthetic {num_examples} {image_shape} {num_classes} {seed}"
+
+    @property
+    def labels(self) -> np.ndarray:
+        return read_labels(self)
 
     def __len__(self) -> int:
         return self.num_examples

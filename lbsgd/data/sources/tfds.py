@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.records import RecordFile
-from lbsgd.data.source import Example, Source, Splits, first_image_shape
+from lbsgd.data.source import Example, Source, Splits, first_image_shape, read_labels
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import expand_home
 from lbsgd.system.limits import allow_open_files
@@ -68,6 +69,10 @@ class TfdsSource:
         what = json.dumps([info.full_name, split, len(self), sizes], sort_keys=True)
         self.fingerprint = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
         self.image_shape = first_image_shape(self)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return read_labels(self)
 
     def __len__(self) -> int:
         return self._ends[-1]

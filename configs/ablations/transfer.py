@@ -1,0 +1,95 @@
+"""Fine-tunes the backbones of configs/ablations/transfer_backbones.py on the other half of classes.
+
+    lbsgd sweep run configs/ablations/transfer.py --workdir runs/transfer --parallel 2 \\
+        --config.data.dir=DIR
+
+Is a backbone of a large minibatch as good as that of a small one? The last five classes of CIFAR-10
+(dog, frog, horse, ship, truck), a tenth of their training images, 20 epochs of minibatches of 128,
+with a head of its own. Seed i begins with the backbone of seed i, so that the spread over seeds is
+that of both trainings.
+
+    row                     starts from           trains
+    random weights          none                  all, at eta = 0.1
+    kn=128                  the small minibatch   all, at eta = 0.02, the head at 0.1
+    kn=1024                 the large one         the same
+    kn=128, head alone      the small one         a linear probe: the head, at 0.1
+    kn=1024, head alone     the large one         the same
+
+    digits           digits 5 to 9, 100 of them, minibatches of 32
+    backbones=DIR    the folder of the backbones' sweep; runs/transfer_backbones by default, and
+                     runs/transfer_backbones_digits with digits
+
+On 2 CPU cores 25 runs of 50,000 images each take some 10 minutes; lbsgd has not run them yet.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from lbsgd.experiments import Settings
+from lbsgd.run.recipes import set_epochs, sibling
+from lbsgd.system.errors import ConfigError
+
+_CONFIGS = str(pathlib.Path(__file__).parent)
+_HEAD = {
+    "optimizer.freeze": ("stem*", "stage*"),
+    "batch_norm.frozen_statistics": True,
+}
+
+
+def _parse(arg: str) -> tuple[str, str]:
+    """Parses the recipe and the folder of the backbones."""
+    recipe, folder = "cifar10", ""
+    for part in filter(None, arg.split(",")):
+        name, _, value = part.partition("=")
+        if part == "digits":
+            recipe = part
+        elif name == "backbones" and value:
+            folder = value
+        else:
+            raise ConfigError(
+                f"no variant {part!r}; there is digits, and CIFAR-10 without one; and backbones=DIR"
+            )
+    return recipe, folder or "runs/transfer_backbones" + "_digits" * (recipe == "digits")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Makes the recipe that starts from random weights; see the variants above."""
+    recipe, _ = _parse(arg)
+    config = sibling(_CONFIGS, recipe)
+    of_digits = recipe == "digits"
+    config.batch_size = config.worker_batch_size
+    set_epochs(config, "20")
+    config.learning_rate.warmup_from = "zero"
+    config.learning_rate.warmup_epochs = 1.0
+    config.model.name = "cifar_resnet8"
+    config.model.width = 0.25 if of_digits else 0.5
+    config.data.only_classes = ("5-9",)
+    config.data.train_examples = 100 if of_digits else 2500
+    config.evaluation.every_epochs = 0.0
+    config.checkpoint.every_epochs = 0.0
+    config.log.every_steps = 20
+    return config
+
+
+def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields random weights, and both backbones, fine-tuned and under a linear probe."""
+    recipe, folder = _parse(arg)
+    sizes = ("kn=32", "kn=256") if recipe == "digits" else ("kn=128", "kn=1024")
+    tuned = {
+        "learning_rate.reference_learning_rate": 0.02,
+        "optimizer.rate_multipliers": {"classifier": 5.0},
+    }
+    yield "random weights", {}
+    for end, changes in (("", {}), (", head alone", _HEAD)):
+        for size in sizes:
+            backbone = {"init_from": f"{folder}/{size}/seed_{{seed}}"}
+            yield size + end, {**backbone, **tuned, **changes}
+
+
+def settings(arg: str = "") -> Settings:
+    """Compares all with the backbone of the small minibatch."""
+    small = next(name for name, _ in sweep(arg) if name.startswith("kn="))
+    return Settings(baseline=small, columns=("learning_rate.reference_learning_rate",))

@@ -1,0 +1,60 @@
+"""Trains the backbones of configs/ablations/transfer.py, by small and by large minibatches.
+
+    lbsgd sweep run configs/ablations/transfer_backbones.py --workdir runs/transfer_backbones \\
+        --parallel 2 --config.data.dir=DIR
+
+Goyal et al. 2017 (arXiv 1706.02677) take the networks that they trained with large minibatches to
+object detection, and find them as good there as those of small ones. This is the
+question in miniature: the first five classes of CIFAR-10 (airplane, automobile, bird, cat, deer),
+12 epochs of ResNet-8 at half its width. The rows are one worker of n=128, and eight of them with
+linear scaling and two epochs of gradual warmup. DIR is as in configs/cifar10.py.
+
+    digits    0 to 4 of the handwritten digits, kn=32 and 256
+
+On 2 CPU cores 10 runs of 300,000 images each take some 20 minutes; lbsgd has not run them yet.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from lbsgd.experiments import Settings
+from lbsgd.run.recipes import set_epochs, sibling
+from lbsgd.system.errors import ConfigError
+
+_CONFIGS = str(pathlib.Path(__file__).parent)
+_WORKERS = 8
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Makes the recipe with the large minibatch; see the variant above."""
+    if arg not in ("", "digits"):
+        raise ConfigError(f"no variant {arg!r}; there is digits, and CIFAR-10 without one")
+    config = sibling(_CONFIGS, arg or "cifar10")
+    config.batch_size = _WORKERS * config.worker_batch_size
+    set_epochs(config, "30" if arg else "12")
+    config.learning_rate.warmup_epochs = 2.0
+    config.model.name = "cifar_resnet8"
+    config.model.width = 0.25 if arg else 0.5
+    # As many as all classes have: where they are trained on are others, which have fewer, the head
+    # is another one.
+    config.model.num_classes = 10
+    config.data.only_classes = ("0-4",)
+    config.evaluation.every_epochs = 0.0
+    config.checkpoint.every_epochs = 0.0
+    config.log.every_steps = 20
+    return config
+
+
+def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the small and the large minibatch."""
+    large = get_config(arg).batch_size
+    for batch_size in (large // _WORKERS, large):
+        yield f"kn={batch_size}", {"batch_size": batch_size}
+
+
+def settings(arg: str = "") -> Settings:
+    """Compares the large minibatch with the small one."""
+    return Settings(columns=("batch_size",))
