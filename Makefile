@@ -28,11 +28,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What some tests compare with: PyTorch, and timm, of which its optimizers alone are read and none of
-# its requirements is needed. The tests are skipped where it is missing.
+# What some tests compare with: PyTorch, and single files of timm and torchvision, for which none of
+# their requirements is needed. The tests are skipped where they are missing.
 oracles: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet -e ".[oracles]"
-	$(BIN)/pip install --quiet --no-deps timm==1.0.15
+	$(BIN)/pip install --quiet --no-deps timm==1.0.15 torchvision==0.28.0
 
 # In what a test opens report.html: Debian's Chromium and its driver. The test is skipped without them.
 browser:

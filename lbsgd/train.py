@@ -35,6 +35,7 @@ from lbsgd.system.processes import (
     different_commits,
     from_process_0,
     in_process_0,
+    onto_devices,
 )
 from lbsgd.system.text import pluralize
 
@@ -141,7 +142,7 @@ def _open(
     opened: contextlib.ExitStack,
 ) -> Session:
     """Builds the run, claims its workdir, and opens log, progress and record."""
-    run = build(config)
+    run = build(config, folder.initial_weights)
     plan, machine = run.plan, describe_machine()
     validation = run.feed.splits.validation.fingerprint
     # Before anything is written; of the config they agreed before the data were opened.
@@ -198,7 +199,10 @@ def _nothing_left(plan: Plan, reached: Reached) -> bool:
 
 
 def _begin(session: Session, start: Reached) -> Reached:
-    """Says what is going to be done, and makes the initial state of a run that is new."""
+    """Says what is going to be done, and makes the initial state of a run that is new.
+
+    What was restored counts before the weights of init_from, and these before what is drawn.
+    """
     (plan, program, feed), folder = session.run, session.folder
     # A result of before would be taken for that of the run that now resumes.
     in_process_0(folder.forget_result)
@@ -212,6 +216,7 @@ def _begin(session: Session, start: Reached) -> Reached:
         session.progress.line(f"resumes after update {start.done} from {folder.checkpoints}")
         return start
     in_process_0(lambda: folder.write_parameters(parameter_table(plan)))
+    in_process_0(lambda: folder.write_initial_weights(plan.weights and plan.weights.table()))
     # Compiled and run on the devices: nobody has to send each of them the parameters.
     with explain_out_of_memory("the network", _LESS_NETWORK):
         return start._replace(state=program.start())
@@ -399,8 +404,4 @@ def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
     update, state = found or (-1, nothing)
     if from_process_0(np.array(update)) < 0:
         return None
-    return jax.tree.map(
-        lambda x, s: jax.make_array_from_process_local_data(s.sharding, x, s.shape),
-        from_process_0(state),
-        like,
-    )
+    return onto_devices(state, like)

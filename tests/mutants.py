@@ -91,6 +91,27 @@ MUTANTS = (
         ("tests/test_bring_your_own.py",),
     ),
     Mutant(
+        "the weights that a run starts from belong to it",
+        "run/plan.py",
+        "return whole | ({IDENTITY: self.weights.fingerprint} if self.weights else {})",
+        "return whole",
+        ("tests/train/test_init_from.py",),
+    ),
+    Mutant(
+        "a head for other classes is drawn by the seed, all else is taken",
+        "weights/matching.py",
+        "return len(stored) == len(shape) and set(differ) <= set(axes)",
+        "return len(stored) == len(shape)",
+        ("tests/weights/test_matching.py",),
+    ),
+    Mutant(
+        "nothing in a file of weights is executed",
+        "weights/pytorch.py",
+        "weights_only=True, mmap",
+        "weights_only=False, mmap",
+        ("tests/weights/test_files.py",),
+    ),
+    Mutant(
         "running averages move once an update, by a tenth",
         "step/train_step.py",
         "m * r + (1.0 - m) * new if moments",

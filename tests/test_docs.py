@@ -18,6 +18,7 @@ PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
 PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md", "docs/evidence.md"]
 PAGES += ["docs/finetune.md"]
+PAGES += ["docs/weights.md"]
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]
 SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini"]

@@ -1,5 +1,7 @@
 """Builds a run from its config: opens the data, asks the devices, fits the steps into memory."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -15,6 +17,8 @@ from lbsgd.run.program import Program
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.machine import package_versions
 from lbsgd.system.processes import check_processes_agree
+from lbsgd.weights import initial
+from lbsgd.weights.initial import Arrays
 from lbsgd.workers.topology import Topology
 
 
@@ -26,8 +30,11 @@ class Run(NamedTuple):
     feed: Feed
 
 
-def build(config: ml_collections.ConfigDict) -> Run:
+def build(config: ml_collections.ConfigDict, begun_with: Callable[[], str] = lambda: "") -> Run:
     """Builds the run of a resolved config on this machine.
+
+    Args:
+      begun_with: see `lbsgd.weights.initial.read`.
 
     Raises:
       ConfigError: its parts do not fit together, or not on this machine.
@@ -39,9 +46,18 @@ def build(config: ml_collections.ConfigDict) -> Run:
     splits = build_sources(config.data, config.seed)
     data = facts_of(splits)
     check_given(config.data, data)
-    program = measure_accumulation(make_plan(config, data, topology))
+    plan, weights = _with_weights(make_plan(config, data, topology), begun_with)
+    program = dataclasses.replace(measure_accumulation(plan), weights=weights)
     corrupt = CorruptExamples(config.data.on_corrupt, config.data.max_corrupt)
     return Run(program.plan, program, Feed(program.plan, splits, corrupt))
+
+
+def _with_weights(plan: Plan, begun_with: Callable[[], str]) -> tuple[Plan, Arrays]:
+    """Reads the weights that the run starts from, if it does not draw them."""
+    if not plan.config.init_from:
+        return plan, {}
+    weights, arrays = initial.read(plan.config, plan.variables(), begun_with)
+    return dataclasses.replace(plan, weights=weights), arrays
 
 
 def _alike(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -65,7 +81,11 @@ def plan_run(config: ml_collections.ConfigDict, processes: int | None = None) ->
     """
     topology = Topology.planned(config, processes) or _ask(config)
     data = given_facts(config.data) or facts_of(build_sources(config.data, config.seed))
-    return estimate_accumulation(make_plan(config, data, topology))
+    plan = make_plan(config, data, topology)
+    if plan.config.init_from:
+        weights = initial.look(plan.config, plan.variables())
+        plan = dataclasses.replace(plan, weights=weights)
+    return estimate_accumulation(plan)
 
 
 def _ask(config: ml_collections.ConfigDict) -> Topology:

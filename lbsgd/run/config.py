@@ -24,6 +24,7 @@ import lbsgd.run.keys
 import lbsgd.schedule.keys
 import lbsgd.step.keys
 import lbsgd.tasks.keys
+import lbsgd.weights.keys
 import lbsgd.workers.keys
 from lbsgd.config import reading
 from lbsgd.config.describe import paragraphs
@@ -40,6 +41,7 @@ ROOMS: Mapping[str, Keys] = {
     "schedule": lbsgd.schedule.keys.KEYS,
     "optim": lbsgd.optim.keys.KEYS,
     "models": lbsgd.models.keys.KEYS,
+    "weights": lbsgd.weights.keys.KEYS,
     "tasks": lbsgd.tasks.keys.KEYS,
     "step": lbsgd.step.keys.KEYS,
     "data": lbsgd.data.keys.KEYS,

@@ -79,6 +79,7 @@ def explain(plan: Plan) -> list[str]:
     lines = [
         *explain_network(c, plan.network.named, plan.outline),
         *_explain_outputs(plan),
+        *(plan.weights.describe() if plan.weights else []),
         *explain_precision(c),
         explain_task(c, plan.task),
         explain_normalization(c, plan.outline, plan.precise_batches * c.batch_size),

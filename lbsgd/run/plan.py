@@ -18,6 +18,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from lbsgd.checkpoint.manifest import named_leaves
 from lbsgd.config.dotted import Named
 from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
@@ -53,6 +54,8 @@ from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
+from lbsgd.weights.initial import InitialWeights, Variables, take
+from lbsgd.weights.keys import IDENTITY
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, Placement, place
 from lbsgd.workers.topology import Topology
@@ -74,8 +77,8 @@ class Plan:
       code: what the config names that is not lbsgd's own.
       schedules: what varies with the update index, by the name it has among the metrics.
       numbers: what each update takes: a number, or a schedule of it.
-      initial_state: seed -> `TrainState`, the same on any machine (pure, to be compiled); without a
-        seed, with that of the config.
+      initial_state: seed, arrays -> `TrainState`, the same on any machine (pure, to be compiled);
+        without a seed, with that of the config; arrays by name take the place of what is drawn.
       state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees, in evaluation at least.
@@ -86,6 +89,7 @@ class Plan:
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       measurements: when diagnostics are due.
       target: that the run ends at; None for none.
+      weights: that it starts from; None where it draws them all.
       unused: a line that names the keys without effect, if there are any; `config` is without them.
       estimated: how the number of accumulation steps was estimated, a line; "" where it was not.
     """
@@ -117,6 +121,7 @@ class Plan:
     gradient_mean: Callable[[Any], Any] | None
     measurements: Measurements
     target: Target | None
+    weights: InitialWeights | None = None
     unused: tuple[str, ...] = ()
     estimated: str = ""
 
@@ -250,7 +255,14 @@ class Plan:
         # As much of a digest as tells files apart, and can be read.
         code = {named.name: named.digest[:12] for named in self.code}
         of_code = {"code": code} if code and not self.config.code_may_differ else {}
-        return {**run_keys(self.config), **of_code, "the training set": self.data.fingerprint}
+        whole = {**run_keys(self.config), **of_code, "the training set": self.data.fingerprint}
+        return whole | ({IDENTITY: self.weights.fingerprint} if self.weights else {})
+
+    def variables(self) -> Variables:
+        """Describes the variables of the network, for weights to be set."""
+        shapes = {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
+        outputs = self.config.model.num_classes or self.data.classes
+        return Variables(self.network, outputs, named_leaves(shapes))
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:
@@ -379,13 +391,18 @@ def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array]
 
 
 def _initial_state(
-    *seed: Any,
+    seed: Any = None,
+    given: Mapping[str, jax.Array] | None = None,
+    *,
     initialize: Callable[..., tuple[Any, Any]],
     optimizer: optax.GradientTransformationExtraArgs,
     trained: PyTree[bool],
     averaged: bool,
 ) -> TrainState:
-    params, stats = initialize(*seed)
+    params, stats = initialize() if seed is None else initialize(seed)
+    if given:
+        variables = take({"params": params, "batch_stats": stats}, given)
+        params, stats = variables["params"], variables["batch_stats"]
     update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     # Copies, for the step is given the memory of each array once.
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None

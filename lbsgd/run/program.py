@@ -14,6 +14,10 @@ from lbsgd.run.plan import Plan, sharded
 from lbsgd.run.sharing import SHARED, Options, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.processes import onto_devices
+from lbsgd.system.text import short_repr
+from lbsgd.weights.initial import Arrays, InitialWeights
 from lbsgd.workers.placement import Placement
 
 Shape = tuple[int, int, int]  # (h, w, c)
@@ -29,19 +33,42 @@ class Program:
 
     Attributes:
       compiled: updates that are compiled already, by placement and image shape.
+      weights: arrays that the run starts from, by name; process 0 alone has them.
     """
 
     plan: Plan
     compiled: Mapping[StepKey, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
+    weights: Arrays = dataclasses.field(default_factory=dict)
 
     def start(self) -> TrainState:
-        """Makes the initial state, on the devices."""
+        """Makes the initial state, on the devices: of the weights that are given, else drawn.
+
+        Raises:
+          ConfigError: the weights to start from are not there.
+        """
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         initial = self._shared(self.plan.initial_state, options)
-        state: TrainState = initial(np.uint32(self.plan.config.seed))
+        given = [self._given(self.plan.weights)] if self.plan.weights else []
+        state: TrainState = initial(np.uint32(self.plan.config.seed), *given)
         return state
+
+    def _given(self, weights: InitialWeights) -> dict[str, jax.Array]:
+        """Puts the arrays of process 0 on all devices.
+
+        Raises:
+          ConfigError: they are not there.
+        """
+        if weights.missing:
+            raise ConfigError(f"init_from: {short_repr(weights.source)} {weights.missing}")
+        shapes = {name: self.plan.variables().shapes[name] for name in weights.taken}
+        nothing = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+        with precision(self.plan.config.dtype):
+            given: dict[str, jax.Array] = onto_devices(
+                dict(self.weights) or nothing, sharded(shapes, self.plan.placement.replicated)
+            )
+        return given
 
     def abstract_state(self) -> TrainState:
         """Returns shapes, types and shardings of the state."""

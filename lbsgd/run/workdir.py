@@ -11,6 +11,7 @@ from lbsgd.checkpoint.identity import identity_differences
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, replace_file
 from lbsgd.system.locks import Lock, lock_of
+from lbsgd.weights.keys import IDENTITY
 
 # The run before may still be saving (a pod has five minutes for it), or a file server or a bucket
 # still hold the lock of a machine that is gone.
@@ -68,6 +69,11 @@ class Workdir:
     def parameters(self) -> AnyPath:
         """The table of parameters: shapes, roles, what decays."""
         return self.path / "parameters.txt"
+
+    @property
+    def weights(self) -> AnyPath:
+        """The table of the weights that the run started from, if it did not draw them all."""
+        return self.path / "initial_weights.txt"
 
     @property
     def explanation(self) -> AnyPath:
@@ -131,6 +137,24 @@ class Workdir:
           ConfigError: it cannot be written.
         """
         self._write(self.parameters, table)
+
+    def write_initial_weights(self, table: str | None) -> None:
+        """Writes the table of the weights that a run starts from; None where it draws them all.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
+        if table is not None:
+            self._write(self.weights, table)
+
+    def initial_weights(self) -> str:
+        """Returns the fingerprint of the weights that a run here began with; "" if none did."""
+        if not self.holds_updates():
+            return ""
+        try:
+            return str(json.loads(self.config.read_text())["run"].get(IDENTITY, ""))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            return ""  # `claim` says what is wrong
 
     def write_explanation(self, lines: Sequence[str]) -> None:
         """Writes how the run was resolved.

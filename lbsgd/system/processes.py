@@ -46,6 +46,20 @@ def from_process_0(tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
+def onto_devices(tree: Any, like: Any) -> Any:
+    """Puts the numpy arrays of process 0 on the devices of all processes.
+
+    Args:
+      tree: arrays; in the other processes only their shapes and types matter.
+      like: a tree of the same structure, whose leaves have shapes and shardings.
+    """
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_process_local_data(s.sharding, x, s.shape),
+        from_process_0(tree),
+        like,
+    )
+
+
 def json_from_process_0(value: Any) -> Any:
     """Broadcasts the value of process 0 to every process, as JSON."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

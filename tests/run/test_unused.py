@@ -99,6 +99,8 @@ POLICY = {
     "task.loss": ("their.losses:loss", [OWN_TASK], [OFF]),
     "task.loss_options": ({"gamma": 2.0}, [OFF, OWN_TASK, {**OWN_TASK, **OWN_LOSS}], [OWN_LOSS]),
     "label_smoothing": (0.1, [OWN_TASK, OWN_LOSS], [OFF]),
+    "init_ema": (True, [OFF], [{"init_from": "runs/a"}]),
+    "init_allow": (("missing",), [OFF], [{"init_from": "runs/a"}]),
     "ema.warmup": (False, [OFF], [{"ema.decay": 0.9}]),
     "batch_norm.frozen_statistics": (True, [GROUP, PLAIN], [OFF]),
     "batch_norm.momentum": (0.5, [GROUP, PLAIN, FROZEN], [OFF]),

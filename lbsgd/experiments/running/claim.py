@@ -86,7 +86,10 @@ def _differences(expected: _Expected) -> str:
         return ""  # as nearly always, and all keys need not be looked at
     configs = resolve(described_config(expected.workdir)), expected.config
     there, here = (run_keys(in_effect(config)) for config in configs)
-    # A run can go on with another target, but what is complete has come to the one that it had.
+    # A run can go on with another target, but what is complete has come to the one that it had; and
+    # only one that goes on looks whether its initial weights are those that it began with.
     if standing(expected.workdir).status is Status.COMPLETE:
         there["stop_at"], here["stop_at"] = (list(config.stop_at) for config in configs)
+        for key in ("init_from", "init_ema"):
+            there[key], here[key] = (config[key] for config in configs)
     return identity_differences(there, {**here, "seed": expected.seed})

@@ -1,0 +1,1 @@
+"""Weights of trained networks: of other libraries' names and layouts, in files, matched to ours."""
