@@ -163,6 +163,20 @@ def compare(argv: Sequence[str]) -> int:
     return compare_command.main(argv)
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """Evaluates a trained network, and returns the exit code."""
+    from lbsgd.use import evaluate_command
+
+    return evaluate_command.main(argv)
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Predicts the classes of images, and returns the exit code."""
+    from lbsgd.use import predict_command
+
+    return predict_command.main(argv)
+
+
 def configs(argv: Sequence[str]) -> int:
     """Lists the recipes, and returns the exit code."""
     from lbsgd.config import command
@@ -201,6 +215,8 @@ COMMANDS = {
     "train": Command(train, "trains a config, resumes a run from its workdir, or explains it"),
     "sweep": Command(sweep, "runs a table of runs with seeds, and reports it"),
     "compare": Command(compare, "compares runs: what differs, which is better, is it significant"),
+    "evaluate": Command(evaluate, "evaluates a trained network, on its own or on other images"),
+    "predict": Command(predict, "predicts the classes of images by a trained network"),
     "prepare": Command(prepare, "packs images for fast loading, verifies them, converts TFRecord"),
     "checkpoint": Command(checkpoint, "lists, verifies and shows the checkpoints of a run"),
     "diagnose": Command(diagnose, "draws what a run measured of itself, such as its noise scale"),

@@ -274,6 +274,7 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
                     pending = values is None
                     if values:
                         monitor.evaluation(done, values)
+                        monitor.record.save_best(done, updates.state, values)
                         at_target = target is not None and target.reached(values)
                 diagnostics.at(done, updates)
             if monitor.should_stop(done) or last or at_target:

@@ -24,8 +24,8 @@ def called(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 def test_the_commands_are_those_of_the_issue():
-    first = ["train", "sweep", "compare", "prepare", "checkpoint", "diagnose"]
-    assert list(COMMANDS) == [*first, "launch", "configs", "completion"]
+    first = ["train", "sweep", "compare", "evaluate", "predict", "prepare", "checkpoint"]
+    assert list(COMMANDS) == [*first, "diagnose", "launch", "configs", "completion"]
 
 
 @pytest.mark.parametrize("argv", [(), ("help",), ("-h",), ("--help",)])

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +65,7 @@ class Checkpoints:
 
     Attributes:
       newest: update index of the newest checkpoint that is known to be good; None if there is none.
+      best: update index of the one that is kept however old it is; None for none.
       costs: the cost of the checkpoints so far.
     """
 
@@ -100,6 +101,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure, self._lock = "", threading.Lock()
         self.newest: int | None = None
+        self.best: int | None = None
         self.costs = Costs()
         store.quiet_orbax()
         store.check_name(self._folder)
@@ -148,7 +150,7 @@ class Checkpoints:
             )
         return None
 
-    def save(self, update: int, state: Any, *, last: bool = False) -> None:
+    def save(self, update: int, state: Any, *, last: bool = False, best: bool = False) -> None:
         """Starts to save a replicated state; returns as soon as the state may be changed.
 
         It first waits for the previous save to finish. A checkpoint that is known to be good is not
@@ -158,6 +160,7 @@ class Checkpoints:
           update: the update index, how many updates were done.
           state: a tree of arrays.
           last: whether no training follows; then `check` raises if it cannot be written.
+          best: whether it takes the place of `best`, once it is on the disk.
 
         Raises:
           ConfigError: an earlier checkpoint could not be written, and `on_error` is "stop".
@@ -165,16 +168,26 @@ class Checkpoints:
         begun = time.monotonic()
         self.check(wait=True)
         self._raises = self._stops or last
-        if not (self._verified.get(update) and (self._folder / str(update)).is_dir()):
-            copies = {name: _copy(x) for name, x in named_leaves(state).items()}
+        there = self._verified.get(update) and (self._folder / str(update)).is_dir()
+        if not there or best:
+            # What is there already only takes the place of the best one.
+            copies = None if there else {k: _copy(x) for k, x in named_leaves(state).items()}
             name = f"checkpoint {update}"
-            thread = threading.Thread(target=self._save_in_thread, args=(update, copies), name=name)
+            args = update, copies, best
+            thread = threading.Thread(target=self._save_in_thread, args=args, name=name)
             try:
                 thread.start()
                 self._thread = thread
             except RuntimeError as error:  # the system allows no more threads
                 self._fail(update, store.reason(error))
             self._add(waited=time.monotonic() - begun, calls=1)
+
+    def keep_best_of(self, updates: Sequence[int]) -> int | None:
+        """Keeps the first of some checkpoints that is there and good; None if none is."""
+        self.wait()
+        there = set(self._updates()) & set(updates)
+        self.best = next((t for t in updates if t in there and self._is_good(t)), None)
+        return self.best
 
     def check(self, *, wait: bool = False) -> None:
         """Raises the error of a save that failed, once, if the run is to stop because of it.
@@ -244,13 +257,19 @@ class Checkpoints:
                 self._verified[update] = False
         return self._verified[update]
 
-    def _save_in_thread(self, update: int, copies: dict[str, Any]) -> None:
-        """Writes a checkpoint and removes old ones, in the thread; prints errors, raises none."""
+    def _save_in_thread(self, update: int, copies: dict[str, Any] | None, best: bool) -> None:
+        """Writes a checkpoint and removes old ones, in the thread; prints errors, raises none.
+
+        Args:
+          copies: of its arrays; None where it is there already.
+        """
         begun = time.monotonic()
         with contextlib.suppress(Exception):  # an error of `say` cannot be reported
             try:
-                self._write(update, copies)
+                if copies is not None:
+                    self._write(update, copies)
                 self.newest = update
+                self.best = update if best else self.best
             except Exception as error:  # libraries raise all kinds, and training continues
                 self._fail(update, store.reason(error))
             else:
@@ -309,12 +328,17 @@ class Checkpoints:
             self._say(f"{what}; training goes on, {good}")
 
     def _rotate(self, update: int) -> None:
-        """Removes what is older than the newest `keep` good ones up to an update index."""
+        """Removes what is older than the newest `keep` good ones up to an update index.
+
+        The best one stays.
+        """
         kept = 0
         try:
             older = [other for other in store.updates_in(self._folder) if other <= update]
             for other in older:
                 if kept == self._keep:
+                    if other == self.best:
+                        continue
                     transfer.remove(self._folder / str(other))
                     self._verified.pop(other, None)
                 else:

@@ -54,6 +54,12 @@ _CHECKPOINT: Keys = {
         positive=True,
         machine=True,
     ),
+    "checkpoint.keep_best": Key(
+        False,
+        "Whether the checkpoint of the best evaluation is kept too, by the metric that the run is "
+        "judged by. To choose by validation examples is to be optimistic about them.",
+        machine=True,
+    ),
     "checkpoint.on_error": Key(
         "continue",
         "What happens when a checkpoint cannot be written: training continues, or it stops.",

@@ -7,12 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lbsgd.use.evaluation import Evaluated, evaluate
     from lbsgd.use.loading import load
-    from lbsgd.use.model import Model, Prediction
+    from lbsgd.use.model import Model, Predicted, Prediction
+    from lbsgd.use.reading import find_images
 
-_MODULES = {"Model": "model", "Prediction": "model", "load": "loading"}
+_MODULES = {
+    "Evaluated": "evaluation",
+    "Model": "model",
+    "Predicted": "model",
+    "Prediction": "model",
+    "evaluate": "evaluation",
+    "find_images": "reading",
+    "load": "loading",
+}
 
-__all__ = ["Model", "Prediction", "load"]
+__all__ = ["Evaluated", "Model", "Predicted", "Prediction", "evaluate", "find_images", "load"]
 
 
 def __getattr__(name: str) -> Any:

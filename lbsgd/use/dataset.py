@@ -9,6 +9,7 @@ import numpy as np
 
 from lbsgd.config.keys import flatten
 from lbsgd.config.unused import without_effect
+from lbsgd.data.images.decode import decode
 from lbsgd.data.interface import Interface
 from lbsgd.data.source import Example, Source, format_shape, numbered_classes
 from lbsgd.data.sources.files import to_nfc
@@ -16,6 +17,7 @@ from lbsgd.data.sources.unseen import open_unseen
 from lbsgd.run.config import KEYS
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
+from lbsgd.use.reading import grey
 from lbsgd.use.stored import TRAINING_SET, Stored
 
 
@@ -47,12 +49,42 @@ class Relabelled:
         self.image_shape, self.notes = source.image_shape, source.notes
         self.fingerprint = source.fingerprint
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The new labels of all examples, `[N]`."""
+        return self._labels[self._source.labels]
+
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         image, label = self._source[index]
         return Example(image, int(self._labels[label]))
+
+    def name(self, index: int) -> str:
+        """Returns where a person finds the example."""
+        return self._source.name(index)
+
+
+class Grey:
+    """The examples of a source of image files, which are to be grey, in one channel."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.classes, self.notes = source, source.classes, source.notes
+        self.fingerprint = source.fingerprint
+        self.image_shape = (*source.image_shape[:2], 1)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all examples, `[N]`."""
+        return self._source.labels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        image, label = self._source[index]
+        return Example(grey(decode(image) if isinstance(image, bytes) else image), label)
 
     def name(self, index: int) -> str:
         """Returns where a person finds the example."""
@@ -78,6 +110,8 @@ def open_dataset(
     source = open_unseen(
         config.data, config.seed, classes=classes, trained_on=trained_on, given=of_data
     )
+    if stored.interface.image_shape[2] == 1 and source.image_shape[2] == 3:
+        source = Grey(source)
     _check_images(source, stored.interface)
     labels, note = match_classes(source.classes, classes)
     if (labels != np.arange(len(labels))).any() or len(labels) != len(classes):
@@ -121,7 +155,9 @@ def _check_has_effect(config: ml_collections.ConfigDict, given: Sequence[str]) -
     """Checks that what was set changes anything: data.dir does not without its data.source."""
     for unused in without_effect(dict(flatten(config)), KEYS):
         if unused.key in given:
-            raise ConfigError(f"{unused} has no effect; set that too")
+            raise ConfigError(
+                f"{unused.key}={unused.value!r} has no effect: it is used only with {unused.words}"
+            )
 
 
 def _check_images(source: Source, interface: Interface) -> None:

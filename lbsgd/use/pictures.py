@@ -63,7 +63,7 @@ def reliability_picture(tally: Tally, title: str) -> Any:
     accuracy.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8)
     accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     accuracy.set_title(f"{title}\nexpected calibration error {100 * tally.ece:.2f}%")
-    accuracy.legend(loc="upper left", frameon=False)
+    accuracy.legend(loc="upper left")
     count.bar(middle, [bins[i].examples for i in there], color="tab:gray", **bar)
     count.set(xlabel="confidence: the probability of the predicted class", ylabel="examples")
     return figure

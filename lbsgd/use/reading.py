@@ -1,5 +1,6 @@
 """Reads images to predict: files or pixels, cropped and resized as evaluation does it."""
 
+import glob
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,10 @@ import numpy as np
 from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.data.interface import Interface
 from lbsgd.data.source import format_shape, shape_of
+from lbsgd.data.sources.files import EXTENSIONS, is_left_out
 from lbsgd.data.sources.folder import read_file
+from lbsgd.system.errors import ConfigError
+from lbsgd.system.files import expand_home
 from lbsgd.system.limits import num_cores
 from lbsgd.system.text import printable
 
@@ -81,7 +85,7 @@ def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
     """
     wanted = interface.image_shape
     if isinstance(image, bytes) and wanted[2] == 1:
-        image = _grey(decode(image))
+        image = grey(decode(image))
     shape = shape_of(image)
     if shape[2] != wanted[2]:
         raise CorruptError(f"it has {shape[2]} channels, and the network takes {wanted[2]}")
@@ -95,9 +99,43 @@ def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
     return out
 
 
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Takes the grey of a file, which is decoded to red, green and blue whatever it holds."""
-    grey = pixels[..., :1]
-    if not (pixels == grey).all():
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Takes one channel of an image file, which is decoded to red, green and blue.
+
+    Raises:
+      CorruptError: it has colours.
+    """
+    one = pixels[..., :1]
+    if not (pixels == one).all():
         raise CorruptError("it has colours, and the network takes grey images")
-    return grey
+    return one
+
+
+def find_images(words: Iterable[str]) -> list[str]:
+    """Finds image files by what people write: files, folders and patterns.
+
+    Of a folder these are the images at any depth, by name; a file is taken whatever its name is.
+
+    Raises:
+      ConfigError: a folder has no images, or nothing is like a pattern.
+    """
+    return list(itertools.chain.from_iterable(map(_find, words)))
+
+
+def _find(word: str) -> list[str]:
+    path = expand_home(word)
+    if path.is_dir():
+        # What systems create everywhere is left out, as when a folder is trained on.
+        found = [p for p in sorted(path.rglob("*")) if p.name.lower().endswith(EXTENSIONS)]
+        images = [str(p) for p in found if not any(map(is_left_out, p.relative_to(path).parts))]
+        if not images:
+            raise ConfigError(
+                f"{word} holds no images; what is read ends in {' '.join(EXTENSIONS)}"
+            )
+        return images
+    if path.exists() or not glob.has_magic(word):
+        return [str(path)]
+    images = sorted(glob.glob(str(path), recursive=True))
+    if not images:
+        raise ConfigError(f"there is nothing like {word!r}")
+    return images

@@ -19,13 +19,14 @@ from lbsgd.config.keys import flatten
 from lbsgd.data.interface import Interface, read_interface
 from lbsgd.run.config import KEYS, check_is_key, resolve
 from lbsgd.run.flags import config_of, set_key
-from lbsgd.run.record.metrics import evaluations, read_metrics
+from lbsgd.run.record.metrics import best_first, read_metrics
 from lbsgd.run.target import OF_AVERAGE
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, any_path, user_path
 from lbsgd.system.text import short_repr
 from lbsgd.tasks.classification import classification
+from lbsgd.weights.keys import IDENTITY
 
 # What is beside the keys in the identity of a run.
 TRAINING_SET = "the training set"
@@ -64,7 +65,7 @@ class Stored(NamedTuple):
           ConfigError: it is not one of this version, or a key cannot be set here.
         """
         identity = self.manifest.identity
-        values = {k: v for k, v in identity.items() if k not in (CODE, TRAINING_SET)}
+        values = {k: v for k, v in identity.items() if k not in (CODE, TRAINING_SET, IDENTITY)}
         try:
             config = config_of({**values, **self._machine_keys()})
         except ConfigError as error:
@@ -165,17 +166,16 @@ def _best_first(
     folder: AnyPath, updates: Sequence[int], workdir: Workdir | None, average: bool
 ) -> list[int]:
     """Sorts those that were evaluated, the best first, of equals the later."""
-    lines = evaluations(read_metrics(workdir.metrics)) if workdir else iter(())
+    lines = read_metrics(workdir.metrics) if workdir else []
     metric, rises = _headline(folder, updates, workdir)
     metric += OF_AVERAGE * average
-    found = {line["step"]: line[metric] for line in lines if line.get(metric) is not None}
-    there = [update for update in updates if update in found]
+    there = [update for update in best_first(lines, metric, rises) if update in updates]
     if not there:
         raise ConfigError(
             f"none of the checkpoints in {folder} has an evaluation of {metric} beside it, in "
             "metrics.jsonl of its workdir; take the newest, or one by its number"
         )
-    return sorted(there, key=lambda t: (found[t] if rises else -found[t], t), reverse=True)
+    return there
 
 
 def _headline(folder: AnyPath, updates: Sequence[int], workdir: Workdir | None) -> tuple[str, bool]:

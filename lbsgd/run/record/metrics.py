@@ -144,6 +144,17 @@ def evaluations(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (line for line in metrics if any(name.startswith("val_") for name in line))
 
 
+def best_first(metrics: list[dict[str, Any]], name: str, rises: bool) -> dict[int, float]:
+    """Sorts the evaluations of a metric, the best first, of equals the later.
+
+    Returns:
+      values by update index, in that order; those that are not finite are left out.
+    """
+    found = {line["step"]: line[name] for line in metrics if line.get(name) is not None}
+    order = sorted(found, key=lambda t: (found[t] if rises else -found[t], t), reverse=True)
+    return {update: found[update] for update in order}
+
+
 def training_means(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     """Averages a metric of training from each epoch to the next: pairs of an epoch and a mean.
 

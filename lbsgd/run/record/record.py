@@ -3,13 +3,14 @@
 Only process 0 keeps a record; the others have `NoRecord`.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.plan import Plan
-from lbsgd.run.record.metrics import MetricsFile, evaluations, read_metrics
+from lbsgd.run.record.metrics import MetricsFile, best_first, evaluations, read_metrics
 from lbsgd.run.record.sinks.opening import Sink, Sinks
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
@@ -52,6 +53,7 @@ class Record:
         self._lists: MetricsFile | None = None
         self._sinks = Sinks(plan.config, folder.path, say, on_metrics)
         self._saved_at = time.monotonic()
+        self._best: float | None = None
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Restores update index and state of the newest good checkpoint (`Checkpoints.restore`)."""
@@ -62,7 +64,19 @@ class Record:
         self._metrics = MetricsFile(self._folder.metrics, keep_until=start)
         if any(self._plan.measurements) or self._folder.diagnostics.is_file():
             self._lists = MetricsFile(self._folder.diagnostics, keep_until=start, lists=True)
+        if self._plan.config.checkpoint.keep_best:
+            self._find_best()
         self._saved_at = time.monotonic()
+
+    def _find_best(self) -> None:
+        """Keeps the checkpoint of the best evaluation before, of those that are there."""
+        best = best_first(self.kept, self._headline, self._plan.task.best.rises)
+        update = self._checkpoints.keep_best_of(list(best))
+        self._best = None if update is None else best[update]
+
+    @property
+    def _headline(self) -> str:
+        return f"val_{self._plan.task.headline}"
 
     def open_sinks(self, start: int) -> None:
         """Opens the sinks of a run that goes on after `start` updates."""
@@ -101,11 +115,12 @@ class Record:
         late = minutes and time.monotonic() - self._saved_at > 60 * minutes
         return done in self._plan.save_after or bool(late)
 
-    def save(self, done: int, state: TrainState, last: bool) -> None:
+    def save(self, done: int, state: TrainState, last: bool, best: bool = False) -> None:
         """Starts to save; the state may be changed when this returns.
 
         Args:
           last: no training follows; should this fail, `finish` says so.
+          best: whether it is kept until there is a better one.
 
         Raises:
           ConfigError: a checkpoint could not be written, and `checkpoint.on_error` is "stop".
@@ -114,13 +129,31 @@ class Record:
         self._saved_at = time.monotonic()
         problem = self._flush()
         if not problem:
-            self._checkpoints.save(done, state, last=last)
+            self._checkpoints.save(done, state, last=last, best=best)
         elif last:
             return
         elif self._plan.config.checkpoint.on_error == "stop":
             raise ConfigError(f"{problem}, so there is no checkpoint of update {done}")
         else:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
+
+    def save_best(self, done: int, state: TrainState, values: Mapping[str, float]) -> None:
+        """Saves a state that was evaluated, if that is the best so far and such are to be kept.
+
+        Args:
+          values: that the evaluation found.
+
+        Raises:
+          ConfigError: as `save`.
+        """
+        value = values[self._headline]
+        if not self._plan.config.checkpoint.keep_best or not math.isfinite(value):
+            return
+        rises, best = self._plan.task.best.rises, self._best
+        # Of equals the later.
+        if best is None or (value >= best if rises else value <= best):
+            self._best = value
+            self.save(done, state, last=False, best=True)
 
     def _flush(self) -> str:
         """Brings the metrics to the disk: "", or why that cannot be.
@@ -199,6 +232,9 @@ class NoRecord:
         return False
 
     def save(self, done: int, state: TrainState, last: bool) -> None:
+        pass
+
+    def save_best(self, done: int, state: TrainState, values: Mapping[str, float]) -> None:
         pass
 
     def finish(self, done: int, state: TrainState) -> None:
