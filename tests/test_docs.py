@@ -13,7 +13,7 @@ from lbsgd.experiments.table import markdown
 from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md", "notebooks/README.md"]
 PAGES += ["docs/design.md", "docs/data.md", "docs/running.md", "docs/collectives.md"]
 PAGES += ["docs/diagnostics.md", "docs/methods.md", "docs/networks.md"]
 PAGES += ["docs/speed.md", "docs/bring_your_own.md", "docs/sweeps.md", "docs/evidence.md"]
