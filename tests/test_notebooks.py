@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 ROOT = pathlib.Path(__file__).parent.parent
 # How many pictures each shows at least, and what it says on the way.
 NOTEBOOKS = {
-    "quickstart": (5, ["kn=1024: 42 updates, validation error", "of 360 are wrong"]),
+    "quickstart": (3, ["kn=1024: 42 updates, validation error", "of 360 are wrong"]),
     "colab": (2, ["complete: False", "resumes after update 100", "complete: True", "digits.zip"]),
     "tpu_pod": (2, ["16 devices x 8 lanes", "exit code 0", "Commands are only printed below"]),
     "ablation": (3, ["9 of 9 runs done", "significantly worse", "they differ in"]),
