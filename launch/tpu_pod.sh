@@ -6,7 +6,8 @@
 #   launch/tpu_pod.sh start --config configs/imagenet_goyal.py --workdir /mnt/runs/goyal
 #   launch/tpu_pod.sh watch | status | stop | delete
 #
-# Edit the lines below, or set the variables. README.md tells the rest.
+# Edit the lines below, or set the variables. DRY_RUN=yes prints the commands that would be
+# run, and runs none. README.md tells the rest.
 
 set -euo pipefail
 
@@ -18,9 +19,10 @@ RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 SPOT=${SPOT:-no}
 # Data and workdir, where they are not on the workers' own disks: a command that each runs first.
 MOUNT=${MOUNT:-true}
+DRY_RUN=${DRY_RUN:-no}
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -35,6 +37,25 @@ quoted() {
     (($#)) || return 0
     printf ' %q' "$@"
 }
+
+printed() {
+    local word line=
+    for word in "$@"; do
+        # Not as `quoted` has it: in single quotes the workers' lines stay lines, to be read.
+        if [[ $word == *[!A-Za-z0-9_=./:-]* ]]; then word="'${word//\'/\'\\\'\'}'"; fi
+        line+="$word "
+    done
+    echo "${line% }"
+}
+
+if [[ $DRY_RUN == yes ]]; then
+    git() { printed git "$@"; }
+    gcloud() {
+        printed gcloud "$@"
+        # Nothing is queued: so the commands are those of a slice that was created at once.
+        [[ $* != *queued-resources\ describe* ]]
+    }
+fi
 
 on() { # all, or the number of a worker; then one line for its shell
     gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
@@ -73,7 +94,7 @@ python3.11 -m venv .venv || {
     sudo apt-get -q install -y python3.11 python3.11-venv
     python3.11 -m venv .venv
 }
-.venv/bin/pip install --quiet -e '.[tpu]'
+.venv/bin/pip install --quiet -e '.[tpu,gs]'
 EOF
     )"
 }

@@ -15,7 +15,7 @@ from lbsgd.experiments.table import markdown
 from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md", "notebooks/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]

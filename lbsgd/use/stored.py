@@ -26,6 +26,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, any_path, user_path
 from lbsgd.system.text import short_repr
 from lbsgd.tasks.classification import classification
+from lbsgd.weights.keys import IDENTITY
 
 # What is beside the keys in the identity of a run.
 TRAINING_SET = "the training set"
@@ -64,7 +65,7 @@ class Stored(NamedTuple):
           ConfigError: it is not one of this version, or a key cannot be set here.
         """
         identity = self.manifest.identity
-        values = {k: v for k, v in identity.items() if k not in (CODE, TRAINING_SET)}
+        values = {k: v for k, v in identity.items() if k not in (CODE, TRAINING_SET, IDENTITY)}
         try:
             config = config_of({**values, **self._machine_keys()})
         except ConfigError as error:

@@ -181,7 +181,34 @@ def test_tpu_install_brings_this_commit(tpu):
     for worker in (0, 1):
         home = tpu.folder / f"worker-{worker}" / "lbsgd"
         assert (home / "lbsgd" / "main.py").exists()
-        assert words(home / "pip-given") == ["install", "--quiet", "-e", ".[tpu]"]
+        assert words(home / "pip-given") == ["install", "--quiet", "-e", ".[tpu,gs]"]
+
+
+RECORDING = """#!/bin/bash
+printf '%s\\0' "$@" >>{folder}/gcloud
+printf '\\n\\0' >>{folder}/gcloud
+[[ $4 != describe ]]
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["create"], ["queue"], ["start", *ARGUMENTS], ["watch"], ["status"], ["stop"], ["delete"]],
+    ids=lambda args: args[0],
+)
+def test_tpu_dry_run_prints_what_it_would_run(tpu, args):
+    """A shell that reads what was printed calls gcloud as the script itself does."""
+    executable(tpu.folder / "bin" / "gcloud", RECORDING.format(folder=tpu.folder))
+    dry = tpu(*args, DRY_RUN="yes")
+    assert dry.returncode == 0, dry.stderr
+    assert not (tpu.folder / "gcloud").exists()
+    path = f"{tpu.folder / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", dry.stdout], env={**os.environ, "PATH": path}, check=True)
+    printed = gcloud_calls(tpu)
+    (tpu.folder / "gcloud").unlink()
+    assert tpu(*args).returncode == 0
+    # Which asks whether something is queued, too.
+    assert printed == [call for call in gcloud_calls(tpu) if "describe" not in call]
 
 
 @pytest.mark.parametrize("args", [[], ["begin"], ["start"], ["stop", "now"]])

@@ -16,6 +16,7 @@ from hanging import HANG_SECONDS
 from safetensors.numpy import save_file
 from tiny_run import UPDATES, final_state, tiny_config
 
+import lbsgd
 from lbsgd import main, train
 from lbsgd.checkpoint import store
 from lbsgd.experiments.together import run_together
@@ -102,6 +103,12 @@ def test_a_run_resumes_with_the_file_moved_or_gone_and_not_with_another(tmp_path
         assert found[name].tobytes() == value.tobytes(), name
     lines = (workdir / "initial_weights.txt").read_text().splitlines()
     assert sum(line.startswith("taken") for line in lines) == len(weights())
+    loaded = named(lbsgd.load(workdir).variables)  # needs the weights of before as little
+    assert loaded.keys() == weights().keys()
+    for name, value in loaded.items():
+        group, *path = name.split("/")
+        stored = expected[f".{group}" + "".join(f"[{part!r}]" for part in path)]
+        assert value.tobytes() == stored.tobytes(), name
 
 
 def test_a_run_without_a_checkpoint_needs_the_file(tmp_path):
