@@ -11,6 +11,7 @@ _TITLES = {
     "schedule": "Schedule: length, learning rate, batch growth, diagnostics",
     "optim": "Optimizer",
     "models": "Network, batch norm, precision",
+    "weights": "Weights that a run starts from",
     "tasks": "Task and loss",
     "step": "Averaged weights, updates that are not finite",
     "data": "Data and augmentation",
