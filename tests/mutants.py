@@ -57,8 +57,8 @@ MUTANTS = (
     Mutant(
         "each gradient byte is reduced once, outside the accumulation",
         "step/train_step.py",
-        "return jax.grad(loss, has_aux=True)(params, rows, step)",
-        "g, result = jax.grad(loss, has_aux=True)(params, rows, step)\n"
+        "return gradient_of(loss, params, trained)",
+        "g, result = gradient_of(loss, params, trained)\n"
         "        return jax.lax.pmean(g, placement.batch_spec[1]), result",
         ("tests/train/test_placement.py",),
     ),
@@ -109,7 +109,7 @@ MUTANTS = (
         "weights/pytorch.py",
         "weights_only=True, mmap",
         "weights_only=False, mmap",
-        ("tests/weights/test_files.py",),
+        ("tests/weights/test_weight_files.py",),
     ),
     Mutant(
         "running averages move once an update, by a tenth",

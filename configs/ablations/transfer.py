@@ -1,4 +1,4 @@
-"""Fine-tunes the backbones of configs/ablations/transfer_backbones.py on the other half of classes.
+"""Fine-tunes the backbones of configs/ablations/transfer_backbones.py on other classes.
 
     lbsgd sweep run configs/ablations/transfer.py --workdir runs/transfer --parallel 2 \\
         --config.data.dir=DIR
