@@ -6,13 +6,13 @@
 Goyal et al. 2017 (arXiv 1706.02677) take the networks that they trained with large minibatches to
 object detection, and find them as good there as those of small ones. This is the
 question in miniature: the first five classes of CIFAR-10 (airplane, automobile, bird, cat, deer),
-20 epochs of ResNet-8 at half its width. The rows are one worker of n=128, and eight of them with
+12 epochs of ResNet-8 at half its width. The rows are one worker of n=128, and eight of them with
 linear scaling and two epochs of gradual warmup. DIR is as in configs/cifar10.py.
 
     digits    0 to 4 of the handwritten digits, kn=32 and 256, as configs/digits.py has it
 
-On 2 CPU cores 10 runs of 500,000 images each take about half an hour, by the speed of a few dozen
-updates; lbsgd has not run them yet.
+On 2 CPU cores 10 runs of 300,000 images each take about half an hour; docs/evidence.md has what came
+of it (n = 5).
 """
 
 import pathlib
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = sibling(_CONFIGS, arg or "cifar10")
     config.batch_size = _WORKERS * config.worker_batch_size
     if not arg:
-        set_epochs(config, "20")
+        set_epochs(config, "12")
         config.learning_rate.warmup_epochs = 2.0
     config.model.name = "cifar_resnet8"
     config.model.width = 0.25 if arg else 0.5
