@@ -11,8 +11,8 @@ linear scaling and two epochs of gradual warmup. DIR is as in configs/cifar10.py
 
     digits    0 to 4 of the handwritten digits, kn=32 and 256, as configs/digits.py has it
 
-On 2 CPU cores 10 runs of 300,000 images each take about half an hour; docs/evidence.md has what came
-of it (n = 5).
+On 2 CPU cores 10 runs of 300,000 images each take about half an hour; docs/evidence.md has what
+came of it (n = 5).
 """
 
 import pathlib
