@@ -25,6 +25,7 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     assert "minibatch: kn=64" in (workdir / "explanation.txt").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_says_so_in_its_result(tmp_path):
     config = tiny_config(
         devices=1, **{"learning_rate.reference_learning_rate": 1e15, "learning_rate.warmup": "none"}

@@ -61,6 +61,7 @@ def compiled(monkeypatch):
     return names
 
 
+@pytest.mark.long
 def test_another_seed_and_other_numbers_compile_nothing(compiled, tmp_path):
     assert train.run(tiny_config(**SHORT), tmp_path / "first").complete
     assert sorted(compiled) == ["eval_step", "initial_state", "moments_step", "train_step"]

@@ -101,6 +101,7 @@ def test_the_optimizer_keeps_nothing_of_what_is_frozen(name):
 # --- what comes of it ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_is_trained_moves_by_its_own_gradient_alone(x64):
     """Two updates against a loop over workers, momentum and decay by hand in numpy."""
     keys = {"optimizer.freeze": FREEZE, "optimizer.rate_multipliers": {"classifier": 3.0}}

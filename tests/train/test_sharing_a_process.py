@@ -57,6 +57,7 @@ def assert_bitwise(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
         np.testing.assert_array_equal(found[name], x, err_msg=name)
 
 
+@pytest.mark.long
 def test_float32_after_float64_is_float32_before(tmp_path):
     before = jax.config.jax_enable_x64
     for name, dtype in (("a", "float32"), ("b", "float64"), ("c", "float32")):
