@@ -15,13 +15,13 @@ from lbsgd.run.build import Run, build
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.explain import explain, parameter_table
 from lbsgd.run.plan import Plan
-from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
 from lbsgd.run.record.process_log import ProcessLog
 from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.result import Outcome, finish, write_diverged
 from lbsgd.run.record.speed import Speed
+from lbsgd.run.restoring import restore_state
 from lbsgd.run.updates import MakeUpdates, OwnUpdates, Updates
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
@@ -35,7 +35,6 @@ from lbsgd.system.processes import (
     different_commits,
     from_process_0,
     in_process_0,
-    onto_devices,
 )
 from lbsgd.system.text import pluralize
 
@@ -182,7 +181,7 @@ def _open(
 def _resume(session: Session) -> Reached:
     """Restores the state of the newest good checkpoint, and reads how far the record is."""
     plan, record = session.run.plan, session.record
-    state = _restore(session.run.program, record)
+    state = restore_state(session.run.program, record)
     done = int(state.update_index) if state else 0
     # Drops metrics past the checkpoint: their updates are made again.
     in_process_0(lambda: record.begin(done))
@@ -394,15 +393,3 @@ def _was_at_target(plan: Plan, record: Record | NoRecord) -> bool:
     """Tells whether an evaluation before reached the target, as process 0 has it in the metrics."""
     found = plan.target is not None and plan.target.first(record.kept) is not None
     return bool(from_process_0(np.array(found)))
-
-
-def _restore(program: Program, record: Record | NoRecord) -> TrainState | None:
-    """Puts the state that process 0 has found on all devices; None if there is none."""
-    like = program.abstract_state()
-    # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
-    nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
-    found: tuple[int, TrainState] | None = in_process_0(lambda: record.restore(like))
-    update, state = found or (-1, nothing)
-    if from_process_0(np.array(update)) < 0:
-        return None
-    return onto_devices(state, like)

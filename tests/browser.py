@@ -43,13 +43,13 @@ def contrast(browser):
 
 
 def brightness(color):
-    """Of rgb(1, 2, 3), from 0 to 255."""
+    """Reads rgb(1, 2, 3), of colours from 0 to 255."""
     numbers = color[color.index("(") + 1 : color.index(")")].split(",")[:3]
     return sum(map(float, numbers)) / 3
 
 
 def requested(browser):
-    """What the browser asked anyone for, by its own log, since this was called last."""
+    """Lists what the browser asked anyone for, by its own log, since this was called last."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m for m in messages if m["method"] == "Network.requestWillBeSent"]
     return [m["params"]["request"]["url"] for m in asked]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from lbsgd.data.source import format_shape
 from lbsgd.data.views import CentreCrop, View, Whole
 from lbsgd.system.errors import ConfigError
 
@@ -31,6 +32,16 @@ class Interface(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+
+    def misfit(self, shape: tuple[int, ...]) -> str:
+        """Says why an image of a shape `(h, w, c)` cannot be taken; "" where it can."""
+        wanted = self.image_shape
+        if shape[2] != wanted[2]:
+            return f"{shape[2]} channels, and the network takes {wanted[2]}"
+        if not self.short_side and shape != wanted:
+            taken = f"and the network takes whole images of {format_shape(wanted)}"
+            return f"the shape {format_shape(shape)}, {taken}"
+        return ""
 
     def view(self) -> View:
         """Makes what crops and resizes an image as evaluation does."""

@@ -28,6 +28,7 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
+from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
@@ -158,7 +159,7 @@ class Plan:
 
     @property
     def interface(self) -> Interface:
-        """What the network takes and gives in evaluation."""
+        """Says what the network takes and gives in evaluation."""
         return interface_of(self.config.data, self.image_shape, self.data.class_names)
 
     @property
@@ -304,13 +305,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
-    initial_state = functools.partial(
-        _initial_state,
-        initialize=network.initialize,
-        optimizer=rule.transform,
-        trained=trained,
-        averaged=bool(config.ema.decay),
-    )
+    initial_state = _bind_initial_state(config, network, rule, trained)
     return Plan(
         config=config,
         data=data,
@@ -363,6 +358,19 @@ def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array]
     """Binds `step.pixels.normalize`, in the type of the parameters."""
     return functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
+    )
+
+
+def _bind_initial_state(
+    config: ml_collections.ConfigDict, network: Network, rule: Rule, trained: PyTree[bool]
+) -> Callable[..., TrainState]:
+    """Binds what makes the initial state of a seed."""
+    return functools.partial(
+        _initial_state,
+        initialize=network.initialize,
+        optimizer=rule.transform,
+        trained=trained,
+        averaged=bool(config.ema.decay),
     )
 
 

@@ -16,7 +16,7 @@ from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.processes import onto_devices
-from lbsgd.system.text import short_repr
+from lbsgd.system.text import printable
 from lbsgd.weights.initial import Arrays, InitialWeights
 from lbsgd.workers.placement import Placement
 
@@ -61,7 +61,7 @@ class Program:
           ConfigError: they are not there.
         """
         if weights.missing:
-            raise ConfigError(f"init_from: {short_repr(weights.source)} {weights.missing}")
+            raise ConfigError(f"init_from: {printable(weights.source)!r} {weights.missing}")
         shapes = {name: self.plan.variables().shapes[name] for name in weights.taken}
         nothing = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
         with precision(self.plan.config.dtype):

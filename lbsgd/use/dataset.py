@@ -11,7 +11,7 @@ from lbsgd.config.keys import flatten
 from lbsgd.config.unused import without_effect
 from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.data.interface import Interface
-from lbsgd.data.source import Example, Source, format_shape, numbered_classes
+from lbsgd.data.source import Example, Source, numbered_classes
 from lbsgd.data.sources.files import to_nfc
 from lbsgd.data.sources.unseen import open_unseen
 from lbsgd.run.config import KEYS
@@ -169,11 +169,6 @@ def _is_of_files(source: Source) -> bool:
 
 def _check_images(source: Source, interface: Interface) -> None:
     """Checks the first image; a later one that differs is named as it is read."""
-    wanted, found = interface.image_shape, source.image_shape
-    if found[2] != wanted[2]:
-        raise ConfigError(f"the images have {found[2]} channels, and the network takes {wanted[2]}")
-    if not interface.short_side and found != wanted:
-        raise ConfigError(
-            f"the images are {format_shape(found)}, and the network takes whole images of "
-            f"{format_shape(wanted)}"
-        )
+    misfit = interface.misfit(source.image_shape)
+    if misfit:
+        raise ConfigError(f"the images have {misfit}")

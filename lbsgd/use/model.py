@@ -107,7 +107,7 @@ class Model:
 
     @property
     def classifies(self) -> bool:
-        """Whether its outputs are logits of classes, as far as the config says."""
+        """Tells whether its outputs are logits of classes, as far as the config says."""
         return bool(self.config.task.name == "classification")
 
     def preprocess(self, images: Shaped[Any, "..."]) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.data.interface import Interface
-from lbsgd.data.source import format_shape, shape_of
+from lbsgd.data.source import shape_of
 from lbsgd.data.sources.files import EXTENSIONS, is_left_out
 from lbsgd.data.sources.folder import read_file
 from lbsgd.system.errors import ConfigError
@@ -86,14 +86,9 @@ def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
     wanted = interface.image_shape
     if isinstance(image, bytes) and wanted[2] == 1:
         image = grey(decode(image))
-    shape = shape_of(image)
-    if shape[2] != wanted[2]:
-        raise CorruptError(f"it has {shape[2]} channels, and the network takes {wanted[2]}")
-    if not interface.short_side and shape != wanted:
-        raise CorruptError(
-            f"it is {format_shape(shape)}, and the network takes whole images of "
-            f"{format_shape(wanted)}"
-        )
+    misfit = interface.misfit(shape_of(image))
+    if misfit:
+        raise CorruptError(f"it has {misfit}")
     out = np.empty(wanted, np.uint8)
     interface.view()(image, _NO_DRAW, out)
     return out

@@ -78,7 +78,7 @@ class Stored(NamedTuple):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What config.json says; {} where there is none that can be read."""
+        """Reads config.json; {} where there is none that can be read."""
         try:
             found = json.loads(self.workdir.config.read_text()) if self.workdir else {}
         except (OSError, ValueError, RecursionError):

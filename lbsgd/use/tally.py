@@ -66,12 +66,12 @@ class Tally:
 
     @property
     def examples(self) -> Int[np.ndarray, " classes"]:
-        """How many examples each class has."""
+        """Counts the examples of each class."""
         return self.confusion.sum(axis=1) + self.unassigned
 
     @property
     def right(self) -> Int[np.ndarray, " classes"]:
-        """How many examples of each class were told rightly."""
+        """Counts the examples of each class that were predicted rightly."""
         return np.diagonal(self.confusion)
 
     @property

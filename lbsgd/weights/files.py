@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from lbsgd.system.bucket import BucketPath
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, user_path
-from lbsgd.system.text import one_line, short_repr
+from lbsgd.system.text import one_line, printable, short_repr
 from lbsgd.weights import pytorch, runs
 from lbsgd.weights.stored import Entry, Stored, UnreadableError, class_names
 
@@ -77,12 +77,12 @@ def _in_a_line(name: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"init_from: {error}") from error
     except FileNotFoundError as error:
-        raise ConfigError(f"init_from: there is no {short_repr(name)}") from error
+        raise ConfigError(f"init_from: there is no {printable(name)!r}") from error
     except OSError as error:
         reason = one_line(error.strerror or str(error))
-        raise ConfigError(f"init_from: {short_repr(name)} cannot be read ({reason})") from error
+        raise ConfigError(f"init_from: {printable(name)!r} cannot be read ({reason})") from error
     except UnreadableError as error:
-        raise ConfigError(f"init_from: {short_repr(name)} {one_line(str(error))}") from error
+        raise ConfigError(f"init_from: {printable(name)!r} {one_line(str(error))}") from error
 
 
 @contextlib.contextmanager
@@ -129,7 +129,8 @@ def _safetensors(path: pathlib.Path) -> Stored:
         raise UnreadableError(f"is damaged, or no whole safetensors file ({error})") from error
     _check_names(path)
     entries = {}
-    for name in file.keys():  # noqa: SIM118  # it is no mapping
+    names: list[str] = file.keys()  # it is no mapping
+    for name in names:
         part = file.get_slice(name)
         dtype = part.get_dtype()
         entries[name] = Entry(tuple(part.get_shape()), _NUMPY_TYPES.get(dtype, dtype))

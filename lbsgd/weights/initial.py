@@ -13,7 +13,7 @@ from lbsgd.checkpoint.manifest import array_checksum, named_leaves
 from lbsgd.models.networks import Network
 from lbsgd.system.bucket import LIKE_BUCKET
 from lbsgd.system.processes import in_process_0, json_from_process_0
-from lbsgd.system.text import short_repr
+from lbsgd.system.text import printable, short_repr
 from lbsgd.weights.files import is_missing, open_weights
 from lbsgd.weights.head import head_axes
 from lbsgd.weights.matching import (
@@ -58,7 +58,7 @@ class InitialWeights(NamedTuple):
 
     def describe(self) -> list[str]:
         """Describes them, a line each."""
-        begins = f"initial weights: {short_repr(self.source)}"
+        begins = f"initial weights: {printable(self.source)!r}"
         if self.missing:
             known = f"; the run began with {self.fingerprint}" if self.fingerprint else ""
             return [f"{begins} {self.missing}{known}"]

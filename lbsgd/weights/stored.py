@@ -1,4 +1,4 @@
-"""What a file or a run holds of a network: arrays by name, of which each is read when asked for."""
+"""Describes what a file or a run holds of a network: arrays by name, read when asked for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

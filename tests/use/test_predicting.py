@@ -64,8 +64,10 @@ def test_grey_files_are_for_grey_networks_too(tmp_path):
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        (np.zeros((24, 31, 3), np.uint8), "it is 24x31x3, and the network takes whole images of "
-         "24x32x3"),
+        (
+            np.zeros((24, 31, 3), np.uint8),
+            "it has the shape 24x31x3, and the network takes whole images of 24x32x3",
+        ),
         (np.zeros((24, 32, 1), np.uint8), "it has 1 channels, and the network takes 3"),
         (np.zeros((24, 32, 3)), "pixels must be uint8 [h, w, c], not float64 (24, 32, 3)"),
         (np.zeros((0, 32, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (0, 32, 3)"),

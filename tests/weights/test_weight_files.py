@@ -160,7 +160,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_file_ends_in_one_line(what, tmp_path):
-    path = tmp_path / "weights"
+    path = tmp_path / ("weights" + "_of_a_long_name" * 5)
     HOSTILE[what](path)
     with pytest.raises(ConfigError) as raised, open_weights(str(path)):
         pass
