@@ -221,21 +221,12 @@ def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return resolve(config)
 
 
-SHORT = {("momentum_forms", "constant warmup, 10, not corrected")}
 ROWS = [(name, row) for name in NAMES for row in sweep_of(name).rows]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "row"),
-    [
-        pytest.param(
-            name,
-            row,
-            id=f"{name}: {row.name}",
-            marks=() if (name, row.name) in SHORT else pytest.mark.long,
-        )
-        for name, row in ROWS
-    ],
+    ("name", "row"), [pytest.param(name, row, id=f"{name}: {row.name}") for name, row in ROWS]
 )
 def test_a_row_trains(name: str, row: Row, tmp_path):
     outcome = train.run(shrunk(sweep_of(name).config(row, seed=0)), tmp_path)

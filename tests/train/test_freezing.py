@@ -166,6 +166,7 @@ def on_two(tmp_path_factory):
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.long
 def test_what_is_frozen_is_what_it_was_and_so_is_its_average(on_two):
     config = run_config()
     end, start = final_state(config, on_two), by_name(build(config).program.start())
@@ -177,6 +178,7 @@ def test_what_is_frozen_is_what_it_was_and_so_is_its_average(on_two):
     assert {name for name in end if "params" in name} - frozen <= moved
 
 
+@pytest.mark.long
 def test_the_table_of_parameters_and_the_plan_show_it(on_two):
     table = (on_two / "parameters.txt").read_text()
     for line in table.splitlines():
@@ -193,6 +195,7 @@ def test_the_table_of_parameters_and_the_plan_show_it(on_two):
     assert any(re.search(r"stage3_.*\b0\.5\b", line) for line in parameter_table(plan).splitlines())
 
 
+@pytest.mark.long
 def test_diagnostics_are_of_what_is_trained(on_two):
     lines = map(json.loads, (on_two / "diagnostics.jsonl").read_text().splitlines())
     layers = [line for line in lines if "gradient_norm" in line]
