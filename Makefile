@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Python compiles what it imports when it does; to compile all that is installed takes half a minute.
+INSTALL = $(BIN)/pip install --quiet --no-compile
 CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -31,8 +33,8 @@ lint: $(VENV)/.installed-dev
 # What some tests compare with: PyTorch, and single files of timm and torchvision, for which none of
 # their requirements is needed. The tests are skipped where they are missing.
 oracles: $(VENV)/.installed-dev
-	$(BIN)/pip install --quiet -e ".[oracles]"
-	$(BIN)/pip install --quiet --no-deps timm==1.0.15 torchvision==0.28.0
+	$(INSTALL) -e ".[oracles]"
+	$(INSTALL) --no-deps timm==1.0.15 torchvision==0.28.0
 
 # In what a test opens report.html: Debian's Chromium and its driver. The test is skipped without them.
 browser:
@@ -40,18 +42,18 @@ browser:
 
 # The site, to be read from site/index.html; it asks nobody for anything.
 docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -r requirements.txt
-	$(BIN)/pip install --quiet --no-deps -e .
+	$(INSTALL) --upgrade pip
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@
 
 # The picture in the README, from a run of its own.

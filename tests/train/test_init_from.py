@@ -157,6 +157,7 @@ def test_a_head_of_other_classes_is_replaced_though_it_would_fit(there, whole_ru
         assert {row.what for row in plan.weights.rows} - {"taken"} == expected
 
 
+@pytest.mark.long
 def test_the_averaged_weights_of_a_run_are_taken_where_they_are_asked_for(tmp_path):
     train.run(tiny_config(total_steps=4, **{"ema.decay": 0.9}), tmp_path / "run", shown=False)
     there = checkpoint(tmp_path / "run", 4)
