@@ -168,9 +168,10 @@ def installed(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv", with_pip=True)
     bin_ = folder / "venv" / "bin"
-    subprocess.run([bin_ / "pip", "install", "--quiet", wheel], check=True)
-    (folder / "empty").mkdir()
+    # Else pip would find the checkout there, and install nothing.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([bin_ / "pip", "install", "--quiet", wheel], env=kept, check=True)
+    (folder / "empty").mkdir()
 
     def run(*words: str, code: int = 0) -> str:
         done = subprocess.run(
