@@ -10,14 +10,15 @@ that of both trainings.
 
     row                     starts from           trains
     random weights          none                  all, at eta = 0.1
-    kn=128                  the small minibatch   all, at eta = 0.02, the head at 0.1
-    kn=1024                 the large one         the same
-    kn=128, head alone      the small one         a linear probe: the head, at 0.1
-    kn=1024, head alone     the large one         the same
+    kn=32                   the small minibatch   all, at eta = 0.02, the head at 0.1
+    kn=256                  the large one         the same
+    kn=32, head alone       the small one         a linear probe: the head, at 0.1
+    kn=256, head alone      the large one         the same
 
+    n=128            from backbones of kn=128 and 1024
     digits           digits 5 to 9, 100 epochs of 100 of them, minibatches of 32
-    backbones=DIR    the folder of the backbones' sweep; runs/transfer_backbones by default, and
-                     runs/transfer_backbones_digits with digits
+    backbones=DIR    the folder of the backbones' sweep; runs/transfer_backbones by default, with
+                     _n=128 or _digits behind it for these
 
 On 2 CPU cores 25 runs of 50,000 images each take some 10 minutes. docs/evidence.md has what came
 of it (n = 5).
@@ -41,26 +42,26 @@ _HEAD = {
 
 
 def _parse(arg: str) -> tuple[str, str]:
-    """Parses the recipe and the folder of the backbones."""
-    recipe, folder = "cifar10", ""
+    """Parses the variant of the backbones and their folder."""
+    variant, folder = "", ""
     for part in filter(None, arg.split(",")):
         name, _, value = part.partition("=")
-        if part == "digits":
-            recipe = part
+        if part in ("n=128", "digits"):
+            variant = part
         elif name == "backbones" and value:
             folder = value
         else:
             raise ConfigError(
-                f"no variant {part!r}; there is digits, and CIFAR-10 without one; and backbones=DIR"
+                f"no variant {part!r}; there are n=128 and digits, and n=32 without one; and "
+                "backbones=DIR"
             )
-    return recipe, folder or "runs/transfer_backbones" + "_digits" * (recipe == "digits")
+    return variant, folder or "_".join(filter(None, ("runs/transfer_backbones", variant)))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Makes the recipe that starts from random weights; see the variants above."""
-    recipe, _ = _parse(arg)
-    config = sibling(_CONFIGS, recipe)
-    of_digits = recipe == "digits"
+    of_digits = _parse(arg)[0] == "digits"
+    config = sibling(_CONFIGS, "digits" if of_digits else "cifar10")
     config.batch_size = config.worker_batch_size
     set_epochs(config, "100" if of_digits else "20")
     config.learning_rate.warmup_from = "zero"
@@ -77,8 +78,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields random weights, and both backbones, fine-tuned and under a linear probe."""
-    recipe, folder = _parse(arg)
-    sizes = ("kn=32", "kn=256") if recipe == "digits" else ("kn=128", "kn=1024")
+    variant, folder = _parse(arg)
+    sizes = ("kn=128", "kn=1024") if variant == "n=128" else ("kn=32", "kn=256")
     tuned = {
         "learning_rate.reference_learning_rate": 0.02,
         "optimizer.rate_multipliers": {"classifier": 5.0},

@@ -141,7 +141,7 @@ def test_remarks_multiply_the_loss_by_what_the_mistake_does(variant, scaled, wor
     ("name", "variant"),
     [
         *itertools.product(SCALED, VARIANTS),
-        *itertools.product(sorted({*NAMES} & {*TRANSFER}), ["", ":digits"]),
+        *itertools.product(sorted({*NAMES} & {*TRANSFER}), ["", ":n=128", ":digits"]),
         *((name, "") for name in PLAIN),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_sweep_lists_rows_that_differ(name, variant):
 def test_a_variant_that_is_none_is_named(name):
     known = "there are mini and gpu" if name in SCALED else "leave it out"
     if name in TRANSFER:
-        known = "there is digits, and CIFAR-10 without one"
+        known = "there are n=128 and digits, and n=32 without one"
     with pytest.raises(ConfigError, match=f"no variant 'nano'; {known}"):
         read_sweep(f"{FOLDER / name}.py:nano")
 
