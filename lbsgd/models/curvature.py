@@ -1,0 +1,188 @@
+"""Tells which layers have a rule for the curvature of their loss, and what that is made of.
+
+A convolution or dense layer has two Kronecker factors (Martens and Grosse 2015; Grosse and Martens
+2016): the second moment A of its inputs, patches for a convolution, and G of the gradients of its
+outputs. A batch norm has the second moments of the gradients of each channel's scale and offset
+(Osawa et al. 2020, unit-wise). Layers are found as their roles are: by the class of the module that
+Flax calls, so no network has to be changed. One without a rule is left to its optimizer.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from lbsgd.models.normalization import BatchNorm, moments
+
+KRONECKER, UNIT_WISE = "kronecker", "unit_wise"
+
+
+class CurvedLayer(NamedTuple):
+    """Describes a layer that has a rule.
+
+    Attributes:
+      path: of its module.
+      kind: `KRONECKER` or `UNIT_WISE`.
+      parameters: their names; the kernel first, or the scale.
+      inputs: d_A, rows of the kernel as a matrix, and one for the bias; 0 of a norm.
+      outputs: d_G, output features; channels of a norm.
+      positions: h w, of the outputs of an example.
+      kernel_shape: of the kernel; () of a norm.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    parameters: tuple[str, ...]
+    inputs: int
+    outputs: int
+    positions: int
+    kernel_shape: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The path as one word: "stage1_block1/conv1/conv"."""
+        return "/".join(self.path)
+
+
+class Rule(NamedTuple):
+    """Says how a layer's statistics follow from its input.
+
+    Attributes:
+      layer: what they are of.
+      given: arrays that they are made of: the layer's input x, and what else it takes.
+      inputs: (x of some examples, the rest of `given`) -> `[n, positions, d]`: with d_A columns of
+        a Kronecker layer, patches and 1 for the bias; of a norm with one for each channel, x in
+        units of its deviation.
+    """
+
+    layer: CurvedLayer
+    given: tuple[jax.Array, ...]
+    inputs: Callable[..., jax.Array]
+
+
+def rule_of(
+    module: nn.Module, x: jax.Array, y: jax.Array, kwargs: Mapping[str, Any]
+) -> Rule | None:
+    """Finds the rule of a module that maps x to y, within its call; None where there is none."""
+    # Their own classes alone: of one that inherits it is not known what it computes.
+    if type(module) is nn.Conv:
+        return _of_convolution(module, x, y)
+    if type(module) is nn.Dense and x.ndim >= 2:
+        return _of_dense(module, x, y)
+    if type(module) is BatchNorm and x.ndim >= 2:
+        return _of_norm(module, x, kwargs)
+    return None
+
+
+def _of_convolution(module: nn.Conv, x: jax.Array, y: jax.Array) -> Rule | None:
+    kernel = tuple(module.kernel_size)
+    space = len(kernel)
+    plain = module.feature_group_count == 1 and module.mask is None
+    if not plain or x.ndim != space + 2 or set(_each(module.input_dilation, space)) != {1}:
+        return None
+    strides = _each(module.strides, space)
+    dilation = _each(module.kernel_dilation, space)
+    padding = _padding(module.padding, x.shape[1:-1], kernel, strides, dilation)
+    if padding is None or (module.conv_general_dilated or module.conv_general_dilated_cls):
+        return None
+    bias, positions = bool(module.use_bias), math.prod(y.shape[1:-1])
+
+    def rows(x: jax.Array) -> jax.Array:
+        found = patches(x, kernel, strides, dilation, padding)
+        return _with_ones(found.reshape(x.shape[0], positions, -1), bias)
+
+    shape = (*kernel, x.shape[-1], y.shape[-1])
+    return Rule(_kronecker(module, shape, bias, positions), (x,), rows)
+
+
+def _of_dense(module: nn.Dense, x: jax.Array, y: jax.Array) -> Rule:
+    positions = math.prod(x.shape[1:-1])
+
+    def rows(x: jax.Array) -> jax.Array:
+        return _with_ones(x.reshape(x.shape[0], positions, -1), module.use_bias)
+
+    shape = (x.shape[-1], y.shape[-1])
+    return Rule(_kronecker(module, shape, module.use_bias, positions), (x,), rows)
+
+
+def _kronecker(
+    module: nn.Module, shape: tuple[int, ...], bias: bool, positions: int
+) -> CurvedLayer:
+    inputs = math.prod(shape[:-1]) + bias
+    names = ("kernel", "bias")[: 1 + bias]
+    return CurvedLayer(module.path, KRONECKER, names, inputs, shape[-1], positions, shape)
+
+
+def _of_norm(module: BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> Rule:
+    if kwargs["train"]:
+        # As the module has computed them: the compiler computes them once.
+        found = moments(x, module.axis_names, module.param_dtype)
+        mean, variance = found.mean, found.variance
+    else:
+        mean, variance = (module.get_variable("batch_stats", name) for name in ("mean", "var"))
+    factor = lax.rsqrt(variance + module.epsilon)
+
+    def normalized(x: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
+        # Not from the output, whose scale may be 0.
+        y = (x.astype(mean.dtype) - mean) * factor
+        return y.reshape(x.shape[0], -1, x.shape[-1])
+
+    positions = math.prod(x.shape[1:-1])
+    layer = CurvedLayer(module.path, UNIT_WISE, ("scale", "offset"), 0, x.shape[-1], positions)
+    return Rule(layer, (x, mean, factor), normalized)
+
+
+def _each(value: int | Sequence[int] | None, space: int) -> tuple[int, ...]:
+    return (value or 1,) * space if value is None or isinstance(value, int) else tuple(value)
+
+
+def _padding(
+    padding: Any, shape: Sequence[int], kernel: Any, strides: Any, dilation: Any
+) -> tuple[tuple[int, int], ...] | None:
+    """Resolves a convolution's padding to pixels before and after; None where it is not zeros."""
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            return None
+        wide = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+        return tuple(lax.padtype_to_pads(shape, wide, strides, padding))
+    if isinstance(padding, int):
+        return ((padding, padding),) * len(kernel)
+    pairs = ((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+    return tuple(pairs)
+
+
+def _with_ones(rows: jax.Array, bias: bool) -> jax.Array:
+    """Appends the input of the bias, 1, to rows `[n, positions, d]`."""
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, 1)), constant_values=1) if bias else rows
+
+
+def patches(
+    x: Float[Array, "n *space c"],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> Float[Array, "n *positions d"]:
+    """Takes the patches that a convolution sees, in the order of its kernel.
+
+    Returns:
+      `[n, *positions, d]`, d = kernel size times channels: times `kernel.reshape(d, outputs)` it is
+      the convolution.
+    """
+    # By strided slices: `lax.conv_general_dilated_patches` has another order, and takes twice as
+    # long on a CPU.
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    wide = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    counts = [(n - w) // s + 1 for n, w, s in zip(x.shape[1:-1], wide, strides)]
+    parts = []
+    for offset in itertools.product(*map(range, kernel)):
+        starts = [o * d for o, d in zip(offset, dilation)]
+        which = [slice(b, b + s * (n - 1) + 1, s) for b, s, n in zip(starts, strides, counts)]
+        parts.append(x[(slice(None), *which)])
+    return jnp.concatenate(parts, axis=-1)
