@@ -21,6 +21,7 @@ from lbsgd.use.export.checking import FailedError, Images, check, relative_round
 from lbsgd.use.export.formats import Options
 from lbsgd.use.export.onnx_graph import ONNX
 from lbsgd.use.export.stablehlo import STABLEHLO
+from lbsgd.use.export.usage import snippets
 from lbsgd.weights.files import open_weights
 
 LONG = pytest.mark.long
@@ -118,6 +119,16 @@ def test_metadata_say_classes_and_preprocessing(kind, tmp_path):
     assert json.loads(about["classes"]) == list(CLASSES)
     said = json.loads(about["preprocessing"])
     assert said == model.interface.to_json()["preprocessing"]
+
+
+def test_the_snippet_for_torchvision_has_the_network_and_the_preprocessing():
+    """The outputs are counted, of which some may be of no class."""
+    text = "\n".join(
+        snippets(random_model("resnet18", **{"model.num_classes": 9}), ["torchvision"])
+    )
+    assert "torchvision.models.resnet18(num_classes=9).eval()" in text
+    assert 'timm.create_model("resnet18", num_classes=9).eval()' in text
+    assert "transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])" in text
 
 
 # --- StableHLO -----------------------------------------------------------------------------------
