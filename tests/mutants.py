@@ -105,6 +105,20 @@ MUTANTS = (
         ("tests/weights/test_matching.py",),
     ),
     Mutant(
+        "a head is kept for the same classes in the same order alone",
+        "weights/initial.py",
+        "other_classes=both_known and stored.classes != variables.classes,",
+        "other_classes=both_known and set(stored.classes) != set(variables.classes),",
+        ("tests/train/test_init_from.py",),
+    ),
+    Mutant(
+        "the best checkpoint of a metric that rises is that of its highest value",
+        "run/record/metrics.py",
+        "key=lambda t: (found[t] if rises else -found[t], t)",
+        "key=lambda t: (-found[t], t)",
+        ("tests/run/record/test_best.py", "tests/use/test_loading_networks.py"),
+    ),
+    Mutant(
         "nothing in a file of weights is executed",
         "weights/pytorch.py",
         "weights_only=True, mmap",

@@ -45,7 +45,7 @@ def _own_training_set(stored: Stored, keys: Mapping[str, Any]) -> Run:
     # Keys of data may be of another set to evaluate on, or say where the run's own lies now.
     others = {key: value for key, value in keys.items() if not key.startswith("data.")}
     problem = ""
-    for given in (others, keys):
+    for given in [others, keys] if others != keys else [others]:
         try:
             run = build(stored.config(given))
         except ConfigError as error:

@@ -26,6 +26,8 @@ def test_it_is_that_of_the_config():
     assert interface_of(data, shape, ("a", "b")) == Interface(
         shape, data.evaluation_short_side, tuple(data.mean), tuple(data.std), ("a", "b")
     )
+    whole = resolve(ConfigFile("configs/digits.py").config()).data
+    assert interface_of(whole, (8, 8, 1), ()).short_side == 0 < whole.evaluation_short_side
     assert CROPPED.view() == CentreCrop((64, 64, 3), 73)
     assert WHOLE.view() == Whole((8, 8, 1))
 
@@ -65,6 +67,7 @@ def _with(key, wrong):
         _with("mean", [0.5, 0.5]),
         _with("mean", [float("nan")]),
         _with("std", [0.0]),
+        _with("std", [0.2, 0.2]),
         _with("std", ["x"]),
         _with("std", [10**400]),
     ],

@@ -272,6 +272,19 @@ def test_all_statistics_of_own_networks_are_of_the_step():
     assert found.sources == {"with_role": len(jax.tree.leaves(found.params))}
 
 
+def test_frozen_statistics_normalize_in_training_as_in_evaluation():
+    """Of a network that does not freeze them; and none are left to be averaged."""
+    keys = {"model.width": 0.25}
+    frozen = network_of("cifar_resnet8", **keys, **{"batch_norm.frozen_statistics": True})
+    plain, x = network_of("cifar_resnet8", **keys), images(0)
+    params, stats = started(plain)
+    outputs, left = trained(frozen, params, stats, x)
+    expected = evaluated(plain, params, stats, x)
+    # One computation, compiled in two programs.
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert left == {}
+
+
 def test_flags_of_a_class_are_followed():
     network = network_of("FlagOfClass")
     params, stats = started(network)

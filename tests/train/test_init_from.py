@@ -23,6 +23,7 @@ from lbsgd.experiments.together import run_together
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.explain import explain
 from lbsgd.system.errors import EXIT_USER, ConfigError
+from lbsgd.weights.initial import read_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = 7  # of the file's head; digits are ten
@@ -143,6 +144,24 @@ def test_another_run_gives_its_newest_checkpoint_or_the_one_that_is_named(whole_
         assert found["update_index"] == 0
     with pytest.raises(ConfigError, match=r"without ema\.decay"):
         build(config_from(whole_run, init_ema=True))
+
+
+def test_a_head_is_kept_for_the_same_classes_in_the_same_order(tmp_path):
+    """Be it as large for others."""
+    arrays, config = weights(), config_from(tmp_path / "a")
+    save_file(arrays, tmp_path / "a", metadata={"classes": json.dumps(list("0123456789"))})
+    variables = plan_run(tiny_config()).variables()
+    for classes, what in (
+        ("0123456789", "taken"),
+        ("9876543210", "head replaced"),
+        ("01234", "head replaced"),
+        ("", "taken"),  # nobody knows them
+    ):
+        here = variables._replace(classes=tuple(classes))
+        found, taken = read_weights(config, here, lambda: "")
+        assert {row.what for row in found.rows if row.here in HEAD} == {what}
+        assert {row.what for row in found.rows if row.here not in HEAD} == {"taken"}
+        assert taken.keys() == (arrays.keys() if what == "taken" else arrays.keys() - {*HEAD})
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ def random_model(name: str, shape=(16, 16, 3), seed: int = 0, **keys: object) ->
     )
     config = resolve(config)
     with precision(config.dtype):
-        network = build_network(config, len(CLASSES), shape)
+        network = build_network(config, config.model.num_classes or len(CLASSES), shape)
         shapes = jax.eval_shape(lambda: network.initialize())
     random = np.random.default_rng(seed)
 

@@ -82,6 +82,7 @@ def test_a_folder_of_classes_needs_no_splits(files, split):
         relabelled = Relabelled(source, labels, tuple("0123456789"))
         found = [relabelled[i].label for i in range(len(source))]
         assert found == [plain[i].label for i in range(len(plain))]
+        assert relabelled.labels.tolist() == found
         assert relabelled.name(0) == source.name(0)
         assert relabelled.fingerprint == source.fingerprint
 

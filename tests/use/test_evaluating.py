@@ -1,9 +1,12 @@
 """An evaluation is the run's own again, bit by bit; and on other data what a loop finds."""
 
+import functools
 import hashlib
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +16,11 @@ import lbsgd
 from lbsgd import train
 from lbsgd.main import main
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks.classification import classification
 from lbsgd.use import evaluate
+from lbsgd.use.evaluate_command import MOST_SHOWN, _class_lines
+from lbsgd.use.evaluation import Evaluated, _predict
+from lbsgd.use.tally import NO_CLASS, Tally
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -39,12 +46,14 @@ def silent(text: str) -> None:
 
 def test_it_is_the_run_s_own_bit_by_bit(finished):
     """On as many devices as that, and no file of the run is another afterwards."""
-    before = contents(finished)
+    before, folders = contents(finished), set()
     for weights, ending in (("raw", ""), ("average", "_ema")):
         found = evaluate(finished, weights=weights, say=silent)
         assert found.metrics == last_evaluation(finished, 12, ending)
         assert (found.examples, found.about["devices"]) == (360, 2)
         assert found.about["dataset"]["own_validation_set"]
+        folders.add(found.folder)
+    assert len(folders) == 2
     assert contents(finished) == before
 
 
@@ -97,10 +106,15 @@ def test_a_folder_of_some_classes_is_matched_by_name(finished, files):
     assert found.metrics["loss"] == pytest.approx(loss, abs=1e-4)
     assert found.metrics["error"] == pytest.approx(100 * wrong)
     assert {row["class"] for row in found.to_json()["by_class"]} == {"0", "3", "7"}
+    tally = Tally(10)
+    right = [each[0].name == path.parent.name for path, each in zip(paths, predicted)]
+    sure = [each[0].probability for each in predicted]
+    tally.add(np.zeros(len(right), int), 1 - np.array(right, int), np.array(sure))
+    assert found.tally.ece == pytest.approx(tally.ece, abs=1e-4)
     assert not found.about["dataset"]["own_validation_set"]
 
 
-def test_a_flip_averages_the_probabilities_of_image_and_mirror_image(finished, files):
+def test_a_flip_averages_the_probabilities_of_image_and_mirror_image(finished, files, capsys):
     keys = {"data.source": "folder", "data.dir": str(files)}
     found = evaluate(finished, flip=True, keys=keys, say=silent)
     paths = sorted(files.glob("*/*.png"))
@@ -114,6 +128,27 @@ def test_a_flip_averages_the_probabilities_of_image_and_mirror_image(finished, f
     np.testing.assert_allclose(flipped, mean, rtol=0, atol=1e-6)
     predicted = model.predict(paths, 1, flip=True)
     assert [each[0].label for each in predicted] == flipped.argmax(-1).tolist()
+    assert "-flip-" in found.folder.name  # not in the place of what was not flipped
+    # The commands have it too.
+    words = ["--flip", "--json", "--config.devices=2"]
+    of_data = [f"--config.{key}={value}" for key, value in keys.items()]
+    assert main(["evaluate", str(finished), *words, *of_data]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == found.metrics
+    assert main(["predict", str(finished), str(paths[0]), *words, "--top=1"]) == 0
+    (by_command,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert by_command["probability"] == pytest.approx(flipped[0].max(), abs=1e-6)
+
+
+def test_outputs_that_are_no_numbers_are_of_no_class():
+    logits = np.array([[0.0, np.nan, 1.0], [0.0, 2.0, 2.0]], np.float32)
+    network = {
+        "network": lambda params, stats, images: jnp.asarray(logits),
+        "preprocess": lambda x: x,
+    }
+    predict = jax.jit(functools.partial(_predict, **network))
+    predicted, confidence = predict(None, None, np.zeros((1, 2, 8, 8, 1), np.float32))
+    assert predicted.tolist() == [NO_CLASS, 1]  # of equals the lower
+    assert confidence[1] == pytest.approx(np.e**2 / (1 + 2 * np.e**2))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +181,19 @@ def test_the_command_prints_it(finished, capsys, tmp_path):
     assert found["metrics"] == last
     assert main([*words, "--config.data.dir=/nowhere", "--config.data.source", "folder"]) == 2
     assert capsys.readouterr().err.startswith("lbsgd: data.dir='/nowhere' is not a folder")
+
+
+def test_of_many_classes_the_least_accurate_are_printed(tmp_path):
+    """Class i has i of 30 right."""
+    tally, classes = Tally(30), tuple(f"class {i:02}" for i in range(30))
+    for label in range(30):
+        predicted = np.where(np.arange(30) < label, label, (label + 1) % 30)
+        tally.add(np.full(30, label), predicted, np.full(30, 0.5))
+    found = Evaluated({}, 900, {}, tally, classification(30), classes, tmp_path)
+    first, _, *rows = _class_lines(found)
+    assert first == f"the {MOST_SHOWN} least accurate of 30 classes:"
+    assert [row[:8] for row in rows] == list(classes[:MOST_SHOWN])
+    assert rows[15].split() == ["class", "15", "30", "50.00%", "class", "16", "(15)"]
 
 
 @pytest.mark.long

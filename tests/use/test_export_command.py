@@ -76,9 +76,9 @@ def _check_card(run, card, files):
     result = json.loads((run / "result.json").read_text())
     final = result["metrics"]["val_error"]["final"]
     assert f"validation error {final:.4g}% after 4 updates, the median of its 2 last" in card
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "val_error" in line][-1]
-    assert f"- These weights, on the validation set: loss {last['val_loss']:.4g}, error" in card
+    last = [line for line in metrics_of(run) if "val_error" in line][-1]
+    said = ", ".join(f"{n} {last[f'val_{n}']:.4g}" for n in ("loss", "error", "error_top5"))
+    assert f"- These weights, on the validation set: {said}.\n" in card
     assert "n = 1" in card
     assert "190 training examples, 40 validation examples" in card
     assert "4 updates of minibatches of 64 = 4 workers of 16" in card
@@ -118,6 +118,29 @@ def test_onnx_averaged_weights_and_the_best_checkpoint(run, tmp_path, capsys):
     assert "(the moving average of the weights)" in card
     assert "chosen because its evaluation on the validation set was the best" in card
     assert "## Licence\n\nnot stated by the author\n" in card
+
+
+def test_averaged_weights_have_their_own_results_and_other_data_are_not_the_run_s(
+    run, tmp_path, capsys
+):
+    for split in ("train", "val"):
+        shutil.copytree(run.parent / "val", tmp_path / "other" / split)
+    argv = ["--format=flax", "--weights=average", f"--config.data.dir={tmp_path / 'other'}"]
+    code, _, complaints = exported(capsys, run, tmp_path / "out", *argv)
+    assert (code, complaints) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    final = json.loads((run / "result.json").read_text())["metrics"]["val_error_ema"]["final"]
+    assert f"validation error {final:.4g}% after 4 updates" in card
+    (last,) = (line for line in metrics_of(run) if line["step"] == 4 and "val_error" in line)
+    names = ("loss", "error", "error_top5")
+    said = ", ".join(f"{name} {last[f'val_{name}_ema']:.4g}" for name in names)
+    assert f"- These weights, on the validation set: {said}.\n" in card
+    assert "(the moving average of the weights)" in card
+    assert "training examples" not in card
+
+
+def metrics_of(run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_without_data_it_is_checked_on_generated_images(run, tmp_path, capsys):

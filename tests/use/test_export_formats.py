@@ -1,7 +1,9 @@
 """Each format holds the network: other libraries compute from it what lbsgd computes."""
 
+import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,7 @@ from lbsgd.use.export.checking import FailedError, Images, check, relative_round
 from lbsgd.use.export.formats import Options
 from lbsgd.use.export.onnx_graph import ONNX
 from lbsgd.use.export.stablehlo import STABLEHLO
+from lbsgd.use.export.usage import snippets
 from lbsgd.weights.files import open_weights
 
 LONG = pytest.mark.long
@@ -45,14 +48,20 @@ def assert_outputs(found, model, images, rtol):
 # --- torchvision and timm ------------------------------------------------------------------------
 
 
-def torch_outputs(library, name, state, images, dtype):
+def torch_outputs(library, snippet, state, images, dtype):
+    """As the snippet of the model card has it: which network, and how images are normalized."""
     import torch_resnet  # which skips a test where there is no PyTorch
 
-    net = torch_resnet.torch_resnet(library, name, len(CLASSES)).to(
+    how = (
+        r"torchvision\.models\.(\w+)\(" if library == "torchvision" else r'create_model\("(\w+)", '
+    )
+    ((name, outputs),) = re.findall(how + r"num_classes=(\d+)\)\.eval\(\)", snippet)
+    net = torch_resnet.torch_resnet(library, name, int(outputs)).to(
         getattr(torch_resnet.torch, dtype)
     )
     torch_resnet.load_into(net, state)
-    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    (normalize,) = re.findall(r"transforms\.Normalize\((.*)\)", snippet)
+    mean, std = ast.literal_eval(f"({normalize})")
     inputs = (images.astype(dtype) / 255 - np.array(mean, dtype)) / np.array(std, dtype)
     with torch_resnet.torch.no_grad():
         return net(torch_resnet.torch.tensor(inputs.transpose(0, 3, 1, 2))).numpy()
@@ -63,13 +72,14 @@ def torch_outputs(library, name, state, images, dtype):
     ("dtype", "rtol"), [("float64", 1e-10), pytest.param("float32", None, marks=LONG)]
 )
 def test_torchvision_and_timm_compute_the_same(name, dtype, rtol, tmp_path):
-    model = random_model(name, dtype=dtype)
+    model = random_model(name, dtype=dtype, **{"model.num_classes": len(CLASSES) + 2})
     path = exported(TORCHVISION, model, tmp_path, keep_float64=True)
     state = load_file(path)
     assert {x.dtype.name for x in state.values()} == {dtype, "int64"}
     rtol = rtol or relative_rounding(model, ["float32"])
+    snippet = "\n".join(snippets(model, ["torchvision"]))
     for library in ("torchvision", "timm"):
-        found = torch_outputs(library, name, state, IMAGES.pixels, dtype)
+        found = torch_outputs(library, snippet, state, IMAGES.pixels, dtype)
         assert_outputs(found, model, IMAGES.pixels, rtol)
 
 

@@ -20,6 +20,7 @@ from lbsgd.models.networks import build_network
 from lbsgd.system.errors import ConfigError
 from lbsgd.use import evaluate
 from lbsgd.use.model import Model
+from lbsgd.use.stored import TRAINING_SET
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,7 @@ def test_other_images_are_refused(model, images, says):
         ({"devices": 99}, "devices=99, but there are only 8"),
         ({"keys": {"model.width": 2.0}}, "model.width belongs to the training"),
         ({"keys": {"data.mean": (0.5,)}}, "data.mean is what the network was trained for"),
+        ({"keys": {"data.std": (0.5,)}}, "data.std is what the network was trained for"),
         ({"keys": {"data.dri": "x"}}, "the nearest known one is 'data.dir'"),
         ({"keys": {"data.dir": 3}}, "data.dir must be str, not 3"),
         ({"statistics": "precise"}, "the run has batch_norm.precise_examples=0"),
@@ -219,6 +221,12 @@ def test_other_images_are_refused(model, images, says):
 def test_a_mistake_is_a_line(finished, wanted, says):
     with pytest.raises(ConfigError, match=says):
         lbsgd.load(finished, **wanted)
+
+
+def test_precise_statistics_are_of_no_other_training_set(finished, tmp_path):
+    path = rewritten(finished, tmp_path, identity={TRAINING_SET: "another"})
+    with pytest.raises(ConfigError, match="there is another training set than the run had"):
+        precisely(path)
 
 
 @pytest.mark.parametrize("name", ["none", "empty"])
@@ -249,13 +257,26 @@ def test_a_damaged_one_is_passed_over_unless_it_is_asked_for(finished, tmp_path)
         lbsgd.load(tmp_path, say=said.append)
 
 
-@pytest.mark.parametrize("key", ["model.name", "model.roles"])
-def test_no_run_chooses_code(finished, tmp_path, monkeypatch, key):
+def precisely(path) -> None:
+    lbsgd.load(path, statistics="precise", keys={"batch_norm.precise_examples": 64})
+
+
+@pytest.mark.parametrize(
+    ("key", "used"),
+    [
+        ("model.name", lbsgd.load),
+        ("model.roles", lbsgd.load),
+        ("task.name", evaluate),
+        ("task.loss", evaluate),
+        ("optimizer.name", precisely),
+    ],
+)
+def test_no_run_chooses_code(finished, tmp_path, monkeypatch, key, used):
     (tmp_path / "payload.py").write_text("open('ran', 'w').close()\ndef net(): pass\n")
     monkeypatch.chdir(tmp_path)
     path = rewritten(finished, tmp_path, identity={key: "payload:net"})
     with pytest.raises(ConfigError, match=rf"names code, {key}='payload:net', and nothing that"):
-        lbsgd.load(path)
+        used(path)
     assert not (tmp_path / "ran").exists()
 
 

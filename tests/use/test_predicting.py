@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from lbsgd.data.sources.folder import FolderSource
 from lbsgd.main import main
 from lbsgd.system.errors import ConfigError
 from lbsgd.use import find_images
+from lbsgd.use.model import Model
 from lbsgd.use.reading import read_image, read_images
 
 CROPPED = Interface((24, 32, 3), 40, (0.5,), (0.5,), ("a", "b"))
@@ -114,6 +116,19 @@ def test_predictions_are_the_largest_probabilities(finished, digits):
         np.testing.assert_allclose([p.probability for p in found], np.sort(of)[:-4:-1], atol=1e-6)
 
 
+def test_of_equals_the_lower_label_comes_first_and_outputs_past_the_classes_are_none(
+    finished, digits
+):
+    """Of a network whose ten outputs are all 0, and four of them classes."""
+    model = lbsgd.load(finished, devices=1)
+    variables = jax.tree.map(np.zeros_like, model.variables)
+    few = model.interface._replace(classes=("a", "b", "c", "d"))
+    blank = Model(model.network, variables, few, model.config, 12, devices=1)
+    (found,) = blank.predict(digits[0][:1], 5)
+    assert [(p.name, p.label) for p in found] == [("a", 0), ("b", 1), ("c", 2), ("d", 3)]
+    np.testing.assert_allclose([p.probability for p in found], 0.1, rtol=1e-6)
+
+
 def test_a_file_that_cannot_be_read_is_named(finished, files):
     model = lbsgd.load(finished, devices=1)
     paths = [next(files.glob("7/*")), files / "none.png", next(files.glob("0/*"))]
@@ -122,6 +137,10 @@ def test_a_file_that_cannot_be_read_is_named(finished, files):
     found = list(model.predict_each(paths, 1))
     assert [bool(one.problem) for one in found] == [False, True, False]
     assert [len(one.predictions) for one in found] == [1, 0, 1]
+    # Those after it are predicted as themselves.
+    for one, ((alone,),) in ((found[i], model.predict(paths[i], 1)) for i in (0, 2)):
+        assert one.predictions[0].label == alone.label
+        assert one.predictions[0].probability == pytest.approx(alone.probability, abs=1e-6)
     with pytest.raises(ConfigError, match="top and batch_size must be at least 1, not 0 and 64"):
         model.predict(paths, 0)
 

@@ -50,6 +50,7 @@ def test_calibration_error_is_its_definition(drawn):
         ([0.5, 0.5], [1, 0], 0.0),
         ([1.0, 1.0], [1, 0], 0.5),
         ([0.9] * 4, [1] * 4, 0.1),
+        ([0.2, 0.25], [1, 0], (0.8 + 0.25) / 2),  # 0.2 = 3 / 15 is in bin 3, and not in 4
         ([], [], 0.0),
     ],
 )
@@ -58,6 +59,14 @@ def test_calibration_error_by_hand(confidence, right, ece):
     labels = np.zeros(len(right), int)
     tally.add(labels, 1 - np.array(right, int), np.array(confidence, float))
     assert tally.ece == pytest.approx(ece, abs=1e-12)
+
+
+def test_a_class_is_most_often_taken_for_what_its_own_examples_are_taken_for():
+    """And not for what is taken for it."""
+    tally = Tally(3)
+    tally.add(np.array([0, 0, 0, 0, 2, 2]), np.array([0, 1, 1, 2, 0, 0]), np.full(6, 0.5))
+    taken = {row["class"]: row["most_often_taken_for"] for row in tally.by_class(["a", "b", "c"])}
+    assert taken == {"a": {"class": "b", "examples": 2}, "c": {"class": "a", "examples": 2}}
 
 
 def test_outputs_that_are_no_numbers_are_wrong():

@@ -50,7 +50,7 @@ CASES = {
     "missing": ({"bn1__bias": None}, {"params/stem_norm/offset": "missing"}),
     "unexpected": ({"aux__weight": Entry((4,), "float32")}, {"aux.weight": "unexpected"}),
     "wrong shape": ({"bn1__bias": Entry((5,), "float32")}, {"bn1.bias": "wrong shape"}),
-    "wrong type": ({"bn1__bias": Entry((4,), "int8")}, {"bn1.bias": "wrong type"}),
+    "wrong type": ({"bn1__bias": Entry((4,), "int64")}, {"bn1.bias": "wrong type"}),
 }
 
 
@@ -79,6 +79,8 @@ def test_a_head_for_other_classes_is_replaced_and_another_misfit_of_it_is_none()
     assert "fc.weight ((1000, 4) there, (4, 3) here)" in describe_rows(rows)[1]
     narrow = rows_of(there(**{**classes, "fc__weight": Entry((1000, 5), "float32")}))
     assert whats(narrow)["fc.weight"] == "wrong shape"
+    flat = rows_of(there(**{**classes, "fc__weight": Entry((4,), "float32")}))
+    assert whats(flat)["fc.weight"] == "wrong shape"
     unknown = rows_of(there(**classes), head={})
     assert whats(unknown)["fc.weight"] == "wrong shape"
 

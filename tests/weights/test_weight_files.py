@@ -15,6 +15,8 @@ from flax import serialization
 from safetensors.numpy import save, save_file
 from torch_resnet import torch
 
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.manifest import make_manifest
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import any_path
 from lbsgd.weights.files import open_weights
@@ -80,6 +82,14 @@ def test_arrays_come_back_bit_by_bit_from_each_form(form, tmp_path):
                 assert (expected.dtype.name, found.dtype.name) == ("bfloat16", "float32")
                 expected = expected.astype(np.float32)
             assert found.tobytes() == expected.tobytes()
+
+
+def test_a_prefix_that_only_some_names_have_is_a_part_of_them(tmp_path):
+    """Of a network that calls a layer so."""
+    names = {"module.conv.weight", "fc.weight"}
+    torch.save({name: torch.ones(2) for name in names}, tmp_path / "a")
+    with open_weights(str(tmp_path / "a")) as stored:
+        assert stored.entries.keys() == names
 
 
 # --- what is wrong -------------------------------------------------------------------------------
@@ -203,6 +213,22 @@ def test_without_pytorch_a_line_says_what_to_do(tmp_path, monkeypatch):
         open_weights(str(path)),
     ):
         pass
+
+
+def test_a_run_gives_its_weights_or_their_averages(tmp_path):
+    """And the names of its classes; none of the optimizer's state."""
+    names = ("params/fc/kernel", "batch_stats/norm/mean")
+    arrays = {name: np.full(2, i, np.float32) for i, name in enumerate(names)}
+    averages = {f"ema/{name}": x + 10 for name, x in arrays.items()}
+    whole = {**arrays, **averages, "opt_state/params/fc/kernel": np.ones(2, np.float32)}
+    manifest = make_manifest(7, {}, whole, {"classes": ["cat", "dog"]})
+    store.write(tmp_path / "7", manifest, whole)
+    for averaged in (False, True):
+        with open_weights(str(tmp_path / "7"), averaged=averaged) as stored:
+            assert stored.entries.keys() == arrays.keys()
+            assert stored.classes == ("cat", "dog")
+            for name, x in arrays.items():
+                np.testing.assert_array_equal(stored.read(name), x + 10 * averaged)
 
 
 def test_a_file_in_a_bucket_is_read():

@@ -67,6 +67,17 @@ def test_other_classes_are_another_training_set():
     assert run_keys(config)["data.only_classes"] == ["0-4"]
 
 
+def test_a_class_without_examples_makes_another_training_set_too(tmp_path):
+    """The network has an output for it."""
+    images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.array([0, 1, 3] * 2)
+    for name in ("train", "validation"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+    keys = {"source": "npz", "dir": str(tmp_path)}
+    two, three = (opened(only, **keys).train for only in ("0-1", "0-2"))
+    assert contents(two) == contents(three)
+    assert two.fingerprint != three.fingerprint
+
+
 def test_fewer_examples_are_of_these_classes():
     part, fewer = opened("0-4"), opened("0-4", train_examples=100, left_out="validation")
     assert len(fewer.train) == 100

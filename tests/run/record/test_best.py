@@ -1,6 +1,7 @@
 """The checkpoint of the best evaluation so far is kept, before and after a resume."""
 
 import contextlib
+import dataclasses
 import json
 import random
 
@@ -11,6 +12,7 @@ from tiny_run import tiny_config
 from lbsgd.run.build import plan_run
 from lbsgd.run.record.record import Record
 from lbsgd.run.workdir import Workdir
+from lbsgd.tasks.task import Metric
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,20 @@ def evaluated(record, done, error):
     values = {"val_loss": 1.0, "val_error": error}
     record.write(done, values)
     record.save_best(done, {"x": np.array(done)}, values)
+
+
+def test_the_best_of_a_metric_that_rises_is_its_highest(plan, tmp_path):
+    """Of a task of one's own, before and after a resume."""
+    accuracy = {"error": Metric("%", rises=True)}
+    task = dataclasses.replace(plan.task, validation={**plan.task.validation, **accuracy})
+    rising, folder = dataclasses.replace(plan, task=task), Workdir(tmp_path)
+    tmp_path.joinpath("checkpoints").mkdir()
+    for updates in [1, 2, 3], [4]:
+        with opened(rising, folder, updates[0] - 1) as record:
+            for done in updates:
+                evaluated(record, done, {1: 60.0, 2: 80.0, 3: 70.0, 4: 50.0}[done])
+                record.save(done, {"x": np.array(done)}, last=False)
+    assert there(folder) == {2, 4}
 
 
 def there(folder) -> set[int]:
