@@ -141,7 +141,12 @@ def _open(
     opened: contextlib.ExitStack,
 ) -> Session:
     """Builds the run, claims its workdir, and opens log, progress and record."""
-    run = build(config, folder.initial_weights)
+    run = build(
+        config,
+        folder.initial_weights,
+        # First of what takes long: a folder of another run is a mistake that is soon made.
+        lambda identity: in_process_0(lambda: folder.check_owner(identity)),
+    )
     plan, machine = run.plan, describe_machine()
     validation = run.feed.splits.validation.fingerprint
     # Before anything is written; of the config they agreed before the data were opened.

@@ -29,11 +29,16 @@ class Run(NamedTuple):
     feed: Feed
 
 
-def build(config: ml_collections.ConfigDict, begun_with: Callable[[], str] = lambda: "") -> Run:
+def build(
+    config: ml_collections.ConfigDict,
+    begun_with: Callable[[], str] = lambda: "",
+    check: Callable[[dict[str, Any]], None] = lambda identity: None,
+) -> Run:
     """Builds the run of a resolved config on this machine.
 
     Args:
       begun_with: see `lbsgd.weights.initial.read_weights`.
+      check: takes the plan's identity, before anything is compiled.
 
     Raises:
       ConfigError: its parts do not fit together, or not on this machine.
@@ -46,6 +51,7 @@ def build(config: ml_collections.ConfigDict, begun_with: Callable[[], str] = lam
     data = facts_of(splits)
     check_given(config.data, data)
     plan, weights = _with_weights(make_plan(config, data, topology), begun_with)
+    check(plan.identity())
     program = dataclasses.replace(measure_accumulation(plan), weights=weights)
     corrupt = CorruptExamples(config.data.on_corrupt, config.data.max_corrupt)
     return Run(program.plan, program, Feed(program.plan, splits, corrupt))

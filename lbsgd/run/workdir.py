@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lbsgd.checkpoint.identity import identity_differences
@@ -204,19 +204,14 @@ class Workdir:
             else.
         """
         with contextlib.ExitStack() as opened:
-            try:
-                validation = self._check_owner(identity, validation, say)
+            with self._named_in_errors():
+                validation = self._validation_of(identity, validation, say)
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context(contextlib.closing(lock_of(self.path)))
                 self._await(lock, say)
                 about = {"interface": interface or {}, "evaluation": evaluation or {}}
                 self._describe(identity, validation, config, machine, about)
                 self.checkpoints.mkdir(exist_ok=True)
-            except OSError as error:
-                raise ConfigError(
-                    f"workdir {self.path} cannot be written ({error.strerror or error}); "
-                    "choose another --workdir"
-                ) from error
             opened.pop_all()
         self._lock = lock
         return lock
@@ -276,19 +271,37 @@ class Workdir:
     def _holds_evaluations(self) -> bool:
         return self.metrics.is_file() and b'"val_' in self.metrics.read_bytes()
 
-    def _check_owner(
-        self, identity: dict[str, Any], validation: str, say: Callable[[str], None]
-    ) -> str:
-        """Checks that the folder is this run's, and returns the validation set of its evaluations.
+    def check_owner(self, identity: Mapping[str, Any]) -> None:
+        """Checks, before much is done for a run, that the folder is not another one's.
+
+        Raises:
+          ConfigError: it is.
+        """
+        with self._named_in_errors():
+            self._owner_of(identity)
+
+    @contextlib.contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        """Makes a line of what the operating system has against the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"workdir {self.path} cannot be written ({error.strerror or error}); "
+                "choose another --workdir"
+            ) from error
+
+    def _owner_of(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads what is here of this run; {} where nothing is.
 
         Raises:
           ConfigError: it is another run's.
         """
         if not self.config.is_file() or not self.holds_updates():
-            return validation
+            return {}
         try:
-            there = json.loads(self.config.read_text())
-            owner, validation_there = dict(there["run"]), there.get("validation_set")
+            there: dict[str, Any] = json.loads(self.config.read_text())
+            owner = dict(there["run"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{self.config} is not a run's config; choose another --workdir, or remove it: "
@@ -301,10 +314,21 @@ class Workdir:
                 f"workdir {self.path} holds a run that differs in {differ}; "
                 f"choose another --workdir or set these back{anyhow}"
             )
-        if validation_there in (None, validation) or not self._holds_evaluations():
+        return there
+
+    def _validation_of(
+        self, identity: Mapping[str, Any], validation: str, say: Callable[[str], None]
+    ) -> str:
+        """Finds the validation set of the evaluations here, and says where it is another.
+
+        Raises:
+          ConfigError: the folder is another run's.
+        """
+        there = self._owner_of(identity).get("validation_set")
+        if there in (None, validation) or not self._holds_evaluations():
             return validation
         say("the validation set is not that of the evaluations before: compare them with care")
-        return str(validation_there)
+        return str(there)
 
 
 def _process_index() -> int:

@@ -10,7 +10,9 @@ import pytest
 from lbsgd.run import build, explain
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.program import Program
+from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
+from lbsgd.train import run
 
 
 def config(**keys: object):
@@ -83,6 +85,17 @@ def test_automatic_accumulation_compiles_once_more_and_then_remembers(own_cache,
     assert len(compilations) == 2
     assert build.build(config(accumulation_steps=0)).plan.placement == parts.plan.placement
     assert len(compilations) == 2
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_is_compiled(
+    own_cache, compilations, tmp_path
+):
+    folder = Workdir(tmp_path / "run")
+    folder.claim({"batch_size": 1}, {}, {}).close()
+    (folder.checkpoints / "1").mkdir()
+    with pytest.raises(ConfigError, match="holds a run that differs in"):
+        run(config(accumulation_steps=0), folder.path)
+    assert compilations == []
 
 
 @pytest.mark.long

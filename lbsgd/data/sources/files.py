@@ -162,9 +162,11 @@ def _check_classes(
         raise ConfigError(f"{where} has no folder of images for each class{why}")
     for name in names:
         if not found[name]:
-            why = why or f" (what is read ends in {' '.join(EXTENSIONS)})"
+            read = f"what is read ends in {' '.join(EXTENSIONS)}"
+            others = f"; of all folders {note}" if note else ""
             raise ConfigError(
-                f"{where}: the folder of class {name!r} has no images{why}; add some or remove it"
+                f"{where}: the folder of class {name!r} has no images ({read}{others}); add some "
+                "or remove it"
             )
     forms = collections.Counter(map(to_nfc, names))
     twice = [name for name in names if forms[to_nfc(name)] > 1]

@@ -109,8 +109,9 @@ def finish(
         progress.line(problem)
     progress.line("")
     if not complete:
+        left = "resumes it" if done < plan.total_updates else "evaluates it"
         progress.line(
-            f"stopped after update {done} of {plan.total_updates}; the same command resumes it"
+            f"stopped after update {done} of {plan.total_updates}; the same command {left}"
         )
     if final:
         progress.line(say_final(final, list(evaluations(lines)), plan.task))
