@@ -18,9 +18,12 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from lbsgd.models.networks import Network
 from lbsgd.models.normalization import BatchNorm, moments
 
 KRONECKER, UNIT_WISE = "kronecker", "unit_wise"
+# The statistics of parameters that no layer's rule is for.
+DIAGONAL = "diagonal"
 
 
 class CurvedLayer(NamedTuple):
@@ -139,7 +142,9 @@ def _of_norm(module: BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> Rule
 
 
 def _each(value: int | Sequence[int] | None, space: int) -> tuple[int, ...]:
-    return (value or 1,) * space if value is None or isinstance(value, int) else tuple(value)
+    if value is None or isinstance(value, int):
+        return (value or 1,) * space
+    return tuple(value)
 
 
 def _padding(
@@ -186,3 +191,51 @@ def patches(
         which = [slice(b, b + s * (n - 1) + 1, s) for b, s, n in zip(starts, strides, counts)]
         parts.append(x[(slice(None), *which)])
     return jnp.concatenate(parts, axis=-1)
+
+
+def curved_layers(network: Network, params: Any, batch_stats: Any) -> dict[str, CurvedLayer]:
+    """Finds the layers that have a rule, by tracing a network in training.
+
+    A layer that is called more than once, or whose parameters are not as its class makes them (of
+    `nn.scan` they are stacked), has none.
+
+    Args:
+      params, batch_stats: shapes and types.
+    """
+    found: dict[str, list[CurvedLayer | None]] = {}
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        y = call(*args, **kwargs)
+        if context.method_name == "__call__" and args:
+            rule = rule_of(context.module, args[0], y, kwargs)
+            found.setdefault("/".join(context.module.path), []).append(rule and rule.layer)
+        return y
+
+    with nn.intercept_methods(intercept):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(lambda *args: network.train(*args), params, batch_stats, network.images, key)
+    return {
+        name: layers[0]
+        for name, layers in found.items()
+        if len(layers) == 1 and layers[0] and _is_there(layers[0], params)
+    }
+
+
+def _is_there(layer: CurvedLayer, params: Any) -> bool:
+    """Tells whether the parameters at a layer's path are those of its rule."""
+    for part in layer.path:
+        params = params.get(part, {})
+    first, *others = layer.parameters
+    expected = {name: (layer.outputs,) for name in others}
+    expected[first] = layer.kernel_shape or (layer.outputs,)
+    return {name: jnp.shape(x) for name, x in params.items()} == expected
+
+
+def ruled(layers: Mapping[str, CurvedLayer], params: Any) -> Any:
+    """Tells which parameters a layer's rule is for: a tree of bools like them."""
+    paths = {(*layer.path, name) for layer in layers.values() for name in layer.parameters}
+
+    def is_ruled(path: tuple[Any, ...], _: Any) -> bool:
+        return tuple(jax.tree_util.keystr((key,), simple=True) for key in path) in paths
+
+    return jax.tree_util.tree_map_with_path(is_ruled, params)

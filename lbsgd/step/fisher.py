@@ -13,18 +13,106 @@ own are ever kept.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lbsgd.models.curvature import KRONECKER, CurvedLayer, Rule, rule_of
+from lbsgd.models.curvature import DIAGONAL, KRONECKER, CurvedLayer, Rule, rule_of
+from lbsgd.step.worker import Batch, Worker, WorkerResult
+from lbsgd.workers.placement import Placement
 
 # By the name of a layer, then "A" and "G", or "F" of a norm.
 Statistics = Mapping[str, Mapping[str, Any]]
+# In a batch, beside its rows: whether a lane holds a worker, `[L]`.
+_IS_REAL = "is_real"
+
+
+class Fisher(NamedTuple):
+    """Says which statistics of curvature an update takes.
+
+    Attributes:
+      network: (params, batch_stats, images, key) -> outputs, what norms leave; the worker's.
+      layers: those with a rule, by name.
+      ruled: like the parameters, True where a layer's rule is for them.
+      examples: m, of a worker, the first, that statistics are of.
+      precision: of their products.
+    """
+
+    network: Callable[..., Any]
+    layers: Mapping[str, CurvedLayer]
+    ruled: PyTree[bool]
+    examples: int
+    precision: Any
+
+
+class Probed(NamedTuple):
+    """Holds parameters, and the zeros whose gradients are statistics; or the gradients of both."""
+
+    params: Any
+    sinks: Statistics
+
+
+def probed(params: Any, trained: Any, fisher: Fisher) -> tuple[Probed, Probed]:
+    """Adds the sinks to parameters, and to what tells which of these are trained."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    sinks = no_statistics(fisher.layers, dtype)
+    if trained is None:
+        trained = jax.tree.map(lambda _: True, params)
+    return Probed(params, sinks), Probed(trained, jax.tree.map(lambda _: True, sinks))
+
+
+def with_lanes(batch: Batch, step: Int[Array, ""], placement: Placement) -> Batch:
+    """Adds to the rows of an accumulation step which of its lanes hold a worker."""
+    return {**batch, _IS_REAL: placement.holds_worker(step)}
+
+
+def probing(worker: Worker, fisher: Fisher) -> Worker:
+    """Wraps a worker to take `Probed` parameters, and a batch of `with_lanes`."""
+
+    def with_taps(
+        params: Probed, batch_stats: Any, numbers: Any, batch: Batch, index: Int[Array, ""]
+    ) -> WorkerResult:
+        rows = {key: x for key, x in batch.items() if key != _IS_REAL}
+        network = functools.partial(_tapped, fisher, params.sinks, batch[_IS_REAL])
+        return worker(params.params, batch_stats, numbers, rows, index, network=network)
+
+    return with_taps
+
+
+def averaged(sums: Statistics, gradient: Any, fisher: Fisher, placement: Placement) -> Any:
+    """Makes averages over examples (of G over positions too) of the sums that sinks gathered.
+
+    Args:
+      sums: as they come with the gradient, averaged over devices as it is.
+      gradient: of the mean loss over all kn examples.
+
+    Returns:
+      statistics by layer; and under "diagonal", like the parameters, kn g^2 where no rule is.
+    """
+    # The gradient that a tap sees is (D / kn) times that of an example's own loss.
+    kn, devices = placement.batch_size, placement.devices
+    examples = placement.workers * fisher.examples
+    of_inputs, of_gradients = devices / examples, kn**2 / (devices * examples)
+
+    def mean(layer: CurvedLayer, key: str, total: jax.Array) -> jax.Array:
+        if key == "A":
+            return of_inputs * total
+        return of_gradients / (layer.positions if key == "G" else 1) * total
+
+    found: dict[str, Any] = {
+        name: {key: mean(layer, key, total) for key, total in sums[name].items()}
+        for name, layer in fisher.layers.items()
+    }
+    found[DIAGONAL] = jax.tree.map(
+        lambda ruled, g: None if ruled or g is None else kn * jnp.square(g),
+        fisher.ruled,
+        gradient,
+    )
+    return found
 
 
 def no_statistics(layers: Mapping[str, CurvedLayer], dtype: Any) -> Statistics:
@@ -42,43 +130,24 @@ def shapes_of(layer: CurvedLayer) -> dict[str, tuple[int, ...]]:
     return {"F": (layer.outputs, 3)}
 
 
-def tapped(
-    network: Callable[..., Any],
-    layers: Mapping[str, CurvedLayer],
-    examples: int,
-    precision: Any,
-) -> Callable[..., Any]:
-    """Wraps a network in training so that its backward pass leaves statistics.
+def _tapped(fisher: Fisher, sinks: Statistics, real: Bool[Array, ""], *args: Any) -> Any:
+    """Applies the network, so that its backward pass leaves statistics."""
 
-    Args:
-      network: (params, batch_stats, images, key) -> anything.
-      layers: those to tap, by name.
-      examples: of a worker, the first, that statistics are of.
-      precision: of their products.
+    def intercept(call: Callable[..., Any], given: Any, keywords: Any, context: Any) -> Any:
+        y = call(*given, **keywords)
+        name = "/".join(context.module.path)
+        if context.method_name != "__call__" or name not in fisher.layers:
+            return y
+        rule = rule_of(context.module, given[0], y, keywords)
+        return _tap(rule, y, real, sinks[name], fisher) if rule else y
 
-    Returns:
-      (sinks, real, params, ...) -> the same; the gradient of `sinks` are the statistics.
-    """
-
-    def call(sinks: Statistics, real: Bool[Array, ""], *args: Any) -> Any:
-        def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-            y = call(*args, **kwargs)
-            name = "/".join(context.module.path)
-            if context.method_name != "__call__" or name not in layers:
-                return y
-            rule = rule_of(context.module, args[0], y, kwargs)
-            return y if rule is None else _tap(rule, y, real, sinks[name], examples, precision)
-
-        with nn.intercept_methods(intercept):
-            return network(*args)
-
-    return call
+    with nn.intercept_methods(intercept):
+        return fisher.network(*args)
 
 
-def _tap(
-    rule: Rule, y: Any, real: Bool[Array, ""], sinks: Any, examples: int, precision: Any
-) -> Any:
+def _tap(rule: Rule, y: Any, real: Bool[Array, ""], sinks: Any, fisher: Fisher) -> Any:
     """Gives y, and on the way back the statistics as the gradient of the sinks."""
+    examples = fisher.examples
     summed = _kronecker_sums if rule.layer.kind == KRONECKER else _unit_wise_sums
 
     @jax.custom_vjp
@@ -94,7 +163,9 @@ def _tap(
         gradients = g[:examples].reshape(examples, rule.layer.positions, -1)
         dtype = jax.tree.leaves(sinks)[0].dtype
         with jax.named_scope("fisher"):
-            sums = summed(rows, gradients, real, functools.partial(_moment, dtype, precision))
+            sums = summed(
+                rows, gradients, real, functools.partial(_moment, dtype, fisher.precision)
+            )
         return g, None, None, {key: x.astype(dtype) for key, x in sums.items()}
 
     tap.defvjp(forward, backward)
@@ -133,7 +204,9 @@ def _moment(dtype: Any, precision: Any, rows: Float[Array, "n d"]) -> Float[Arra
     # the gradient of what is not mapped then is that sum, and not as many times it.
     @custom_vmap
     def moment(rows: Float[Array, "n d"]) -> Float[Array, "d d"]:
-        return jnp.einsum("ni,nj->ij", rows, rows, precision=precision, preferred_element_type=dtype)
+        return jnp.einsum(
+            "ni,nj->ij", rows, rows, precision=precision, preferred_element_type=dtype
+        )
 
     @moment.def_vmap
     def of_lanes(size: int, mapped: list[bool], rows: Any) -> tuple[Any, bool]:

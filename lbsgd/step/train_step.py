@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.models.normalization import subtract_distance
 from lbsgd.models.selection import trained_part, with_frozen
+from lbsgd.step.fisher import Fisher, averaged, probed, probing, with_lanes
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import (
     Reductions,
@@ -77,6 +78,7 @@ def device_gradient(
     placement: Placement,
     trained: Any = None,
     gradient_mean: Callable[[Any], Any] | None = None,
+    fisher: Fisher | None = None,
 ) -> tuple[Any, WorkerResult]:
     """Computes, on one device, the gradient of the mean loss over all k workers.
 
@@ -85,6 +87,7 @@ def device_gradient(
       reductions: of the workers' metrics, by name.
       trained: like the parameters, True where they are trained; None for all of them.
       gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
+      fisher: of a worker of `fisher.probing`: the parameters, and what is trained, are `Probed`.
 
     Returns:
       the gradient, like the trained parameters, and the workers' results, reduced.
@@ -93,6 +96,8 @@ def device_gradient(
     # The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
         step, rows = step_and_rows
+        if fisher:
+            rows = with_lanes(rows, step, placement)
 
         def loss(params: Any) -> tuple[jax.Array, WorkerResult]:
             bound = functools.partial(worker, params, batch_stats, numbers)
@@ -190,6 +195,7 @@ def train_step(
     total_variance: bool = False,
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
+    fisher: Fisher | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one update (Goyal et al. 2017, equation 4; momentum and decay are the optimizer's).
 
@@ -212,26 +218,36 @@ def train_step(
       gradient_mean: see `device_gradient`.
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
         of what is trained.
+      fisher: the optimizer takes statistics of curvature by the keyword `statistics`.
 
     Returns:
       the next state, and the metrics of this update.
     """
     # The only counter of a run; the host's is not asked.
     numbers = numbers._replace(update_index=state.update_index)
+    worker = with_distance(worker, of_step) if total_variance else worker
+    params, learned = state.params, trained
+    if fisher:
+        worker = probing(worker, fisher)
+        params, learned = probed(params, trained, fisher)
     gradient = functools.partial(
         device_gradient,
-        worker=with_distance(worker, of_step) if total_variance else worker,
+        worker=worker,
         reductions=reductions,
         placement=placement,
-        trained=trained,
+        trained=learned,
         gradient_mean=gradient_mean,
+        fisher=fisher,
     )
     gradients, result = over_devices(gradient, placement, replicated=3)(
-        state.params, state.batch_stats, numbers, batch
+        params, state.batch_stats, numbers, batch
     )
+    told = {"update_index": state.update_index, **numbers.optimizer}
+    if fisher:
+        gradients, sums = gradients
+        told["statistics"] = averaged(sums, gradients, fisher, placement)
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
-        told = {"update_index": state.update_index, **numbers.optimizer}
         before = trained_part(state.params, trained)
         changes, opt_state = optimizer.update(gradients, state.opt_state, before, **told)
         part = jax.tree.map(jnp.add, before, changes)

@@ -32,7 +32,8 @@ class WorkerResult(NamedTuple):
 
 
 # (params, batch_stats, numbers, its rows [n, ...], its index) -> its result
-Worker = Callable[[Any, Any, Numbers, Batch, Int[Array, ""]], WorkerResult]
+# by keyword too: a network in place of its own.
+Worker = Callable[..., WorkerResult]
 
 
 def worker_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
@@ -140,8 +141,8 @@ def with_distance(worker: Worker, of_step: Any) -> Worker:
       of_step: like the statistics, True where they are moments.
     """
 
-    def measured(params: Any, batch_stats: Any, *rest: Any) -> WorkerResult:
-        result = worker(params, batch_stats, *rest)
+    def measured(params: Any, batch_stats: Any, *rest: Any, **keywords: Any) -> WorkerResult:
+        result = worker(params, batch_stats, *rest, **keywords)
         # From the running means: squares of the means themselves would cancel in the subtraction.
         return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats, of_step))
 
