@@ -142,9 +142,9 @@ def _of_norm(module: BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> Rule
 
 
 def _each(value: int | Sequence[int] | None, space: int) -> tuple[int, ...]:
-    if value is None or isinstance(value, int):
-        return (value or 1,) * space
-    return tuple(value)
+    if isinstance(value, Sequence):
+        return tuple(value)
+    return (value or 1,) * space
 
 
 def _padding(
@@ -226,7 +226,7 @@ def _is_there(layer: CurvedLayer, params: Any) -> bool:
     for part in layer.path:
         params = params.get(part, {})
     first, *others = layer.parameters
-    expected = {name: (layer.outputs,) for name in others}
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(others, (layer.outputs,))
     expected[first] = layer.kernel_shape or (layer.outputs,)
     return {name: jnp.shape(x) for name, x in params.items()} == expected
 

@@ -11,7 +11,8 @@ from lbsgd.system.text import is_number
 ROLES = ("kernel", "bias", "norm scale", "norm offset")
 # Of a rate; more is a slip.
 MOST_MULTIPLIER = 1e6
-_OF_SGD = {"optimizer.name": ("sgd", "lars")}
+_OF_SGD = {"optimizer.name": ("sgd", "lars", "spngd")}
+_OF_SPNGD = {"optimizer.name": ("spngd",)}
 _OF_LARS = {"optimizer.name": ("lars",)}
 _OF_LAMB = {"optimizer.name": ("lamb",)}
 _OF_MOMENTUM: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.momentum": ON}
@@ -37,7 +38,7 @@ KEYS: Keys = {
         "sgd",
         "The optimizer: one of lbsgd's, or a function that makes an optax transformation, as "
         '"optax.contrib:muon".',
-        choices=("sgd", "lars", "lamb"),
+        choices=("sgd", "lars", "lamb", "spngd"),
         dotted=True,
     ),
     "optimizer.options": Key(
@@ -124,5 +125,38 @@ KEYS: Keys = {
         "The function phi, which clips the norm of the weights in the trust ratio: () for none, or "
         "the least and the greatest norm.",
         used_with=_OF_LAMB,
+    ),
+    "optimizer.momentum_schedule": Key(
+        "constant",
+        "Whether the momentum is constant, or in proportion to the learning rate, m at its highest "
+        "(the paper of SP-NGD, with the rate inside the buffer and no correction).",
+        choices=("constant", "with_rate"),
+        used_with={**_OF_SPNGD, "optimizer.momentum": ON},
+    ),
+    "optimizer.damping": Key(
+        2.5e-4,
+        "The damping lambda, which is added to the curvature.",
+        positive=True,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.norm_damping": Key(
+        16.0,
+        "What multiplies the damping of batch norm's parameters.",
+        positive=True,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.fisher_share": Key(
+        1.0,
+        "The share of each worker's n examples, the first of them, that curvature is taken from.",
+        positive=True,
+        most=1.0,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.weight_rescaling": Key(
+        "none",
+        "Whether each kernel is scaled to the norm sqrt(2 d_out) after every update: always, as in "
+        "the paper of SP-NGD, or where its norm is larger, as in its code.",
+        choices=("none", "always", "larger"),
+        used_with=_OF_SPNGD,
     ),
 }

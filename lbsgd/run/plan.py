@@ -32,6 +32,7 @@ from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
+from lbsgd.run.second_order import build_fisher
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
 from lbsgd.schedule import batch_growth, times
@@ -40,6 +41,7 @@ from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
+from lbsgd.step.fisher import Fisher
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
@@ -81,6 +83,7 @@ class Plan:
       preprocess: uint8 images -> input of the network.
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
+      fisher: which statistics of curvature each update takes; None for a first-order optimizer.
       measurements: when diagnostics are due.
       target: that the run ends at; None for none.
       weights: that it starts from; None where it draws them all.
@@ -113,6 +116,7 @@ class Plan:
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Worker
     gradient_mean: Callable[[Any], Any] | None
+    fisher: Fisher | None
     measurements: Measurements
     target: Target | None
     weights: InitialWeights | None = None
@@ -199,6 +203,7 @@ class Plan:
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
+            fisher=self.fisher,
         )
 
     def moments_step(self) -> Callable[..., Any]:
@@ -301,7 +306,9 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
-    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
+    fisher = build_fisher(config, network, found, trained)
+    layers = fisher.layers if fisher else {}
+    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta, layers)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
@@ -333,6 +340,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
+        fisher=fisher,
         gradient_mean=gradient_mean(
             trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
         ),
