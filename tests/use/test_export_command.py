@@ -107,6 +107,22 @@ def _check_says_no_path(run, out):
             assert len(word) < 5 or word.encode() not in content, (path.name, word)
 
 
+def test_a_best_checkpoint_is_the_best_of_those_that_are_kept(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    lines = [{"step": t, "epoch": 0.1, "val_error": e} for t, e in ((1, 5.0), (2, 8.5), (4, 9.0))]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    argv = ["--format=flax", "--checkpoint=best"]
+    code, _, complaints = exported(capsys, tmp_path / "run", tmp_path / "out", *argv)
+    assert (code, complaints.count("\n")) == (0, 1)
+    assert "the best evaluation is that after update 1 (val_error 5), whose" in complaints
+    card = (tmp_path / "out/README.md").read_text()
+    assert (
+        "- This checkpoint was chosen because its evaluation on the validation set (error 8.5) was "
+        "the best of those whose checkpoints are kept, so that evaluation is too good as an "
+        "estimate. The best of all was 5, after update 1.\n" in card
+    )
+
+
 @LONG
 def test_onnx_averaged_weights_and_the_best_checkpoint(run, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
@@ -116,7 +132,7 @@ def test_onnx_averaged_weights_and_the_best_checkpoint(run, tmp_path, capsys):
     assert said.count(", rounding explains") == 2
     card = (tmp_path / "out/README.md").read_text()
     assert "(the moving average of the weights)" in card
-    assert "chosen because its evaluation on the validation set was the best" in card
+    assert re.search(r"because its evaluation on the validation set \(error_ema .*best, so", card)
     assert "## Licence\n\nnot stated by the author\n" in card
 
 

@@ -136,20 +136,29 @@ def three(finished, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    ("errors", "best"),
+    ("errors", "best", "gone"),
     [
-        ({5: 30.0, 8: 20.0, 12: 25.0}, 8),
-        ({5: 20.0, 8: 20.0, 12: 25.0}, 8),  # of equals the later
-        ({3: 10.0, 5: 30.0, 12: 40.0}, 5),  # 3 is gone, 8 was not evaluated
-        ({5: None, 12: 40.0}, 12),  # 5 was not finite
+        ({5: 30.0, 8: 20.0, 12: 25.0}, 8, ()),
+        ({5: 20.0, 8: 20.0, 12: 25.0}, 8, ()),  # of equals the later
+        ({3: 10.0, 5: 30.0, 12: 40.0}, 5, (3, 10)),  # 8 was not evaluated
+        ({5: None, 12: 40.0}, 12, ()),  # 5 was not finite
     ],
 )
 @pytest.mark.parametrize("weights", ["raw", "average"])
-def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, best, weights):
+def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, best, gone, weights):
     key, other = ["val_error", "val_error_ema"][:: 1 if weights == "raw" else -1]
     lines = [{"step": t, "epoch": 1.0, key: e, other: t} for t, e in errors.items()]
     (three / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert lbsgd.load(three, "best", weights=weights, devices=1).update == best
+    said: list[str] = []
+    found = lbsgd.load(three, "best", weights=weights, devices=1, say=said.append)
+    assert found.update == best
+    keep = "keep_best=True keeps it" if weights == "raw" else "keep=N keeps more"
+    assert said == [
+        f"the best evaluation is that after update {update} ({key} {value}), whose checkpoint is "
+        f"gone; {best} is taken, the best of those that are kept ({errors[best]:g}). In training "
+        f"checkpoint.{keep}"
+        for update, value in filter(None, [gone])
+    ]
 
 
 def in_float64(model, devices) -> Model:

@@ -20,7 +20,7 @@ from lbsgd.use.export.checking import Difference
 from lbsgd.use.export.usage import snippets
 from lbsgd.use.loading import Wanted
 from lbsgd.use.model import Model
-from lbsgd.use.stored import TRAINING_SET, Stored
+from lbsgd.use.stored import TRAINING_SET, Best, Stored
 
 # Classes whose names a reader still reads.
 MOST_CLASSES = 20
@@ -81,7 +81,7 @@ def model_card(
         "## Training",
         _training(stored, model),
         "## Limitations",
-        _limitations(model, wanted),
+        _limitations(stored, model),
         "## Licence",
         _text(license_text) or NO_LICENCE,
     ]
@@ -271,22 +271,30 @@ def _json(path: AnyPath) -> Any:
         return None
 
 
-def _limitations(model: Model, wanted: Wanted) -> str:
+def _limitations(stored: Stored, model: Model) -> str:
     lines = [
         "- The validation set may have guided choices of this training, its keys among them; where "
         "it did, the result is too good.",
         "- It knows the classes above alone, and gives each image one of them, whatever it shows. "
         "Its probabilities are a softmax, which nobody has calibrated.",
     ]
-    if wanted.checkpoint == "best":
-        lines.insert(
-            0,
-            "- This checkpoint was chosen because its evaluation on the validation set was the "
-            "best, so that evaluation is too good as an estimate.",
-        )
+    if stored.best:
+        lines.insert(0, _chosen(stored.best, model.update))
     if model.config.stop_at:
         lines.append(
             "- The run ended when its evaluation reached a target, which is a choice by the "
             "validation set too."
         )
     return "\n".join(lines)
+
+
+def _chosen(best: Best, update: int) -> str:
+    """Says how the checkpoint was chosen, and what was better and is gone."""
+    first = best.best_update == update
+    among = "the best" if first else "the best of those whose checkpoints are kept"
+    better = f" The best of all was {best.best_value:.4g}, after update {best.best_update}."
+    return (
+        "- This checkpoint was chosen because its evaluation on the validation set "
+        f"({best.metric.removeprefix('val_')} {best.value:.4g}) was {among}, so that evaluation is "
+        f"too good as an estimate.{'' if first else better}"
+    )
