@@ -1,6 +1,7 @@
 """Writes the model card of an export: what it is, how it was trained, what came of it."""
 
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from lbsgd.use.export.usage import snippets
 from lbsgd.use.loading import Wanted
 from lbsgd.use.model import Model
 from lbsgd.use.stored import TRAINING_SET, Best, Stored
+from lbsgd.weights.initial import source_of
+from lbsgd.weights.keys import IDENTITY
 
 # Classes whose names a reader still reads.
 MOST_CLASSES = 20
@@ -68,8 +71,8 @@ def model_card(
     """
     config = model.config
     parts = [
-        f"# {_text(config.model.name)} trained on {_data_name(config)}",
-        _summary(model, wanted),
+        f"# {_text(config.model.name)} {_began(stored)} {_data_name(config)}",
+        _summary(stored, model, wanted),
         "## Files",
         _files(files, checked_on),
         "## How to use it",
@@ -104,7 +107,24 @@ def _public(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else value
 
 
-def _summary(model: Model, wanted: Wanted) -> str:
+def _began(stored: Stored) -> str:
+    """Says in the title whether the weights were drawn at random."""
+    return "fine-tuned on" if IDENTITY in stored.manifest.identity else "trained on"
+
+
+def _provenance(stored: Stored, model: Model) -> list[str]:
+    """Says which weights the run began with, where it did not draw them."""
+    if IDENTITY not in stored.manifest.identity:
+        return []
+    named = source_of(model.config)  # only a workdir tells; a path of a file leaves its name here
+    name = pathlib.PurePosixPath(named).name if "." in pathlib.PurePosixPath(named).name else named
+    what = f"`{_text(name)}`" if named else "other weights"
+    averaged = ", the averaged weights of it" if model.config.init_ema else ""
+    mark = _text(stored.manifest.identity[IDENTITY])
+    return [f"- Fine-tuned from {what}{averaged} (`init_from`), fingerprint `{mark}`."]
+
+
+def _summary(stored: Stored, model: Model, wanted: Wanted) -> str:
     parameters = sum(x.size for x in flatten_dict(model.variables["params"], sep="/").values())
     h, w, c = model.interface.image_shape
     resized = f", resized to a short side of {model.interface.short_side}, the centre of it"
@@ -114,6 +134,7 @@ def _summary(model: Model, wanted: Wanted) -> str:
         [
             f"- Network: `{_text(model.config.model.name)}`, {parameters:,} parameters, after "
             f"{pluralize(model.update, 'update')}{average}.",
+            *_provenance(stored, model),
             f"- Input: images of {h}x{w} pixels in {pluralize(c, 'channel')}"
             f"{resized if model.interface.short_side else ''}; (pixel / 255 - mean) / std, mean "
             f"{_numbers(model.interface.mean)}, std {_numbers(model.interface.std)}.",
