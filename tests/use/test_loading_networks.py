@@ -54,6 +54,7 @@ def test_it_is_the_network_of_the_run(model, finished, digits):
     assert (model.update, model.classes) == (12, tuple("0123456789"))
     assert model.classifies
     assert model.config.model.name == "cifar_resnet8"
+    assert repr(model) == "<lbsgd Model cifar_resnet8: images 8x8x1, 10 classes, 12 updates>"
     error = 100.0 * np.mean(model(digits[0]).argmax(-1) != digits[1])
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert error == last["val_error"]
