@@ -26,6 +26,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, any_path, user_path
 from lbsgd.system.text import short_repr
 from lbsgd.tasks.classification import classification
+from lbsgd.use.places import check_place
 from lbsgd.weights.keys import IDENTITY
 
 # What is beside the keys in the identity of a run.
@@ -140,6 +141,7 @@ def read_stored(run: str | AnyPath, checkpoint: str | int, average: bool, say: S
     Raises:
       ConfigError: there is none, none is good, or that which was asked for by its number is not.
     """
+    check_place(run)
     path = user_path(run) if isinstance(run, str) else any_path(run)
     number = _number(checkpoint)
     folder, updates = locate(path, number)

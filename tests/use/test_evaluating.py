@@ -174,8 +174,12 @@ def test_the_command_prints_it(finished, capsys, tmp_path):
     assert out[1] == (
         f"loss {last['loss']:.4f}  error {last['error']:.2f}%  top-5 {last['error_top5']:.2f}%"
     )
-    assert out[-1] == f"written to {tmp_path / 'out'}"
-    assert len(out) == 2 + 1 + 10 + 2
+    right = round(3.6 * (100 - last["error"]))
+    assert out[2] == f"accuracy {right / 3.6:.2f}% ({right} of 360 examples)"
+    files = "evaluation.json, confusion.png, reliability.png"
+    assert out[-1] == f"written to {tmp_path / 'out'}: {files}"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files.split(", "))
+    assert len(out) == 2 + 1 + 1 + 10 + 2
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == last

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from buckets import new_bucket
 import lbsgd
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import make_manifest
+from lbsgd.main import main
 from lbsgd.models.networks import build_network
 from lbsgd.system.errors import ConfigError
 from lbsgd.use import evaluate
@@ -239,11 +241,31 @@ def test_precise_statistics_are_of_no_other_training_set(finished, tmp_path):
         precisely(path)
 
 
-@pytest.mark.parametrize("name", ["none", "empty"])
-def test_no_run_is_a_line(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"not a folder|there are no checkpoints in"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("none", r"/none is not a folder$"),
+        ("run/ful", r"/run/ful is not a folder; the nearest that is there is .*/run/full$"),
+        ("rum/full/checkpoints", r"checkpoints is not a folder; the nearest .* is .*/run$"),
+        ("empty", "there are no checkpoints in"),
+        ("notes.txt", r"notes.txt is not a folder; give the workdir of a run"),
+        ("exported", r"exported is an export, and no run: train on from its weights by"),
+        ("exported/lbsgd.safetensors", r"lbsgd.safetensors is an export, and no run"),
+        ("mine", r"mine is a checkpoint whose folder has another name than its update index"),
+    ],
+)
+def test_no_run_is_a_line(finished, tmp_path, capsys, name, says):
+    for folder in ("empty", "run/full", "exported"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("notes.txt", "exported/interface.json", "exported/lbsgd.safetensors"):
+        (tmp_path / file).touch()
+    if name == "mine":
+        shutil.copytree(finished / "checkpoints" / "12", tmp_path / "mine")
+    with pytest.raises(ConfigError, match=says):
         lbsgd.load(tmp_path / name)
+    for command, *more in (("evaluate",), ("predict", "x.png"), ("export", str(tmp_path / "out"))):
+        assert main([command, str(tmp_path / name), *more]) == 2
+        assert re.search(says, capsys.readouterr().err.rstrip())
 
 
 def test_a_damaged_one_is_passed_over_unless_it_is_asked_for(finished, tmp_path):
