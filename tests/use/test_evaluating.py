@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,14 @@ def test_outputs_that_are_no_numbers_are_of_no_class():
 )
 def test_a_mistake_is_a_line(finished, keys, says):
     with pytest.raises(ConfigError, match=says):
+        evaluate(finished, keys=keys, say=silent)
+
+
+def test_a_class_that_the_network_does_not_have_is_a_line(finished, files, tmp_path):
+    shutil.copytree(files, tmp_path / "set")
+    shutil.copytree(files / "7", tmp_path / "set" / "banana")
+    keys = {"data.source": "folder", "data.dir": str(tmp_path / "set")}
+    with pytest.raises(ConfigError, match="a class 'banana', which the network does not have"):
         evaluate(finished, keys=keys, say=silent)
 
 
