@@ -155,6 +155,10 @@ def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, bes
     said: list[str] = []
     found = lbsgd.load(three, "best", weights=weights, devices=1, say=said.append)
     assert found.update == best
+    if gone:
+        with pytest.warns(UserWarning, match="the best evaluation is") as warned:
+            lbsgd.load(three, "best", weights=weights, devices=1)
+        assert warned[0].filename == __file__  # the line of whoever has loaded it
     keep = "keep_best=True keeps it" if weights == "raw" else "keep=N keeps more"
     assert said == [
         f"the best evaluation is that after update {update} ({key} {value}), whose checkpoint is "
