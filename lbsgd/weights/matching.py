@@ -6,11 +6,19 @@ timm's, "conv1.weight", whose layouts are others too.
 
 import fnmatch
 import itertools
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbsgd.models.resnet import IMAGENET
-from lbsgd.system.text import noun, one_line, pluralize, short_repr
+from lbsgd.system.text import (
+    LONGEST_LINE,
+    LONGEST_VALUE,
+    noun,
+    one_line,
+    pluralize,
+    short_repr,
+)
 from lbsgd.weights.keys import MISFITS, MISSING, UNEXPECTED, WRONG_SHAPE, WRONG_TYPE
 from lbsgd.weights.stored import Entry, UnreadableError
 from lbsgd.weights.torchvision import COUNTER, own_shape, torchvision_names
@@ -128,25 +136,35 @@ def _differ_within(stored: Shape, shape: Shape, axes: tuple[int, ...]) -> bool:
     return len(stored) == len(shape) and set(differ) <= set(axes)
 
 
-def check_rows(rows: Sequence[Row], allow: Sequence[str]) -> None:
+def check_rows(
+    rows: Sequence[Row], allow: Sequence[str], advice: Callable[[], str] = lambda: ""
+) -> None:
     """Checks that nothing is amiss but what is allowed.
 
     Args:
       allow: what `init_allow` holds.
+      advice: asked where something is: what makes all fit; "" where nobody knows.
 
     Raises:
       UnreadableError: an array is amiss, or none fits.
     """
     wrong = [row for row in rows if row.what in MISFITS and not _allowed(row, allow)]
+    some = any(row.what == TAKEN for row in rows)
+    if wrong or not some:
+        what_to_do = advice()
     if wrong:
         kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
+        if not what_to_do:
+            allowed = f", or allow it by init_allow={tuple(kinds)!r}"
+            what_to_do = "take other weights or another model" + allowed * some
         listed = "; ".join(f"{kind}: {_listed(wrong, kind)}" for kind in kinds)
-        raise UnreadableError(
-            f"does not fit: {listed}; take other weights or another model, or allow it by "
-            f"init_allow={tuple(kinds)!r}"
-        )
-    if not any(row.what == TAKEN for row in rows):
-        raise UnreadableError("has no array that fits the network here")
+        # Of a line that is too long the end would be cut off, where it says what to do.
+        room = max(LONGEST_LINE - len(f"does not fit: ; {what_to_do}"), LONGEST_VALUE)
+        listed = textwrap.shorten(listed, room, placeholder=" ...")
+        raise UnreadableError(f"does not fit: {listed}; {what_to_do}")
+    if not some:
+        known = f"; {what_to_do}" if what_to_do else ""
+        raise UnreadableError(f"has no array that fits the network here{known}")
 
 
 def _allowed(row: Row, allow: Sequence[str]) -> bool:
@@ -169,7 +187,7 @@ def _shapes(row: Row) -> str:
         return ""
     # As long, whatever the layout.
     if sorted(row.shape_there) == sorted(row.shape_here):
-        return " (of other classes)"
+        return ""
     return f" ({row.shape_there} there, {row.shape_here} here)"
 
 
@@ -184,8 +202,9 @@ def describe_rows(rows: Sequence[Row]) -> list[str]:
         number = sum(row.what == what for row in rows)
         if number:
             drawn = ", left out" if what == UNEXPECTED else ", drawn by the seed"
+            said = "of the head replaced, for the classes are others" if what == HEAD else what
             arrays = noun(number, "array")
-            lines.append(f"{number:,} {arrays} {what}{drawn}: {_listed(rows, what)}")
+            lines.append(f"{number:,} {arrays} {said}{drawn}: {_listed(rows, what)}")
     return lines
 
 
