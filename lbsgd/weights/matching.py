@@ -150,21 +150,30 @@ def check_rows(
     """
     wrong = [row for row in rows if row.what in MISFITS and not _allowed(row, allow)]
     some = any(row.what == TAKEN for row in rows)
-    if wrong or not some:
-        what_to_do = advice()
-    if wrong:
-        kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
-        if not what_to_do:
-            allowed = f", or allow it by init_allow={tuple(kinds)!r}"
-            what_to_do = "take other weights or another model" + allowed * some
-        listed = "; ".join(f"{kind}: {_listed(wrong, kind)}" for kind in kinds)
+    if some and not wrong:
+        return
+    what_to_do = advice()
+    kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
+    if not wrong:
+        what = "has no array that fits the network here"
+    elif what_to_do:
+        what = f"does not fit ({pluralize(len(wrong), 'array')}: {', '.join(kinds)})"
+    else:
+        allowed = f", or allow it by init_allow={tuple(kinds)!r}"
+        what_to_do = "take other weights or another model" + allowed * some
         # Of a line that is too long the end would be cut off, where it says what to do.
-        room = max(LONGEST_LINE - len(f"does not fit: ; {what_to_do}"), LONGEST_VALUE)
-        listed = textwrap.shorten(listed, room, placeholder=" ...")
-        raise UnreadableError(f"does not fit: {listed}; {what_to_do}")
-    if not some:
-        known = f"; {what_to_do}" if what_to_do else ""
-        raise UnreadableError(f"has no array that fits the network here{known}")
+        room = LONGEST_LINE - len(f"does not fit: ; {what_to_do}")
+        what = f"does not fit: {_list_kinds(wrong, kinds, room)}"
+    raise UnreadableError(f"{what}; {what_to_do}" if what_to_do else what)
+
+
+def _list_kinds(rows: Sequence[Row], kinds: Sequence[str], room: int) -> str:
+    """Lists what is amiss, with as many names of each kind as there is room for."""
+    for shown in range(_SHOWN, 0, -1):
+        listed = "; ".join(f"{kind}: {_listed(rows, kind, shown)}" for kind in kinds)
+        if len(listed) <= room:
+            return listed
+    return textwrap.shorten(listed, max(room, LONGEST_VALUE), placeholder=" ...")
 
 
 def _allowed(row: Row, allow: Sequence[str]) -> bool:
@@ -174,11 +183,11 @@ def _allowed(row: Row, allow: Sequence[str]) -> bool:
     )
 
 
-def _listed(rows: Sequence[Row], what: str) -> str:
+def _listed(rows: Sequence[Row], what: str, most: int = _SHOWN) -> str:
     """Lists the first of those that something became of, with both shapes where there are two."""
     found = [row for row in rows if row.what == what]
-    shown = [one_line(row.there or row.here) + _shapes(row) for row in found[:_SHOWN]]
-    more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    shown = [one_line(row.there or row.here) + _shapes(row) for row in found[:most]]
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
     return ", ".join(shown) + more
 
 

@@ -113,7 +113,7 @@ def test_what_to_do_is_never_cut_off_and_allowing_is_no_advice_where_nothing_wou
         (dict.fromkeys(long, Entry((4,), "x")), False),
     ):
         rows = match(recognize("resnet18", there(), HERE), entries, HERE, lambda: HEAD)
-        with pytest.raises(UnreadableError, match="does not fit: ") as raised:
+        with pytest.raises(UnreadableError, match="does not fit") as raised:
             check_rows(rows, ())
         assert len(str(raised.value)) <= LONGEST_LINE
         assert ("init_allow=" in str(raised.value)) == allowing
