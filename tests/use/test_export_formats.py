@@ -144,7 +144,7 @@ def test_own_names_hold_each_array_for_init_from(kind, keys, tmp_path):
     expected = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
     with open_weights(str(path)) as stored:
         assert stored.entries.keys() == expected.keys()
-        assert stored.classes == (CLASSES if kind is OWN else ())
+        assert stored.about.classes == (CLASSES if kind is OWN else ())
         for name, array in expected.items():
             np.testing.assert_array_equal(stored.read(name), array)
     assert check(kind, path, model, IMAGES).largest == 0
@@ -168,6 +168,12 @@ def test_metadata_say_classes_and_preprocessing(kind, tmp_path):
     assert json.loads(about["classes"]) == list(CLASSES)
     said = json.loads(about["preprocessing"])
     assert said == model.interface.to_json()["preprocessing"]
+    with open_weights(str(tmp_path / kind.file)) as stored:
+        shape, mean, std = stored.about.pixels
+        assert (shape, mean) == (model.interface.image_shape, model.interface.mean)
+        assert std == model.interface.std
+        assert stored.about.model["model.name"] == name
+        assert stored.about.model["model.width"] == model.config.model.width
 
 
 # --- StableHLO -----------------------------------------------------------------------------------
