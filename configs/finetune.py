@@ -1,8 +1,9 @@
 """Fine-tunes a pretrained network on your own images: ResNet-18 at 224 pixels.
 
-    lbsgd train --config configs/finetune.py --config.data.dir=DIR --config.init_from=FILE
+    lbsgd train --config finetune --config.data.dir=DIR --config.init_from=FILE
 
-FILE holds pretrained weights, as docs/finetune.md says: torchvision's or timm's, or those of a run.
+FILE holds pretrained weights, as docs/finetune.md says: torchvision's or timm's, or those of a run,
+whose network it has to be: --config.model.width=0.25 for one that was trained at a quarter width.
 DIR holds train/ and val/, each with a folder of images for every class; or the folders of classes
 alone, with --config.data.validation_fraction=0.1. The head of the pretrained network is replaced
 by one for these classes; docs/finetune.md says what else there is to choose.
@@ -20,7 +21,10 @@ which alone starts from random weights; the augmentation that the network was tr
     epochs=30             another length
     smoke                 3 updates on random images at width 1/8 and 32 pixels
 
-lbsgd has not run this to the end.
+Expected: ResNet-18 at a quarter width, pretrained on five classes of Imagenette at 64 pixels (1,500
+images, 40 epochs, 24.8% error there), on five other classes, 1,619 images: 5 epochs of
+`finetune:size=64,epochs=5` took 134 s beside other work on 2 CPU cores, 33.9% error on 381 held-out
+images; the head alone 42.5% (one seed each).
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
     lbsgd train --config imagenet_goyal --config.data.dir=DIR
 
 With no argument: the paper's 8k recipe (k=256 workers of n=32, eta=3.2, gradual warmup), Table 1.
-Arguments select other rows, `configs/imagenet_goyal.py:batch=256`, several joined by commas. Top-1
+Arguments select other rows, `imagenet_goyal:batch=256`, several joined by commas. Top-1
 validation error in %, mean and standard deviation of the paper's 5 runs, each run the median of its
 last 5 epochs. On 256 P100 the paper's 8k run took one hour; lbsgd has not run these to the end.
 

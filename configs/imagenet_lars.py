@@ -2,7 +2,7 @@
 
     lbsgd train --config imagenet_lars --config.data.dir=DIR
 
-With no argument batch=32768; `configs/imagenet_lars.py:batch=4096` selects another row. lbsgd has
+With no argument batch=32768; `imagenet_lars:batch=4096` selects another row. lbsgd has
 not run these to the end. DIR, augmentation and accumulation are as in configs/imagenet_goyal.py.
 
 batch=B: the hyperparameters of MLCommons' reference convergence points (training 4.0.0; of 2048 and
@@ -43,7 +43,7 @@ epochs 4, 8, 12. The rules allow 0, 1, 2 and 3 (--config.evaluation.offset_epoch
 10). As always there is one at the end of training too, for 4096 at epoch 42, which the protocol
 does not have: a target that is first reached there is no result of MLPerf's. So MLCommons'
 training_rules.adoc, as of version 4.0, the last with ResNet-50; a result there is that of 5 runs at
-least. E.g. `configs/imagenet_lars.py:batch=4096,mlperf`.
+least. E.g. `imagenet_lars:batch=4096,mlperf`.
 
 In all rows bfloat16 and what else configs/imagenet_goyal.py lists as such are our choice.
 

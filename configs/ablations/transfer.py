@@ -1,6 +1,6 @@
 """Fine-tunes the backbones of configs/ablations/transfer_backbones.py on other classes.
 
-    lbsgd sweep run configs/ablations/transfer.py --workdir runs/transfer --parallel 2 \\
+    lbsgd sweep run transfer --workdir runs/transfer --parallel 2 \\
         --config.data.dir=DIR
 
 Is a backbone of a large minibatch as good as that of a small one? The last five classes of CIFAR-10

@@ -1,6 +1,6 @@
 """Trains the backbones of configs/ablations/transfer.py, by small and by large minibatches.
 
-    lbsgd sweep run configs/ablations/transfer_backbones.py --workdir runs/transfer_backbones \\
+    lbsgd sweep run transfer_backbones --workdir runs/transfer_backbones \\
         --parallel 2 --config.data.dir=DIR
 
 Goyal et al. 2017 (arXiv 1706.02677) take the networks that they trained with large minibatches to

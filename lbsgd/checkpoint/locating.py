@@ -45,6 +45,11 @@ def _updates(folder: AnyPath, update: int | None) -> list[int]:
         there = store.updates_in(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read ({store.reason(error)})") from error
+    if not there and not folder.name.isdecimal() and (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"{folder} is a checkpoint whose folder has another name than its update index; give "
+            "it that name again, as in RUN/checkpoints/400"
+        )
     if not there:
         raise ConfigError(
             f"there are no checkpoints in {folder}; give the workdir of a run, its folder of "

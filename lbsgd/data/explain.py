@@ -28,6 +28,9 @@ def explain_data(
     return [
         f"data: {data.source}, {facts.examples:,} training and {facts.validation_examples:,} "
         f"validation examples, {pluralize(facts.classes, 'class', 'classes')}, {shape}",
+        "data: the network sees (pixel / 255 - mean) / std, mean {}, std {}".format(
+            *(", ".join(f"{x:g}" for x in data[key]) for key in ("mean", "std"))
+        ),
         *(f"data: {note}" for note in facts.notes),
         *([] if facts.fingerprint else [_NOT_OPENED]),
     ]

@@ -52,6 +52,7 @@ from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
 from lbsgd.weights.initial import InitialWeights, Variables, take
 from lbsgd.weights.keys import IDENTITY
+from lbsgd.weights.stored import Pixels
 from lbsgd.workers.collectives.allreduce import gradient_mean
 from lbsgd.workers.placement import DEVICE_AXES, Placement, place
 from lbsgd.workers.topology import Topology
@@ -261,7 +262,9 @@ class Plan:
         """Describes the variables of the network, for weights to be set."""
         shapes = {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
         outputs = self.config.model.num_classes or self.data.classes
-        return Variables(self.network, outputs, self.data.class_names, named_leaves(shapes))
+        pixels = Pixels(self.image_shape, self.interface.mean, self.interface.std)
+        classes = self.data.class_names
+        return Variables(self.network, outputs, classes, pixels, named_leaves(shapes))
 
 
 def sharded(shapes: Any, sharding: NamedSharding) -> Any:

@@ -21,6 +21,7 @@ from lbsgd.system.errors import EXIT_DONE, EXIT_USER, ConfigError
 from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.text import one_line, pluralize
 from lbsgd.use import arguments
+from lbsgd.use.places import check_place
 
 if TYPE_CHECKING:
     from lbsgd.use.evaluation import Evaluated
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         words, keys = arguments.split_keys(argv)
         args = _parse(words)
+        check_place(args.run)
         set_up_libraries()
         # jax takes its time; mistakes in the arguments need not wait for it.
         from lbsgd.use.evaluation import evaluate
@@ -86,9 +88,11 @@ def _lines(found: "Evaluated") -> Iterator[str]:
         for name, metric in task.validation.items()
     )
     if found.tally:
+        right = f"{found.tally.right.sum():,} of {pluralize(found.examples, 'example')}"
+        yield f"accuracy {found.tally.accuracy:.2f}% ({right})"
         yield from _class_lines(found)
         yield f"expected calibration error {100 * found.tally.ece:.2f}%"
-    yield f"written to {found.folder}"
+    yield f"written to {found.folder}: {', '.join(found.files)}"
 
 
 def _class_lines(found: "Evaluated") -> Iterator[str]:

@@ -32,6 +32,10 @@ from lbsgd.use.stored import Say, Stored
 from lbsgd.use.tally import NO_CLASS, Tally
 from lbsgd.workers.placement import Placement
 
+# What is written; the pictures of a classification alone.
+RESULT = "evaluation.json"
+PICTURES = ("confusion.png", "reliability.png")
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
@@ -55,6 +59,11 @@ class Evaluated:
     task: Task
     classes: tuple[str, ...]
     folder: AnyPath
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Lists the files that are written: evaluation.json, and pictures of a classification."""
+        return (RESULT, *(PICTURES if self.tally else ()))
 
     def to_json(self) -> dict[str, Any]:
         """Converts it to what evaluation.json holds."""
@@ -286,16 +295,16 @@ def _write(found: Evaluated) -> None:
     folder = found.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "evaluation.json", json.dumps(found.to_json()) + "\n")
+        replace_file(folder / RESULT, json.dumps(found.to_json()) + "\n")
         if found.tally:
             title = (
                 f"update {found.about['update']} on {short_repr(found.about['dataset']['name'])}"
             )
-            pictures = {
-                "confusion.png": confusion_picture(found.tally, found.classes, title),
-                "reliability.png": reliability_picture(found.tally, title),
-            }
-            for name, figure in pictures.items():
+            drawn = (
+                confusion_picture(found.tally, found.classes, title),
+                reliability_picture(found.tally, title),
+            )
+            for name, figure in zip(PICTURES, drawn):
                 save_figure(figure, folder / name)
     except OSError as error:
         raise ConfigError(

@@ -60,7 +60,7 @@ class Wanted(NamedTuple):
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
 
 
 def load(

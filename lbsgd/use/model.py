@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +12,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Shaped
 
 from lbsgd.data.interface import Interface
+from lbsgd.data.source import format_shape
 from lbsgd.models.networks import Network, parameter_type
 from lbsgd.run.sharing import SharedFunction
 from lbsgd.step.evaluation import mirrored
 from lbsgd.step.pixels import normalize
 from lbsgd.system.devices import count_devices, explain_out_of_memory, precision
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.text import short_repr
-from lbsgd.use.reading import Image, Read, read_images
+from lbsgd.system.text import pluralize, short_repr
+from lbsgd.use.reading import Image, Read, each_image, read_images
 
 # Images that a device is given at once.
 MOST_ROWS = 128
@@ -100,6 +100,15 @@ class Model:
         with precision(config.dtype):
             self.variables = jax.device_put(dict(variables), self._everywhere)
 
+    def __repr__(self) -> str:
+        """Names the network, what it takes and gives, and how far it was trained."""
+        shape = format_shape(self.interface.image_shape)
+        return (
+            f"<lbsgd Model {self.config.model.name}: images {shape}, "
+            f"{pluralize(len(self.classes), 'class', 'classes')}, "
+            f"{pluralize(self.update, 'update')}>"
+        )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The name of each class, by label."""
@@ -157,14 +166,15 @@ class Model:
         """Predicts the most probable classes of images, each the most probable first.
 
         Args:
-          images: paths of image files, or arrays of pixels, uint8 `[h, w, c]`; decoded, resized and
-            cropped as evaluation does it.
+          images: paths of image files, arrays of pixels, uint8 `[h, w, c]` or grey `[h, w]`, or
+            images of Pillow, one alone or several; resized and cropped as evaluation does it.
           top: how many classes each.
           flip: as for `probabilities`.
           batch_size: how many are read and computed at once.
 
         Raises:
-          ConfigError: an image cannot be read, which is named, or the task is no classification.
+          ConfigError: an image cannot be read, which is named, or is none; or the task is no
+            classification.
         """
         found = []
         for one in self.predict_each(images, top, flip=flip, batch_size=batch_size):
@@ -184,14 +194,15 @@ class Model:
         """Predicts as `predict` does, image by image, and goes on after one that cannot be read.
 
         Raises:
-          ConfigError: the network's task is no classification.
+          ConfigError: what is given is no image, or the network's task is no classification.
         """
         self.check_classifies("predict")
-        if isinstance(images, (str, pathlib.Path)):
-            images = [images]
         if top < 1 or batch_size < 1:
             raise ConfigError(f"top and batch_size must be at least 1, not {top} and {batch_size}")
-        for batch in read_images(images, self.interface, batch_size, self.config.data.threads):
+        found = read_images(
+            each_image(images), self.interface, batch_size, self.config.data.threads
+        )
+        for batch in found:
             yield from self._predict_batch(batch, top, flip)
 
     def _predict_batch(self, batch: Sequence[Read], top: int, flip: bool) -> Iterator[Predicted]:

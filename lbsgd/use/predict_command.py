@@ -20,6 +20,7 @@ from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
 from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.text import one_line
 from lbsgd.use import arguments
+from lbsgd.use.places import check_place
 
 if TYPE_CHECKING:
     from lbsgd.use.model import Predicted
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         words, keys = arguments.split_keys(argv)
         args = _parse(words)
+        check_place(args.run)
         set_up_libraries()
         # jax takes its time; mistakes in the arguments need not wait for it.
         from lbsgd.use.loading import load

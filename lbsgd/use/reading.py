@@ -3,12 +3,15 @@
 import glob
 import itertools
 import pathlib
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 
+from lbsgd.data.images import pixels as conversion
 from lbsgd.data.images.decode import CorruptError, decode
 from lbsgd.data.interface import Interface
 from lbsgd.data.source import shape_of
@@ -19,17 +22,20 @@ from lbsgd.system.files import expand_home
 from lbsgd.system.limits import num_cores
 from lbsgd.system.text import printable
 
-# A path of a file, or pixels, uint8 `[h, w, c]`.
-Image = str | pathlib.Path | np.ndarray
+# A path of a file, pixels, uint8 `[h, w, c]` or grey `[h, w]`, or an image that Pillow has opened.
+Image = str | pathlib.Path | np.ndarray | PIL.Image.Image
 
+# Pillow loads an image when first asked for its pixels, which two threads must not do at once.
+_LOADING = threading.Lock()
 _NO_DRAW = np.empty(0)
+_KINDS = "an image is a path, an array uint8 [h, w, c] or an image of Pillow"
 
 
 class Read(NamedTuple):
     """Holds an image as the network takes it.
 
     Attributes:
-      name: its path, or "image 3" of arrays, counted from 0.
+      name: its path, or "image 3" of what is no file, counted from 0.
       pixels: uint8, of the network's input shape; None where it cannot be read.
       problem: why it cannot; "" where it can.
     """
@@ -37,6 +43,23 @@ class Read(NamedTuple):
     name: str
     pixels: np.ndarray | None = None
     problem: str = ""
+
+
+def each_image(images: Any) -> Iterator[Image]:
+    """Yields images one by one: one alone, those of an array `[n, h, w, c]`, or of any iterable.
+
+    Raises:
+      ConfigError: it is, or holds, what is no image.
+    """
+    stacked = isinstance(images, np.ndarray) and images.ndim > 3
+    if isinstance(images, Image) and not stacked:
+        images = [images]
+    elif isinstance(images, (bytes, dict)) or not isinstance(images, Iterable):
+        raise ConfigError(f"{_KINDS}, or several of them, not {type(images).__name__}")
+    for number, image in enumerate(images):
+        if not isinstance(image, Image):
+            raise ConfigError(f"image {number}: {_KINDS}, not {type(image).__name__}")
+        yield image
 
 
 def read_images(
@@ -61,13 +84,29 @@ def read_images(
 
 def read_image(image: Image, number: int, interface: Interface) -> Read:
     """Reads an image, and says what is wrong with one that cannot be."""
-    array = isinstance(image, np.ndarray)
-    name = f"image {number}" if array else printable(str(image))
+    file = isinstance(image, (str, pathlib.Path))
+    name = printable(str(image)) if file else f"image {number}"
     try:
-        content = _checked(image) if isinstance(image, np.ndarray) else read_file(str(image))
-        return Read(name, _view(content, interface))
+        return Read(name, _view(_content(image), interface))
     except CorruptError as error:
         return Read(name, problem=str(error))
+
+
+def _content(image: Image) -> np.ndarray | bytes:
+    """Gives pixels, uint8 `[h, w, c]`, or the bytes of a file."""
+    if isinstance(image, PIL.Image.Image):
+        return _converted(image)
+    return _checked(image) if isinstance(image, np.ndarray) else read_file(str(image))
+
+
+def _converted(image: PIL.Image.Image) -> np.ndarray:
+    """Converts what Pillow has opened to RGB, as files are."""
+    try:
+        with _LOADING:
+            own = image.copy()
+        return conversion.to_rgb(own, b"")
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise CorruptError(str(error)) from error
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:
@@ -78,14 +117,18 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
 
 
 def _view(image: np.ndarray | bytes, interface: Interface) -> np.ndarray:
-    """Crops and resizes as evaluation does.
+    """Crops and resizes as evaluation does; grey pixels become those of three channels, and back.
 
     Raises:
       CorruptError: it cannot be decoded, or has not the shape that the network takes.
     """
     wanted = interface.image_shape
-    if isinstance(image, bytes) and wanted[2] == 1:
-        image = grey(decode(image))
+    if wanted[2] == 1 and isinstance(image, bytes):
+        image = decode(image)
+    if isinstance(image, np.ndarray) and (image.shape[2], wanted[2]) == (1, 3):
+        image = np.repeat(image, 3, axis=2)
+    elif isinstance(image, np.ndarray) and (image.shape[2], wanted[2]) == (3, 1):
+        image = grey(image)
     misfit = interface.misfit(shape_of(image))
     if misfit:
         raise CorruptError(f"it has {misfit}")

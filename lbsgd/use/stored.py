@@ -26,6 +26,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, any_path, user_path
 from lbsgd.system.text import short_repr
 from lbsgd.tasks.classification import classification
+from lbsgd.use.places import check_place
 from lbsgd.weights.keys import IDENTITY
 
 # What is beside the keys in the identity of a run.
@@ -38,6 +39,22 @@ _OF_INTERFACE = ("crop", "image_size", "evaluation_short_side", "mean", "std")
 Say = Callable[[str], None]
 
 
+class Best(NamedTuple):
+    """Says how a checkpoint came to be the best.
+
+    Attributes:
+      metric: that it was chosen by, as metrics.jsonl names it.
+      value: what the evaluation of this checkpoint found.
+      best_update: after which the best evaluation of the run was.
+      best_value: what that found.
+    """
+
+    metric: str
+    value: float
+    best_update: int
+    best_value: float
+
+
 class Stored(NamedTuple):
     """Holds a checkpoint that was read and verified.
 
@@ -47,6 +64,7 @@ class Stored(NamedTuple):
       manifest: what it says of itself.
       arrays: of its state, by name.
       interface: what the network takes and gives.
+      best: how it was chosen, where the best was asked for; None otherwise.
     """
 
     path: AnyPath
@@ -54,6 +72,7 @@ class Stored(NamedTuple):
     manifest: Manifest
     arrays: Mapping[str, np.ndarray]
     interface: Interface
+    best: Best | None = None
 
     def config(self, keys: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
         """Resolves the config of the run.
@@ -122,21 +141,31 @@ def read_stored(run: str | AnyPath, checkpoint: str | int, average: bool, say: S
     Raises:
       ConfigError: there is none, none is good, or that which was asked for by its number is not.
     """
+    check_place(run)
     path = user_path(run) if isinstance(run, str) else any_path(run)
     number = _number(checkpoint)
     folder, updates = locate(path, number)
     workdir = Workdir(folder.parent) if folder.name == "checkpoints" else None
     store.quiet_orbax()
+    metric, values = "", dict[int, float]()
     if checkpoint == "best":
-        updates = _best_first(folder, updates, workdir, average)
+        metric, values = _evaluated(folder, updates, workdir, average)
+        updates = [update for update in values if update in updates]
     alone = len(updates) == 1
     for update in updates:
         try:
-            return _read(folder / str(update), workdir)
+            stored = _read(folder / str(update), workdir)
         except DamagedError as error:
             if alone:
                 raise ConfigError(f"{folder / str(update)} is damaged: {error}") from error
             say(f"checkpoint {update} is passed over: {store.reason(error)}")
+            continue
+        if not values:
+            return stored
+        best = Best(metric, values[update], *next(iter(values.items())))
+        if best.best_update not in updates:
+            say(_say_gone(best, update, average))
+        return stored._replace(best=best)
     raise ConfigError(f"none of the {len(updates)} checkpoints in {folder} is good")
 
 
@@ -162,20 +191,37 @@ def _read(path: AnyPath, workdir: Workdir | None) -> Stored:
     return Stored(path, workdir, manifest, store.read_arrays(path, manifest), interface)
 
 
-def _best_first(
+def _say_gone(best: Best, taken: int, average: bool) -> str:
+    """Says that the best evaluation has no checkpoint any more, and how one is kept."""
+    keep = "checkpoint.keep=N keeps more" if average else "checkpoint.keep_best=True keeps it"
+    return (
+        f"the best evaluation is that after update {best.best_update} ({best.metric} "
+        f"{best.best_value:.4g}), whose checkpoint is gone; {taken} is taken, the best of those "
+        f"that are kept ({best.value:.4g}). In training {keep}"
+    )
+
+
+def _evaluated(
     folder: AnyPath, updates: Sequence[int], workdir: Workdir | None, average: bool
-) -> list[int]:
-    """Sorts those that were evaluated, the best first, of equals the later."""
+) -> tuple[str, dict[int, float]]:
+    """Reads the evaluations of a run, the best first, of equals the later.
+
+    Returns:
+      the metric by which it is judged, and its values by update index.
+
+    Raises:
+      ConfigError: none is of a checkpoint that is there.
+    """
     lines = read_metrics(workdir.metrics) if workdir else []
     metric, rises = _headline(folder, updates, workdir)
     metric += OF_AVERAGE * average
-    there = [update for update in best_first(lines, metric, rises) if update in updates]
-    if not there:
+    values = best_first(lines, metric, rises)
+    if not values.keys() & set(updates):
         raise ConfigError(
             f"none of the checkpoints in {folder} has an evaluation of {metric} beside it, in "
             "metrics.jsonl of its workdir; take the newest, or one by its number"
         )
-    return there
+    return metric, values
 
 
 def _headline(folder: AnyPath, updates: Sequence[int], workdir: Workdir | None) -> tuple[str, bool]:

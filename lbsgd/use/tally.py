@@ -75,6 +75,11 @@ class Tally:
         return np.diagonal(self.confusion)
 
     @property
+    def accuracy(self) -> float:
+        """The part of all examples that were predicted rightly, in percent."""
+        return 100.0 * float(self.right.sum()) / max(float(self.examples.sum()), 1.0)
+
+    @property
     def bins(self) -> list[Bin]:
         """The predictions by confidence, from 0 to 1, in bins of the same width."""
         found = []

@@ -6,7 +6,10 @@ what executes nothing, and whatever is wrong with it ends in one line.
 
 import collections
 import contextlib
+import difflib
+import itertools
 import json
+import os
 import pathlib
 import stat
 import struct
@@ -24,7 +27,7 @@ from lbsgd.system.errors import ConfigError
 from lbsgd.system.files import AnyPath, user_path
 from lbsgd.system.text import one_line, printable, short_repr
 from lbsgd.weights import pytorch, runs
-from lbsgd.weights.stored import Entry, Stored, UnreadableError, class_names
+from lbsgd.weights.stored import About, Entry, Stored, UnreadableError, about_network
 
 # By numpy's names: the floats, and the type of counters; of others no array is taken.
 _NUMPY_TYPES = {
@@ -34,6 +37,8 @@ _NUMPY_TYPES = {
     "BF16": "bfloat16",
     "I64": "int64",
 }
+# Files beside one that is not there.
+_LOOKED_AT = 10_000
 _KNOWN = "safetensors, a state dict of PyTorch, Flax's msgpack of params and batch_stats, or a run"
 
 
@@ -69,6 +74,19 @@ def is_missing(name: str) -> bool:
         return not user_path(name).exists()
 
 
+def nearest(name: str) -> str:
+    """Names what lies where a file or a run does not, and is called nearly so; "" for nothing."""
+    path = user_path(name)
+    if isinstance(path, BucketPath):
+        return ""
+    try:
+        there = [entry.name for entry in itertools.islice(os.scandir(path.parent), _LOOKED_AT)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name[:100], there, 1)
+    return f"; the nearest is {printable(str(path.with_name(near[0])))!r}" if near else ""
+
+
 @contextlib.contextmanager
 def _in_a_line(name: str) -> Iterator[None]:
     """Turns whatever libraries raise for damage into one line."""
@@ -77,7 +95,7 @@ def _in_a_line(name: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"init_from: {error}") from error
     except FileNotFoundError as error:
-        raise ConfigError(f"init_from: there is no {printable(name)!r}") from error
+        raise ConfigError(f"init_from: there is no {printable(name)!r}{nearest(name)}") from error
     except OSError as error:
         reason = one_line(error.strerror or str(error))
         raise ConfigError(f"init_from: {printable(name)!r} cannot be read ({reason})") from error
@@ -109,7 +127,7 @@ def _open_file(path: pathlib.Path) -> Stored:
             return _safetensors(path)
         if pytorch.begins(start):
             return pytorch.open_state_dict(path)
-        if _begins_a_map(start[0]):
+        if _begins_a_map_of_names(start):
             return _msgpack(path)
     except (UnreadableError, ConfigError, OSError):
         raise
@@ -134,15 +152,16 @@ def _safetensors(path: pathlib.Path) -> Stored:
         part = file.get_slice(name)
         dtype = part.get_dtype()
         entries[name] = Entry(tuple(part.get_shape()), _NUMPY_TYPES.get(dtype, dtype))
-    return Stored("safetensors", entries, file.get_tensor, _classes_of(file.metadata() or {}))
+    return Stored("safetensors", entries, file.get_tensor, _about(file.metadata() or {}))
 
 
-def _classes_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Takes the names of classes from the metadata, where `lbsgd export` puts them as JSON."""
-    try:
-        return class_names(json.loads(metadata.get("classes", "")))
-    except (ValueError, RecursionError):
-        return ()
+def _about(metadata: Mapping[str, str]) -> About:
+    """Takes from the metadata what `lbsgd export` puts there as JSON."""
+    values = {}
+    for name in ("classes", "preprocessing", "model"):
+        with contextlib.suppress(ValueError, RecursionError):
+            values[name] = json.loads(metadata.get(name, ""))
+    return about_network(values, values.get("model"))
 
 
 def _check_names(path: pathlib.Path) -> None:
@@ -163,8 +182,11 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 # --- Flax's msgpack ------------------------------------------------------------------------------
 
 
-def _begins_a_map(byte: int) -> bool:
-    return 0x81 <= byte <= 0x8F or byte in (0xDE, 0xDF)
+def _begins_a_map_of_names(start: bytes) -> bool:
+    """Tells whether a file begins as a map whose first key is text; a PNG begins as another."""
+    size = {0xDE: 3, 0xDF: 5}.get(start[0], 1 if 0x81 <= start[0] <= 0x8F else 0)
+    key = start[size : size + 1]
+    return size > 0 and (b"\xa0" <= key <= b"\xbf" or key in (b"\xd9", b"\xda", b"\xdb"))
 
 
 def _msgpack(path: pathlib.Path) -> Stored:

@@ -1,5 +1,6 @@
 """The weights that a run starts from, where it starts from others than those it draws."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from lbsgd.models.networks import Network
 from lbsgd.system.bucket import LIKE_BUCKET
 from lbsgd.system.processes import in_process_0, json_from_process_0
 from lbsgd.system.text import printable, short_repr
-from lbsgd.weights.files import is_missing, open_weights
+from lbsgd.weights.comparison import Compared, advise, pixels_differ
+from lbsgd.weights.files import is_missing, nearest, open_weights
 from lbsgd.weights.head import head_axes
 from lbsgd.weights.matching import (
     TAKEN,
@@ -26,7 +28,7 @@ from lbsgd.weights.matching import (
     recognize,
     table_of,
 )
-from lbsgd.weights.stored import Stored, UnreadableError
+from lbsgd.weights.stored import Pixels, Stored, UnreadableError
 from lbsgd.weights.torchvision import to_own_layout
 
 Arrays = Mapping[str, np.ndarray]
@@ -43,6 +45,7 @@ class InitialWeights(NamedTuple):
       rows: account for each array; () where they are not there.
       fingerprint: of the values that are taken; "" where nobody has read them.
       missing: why there are none; "" where they are there.
+      notes: on what was else where they are from.
     """
 
     source: str
@@ -50,6 +53,7 @@ class InitialWeights(NamedTuple):
     rows: tuple[Row, ...] = ()
     fingerprint: str = ""
     missing: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def taken(self) -> list[str]:
@@ -66,7 +70,7 @@ class InitialWeights(NamedTuple):
         mark = f", fingerprint {self.fingerprint}" if self.fingerprint else ""
         return [
             f"{begins} ({self.what}): {first}{mark}",
-            *(f"initial weights: {x}" for x in others),
+            *(f"initial weights: {x}" for x in (*others, *self.notes)),
         ]
 
     def table(self) -> str:
@@ -82,12 +86,14 @@ class Variables(NamedTuple):
       network: whose they are.
       outputs: how many it has.
       classes: what they are called; () where nobody has opened the data.
+      pixels: which images it takes.
       shapes: shapes and types by name, as "params/stem_conv/conv/kernel".
     """
 
     network: Network
     outputs: int
     classes: tuple[str, ...]
+    pixels: Pixels
     shapes: Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -106,7 +112,8 @@ def look_at_weights(config: ml_collections.ConfigDict, variables: Variables) -> 
     if LIKE_BUCKET.match(source):
         return InitialWeights(source, missing="is read when the run starts")
     if is_missing(source):
-        return InitialWeights(source, missing="is not here")
+        missing = f"is not here, and no run begins without it{nearest(source)}"
+        return InitialWeights(source, missing=missing)
     with open_weights(source, averaged=config.init_ema) as stored:
         return _match(config, variables, source, stored)[0]
 
@@ -131,8 +138,9 @@ def read_weights(
     """
     found = in_process_0(lambda: _read(config, variables, begun_with))
     weights, arrays = found or (InitialWeights(""), {})
-    source, what, rows, fingerprint, missing = json_from_process_0(weights)
-    return InitialWeights(source, what, tuple(map(_row, rows)), fingerprint, missing), arrays
+    source, what, rows, fingerprint, missing, notes = json_from_process_0(weights)
+    rows = tuple(map(_row, rows))
+    return InitialWeights(source, what, rows, fingerprint, missing, tuple(notes)), arrays
 
 
 def _row(fields: list[Any]) -> Row:
@@ -163,16 +171,19 @@ def _match(
     config: ml_collections.ConfigDict, variables: Variables, source: str, stored: Stored
 ) -> tuple[InitialWeights, Names]:
     names = recognize(config.model.name, stored.entries.keys(), variables.shapes.keys())
-    both_known = bool(stored.classes and variables.classes)
+    there, here = stored.about.classes, variables.classes
+    head = functools.cache(lambda: head_axes(config, variables.network, variables.outputs))
     rows = match(
         names,
         stored.entries,
         {name: leaf.shape for name, leaf in variables.shapes.items()},
-        lambda: head_axes(config, variables.network, variables.outputs),
-        other_classes=both_known and stored.classes != variables.classes,
+        head,
+        other_classes=bool(there and here) and there != here,
     )
-    check_rows(rows, config.init_allow)
-    return InitialWeights(source, f"{stored.what}, {names.whose}", rows), names
+    compared = Compared(rows, names.of_torch, stored.about.model)
+    check_rows(rows, config.init_allow, lambda: advise(config, compared, head()))
+    notes = pixels_differ(stored.about.pixels, variables.pixels)
+    return InitialWeights(source, f"{stored.what}, {names.whose}", rows, notes=notes), names
 
 
 def _value(there: str, array: np.ndarray, like: jax.ShapeDtypeStruct, of_torch: bool) -> np.ndarray:

@@ -6,11 +6,19 @@ timm's, "conv1.weight", whose layouts are others too.
 
 import fnmatch
 import itertools
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbsgd.models.resnet import IMAGENET
-from lbsgd.system.text import noun, one_line, pluralize, short_repr
+from lbsgd.system.text import (
+    LONGEST_LINE,
+    LONGEST_VALUE,
+    noun,
+    one_line,
+    pluralize,
+    short_repr,
+)
 from lbsgd.weights.keys import MISFITS, MISSING, UNEXPECTED, WRONG_SHAPE, WRONG_TYPE
 from lbsgd.weights.stored import Entry, UnreadableError
 from lbsgd.weights.torchvision import COUNTER, own_shape, torchvision_names
@@ -128,25 +136,44 @@ def _differ_within(stored: Shape, shape: Shape, axes: tuple[int, ...]) -> bool:
     return len(stored) == len(shape) and set(differ) <= set(axes)
 
 
-def check_rows(rows: Sequence[Row], allow: Sequence[str]) -> None:
+def check_rows(
+    rows: Sequence[Row], allow: Sequence[str], advice: Callable[[], str] = lambda: ""
+) -> None:
     """Checks that nothing is amiss but what is allowed.
 
     Args:
       allow: what `init_allow` holds.
+      advice: asked where something is: what makes all fit; "" where nobody knows.
 
     Raises:
       UnreadableError: an array is amiss, or none fits.
     """
     wrong = [row for row in rows if row.what in MISFITS and not _allowed(row, allow)]
-    if wrong:
-        kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
-        listed = "; ".join(f"{kind}: {_listed(wrong, kind)}" for kind in kinds)
-        raise UnreadableError(
-            f"does not fit: {listed}; take other weights or another model, or allow it by "
-            f"init_allow={tuple(kinds)!r}"
-        )
-    if not any(row.what == TAKEN for row in rows):
-        raise UnreadableError("has no array that fits the network here")
+    some = any(row.what == TAKEN for row in rows)
+    if some and not wrong:
+        return
+    what_to_do = advice()
+    kinds = [kind for kind in MISFITS if any(row.what == kind for row in wrong)]
+    if not wrong:
+        what = "has no array that fits the network here"
+    elif what_to_do:
+        what = f"does not fit ({pluralize(len(wrong), 'array')}: {', '.join(kinds)})"
+    else:
+        allowed = f", or allow it by init_allow={tuple(kinds)!r}"
+        what_to_do = "take other weights or another model" + allowed * some
+        # Of a line that is too long the end would be cut off, where it says what to do.
+        room = LONGEST_LINE - len(f"does not fit: ; {what_to_do}")
+        what = f"does not fit: {_list_kinds(wrong, kinds, room)}"
+    raise UnreadableError(f"{what}; {what_to_do}" if what_to_do else what)
+
+
+def _list_kinds(rows: Sequence[Row], kinds: Sequence[str], room: int) -> str:
+    """Lists what is amiss, with as many names of each kind as there is room for."""
+    for shown in range(_SHOWN, 0, -1):
+        listed = "; ".join(f"{kind}: {_listed(rows, kind, shown)}" for kind in kinds)
+        if len(listed) <= room:
+            return listed
+    return textwrap.shorten(listed, max(room, LONGEST_VALUE), placeholder=" ...")
 
 
 def _allowed(row: Row, allow: Sequence[str]) -> bool:
@@ -156,11 +183,11 @@ def _allowed(row: Row, allow: Sequence[str]) -> bool:
     )
 
 
-def _listed(rows: Sequence[Row], what: str) -> str:
+def _listed(rows: Sequence[Row], what: str, most: int = _SHOWN) -> str:
     """Lists the first of those that something became of, with both shapes where there are two."""
     found = [row for row in rows if row.what == what]
-    shown = [one_line(row.there or row.here) + _shapes(row) for row in found[:_SHOWN]]
-    more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    shown = [one_line(row.there or row.here) + _shapes(row) for row in found[:most]]
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
     return ", ".join(shown) + more
 
 
@@ -169,7 +196,7 @@ def _shapes(row: Row) -> str:
         return ""
     # As long, whatever the layout.
     if sorted(row.shape_there) == sorted(row.shape_here):
-        return " (of other classes)"
+        return ""
     return f" ({row.shape_there} there, {row.shape_here} here)"
 
 
@@ -184,8 +211,9 @@ def describe_rows(rows: Sequence[Row]) -> list[str]:
         number = sum(row.what == what for row in rows)
         if number:
             drawn = ", left out" if what == UNEXPECTED else ", drawn by the seed"
+            said = "of the head replaced, for the classes are others" if what == HEAD else what
             arrays = noun(number, "array")
-            lines.append(f"{number:,} {arrays} {what}{drawn}: {_listed(rows, what)}")
+            lines.append(f"{number:,} {arrays} {said}{drawn}: {_listed(rows, what)}")
     return lines
 
 

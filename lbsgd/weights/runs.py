@@ -8,7 +8,7 @@ from lbsgd.checkpoint import store
 from lbsgd.checkpoint.locating import locate
 from lbsgd.checkpoint.manifest import DamagedError
 from lbsgd.system.files import AnyPath
-from lbsgd.weights.stored import Entry, Stored, UnreadableError, class_names
+from lbsgd.weights.stored import Entry, Stored, UnreadableError, about_network
 
 AVERAGED = "ema/"
 _WEIGHTS = ("params/", "batch_stats/")
@@ -51,8 +51,8 @@ def open_run(path: AnyPath, averaged: bool) -> Stored:
             raise _damaged(checkpoint, error) from error
 
     what = f"{'averaged ' * averaged}weights after update {manifest.update}"
-    classes = class_names(manifest.interface.get("classes"))
-    return Stored(what, entries, lambda name: arrays()[prefix + name], classes)
+    about = about_network(manifest.interface, manifest.identity)
+    return Stored(what, entries, lambda name: arrays()[prefix + name], about)
 
 
 def _damaged(checkpoint: AnyPath, error: DamagedError) -> UnreadableError:

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
+
+# The keys that say which of lbsgd's networks has arrays of which names and shapes.
+MODEL_KEYS = ("model.name", "model.width", "model.normalization", "model.skip_connections")
 
 
 class Entry(NamedTuple):
@@ -13,6 +17,31 @@ class Entry(NamedTuple):
     dtype: str
 
 
+class Pixels(NamedTuple):
+    """Says which images a network takes: their shape `(h, w, c)`, mean and std of [0, 1] pixels.
+
+    Mean and std are a number for each channel, or one for all.
+    """
+
+    image_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class About(NamedTuple):
+    """Says of stored weights what lbsgd writes beside them.
+
+    Attributes:
+      classes: the names of the network's classes, by output; () where it does not say.
+      pixels: which images the network takes; None where it does not say.
+      model: values by key, of `MODEL_KEYS`; those that are known.
+    """
+
+    classes: tuple[str, ...] = ()
+    pixels: Pixels | None = None
+    model: Mapping[str, Any] = {}
+
+
 class Stored(NamedTuple):
     """Holds what there is.
 
@@ -20,19 +49,43 @@ class Stored(NamedTuple):
       what: it is, in a few words for people: "safetensors", "update 400 of a run".
       entries: the arrays by name.
       read: reads one of them.
-      classes: the names of the network's classes, by output; () where it does not say.
+      about: the network.
     """
 
     what: str
     entries: Mapping[str, Entry]
     read: Callable[[str], np.ndarray]
-    classes: tuple[str, ...] = ()
+    about: About = About()
 
 
-def class_names(value: Any) -> tuple[str, ...]:
-    """Takes the names of classes from a JSON value that may be anything; () where it is none."""
-    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return tuple(value) if named else ()
+def about_network(interface: Mapping[str, Any], model: Any) -> About:
+    """Takes from JSON, whose values may be anything, what it says of a network.
+
+    Args:
+      interface: its classes and preprocessing, as checkpoints and exports hold it.
+      model: the values of `MODEL_KEYS`, and maybe of others.
+    """
+    classes = interface.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        classes = []
+    known = model if isinstance(model, dict) else {}
+    plain = {key: known[key] for key in MODEL_KEYS if isinstance(known.get(key), (str, int, float))}
+    return About(tuple(classes), _pixels(interface.get("preprocessing")), plain)
+
+
+def _pixels(value: Any) -> Pixels | None:
+    try:
+        shape = tuple(map(int, value["image_shape"]))
+        mean, std = (tuple(map(float, value[key])) for key in ("mean", "std"))
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    sound = len(shape) == 3 and {len(mean), len(std)} <= {1, shape[2]}
+    return Pixels(shape, mean, std) if sound else None
+
+
+def model_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Takes the values of `MODEL_KEYS` from a config."""
+    return {key: config.model[key.removeprefix("model.")] for key in MODEL_KEYS}
 
 
 class UnreadableError(ValueError):

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lbsgd.models.resnet import IMAGENET, Architecture
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import pluralize
 
 COUNTER = ".num_batches_tracked"
 # The axes of a kernel of ours in torch's order, and of one of torch's in ours.
@@ -59,11 +60,13 @@ def torchvision_network(variables: Mapping[str, Any]) -> str:
     flat = _flat(variables)
     for network, architecture in IMAGENET.items():
         if flat.keys() == torchvision_names(architecture).keys():
-            if flat["params/stem_conv/conv/kernel"].shape[2:] == (3, architecture.width):
+            channels, features = flat["params/stem_conv/conv/kernel"].shape[2:]
+            if (channels, features) == (3, architecture.width):
                 return network
             raise ConfigError(
-                f"torchvision's {network} is for images of three channels, and has model.width=1; "
-                "of another kind it has none"
+                f"torchvision has {network} with model.width=1 and for images of 3 channels only, "
+                f"and this one has model.width={features / architecture.width:g}, for "
+                f"{pluralize(channels, 'channel')}"
             )
     raise ConfigError(
         f"torchvision has no such network; it has {', '.join(IMAGENET)}, with batch norm and skip "

@@ -164,6 +164,13 @@ def test_a_head_is_kept_for_the_same_classes_in_the_same_order(tmp_path):
         assert taken.keys() == (arrays.keys() if what == "taken" else arrays.keys() - {*HEAD})
 
 
+def test_a_run_of_another_width_is_told_apart_by_its_config(whole_run):
+    with pytest.raises(
+        ConfigError, match=r"model\.width=0\.25, .*: set --config\.model\.width=0\.25$"
+    ):
+        plan_run(config_from(whole_run, **{"model.width": 0.5}))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("there", ["a run", "safetensors"])
 def test_a_head_of_other_classes_is_replaced_though_it_would_fit(there, whole_run, tmp_path):
@@ -222,7 +229,7 @@ def test_values_that_no_network_has_are_a_mistake(what, tmp_path):
 
 def test_a_run_is_explained_without_its_weights_at_hand(tmp_path):
     lines = explain(plan_run(config_from(tmp_path / "a")))
-    assert f"initial weights: '{tmp_path}/a' is not here" in lines
+    assert f"initial weights: '{tmp_path}/a' is not here, and no run begins without it" in lines
     lines = explain(plan_run(config_from("memory://bucket/a")))
     assert "initial weights: 'memory://bucket/a' is read when the run starts" in lines
 

@@ -79,6 +79,9 @@ def test_a_run_ends_at_its_target_and_a_second_start_does_nothing(tmp_path, caps
         "headline": "val_error",
         "final": outcome.final,
         "final_evaluations": 1,
+        "last": outcome.final,
+        "best": outcome.final,
+        "best_updates": 2,
         "target": {"metric": "val_error", "value": 100.0, **reached},
     }
     said = "target reached: val_error of at most 100, after 2 updates = 0.08907 epochs ("

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,14 @@ def test_a_mistake_is_a_line(finished, keys, says):
         evaluate(finished, keys=keys, say=silent)
 
 
+def test_a_class_that_the_network_does_not_have_is_a_line(finished, files, tmp_path):
+    shutil.copytree(files, tmp_path / "set")
+    shutil.copytree(files / "7", tmp_path / "set" / "banana")
+    keys = {"data.source": "folder", "data.dir": str(tmp_path / "set")}
+    with pytest.raises(ConfigError, match="a class 'banana', which the network does not have"):
+        evaluate(finished, keys=keys, say=silent)
+
+
 def test_the_command_prints_it(finished, capsys, tmp_path):
     words = ["evaluate", str(finished), "--out", str(tmp_path / "out")]
     assert main(words) == 0
@@ -174,8 +183,12 @@ def test_the_command_prints_it(finished, capsys, tmp_path):
     assert out[1] == (
         f"loss {last['loss']:.4f}  error {last['error']:.2f}%  top-5 {last['error_top5']:.2f}%"
     )
-    assert out[-1] == f"written to {tmp_path / 'out'}"
-    assert len(out) == 2 + 1 + 10 + 2
+    right = round(3.6 * (100 - last["error"]))
+    assert out[2] == f"accuracy {right / 3.6:.2f}% ({right} of 360 examples)"
+    files = "evaluation.json, confusion.png, reliability.png"
+    assert out[-1] == f"written to {tmp_path / 'out'}: {files}"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files.split(", "))
+    assert len(out) == 2 + 1 + 1 + 10 + 2
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == last

@@ -13,9 +13,14 @@ from PIL import Image
 from tiny_run import tiny_config
 
 from lbsgd import train
+from lbsgd.checkpoint import store
+from lbsgd.checkpoint.manifest import make_manifest
 from lbsgd.main import main
+from lbsgd.run.workdir import Workdir
 from lbsgd.use.export import exporting
-from lbsgd.use.export.card import _public
+from lbsgd.use.export.card import _public, model_card
+from lbsgd.use.loading import Wanted, load_stored
+from lbsgd.weights.keys import IDENTITY
 
 LONG = pytest.mark.long
 NAMES = [f"kind {i}" for i in range(10)]
@@ -88,14 +93,20 @@ def _check_card(run, card, files):
 def _check_snippets(out, card, monkeypatch):
     """The code of the card runs, in the folder, with images at hand."""
     monkeypatch.chdir(out)
-    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), np.uint8)
     snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert len(snippets) == 2
     found = {}
     for snippet in snippets:
         exec(snippet, {"images": images}, found)
+    (command,) = re.findall(r"```sh\n(.*?)```", card, flags=re.DOTALL)
+    assert command.replace("\\\n", "").split() == [
+        *("lbsgd", "train", "--config", "CONFIG", "--config.init_from=lbsgd.safetensors"),
+        *("--config.model.name=cifar_resnet8", "--config.model.width=0.25"),
+    ]
     assert found["variables"].keys() == {"params", "batch_stats"}
     assert found["found"]["probabilities"].shape == (3, len(NAMES))
+    np.testing.assert_allclose(found["logits"], found["found"]["logits"], rtol=0, atol=1e-4)
 
 
 def _check_says_no_path(run, out):
@@ -107,6 +118,50 @@ def _check_says_no_path(run, out):
             assert len(word) < 5 or word.encode() not in content, (path.name, word)
 
 
+def test_a_best_checkpoint_is_the_best_of_those_that_are_kept(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    lines = [{"step": t, "epoch": 0.1, "val_error": e} for t, e in ((1, 5.0), (2, 8.5), (4, 9.0))]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    argv = ["--format=flax", "--checkpoint=best"]
+    code, _, complaints = exported(capsys, tmp_path / "run", tmp_path / "out", *argv)
+    assert (code, complaints.count("\n")) == (0, 1)
+    assert "the best evaluation is that after update 1 (val_error 5), whose" in complaints
+    card = (tmp_path / "out/README.md").read_text()
+    assert (
+        "- This checkpoint was chosen because its evaluation on the validation set (error 8.5) was "
+        "the best of those whose checkpoints are kept, so that evaluation is too good as an "
+        "estimate. The best of all was 5, after update 1.\n" in card
+    )
+
+
+def test_the_card_names_the_weights_that_the_run_began_with(run, tmp_path):
+    """Where the workdir is there by the name of its file, and by the fingerprint always."""
+    workdir = Workdir(tmp_path / "run")
+    there = store.read_manifest(run / "checkpoints" / "4")
+    arrays = store.read_arrays(run / "checkpoints" / "4", there)
+    workdir.checkpoints.mkdir(parents=True)
+    identity = {**there.identity, IDENTITY: "0123456789abcdef"}
+    store.write(
+        workdir.checkpoints / "4", make_manifest(4, identity, arrays, there.interface), arrays
+    )
+    for given, said in (
+        (f"/data/{HIDDEN}/r18.{{seed}}.msgpack", "`r18.0.msgpack`"),
+        ("runs/pretraining", "`runs/pretraining`"),
+        (None, "other weights"),
+    ):
+        if given:
+            workdir.config.write_text(json.dumps({"config": {"init_from": given}}))
+        else:
+            workdir.config.unlink()
+        stored, model = load_stored(workdir.path, Wanted(devices=1), pytest.fail)
+        card = model_card(stored, model, Wanted(), None, [], "nothing", "")
+        assert card.startswith("# cifar_resnet8 fine-tuned on a folder of images\n"), card
+        assert (
+            f"\n- Fine-tuned from {said} (`init_from`), fingerprint `0123456789abcdef`.\n" in card
+        )
+        assert HIDDEN not in card
+
+
 @LONG
 def test_onnx_averaged_weights_and_the_best_checkpoint(run, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
@@ -116,7 +171,7 @@ def test_onnx_averaged_weights_and_the_best_checkpoint(run, tmp_path, capsys):
     assert said.count(", rounding explains") == 2
     card = (tmp_path / "out/README.md").read_text()
     assert "(the moving average of the weights)" in card
-    assert "chosen because its evaluation on the validation set was the best" in card
+    assert re.search(r"because its evaluation on the validation set \(error_ema .*best, so", card)
     assert "## Licence\n\nnot stated by the author\n" in card
 
 

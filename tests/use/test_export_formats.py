@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -43,6 +44,45 @@ def assert_outputs(found, model, images, rtol):
     largest = np.abs(expected).max()
     assert expected.std() > 0.01 * largest
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=rtol * largest)
+
+
+# --- Flax ----------------------------------------------------------------------------------------
+
+PLAIN = {
+    **SMALL,
+    "model.skip_connections": False,
+    "model.zero_init_residual": False,
+    "model.normalization": "group",
+    "batch_norm.epsilon": 1e-3,
+}
+
+
+def check_flax_snippet(code, model, folder, monkeypatch):
+    """Runs code that reads the variables below a folder, and compares what it computes."""
+    monkeypatch.chdir(folder)
+    found = {"images": pixels(2)}
+    exec(code, found)
+    assert_outputs(found["logits"], model, found["images"], 1e-5)
+
+
+def test_the_page_builds_the_module_that_takes_the_variables(tmp_path, monkeypatch):
+    """Here of a smaller depth."""
+    model = random_model("cifar_resnet8", **{"model.width": 0.25, "model.num_classes": 10})
+    (tmp_path / "exported" / "a").mkdir(parents=True)
+    exported(FLAX, model, tmp_path / "exported" / "a")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*?build_model.*?)```", page, re.DOTALL)
+    check_flax_snippet(code.replace("resnet18", "cifar_resnet8"), model, tmp_path, monkeypatch)
+
+
+@LONG
+@pytest.mark.parametrize("keys", [PLAIN, {**SMALL, "model.normalization": "none"}])
+def test_the_card_builds_it_with_all_that_differs(keys, tmp_path, monkeypatch):
+    model = random_model("cifar_resnet8", **keys)
+    exported(FLAX, model, tmp_path)
+    text = "\n".join(snippets(model, ["flax"]))
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    check_flax_snippet(code, model, tmp_path, monkeypatch)
 
 
 # --- torchvision and timm ------------------------------------------------------------------------
@@ -104,7 +144,7 @@ def test_own_names_hold_each_array_for_init_from(kind, keys, tmp_path):
     expected = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
     with open_weights(str(path)) as stored:
         assert stored.entries.keys() == expected.keys()
-        assert stored.classes == (CLASSES if kind is OWN else ())
+        assert stored.about.classes == (CLASSES if kind is OWN else ())
         for name, array in expected.items():
             np.testing.assert_array_equal(stored.read(name), array)
     assert check(kind, path, model, IMAGES).largest == 0
@@ -128,6 +168,12 @@ def test_metadata_say_classes_and_preprocessing(kind, tmp_path):
     assert json.loads(about["classes"]) == list(CLASSES)
     said = json.loads(about["preprocessing"])
     assert said == model.interface.to_json()["preprocessing"]
+    with open_weights(str(tmp_path / kind.file)) as stored:
+        shape, mean, std = stored.about.pixels
+        assert (shape, mean) == (model.interface.image_shape, model.interface.mean)
+        assert std == model.interface.std
+        assert stored.about.model["model.name"] == name
+        assert stored.about.model["model.width"] == model.config.model.width
 
 
 # --- StableHLO -----------------------------------------------------------------------------------

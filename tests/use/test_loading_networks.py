@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from buckets import new_bucket
 import lbsgd
 from lbsgd.checkpoint import store
 from lbsgd.checkpoint.manifest import make_manifest
+from lbsgd.main import main
 from lbsgd.models.networks import build_network
 from lbsgd.system.errors import ConfigError
 from lbsgd.use import evaluate
@@ -54,6 +56,7 @@ def test_it_is_the_network_of_the_run(model, finished, digits):
     assert (model.update, model.classes) == (12, tuple("0123456789"))
     assert model.classifies
     assert model.config.model.name == "cifar_resnet8"
+    assert repr(model) == "<lbsgd Model cifar_resnet8: images 8x8x1, 10 classes, 12 updates>"
     error = 100.0 * np.mean(model(digits[0]).argmax(-1) != digits[1])
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert error == last["val_error"]
@@ -136,20 +139,33 @@ def three(finished, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    ("errors", "best"),
+    ("errors", "best", "gone"),
     [
-        ({5: 30.0, 8: 20.0, 12: 25.0}, 8),
-        ({5: 20.0, 8: 20.0, 12: 25.0}, 8),  # of equals the later
-        ({3: 10.0, 5: 30.0, 12: 40.0}, 5),  # 3 is gone, 8 was not evaluated
-        ({5: None, 12: 40.0}, 12),  # 5 was not finite
+        ({5: 30.0, 8: 20.0, 12: 25.0}, 8, ()),
+        ({5: 20.0, 8: 20.0, 12: 25.0}, 8, ()),  # of equals the later
+        ({3: 10.0, 5: 30.0, 12: 40.0}, 5, (3, 10)),  # 8 was not evaluated
+        ({5: None, 12: 40.0}, 12, ()),  # 5 was not finite
     ],
 )
 @pytest.mark.parametrize("weights", ["raw", "average"])
-def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, best, weights):
+def test_the_best_is_that_of_the_evaluations_of_what_is_there(three, errors, best, gone, weights):
     key, other = ["val_error", "val_error_ema"][:: 1 if weights == "raw" else -1]
     lines = [{"step": t, "epoch": 1.0, key: e, other: t} for t, e in errors.items()]
     (three / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert lbsgd.load(three, "best", weights=weights, devices=1).update == best
+    said: list[str] = []
+    found = lbsgd.load(three, "best", weights=weights, devices=1, say=said.append)
+    assert found.update == best
+    if gone:
+        with pytest.warns(UserWarning, match="the best evaluation is") as warned:
+            lbsgd.load(three, "best", weights=weights, devices=1)
+        assert warned[0].filename == __file__  # the line of whoever has loaded it
+    keep = "keep_best=True keeps it" if weights == "raw" else "keep=N keeps more"
+    assert said == [
+        f"the best evaluation is that after update {update} ({key} {value}), whose checkpoint is "
+        f"gone; {best} is taken, the best of those that are kept ({errors[best]:g}). In training "
+        f"checkpoint.{keep}"
+        for update, value in filter(None, [gone])
+    ]
 
 
 def in_float64(model, devices) -> Model:
@@ -229,11 +245,31 @@ def test_precise_statistics_are_of_no_other_training_set(finished, tmp_path):
         precisely(path)
 
 
-@pytest.mark.parametrize("name", ["none", "empty"])
-def test_no_run_is_a_line(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"not a folder|there are no checkpoints in"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("none", r"/none is not a folder$"),
+        ("run/ful", r"/run/ful is not a folder; the nearest that is there is .*/run/full$"),
+        ("rum/full/checkpoints", r"checkpoints is not a folder; the nearest .* is .*/run$"),
+        ("empty", "there are no checkpoints in"),
+        ("notes.txt", r"notes.txt is not a folder; give the workdir of a run"),
+        ("exported", r"exported is an export, and no run: train on from its weights by"),
+        ("exported/lbsgd.safetensors", r"lbsgd.safetensors is an export, and no run"),
+        ("mine", r"mine is a checkpoint whose folder has another name than its update index"),
+    ],
+)
+def test_no_run_is_a_line(finished, tmp_path, capsys, name, says):
+    for folder in ("empty", "run/full", "exported"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("notes.txt", "exported/interface.json", "exported/lbsgd.safetensors"):
+        (tmp_path / file).touch()
+    if name == "mine":
+        shutil.copytree(finished / "checkpoints" / "12", tmp_path / "mine")
+    with pytest.raises(ConfigError, match=says):
         lbsgd.load(tmp_path / name)
+    for command, *more in (("evaluate",), ("predict", "x.png"), ("export", str(tmp_path / "out"))):
+        assert main([command, str(tmp_path / name), *more]) == 2
+        assert re.search(says, capsys.readouterr().err.rstrip())
 
 
 def test_a_damaged_one_is_passed_over_unless_it_is_asked_for(finished, tmp_path):

@@ -1,5 +1,6 @@
 """Images are read as evaluation reads them; those that cannot be are named, the rest predicted."""
 
+import io
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from lbsgd.main import main
 from lbsgd.system.errors import ConfigError
 from lbsgd.use import find_images
 from lbsgd.use.model import Model
-from lbsgd.use.reading import read_image, read_images
+from lbsgd.use.reading import each_image, read_image, read_images
 
 CROPPED = Interface((24, 32, 3), 40, (0.5,), (0.5,), ("a", "b"))
 WHOLE = Interface((24, 32, 3), 0, (0.5,), (0.5,), ("a", "b"))
@@ -63,6 +64,49 @@ def test_grey_files_are_for_grey_networks_too(tmp_path):
     assert problem == "it has colours, and the network takes grey images"
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_an_image_of_pillow_is_converted_as_its_file(tmp_path, mode):
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, 255, (24, 32, 3), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65535, (24, 32), np.uint16))
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    image.save(path)
+    from_file = read_image(path, 0, WHOLE).pixels
+    assert from_file is not None
+    with Image.open(path) as opened:
+        for given in (image, opened):
+            np.testing.assert_array_equal(read_image(given, 0, WHOLE).pixels, from_file)
+
+
+def test_grey_pixels_have_three_equal_channels_where_the_network_takes_three(tmp_path):
+    pixels = np.random.default_rng(4).integers(0, 255, (30, 50), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    from_file = read_image(tmp_path / "grey.png", 0, CROPPED).pixels
+    for given in (pixels, pixels[..., None]):
+        np.testing.assert_array_equal(read_image(given, 0, CROPPED).pixels, from_file)
+
+
+def test_one_image_is_taken_alone_and_several_in_a_list():
+    grey, colour = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    opened = Image.fromarray(colour)
+    for one in (grey, colour, opened, "x.png", pathlib.Path("x.png")):
+        assert [id(x) for x in each_image(one)] == [id(one)]
+        assert [id(x) for x in each_image(iter([one, one]))] == [id(one)] * 2
+    assert len(list(each_image(np.zeros((5, 4, 4, 3), np.uint8)))) == 5
+    for wrong, says in (
+        (3, "an image is a path, an array .* or several of them, not int"),
+        (b"PNG", "or several of them, not bytes"),
+        (None, "or several of them, not NoneType"),
+        ([colour, [1, 2]], "image 1: an image is a path, .* or an image of Pillow, not list"),
+        ([io.BytesIO()], "image 0: .*, not BytesIO"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            list(each_image(wrong))
+
+
 @pytest.mark.parametrize(
     ("image", "says"),
     [
@@ -70,7 +114,7 @@ def test_grey_files_are_for_grey_networks_too(tmp_path):
             np.zeros((24, 31, 3), np.uint8),
             "it has the shape 24x31x3, and the network takes whole images of 24x32x3",
         ),
-        (np.zeros((24, 32, 1), np.uint8), "it has 1 channels, and the network takes 3"),
+        (np.zeros((24, 32, 4), np.uint8), "it has 4 channels, and the network takes 3"),
         (np.zeros((24, 32, 3)), "pixels must be uint8 [h, w, c], not float64 (24, 32, 3)"),
         (np.zeros((0, 32, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (0, 32, 3)"),
         (np.zeros((2, 4, 4, 3), np.uint8), "pixels must be uint8 [h, w, c], not uint8 (2, 4, 4,"
@@ -138,6 +182,9 @@ def test_a_file_that_cannot_be_read_is_named(finished, files):
     assert [bool(one.problem) for one in found] == [False, True, False]
     assert [len(one.predictions) for one in found] == [1, 0, 1]
     # Those after it are predicted as themselves.
+    with Image.open(paths[0]) as opened:
+        (as_file,), (as_image,) = model.predict([paths[0], opened], 1)
+    assert as_image == as_file
     for one, ((alone,),) in ((found[i], model.predict(paths[i], 1)) for i in (0, 2)):
         assert one.predictions[0].label == alone.label
         assert one.predictions[0].probability == pytest.approx(alone.probability, abs=1e-6)

@@ -3,6 +3,7 @@
 import pytest
 
 from lbsgd.models.resnet import named_architecture
+from lbsgd.system.text import LONGEST_LINE
 from lbsgd.weights.matching import check_rows, describe_rows, match, recognize, table_of
 from lbsgd.weights.stored import Entry, UnreadableError
 from lbsgd.weights.torchvision import torchvision_names
@@ -92,7 +93,10 @@ def test_a_head_of_other_classes_is_replaced_be_they_as_many():
     )
     assert whats(rows) == {"fc.weight": "head replaced", "fc.bias": "head replaced", **COUNTER}
     check_rows(rows, ())
-    assert "fc.weight (of other classes)" in describe_rows(rows)[1]
+    assert describe_rows(rows)[1] == (
+        "2 arrays of the head replaced, for the classes are others, drawn by the seed: "
+        "fc.weight, fc.bias"
+    )
 
 
 def test_nothing_that_fits_is_a_mistake_whatever_is_allowed():
@@ -100,6 +104,21 @@ def test_nothing_that_fits_is_a_mistake_whatever_is_allowed():
     entries["conv1.weight"] = Entry((9, 9, 9, 9), "float32")
     with pytest.raises(UnreadableError, match="no array that fits"):
         check_rows(rows_of(entries), ("missing", "unexpected", "wrong shape"))
+
+
+def test_what_to_do_is_never_cut_off_and_allowing_is_no_advice_where_nothing_would_be_left():
+    long = {f"{'encoder.' * 20}{i}": Entry((4,), "float32") for i in range(3)}
+    for entries, allowing in (
+        ({**there(), **long}, True),
+        (dict.fromkeys(long, Entry((4,), "x")), False),
+    ):
+        rows = match(recognize("resnet18", there(), HERE), entries, HERE, lambda: HEAD)
+        with pytest.raises(UnreadableError, match="does not fit") as raised:
+            check_rows(rows, ())
+        assert len(str(raised.value)) <= LONGEST_LINE
+        assert ("init_allow=" in str(raised.value)) == allowing
+        with pytest.raises(UnreadableError, match=r"; set the width$"):
+            check_rows(rows, (), lambda: "set the width")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ HOSTILE_SAFETENSORS = {
 }
 
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
+
+
 def truncated(form, path):
     WRITERS[form](path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -153,6 +156,7 @@ HOSTILE = {
     "empty": lambda path: path.touch(),
     "one byte": lambda path: path.write_bytes(b"\x80"),
     "text": lambda path: path.write_text("<html>404: not found</html>"),
+    "picture": lambda path: path.write_bytes(PNG),
     "zip of other things": archive,
     "FIFO": lambda path: os.mkfifo(path),
     "directory": lambda path: path.mkdir(),
@@ -178,6 +182,34 @@ def test_a_hostile_file_ends_in_one_line(what, tmp_path):
     assert "\n" not in line
     assert str(path) in line
     assert len(line) < 500
+
+
+def test_a_picture_is_not_taken_for_damaged_weights(tmp_path):
+    """Its first byte is that of a map of msgpack."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    with (
+        pytest.raises(ConfigError, match="is no file of weights"),
+        open_weights(f"{tmp_path}/a.png"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("names", [1, 15, 16, 70_000])
+def test_a_tree_of_any_size_is_known_by_its_first_bytes(names, tmp_path):
+    """msgpack writes the number of names in four bits, 16 or 32."""
+    (tmp_path / "a").write_bytes(msgpack.packb({f"a{i}": i for i in range(names)}))
+    with open_weights(str(tmp_path / "a")) as stored:
+        assert len(stored.entries) == names
+
+
+def test_the_nearest_name_is_told_where_there_is_no_file(tmp_path):
+    save_file(ARRAYS, tmp_path / "pretrained.safetensors")
+    for name, near in (("pretraned.safetensors", "pretrained.safetensors"), ("runs", None)):
+        with pytest.raises(ConfigError, match="there is no") as raised:
+            with open_weights(str(tmp_path / name)):
+                pass
+        assert ("the nearest is" in str(raised.value)) == bool(near)
+        assert not near or f"{tmp_path / near}'" in str(raised.value)
 
 
 PLANTED = {
@@ -226,7 +258,7 @@ def test_a_run_gives_its_weights_or_their_averages(tmp_path):
     for averaged in (False, True):
         with open_weights(str(tmp_path / "7"), averaged=averaged) as stored:
             assert stored.entries.keys() == arrays.keys()
-            assert stored.classes == ("cat", "dog")
+            assert stored.about.classes == ("cat", "dog")
             for name, x in arrays.items():
                 np.testing.assert_array_equal(stored.read(name), x + 10 * averaged)
 

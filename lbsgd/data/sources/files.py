@@ -58,6 +58,7 @@ class Files:
       classes: class names by label; () for the names of the folders, sorted.
       where: the folder or archive, for messages.
       left_out: how many files of each `kind_left_out` there were.
+      whose: what `classes` are of, for messages.
 
     Attributes:
       labels, starts, sizes: `[N]`.
@@ -75,6 +76,7 @@ class Files:
         classes: tuple[str, ...],
         where: pathlib.Path,
         left_out: Mapping[str, int] | None = None,
+        whose: str = "the training split",
     ) -> None:
         names, note = sorted(found), note_left_out(left_out or {})
         _check_classes(found, classes, where, note)
@@ -83,7 +85,7 @@ class Files:
         label_of = {to_nfc(name): label for label, name in enumerate(self.classes)}
         for name in names:
             if to_nfc(name) not in label_of:
-                raise ConfigError(_unknown(name, self.classes, where))
+                raise ConfigError(_unknown(name, self.classes, where, whose))
         files = [file for name in names for file in sorted(found[name], key=_folder_and_name)]
         labels = [label_of[to_nfc(name)] for name in names for _ in found[name]]
         self.labels = np.array(labels, np.int32)
@@ -218,12 +220,12 @@ def _wrapper(found: Mapping[str, list[File]], known: set[str], where: pathlib.Pa
     return ""
 
 
-def _unknown(name: str, classes: tuple[str, ...], where: pathlib.Path) -> str:
-    """Describes a class that the training split does not have."""
+def _unknown(name: str, classes: tuple[str, ...], where: pathlib.Path, whose: str) -> str:
+    """Describes a class that is none of the classes."""
     lower = {other.lower().strip(): other for other in classes}
     near = difflib.get_close_matches(name.lower().strip(), lower, 1)
     hint = f", but {lower[near[0]]!r}" if near else ""
     return (
-        f"{where} has a class {name!r}, which the training split does not have{hint}; rename or "
-        "remove its folder"
+        f"{where} has a class {name!r}, which {whose} does not have{hint}; rename or remove its "
+        "folder"
     )

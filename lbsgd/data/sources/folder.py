@@ -41,12 +41,18 @@ class FolderSource:
 
     Args:
       classes: class names by label, if they are not those of this folder.
+      whose: what they are of, for messages.
 
     Raises:
       ConfigError: there are no classes, one has no images, or one is not in `classes`.
     """
 
-    def __init__(self, root: pathlib.Path, classes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        root: pathlib.Path,
+        classes: tuple[str, ...] = (),
+        whose: str = "the training split",
+    ) -> None:
         self._root = os.path.abspath(root)
         try:
             left_out = collections.Counter(_left_out_beside(root))
@@ -58,7 +64,7 @@ class FolderSource:
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename} ({error.strerror})") from error
         left_out = sum(counts, left_out)
-        self._files = Files(dict(zip(names, found)), classes, root, left_out)
+        self._files = Files(dict(zip(names, found)), classes, root, left_out, whose)
         self.classes, self.fingerprint = self._files.classes, self._files.fingerprint
         self.notes, self.labels = self._files.notes, self._files.labels
         self.image_shape = first_image_shape(self)

@@ -50,7 +50,7 @@ def hold_out(source: KeyedSource, fraction: float, seed: int) -> Splits:
             )
     train, validation = (np.flatnonzero(part) for part in (~held, held))
     unused = note_unused_classes(source.labels[train], source.classes)
-    note = f"held out of {len(source):,} images: {len(validation):,}"
+    note = f"{len(validation):,} of {len(source):,} images are held out, to validate on"
     return Splits(
         Subset(source, train, (*source.notes, *filter(None, [unused]))),
         Subset(source, validation, (note,)),

@@ -48,7 +48,7 @@ def open_unseen(
     splits = build_sources(config, seed)
     if "validation_fraction" in given or splits.train.fingerprint == trained_on:
         return splits.validation
-    return _checked(FolderSource(data_folder(config), classes), config)
+    return _checked(FolderSource(data_folder(config), classes, "the network"), config)
 
 
 def _of_validation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -68,7 +68,7 @@ def _folder(config: ml_collections.ConfigDict, classes: Classes) -> Source | Non
         return None
     if "validation" not in found and config.validation_fraction:
         return None
-    return _checked(FolderSource(found.get("validation", root), classes), config)
+    return _checked(FolderSource(found.get("validation", root), classes, "the network"), config)
 
 
 def _checked(source: FolderSource, config: ml_collections.ConfigDict) -> FolderSource:

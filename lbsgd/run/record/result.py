@@ -12,7 +12,7 @@ import numpy as np
 
 from lbsgd.run.plan import Plan
 from lbsgd.run.record import curves
-from lbsgd.run.record.metrics import evaluations, read_whole_lines
+from lbsgd.run.record.metrics import best_first, evaluations, read_whole_lines
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.speed import Speed
 from lbsgd.run.target import OF_AVERAGE, Target
@@ -214,6 +214,7 @@ def _write(
         "headline": _headline(plan),
         "final": final.value if final else None,
         "final_evaluations": final.evaluations if final else 0,
+        **_last_and_best(plan, lines),
         **({f"final{OF_AVERAGE}": averaged.value} if averaged else {}),
         "target": _target_reached(target, lines) if target else None,
         "metrics": _finals(plan, lines),
@@ -224,6 +225,17 @@ def _write(
     except OSError as error:
         return f"{folder.result} cannot be written ({error.strerror or error})"
     return ""
+
+
+def _last_and_best(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Takes what the last evaluation and the best one found, of equals the later; null if none."""
+    values = best_first(lines, _headline(plan), plan.task.best.rises)
+    best = next(iter(values), None)
+    return {
+        "last": values[max(values)] if values else None,
+        "best": None if best is None else values[best],
+        "best_updates": best,
+    }
 
 
 def _finals(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

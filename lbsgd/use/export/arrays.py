@@ -11,18 +11,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 import lbsgd
-from lbsgd.data.interface import Interface
 from lbsgd.system.errors import ConfigError
 from lbsgd.use.export.checking import FailedError
 from lbsgd.use.export.formats import Format, Options, in_parameter_type, on_host, with_variables
 from lbsgd.use.model import Model
 from lbsgd.weights.files import open_weights
+from lbsgd.weights.stored import model_keys
 from lbsgd.weights.torchvision import from_torchvision, to_torchvision, torchvision_network
 
 
-def described(interface: Interface) -> dict[str, str]:
-    """Writes what a network takes and gives as text by name, for the metadata of a file."""
-    values = {**interface.to_json(), "lbsgd": lbsgd.__version__}
+def described(model: Model) -> dict[str, str]:
+    """Writes which network it is, what it takes and gives, as text by name: a file's metadata."""
+    about = {**model.interface.to_json(), "model": model_keys(model.config)}
+    values = {**about, "lbsgd": lbsgd.__version__}
     return {name: v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
 
 
@@ -46,7 +47,7 @@ def _torchvision_state(model: Model, options: Options) -> dict[str, np.ndarray]:
 
 def _write_torchvision(model: Model, path: pathlib.Path, options: Options) -> None:
     about = {"format": "pt", "network": torchvision_network(model.variables)}
-    about |= described(model.interface)
+    about |= described(model)
     path.write_bytes(save(_torchvision_state(model, options), metadata=about))
 
 
@@ -66,7 +67,7 @@ def _torchvision_outputs(model: Model, path: pathlib.Path, images: np.ndarray) -
 
 def _write_own(model: Model, path: pathlib.Path, options: Options) -> None:
     flat = flatten_dict(on_host(model), sep="/")
-    about = {"format": "flax", **described(model.interface)}
+    about = {"format": "flax", **described(model)}
     path.write_bytes(save(flat, metadata=about))
 
 

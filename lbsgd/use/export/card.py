@@ -1,6 +1,7 @@
 """Writes the model card of an export: what it is, how it was trained, what came of it."""
 
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from lbsgd.use.export.checking import Difference
 from lbsgd.use.export.usage import snippets
 from lbsgd.use.loading import Wanted
 from lbsgd.use.model import Model
-from lbsgd.use.stored import TRAINING_SET, Stored
+from lbsgd.use.stored import TRAINING_SET, Best, Stored
+from lbsgd.weights.initial import source_of
+from lbsgd.weights.keys import IDENTITY
 
 # Classes whose names a reader still reads.
 MOST_CLASSES = 20
@@ -68,8 +71,8 @@ def model_card(
     """
     config = model.config
     parts = [
-        f"# {_text(config.model.name)} trained on {_data_name(config)}",
-        _summary(model, wanted),
+        f"# {_text(config.model.name)} {_began(stored)} {_data_name(config)}",
+        _summary(stored, model, wanted),
         "## Files",
         _files(files, checked_on),
         "## How to use it",
@@ -81,7 +84,7 @@ def model_card(
         "## Training",
         _training(stored, model),
         "## Limitations",
-        _limitations(model, wanted),
+        _limitations(stored, model),
         "## Licence",
         _text(license_text) or NO_LICENCE,
     ]
@@ -104,7 +107,24 @@ def _public(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else value
 
 
-def _summary(model: Model, wanted: Wanted) -> str:
+def _began(stored: Stored) -> str:
+    """Says in the title whether the weights were drawn at random."""
+    return "fine-tuned on" if IDENTITY in stored.manifest.identity else "trained on"
+
+
+def _provenance(stored: Stored, model: Model) -> list[str]:
+    """Says which weights the run began with, where it did not draw them."""
+    if IDENTITY not in stored.manifest.identity:
+        return []
+    named = source_of(model.config)  # only a workdir tells; a path of a file leaves its name here
+    name = pathlib.PurePosixPath(named).name if "." in pathlib.PurePosixPath(named).name else named
+    what = f"`{_text(name)}`" if named else "other weights"
+    averaged = ", the averaged weights of it" if model.config.init_ema else ""
+    mark = _text(stored.manifest.identity[IDENTITY])
+    return [f"- Fine-tuned from {what}{averaged} (`init_from`), fingerprint `{mark}`."]
+
+
+def _summary(stored: Stored, model: Model, wanted: Wanted) -> str:
     parameters = sum(x.size for x in flatten_dict(model.variables["params"], sep="/").values())
     h, w, c = model.interface.image_shape
     resized = f", resized to a short side of {model.interface.short_side}, the centre of it"
@@ -114,6 +134,7 @@ def _summary(model: Model, wanted: Wanted) -> str:
         [
             f"- Network: `{_text(model.config.model.name)}`, {parameters:,} parameters, after "
             f"{pluralize(model.update, 'update')}{average}.",
+            *_provenance(stored, model),
             f"- Input: images of {h}x{w} pixels in {pluralize(c, 'channel')}"
             f"{resized if model.interface.short_side else ''}; (pixel / 255 - mean) / std, mean "
             f"{_numbers(model.interface.mean)}, std {_numbers(model.interface.std)}.",
@@ -271,22 +292,30 @@ def _json(path: AnyPath) -> Any:
         return None
 
 
-def _limitations(model: Model, wanted: Wanted) -> str:
+def _limitations(stored: Stored, model: Model) -> str:
     lines = [
         "- The validation set may have guided choices of this training, its keys among them; where "
         "it did, the result is too good.",
         "- It knows the classes above alone, and gives each image one of them, whatever it shows. "
         "Its probabilities are a softmax, which nobody has calibrated.",
     ]
-    if wanted.checkpoint == "best":
-        lines.insert(
-            0,
-            "- This checkpoint was chosen because its evaluation on the validation set was the "
-            "best, so that evaluation is too good as an estimate.",
-        )
+    if stored.best:
+        lines.insert(0, _chosen(stored.best, model.update))
     if model.config.stop_at:
         lines.append(
             "- The run ended when its evaluation reached a target, which is a choice by the "
             "validation set too."
         )
     return "\n".join(lines)
+
+
+def _chosen(best: Best, update: int) -> str:
+    """Says how the checkpoint was chosen, and what was better and is gone."""
+    first = best.best_update == update
+    among = "the best" if first else "the best of those whose checkpoints are kept"
+    better = f" The best of all was {best.best_value:.4g}, after update {best.best_update}."
+    return (
+        "- This checkpoint was chosen because its evaluation on the validation set "
+        f"({best.metric.removeprefix('val_')} {best.value:.4g}) was {among}, so that evaluation is "
+        f"too good as an estimate.{'' if first else better}"
+    )

@@ -18,6 +18,7 @@ from lbsgd.system.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, ConfigError
 from lbsgd.system.libraries import set_up_libraries
 from lbsgd.system.text import short_repr
 from lbsgd.use import arguments
+from lbsgd.use.places import check_place
 
 FORMATS = ("torchvision", "flax", "safetensors", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         words, keys = arguments.split_keys(argv)
         args = _parse(words)
+        check_place(args.run)
         set_up_libraries()
         # jax takes its time; mistakes in the arguments need not wait for it.
         from lbsgd.use.export.checking import FailedError

@@ -114,7 +114,7 @@ def build(model: Model) -> Any:
         producer_name="lbsgd",
         producer_version=lbsgd.__version__,
     )
-    helper.set_model_props(made, described(model.interface))
+    helper.set_model_props(made, described(model))
     return made
 
 

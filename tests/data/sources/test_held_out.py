@@ -63,7 +63,9 @@ def test_held_out_is_what_the_rule_says(images, tmp_path, layout, seed):
     for split in splits:
         for (image, name), path in zip(contents(split), named(split)):
             assert (image, name) == (IMAGES[path], path.split("/")[0])
-    assert splits.validation.notes == (f"held out of 30 images: {len(expected)}",)
+    assert splits.validation.notes == (
+        f"{len(expected)} of 30 images are held out, to validate on",
+    )
 
 
 def test_files_that_are_added_or_removed_move_no_other(images):

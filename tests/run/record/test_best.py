@@ -11,6 +11,7 @@ from tiny_run import tiny_config
 
 from lbsgd.run.build import plan_run
 from lbsgd.run.record.record import Record
+from lbsgd.run.record.result import write_diverged
 from lbsgd.run.workdir import Workdir
 from lbsgd.tasks.task import Metric
 
@@ -47,6 +48,9 @@ def test_the_best_of_a_metric_that_rises_is_its_highest(plan, tmp_path):
                 evaluated(record, done, {1: 60.0, 2: 80.0, 3: 70.0, 4: 50.0}[done])
                 record.save(done, {"x": np.array(done)}, last=False)
     assert there(folder) == {2, 4}
+    assert write_diverged(rising, folder, "stopped here") == ""
+    result = json.loads(folder.result.read_text())
+    assert (result["last"], result["best"], result["best_updates"]) == (50.0, 80.0, 2)
 
 
 def there(folder) -> set[int]:
