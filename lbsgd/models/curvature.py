@@ -84,10 +84,10 @@ def rule_of(
 
 
 def _of_convolution(module: nn.Conv, x: jax.Array, y: jax.Array) -> Rule | None:
-    kernel = tuple(module.kernel_size)
-    space = len(kernel)
+    space = x.ndim - 2
+    kernel = _each(module.kernel_size, space)
     plain = module.feature_group_count == 1 and module.mask is None
-    if not plain or x.ndim != space + 2 or set(_each(module.input_dilation, space)) != {1}:
+    if not plain or len(kernel) != space or set(_each(module.input_dilation, space)) != {1}:
         return None
     strides = _each(module.strides, space)
     dilation = _each(module.kernel_dilation, space)
