@@ -133,8 +133,8 @@ def _of_norm(module: BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> Rule
 
     def normalized(x: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
         # Not from the output, whose scale may be 0.
-        y = (x.astype(mean.dtype) - mean) * factor
-        return y.reshape(x.shape[0], -1, x.shape[-1])
+        y = x.astype(mean.dtype).reshape(x.shape[0], -1, x.shape[-1])
+        return (y - jnp.expand_dims(mean, (0, 1))) * jnp.expand_dims(factor, (0, 1))
 
     positions = math.prod(x.shape[1:-1])
     layer = CurvedLayer(module.path, UNIT_WISE, ("scale", "offset"), 0, x.shape[-1], positions)
