@@ -219,7 +219,7 @@ def test_statistics_are_those_of_each_examples_gradient(name):
             assert relative(found[layer.name]["A"], expected) < 1e-12
             # And these inputs are the right ones: with g they make the gradient of each example.
             matrix = [own["kernel"].reshape(examples, -1, layer.outputs)]
-            matrix += [own["bias"][:, None]] * ("bias" in own)
+            matrix += [own[name][:, None] for name in layer.parameters[1:]]
             whole = jnp.concatenate(matrix, axis=1)
             assert relative(jnp.einsum("nsi,nsj->nij", a, g), whole) < 1e-12
 
