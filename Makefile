@@ -8,14 +8,18 @@ CONFIG ?= configs/digits.py
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test test-all mutants lint oracles browser docs picture clean
+.PHONY: train test short test-all mutants lint oracles browser docs picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/lbsgd train --config $(CONFIG)
 
 # The short tests compile much and compute little: XLA is told to optimize nothing. The tests of
 # `make test-all`, these among them, are of what it compiles for users.
-test: $(VENV)/.installed-dev lint
+# Types are checked meanwhile.
+test: $(VENV)/.installed-dev
+	$(MAKE) --jobs=2 lint short
+
+short: $(VENV)/.installed-dev
 	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-all: $(VENV)/.installed-dev lint

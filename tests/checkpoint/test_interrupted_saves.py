@@ -109,7 +109,7 @@ def can_mount(path):
     ("mode", "rooms", "words"),
     [
         # Bytes that a file may have: anywhere, with no rights at all.
-        ("limit", (0, 15_000, 1000), "File too large"),
+        ("limit", (0, 15_000, 2500), "File too large"),
         pytest.param("limit", (0, 14_000, 70), "File too large", marks=pytest.mark.long),
         # Pages, and files, that a real file system has left.
         pytest.param("pages", (0, 44, 1), "No space left on device", marks=pytest.mark.long),
