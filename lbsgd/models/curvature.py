@@ -239,3 +239,14 @@ def ruled(layers: Mapping[str, CurvedLayer], params: Any) -> Any:
         return tuple(jax.tree_util.keystr((key,), simple=True) for key in path) in paths
 
     return jax.tree_util.tree_map_with_path(is_ruled, params)
+
+
+def curvature_of(layers: Mapping[str, CurvedLayer]) -> dict[str, str]:
+    """Says by which curvature each parameter is preconditioned, by its name: "A 27, G 16"."""
+    return {
+        f"{layer.name}/{name}": f"A {layer.inputs}, G {layer.outputs}"
+        if layer.kind == KRONECKER
+        else f"{layer.outputs} x 2x2"
+        for layer in layers.values()
+        for name in layer.parameters
+    }

@@ -91,7 +91,24 @@ def _explain_own(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
         trust = f"; trust ratio {c.trust_coefficient:g} on kernels{literal}"
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
     decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
+    if c.name == "spngd":
+        return f"SP-NGD, {_explain_curvature(c)}; {momentum}; {decay}"
     return f"{c.name.upper()}, {momentum}; {decay}{trust}"
+
+
+def _explain_curvature(c: ml_collections.ConfigDict) -> str:
+    """Explains what is particular to natural gradients."""
+    share = "" if c.fisher_share == 1 else f" of {100 * c.fisher_share:g}% of each worker"
+    rescaled = {
+        "none": "",
+        "always": ", kernels rescaled to sqrt(2 d_out)",
+        "larger": ", larger kernels rescaled to sqrt(2 d_out)",
+    }[c.weight_rescaling]
+    follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
+    return (
+        f"empirical Fisher{share}, damping {c.damping:g}, times {c.norm_damping:g} for norms"
+        f"{rescaled}{follows}"
+    )
 
 
 def _explain_dotted(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:

@@ -12,6 +12,7 @@ from lbsgd.data.explain import (
     explain_image_sizes,
     explain_shuffle,
 )
+from lbsgd.models.curvature import curvature_of
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.models.selection import multipliers_by, trained_part
 from lbsgd.optim.explain import decaying, explain_frozen, explain_optimizer, with_trust_ratio
@@ -37,10 +38,18 @@ class _ParameterRow:
     Rate: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _CurvedRow(_ParameterRow):
+    """A row of the table of a second-order optimizer."""
+
+    Curvature: str
+
+
 def parameter_table(plan: Plan) -> str:
     """Tables each parameter: its role, whether it decays and has a trust ratio, and its rate.
 
-    Of one that is frozen there is none of these; the rate is in multiples of the run's.
+    Of one that is frozen there is none of these; the rate is in multiples of the run's. For a
+    second-order optimizer also what it knows of the parameter's curvature.
     """
     c, params, roles = plan.config.optimizer, plan.state_shapes.params, plan.outline.roles
     of_each = (decaying(c, roles), with_trust_ratio(c, roles))
@@ -65,6 +74,15 @@ def parameter_table(plan: Plan) -> str:
             jax.tree.leaves(plan.trained),
         )
     ]
+    if plan.fisher:
+        known = curvature_of(plan.fisher.layers)
+        rows = [
+            _CurvedRow(
+                **dataclasses.asdict(row),
+                Curvature="" if row.Rate == "frozen" else known.get(row.Name, "diagonal"),
+            )
+            for row in rows
+        ]
     table: str = parameter_overview.make_table(rows)
     return table
 
