@@ -20,7 +20,7 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rg
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
 BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory"]
 SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini", "tutorial"]
-SWEEPS += ["transfer_backbones_n128", "transfer_n128"]
+SWEEPS += ["transfer_backbones", "transfer", "transfer_backbones_n128", "transfer_n128"]
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
