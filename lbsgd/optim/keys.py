@@ -152,6 +152,14 @@ KEYS: Keys = {
         most=1.0,
         used_with=_OF_SPNGD,
     ),
+    "optimizer.stale_threshold": Key(
+        0.0,
+        "The change of a statistic of curvature, as a share of its norm, below which it is "
+        "refreshed more and more rarely; 0 refreshes all in each update (the paper of SP-NGD: "
+        "0.1).",
+        fraction=True,
+        used_with=_OF_SPNGD,
+    ),
     "optimizer.weight_rescaling": Key(
         "none",
         "Whether each kernel is scaled to the norm sqrt(2 d_out) after every update: always, as in "

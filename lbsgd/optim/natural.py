@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lbsgd.models.curvature import DIAGONAL, KRONECKER, CurvedLayer
 
@@ -68,11 +68,10 @@ def precondition(layers: Layers) -> optax.GradientTransformationExtraArgs:
         statistics: Mapping[str, Any],
         damping: ArrayLike,
         norm_damping: ArrayLike,
+        due: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> tuple[Any, NaturalState]:
-        found = inverses(statistics, layers, damping, norm_damping)
-        # What cannot be inverted in this arithmetic is left as it was.
-        kept = jax.tree.map(_finite_or, found, state.inverses)
+        kept = inverses(statistics, state.inverses, due, layers, damping, norm_damping)
         natural = jax.tree.map(
             lambda g, d: None if g is None else g if d is None else g / (d + _as(d, damping)),
             gradient,
@@ -90,14 +89,21 @@ def _as(x: jax.Array, number: ArrayLike) -> jax.Array:
     return jnp.asarray(number).astype(x.dtype)
 
 
-def _finite_or(new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(jnp.all(jnp.isfinite(new)), new, old)
-
-
 def inverses(
-    statistics: Mapping[str, Any], layers: Layers, damping: ArrayLike, norm_damping: ArrayLike
+    statistics: Mapping[str, Any],
+    before: Mapping[str, Any],
+    due: Mapping[str, Any] | None,
+    layers: Layers,
+    damping: ArrayLike,
+    norm_damping: ArrayLike,
 ) -> dict[str, dict[str, jax.Array]]:
-    """Inverts the damped statistics of all layers, those of one size together."""
+    """Inverts the damped statistics that are due, those of one size one after the other.
+
+    Args:
+      before: the inverses that stay where a statistic is not due, or cannot be inverted in this
+        arithmetic.
+      due: like the statistics; None for all.
+    """
     found: dict[str, dict[str, jax.Array]] = {name: {} for name in layers}
     by_size: dict[tuple[int, Any], list[tuple[str, str, jax.Array]]] = {}
     for name, layer in layers.items():
@@ -105,10 +111,15 @@ def inverses(
             for key, matrix in damped_factors(statistics[name], damping).items():
                 by_size.setdefault((matrix.shape[0], matrix.dtype), []).append((name, key, matrix))
         else:
-            f = statistics[name]["F"]
-            found[name]["F"] = unit_wise_inverse(f, _as(f, damping) * _as(f, norm_damping))
+            f, old = statistics[name]["F"], before[name]["F"]
+            new = unit_wise_inverse(f, _as(f, damping) * _as(f, norm_damping))
+            is_due = True if due is None else due[name]["F"]
+            found[name]["F"] = jnp.where(is_due & jnp.all(jnp.isfinite(new)), new, old)
     for items in by_size.values():
-        stacked = inverse(jnp.stack([matrix for _, _, matrix in items]))
+        matrices = jnp.stack([matrix for _, _, matrix in items])
+        olds = jnp.stack([before[name][key] for name, key, _ in items])
+        flags = jnp.array([True if due is None else due[name][key] for name, key, _ in items])
+        stacked = inverse(matrices, olds, flags)
         for i, (name, key, _) in enumerate(items):
             found[name][key] = stacked[i]
     return found
@@ -130,19 +141,32 @@ def _plus_diagonal(x: Float[Array, "d d"], number: Float[Array, ""]) -> Float[Ar
     return x + number * jnp.eye(x.shape[0], dtype=x.dtype)
 
 
-def inverse(matrices: Float[Array, "n d d"]) -> Float[Array, "n d d"]:
-    """Inverts symmetric matrices by Cholesky; NaN where they are not positive definite."""
+def inverse(
+    matrices: Float[Array, "n d d"], before: Float[Array, "n d d"], due: Bool[Array, " n"]
+) -> Float[Array, "n d d"]:
+    """Inverts symmetric matrices by Cholesky.
 
-    def of_one(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-        lower = jnp.linalg.cholesky(matrix)
-        eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-        of_lower = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-        # Symmetric to the bit, as a product of a matrix and its transpose.
-        return jnp.einsum("ki,kj->ij", of_lower, of_lower, precision="highest")
+    Args:
+      before: what stays where one is not due, or not positive definite in this arithmetic.
+      due: which are inverted at all.
+    """
+
+    def of_one(one: tuple[jax.Array, jax.Array, jax.Array]) -> Float[Array, "d d"]:
+        matrix, old, is_due = one
+        return jax.lax.cond(is_due, lambda: _inverse_or(matrix, old), lambda: old)
 
     # One after the other. jaxlib's LAPACK shares a batch out over the threads that run it, and
     # waits there: two batches at a time on two cores wait for each other (0.10.2, on a CPU).
-    return jax.lax.map(of_one, matrices)
+    return jax.lax.map(of_one, (matrices, before, due))
+
+
+def _inverse_or(matrix: Float[Array, "d d"], old: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    lower = jnp.linalg.cholesky(matrix)
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    of_lower = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    # Symmetric to the bit, as a product of a matrix and its transpose.
+    new = jnp.einsum("ki,kj->ij", of_lower, of_lower, precision="highest")
+    return jnp.where(jnp.all(jnp.isfinite(new)), new, old)
 
 
 def unit_wise_inverse(f: Float[Array, "c 3"], damping: Float[Array, ""]) -> Float[Array, "c 3"]:

@@ -28,9 +28,9 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
-from lbsgd.optim.rule import Rule
 from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
+from lbsgd.run.initial_state import bind_initial_state
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.second_order import build_fisher
 from lbsgd.run.sink_names import load_sinks
@@ -45,12 +45,12 @@ from lbsgd.step.fisher import Fisher
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
-from lbsgd.step.train_step import Averaged, TrainState, train_step
+from lbsgd.step.train_step import TrainState, train_step
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
-from lbsgd.weights.initial import InitialWeights, Variables, take
+from lbsgd.weights.initial import InitialWeights, Variables
 from lbsgd.weights.keys import IDENTITY
 from lbsgd.weights.stored import Pixels
 from lbsgd.workers.collectives.allreduce import gradient_mean
@@ -315,7 +315,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
-    initial_state = _bind_initial_state(config, network, rule, trained)
+    initial_state = bind_initial_state(config, network, rule, trained, fisher)
     return Plan(
         config=config,
         data=data,
@@ -370,36 +370,3 @@ def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array]
     return functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
     )
-
-
-def _bind_initial_state(
-    config: ml_collections.ConfigDict, network: Network, rule: Rule, trained: PyTree[bool]
-) -> Callable[..., TrainState]:
-    """Binds what makes the initial state of a seed."""
-    return functools.partial(
-        _initial_state,
-        initialize=network.initialize,
-        optimizer=rule.transform,
-        trained=trained,
-        averaged=bool(config.ema.decay),
-    )
-
-
-def _initial_state(
-    seed: Any = None,
-    given: Mapping[str, jax.Array] | None = None,
-    *,
-    initialize: Callable[..., tuple[Any, Any]],
-    optimizer: optax.GradientTransformationExtraArgs,
-    trained: PyTree[bool],
-    averaged: bool,
-) -> TrainState:
-    params, stats = initialize() if seed is None else initialize(seed)
-    if given:
-        variables = take({"params": params, "batch_stats": stats}, given)
-        params, stats = variables["params"], variables["batch_stats"]
-    update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    # Copies, for the step is given the memory of each array once.
-    ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
-    opt_state = optimizer.init(trained_part(params, trained))
-    return TrainState(update_index, params, stats, opt_state, skipped, ema)

@@ -32,7 +32,9 @@ def build_fisher(
     # A layer of which a part is frozen has no rule: its factors are of all its parameters.
     whole = {name: layer for name, layer in layers.items() if _is_trained(layer, trained)}
     ours = trained_part(ruled(whole, found.params), trained)
-    return Fisher(network.train, whole, ours, round(examples), config.matmul_precision)
+    return Fisher(
+        network.train, whole, ours, round(examples), config.matmul_precision, c.stale_threshold
+    )
 
 
 def _is_trained(layer: CurvedLayer, trained: PyTree[bool]) -> bool:

@@ -21,7 +21,7 @@ from flax import linen as nn
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lbsgd.models.curvature import DIAGONAL, KRONECKER, CurvedLayer, Rule, rule_of
+from lbsgd.models.curvature import KRONECKER, CurvedLayer, Rule, rule_of
 from lbsgd.step.worker import Batch, Worker, WorkerResult
 from lbsgd.workers.placement import Placement
 
@@ -40,6 +40,7 @@ class Fisher(NamedTuple):
       ruled: like the parameters, True where a layer's rule is for them.
       examples: m, of a worker, the first, that statistics are of.
       precision: of their products.
+      threshold: alpha, up to which a statistic is not refreshed each time; 0 for none.
     """
 
     network: Callable[..., Any]
@@ -47,22 +48,29 @@ class Fisher(NamedTuple):
     ruled: PyTree[bool]
     examples: int
     precision: Any
+    threshold: float = 0.0
 
 
 class Probed(NamedTuple):
-    """Holds parameters, and the zeros whose gradients are statistics; or the gradients of both."""
+    """Holds parameters, and the zeros whose gradients are statistics; or the gradients of both.
+
+    Attributes:
+      due: which statistics are taken, like the sinks; None for all of them.
+    """
 
     params: Any
     sinks: Statistics
+    due: Any = None
 
 
-def probed(params: Any, trained: Any, fisher: Fisher) -> tuple[Probed, Probed]:
+def probed(params: Any, trained: Any, fisher: Fisher, due: Any = None) -> tuple[Probed, Probed]:
     """Adds the sinks to parameters, and to what tells which of these are trained."""
     dtype = jax.tree.leaves(params)[0].dtype
     sinks = no_statistics(fisher.layers, dtype)
     if trained is None:
         trained = jax.tree.map(lambda _: True, params)
-    return Probed(params, sinks), Probed(trained, jax.tree.map(lambda _: True, sinks))
+    are, are_not = (jax.tree.map(lambda _, x=x: x, sinks) for x in (True, False))
+    return Probed(params, sinks, due), Probed(trained, are, None if due is None else are_not)
 
 
 def with_lanes(batch: Batch, step: Int[Array, ""], placement: Placement) -> Batch:
@@ -77,21 +85,17 @@ def probing(worker: Worker, fisher: Fisher) -> Worker:
         params: Probed, batch_stats: Any, numbers: Any, batch: Batch, index: Int[Array, ""]
     ) -> WorkerResult:
         rows = {key: x for key, x in batch.items() if key != _IS_REAL}
-        network = functools.partial(_tapped, fisher, params.sinks, batch[_IS_REAL])
+        network = functools.partial(_tapped, fisher, params, batch[_IS_REAL])
         return worker(params.params, batch_stats, numbers, rows, index, network=network)
 
     return with_taps
 
 
-def averaged(sums: Statistics, gradient: Any, fisher: Fisher, placement: Placement) -> Any:
+def averaged(sums: Statistics, fisher: Fisher, placement: Placement) -> Any:
     """Makes averages over examples (of G over positions too) of the sums that sinks gathered.
 
     Args:
       sums: as they come with the gradient, averaged over devices as it is.
-      gradient: of the mean loss over all kn examples.
-
-    Returns:
-      statistics by layer; and under "diagonal", like the parameters, kn g^2 where no rule is.
     """
     # The gradient that a tap sees is (D / kn) times that of an example's own loss.
     kn, devices = placement.batch_size, placement.devices
@@ -103,97 +107,124 @@ def averaged(sums: Statistics, gradient: Any, fisher: Fisher, placement: Placeme
             return of_inputs * total
         return of_gradients / (layer.positions if key == "G" else 1) * total
 
-    found: dict[str, Any] = {
+    return {
         name: {key: mean(layer, key, total) for key, total in sums[name].items()}
         for name, layer in fisher.layers.items()
     }
-    found[DIAGONAL] = jax.tree.map(
-        lambda ruled, g: None if ruled or g is None else kn * jnp.square(g),
+
+
+def diagonal(gradient: Any, fisher: Fisher, placement: Placement) -> Any:
+    """Estimates the diagonal of the Fisher where no rule is: kn g^2, of the mean gradient g.
+
+    Returns:
+      a tree like the parameters, None where a rule is.
+    """
+    return jax.tree.map(
+        lambda ruled, g: None if ruled or g is None else placement.batch_size * jnp.square(g),
         fisher.ruled,
         gradient,
     )
-    return found
 
 
 def no_statistics(layers: Mapping[str, CurvedLayer], dtype: Any) -> Statistics:
     """Makes statistics of zeros, whose gradients are those of a minibatch."""
     return {
-        name: {key: jnp.zeros(shape, dtype) for key, shape in shapes_of(layer).items()}
+        name: {key: jnp.zeros(shape, dtype) for key, shape in _shapes(layer).items()}
         for name, layer in layers.items()
     }
 
 
-def shapes_of(layer: CurvedLayer) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: CurvedLayer) -> dict[str, tuple[int, ...]]:
     """Gives the shapes of a layer's statistics by key."""
     if layer.kind == KRONECKER:
         return {"A": (layer.inputs,) * 2, "G": (layer.outputs,) * 2}
     return {"F": (layer.outputs, 3)}
 
 
-def _tapped(fisher: Fisher, sinks: Statistics, real: Bool[Array, ""], *args: Any) -> Any:
+def _tapped(fisher: Fisher, given: Probed, real: Bool[Array, ""], *args: Any) -> Any:
     """Applies the network, so that its backward pass leaves statistics."""
+    all_due = jax.tree.map(lambda _: None, given.sinks)
+    due = all_due if given.due is None else given.due
 
-    def intercept(call: Callable[..., Any], given: Any, keywords: Any, context: Any) -> Any:
-        y = call(*given, **keywords)
+    def intercept(call: Callable[..., Any], inputs: Any, keywords: Any, context: Any) -> Any:
+        y = call(*inputs, **keywords)
         name = "/".join(context.module.path)
         if context.method_name != "__call__" or name not in fisher.layers:
             return y
-        rule = rule_of(context.module, given[0], y, keywords)
-        return _tap(rule, y, real, sinks[name], fisher) if rule else y
+        rule = rule_of(context.module, inputs[0], y, keywords)
+        return _tap(rule, y, real, given.sinks[name], due[name], fisher) if rule else y
 
     with nn.intercept_methods(intercept):
         return fisher.network(*args)
 
 
-def _tap(rule: Rule, y: Any, real: Bool[Array, ""], sinks: Any, fisher: Fisher) -> Any:
+def _tap(rule: Rule, y: Any, real: Bool[Array, ""], sinks: Any, due: Any, fisher: Fisher) -> Any:
     """Gives y, and on the way back the statistics as the gradient of the sinks."""
     examples = fisher.examples
     summed = _kronecker_sums if rule.layer.kind == KRONECKER else _unit_wise_sums
 
     @jax.custom_vjp
-    def tap(y: Any, real: Any, given: Any, sinks: Any) -> Any:
+    def tap(y: Any, real: Any, given: Any, due: Any, sinks: Any) -> Any:
         return y
 
-    def forward(y: Any, real: Any, given: Any, sinks: Any) -> tuple[Any, Any]:
-        return y, (real, given, sinks)
+    def forward(y: Any, real: Any, given: Any, due: Any, sinks: Any) -> tuple[Any, Any]:
+        return y, (real, given, due, sinks)
 
-    def backward(left: Any, g: Any) -> tuple[Any, None, None, Any]:
-        real, (x, *others), sinks = left
-        rows = rule.inputs(x[:examples], *others)
+    def backward(left: Any, g: Any) -> tuple[Any, None, None, None, Any]:
+        real, (x, *others), due, sinks = left
         gradients = g[:examples].reshape(examples, rule.layer.positions, -1)
         dtype = jax.tree.leaves(sinks)[0].dtype
+        sums = summed(
+            functools.partial(rule.inputs, x[:examples], *others),
+            gradients,
+            real,
+            functools.partial(_moment, dtype, fisher.precision),
+        )
         with jax.named_scope("fisher"):
-            sums = summed(
-                rows, gradients, real, functools.partial(_moment, dtype, fisher.precision)
-            )
-        return g, None, None, {key: x.astype(dtype) for key, x in sums.items()}
+            found = {key: _if_due(due[key], sums[key], sink) for key, sink in sinks.items()}
+        return g, None, None, None, found
 
     tap.defvjp(forward, backward)
     # The inputs of a layer are looked at, and get no gradient by it.
-    return tap(y, real, jax.lax.stop_gradient(rule.given), sinks)
+    return tap(y, real, jax.lax.stop_gradient(rule.given), due, sinks)
+
+
+def _if_due(due: Any, compute: Callable[[], jax.Array], zeros: jax.Array) -> jax.Array:
+    """Computes a sum; where a flag says that it is not due, nothing is, and it is 0."""
+    if due is None:
+        return compute().astype(zeros.dtype)
+    # The flag is the same for all lanes, and so stays a condition under `vmap`.
+    return jax.lax.cond(due, lambda: compute().astype(zeros.dtype), lambda: jnp.zeros_like(zeros))
 
 
 def _kronecker_sums(
-    a: Float[Array, "n positions d_a"],
+    inputs: Callable[[], Float[Array, "n positions d_a"]],
     g: Float[Array, "n positions d_g"],
     real: Bool[Array, ""],
     moment: Callable[[jax.Array], jax.Array],
-) -> dict[str, jax.Array]:
-    # The gradient of an idle lane is 0, but its inputs are those of a worker that counts already.
-    counted = jnp.where(real, a, 0)
-    return {key: moment(x.reshape(-1, x.shape[-1])) for key, x in (("A", counted), ("G", g))}
+) -> dict[str, Callable[[], jax.Array]]:
+    def of_inputs() -> jax.Array:
+        # The gradient of an idle lane is 0, but its inputs are those of a worker that counts.
+        a = jnp.where(real, inputs(), 0)
+        return moment(a.reshape(-1, a.shape[-1]))
+
+    return {"A": of_inputs, "G": lambda: moment(g.reshape(-1, g.shape[-1]))}
 
 
 def _unit_wise_sums(
-    x: Float[Array, "n positions c"],
+    inputs: Callable[[], Float[Array, "n positions c"]],
     g: Float[Array, "n positions c"],
     real: Bool[Array, ""],
     moment: Callable[[jax.Array], jax.Array],
-) -> dict[str, jax.Array]:
-    g = g.astype(x.dtype)
-    scale, offset = jnp.sum(g * x, axis=1), jnp.sum(g, axis=1)
-    products = (scale * scale, scale * offset, offset * offset)
-    return {"F": jnp.stack([jnp.sum(p, axis=0) for p in products], axis=-1)}
+) -> dict[str, Callable[[], jax.Array]]:
+    def of_channels() -> jax.Array:
+        x = inputs()
+        of_x = g.astype(x.dtype)
+        scale, offset = jnp.sum(of_x * x, axis=1), jnp.sum(of_x, axis=1)
+        products = (scale * scale, scale * offset, offset * offset)
+        return jnp.stack([jnp.sum(p, axis=0) for p in products], axis=-1)
+
+    return {"F": of_channels}
 
 
 def _moment(dtype: Any, precision: Any, rows: Float[Array, "n d"]) -> Float[Array, "d d"]:

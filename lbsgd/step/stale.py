@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int
 
 
 class Kept(NamedTuple):
@@ -54,9 +55,7 @@ def due(kept: Kept, update_index: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda at: update_index >= at, kept.due_at)
 
 
-def refreshed(
-    kept: Kept, fresh: Any, update_index: Int[Array, ""], alpha: Float[Array, ""]
-) -> Kept:
+def refreshed(kept: Kept, fresh: Any, update_index: Int[Array, ""], alpha: ArrayLike) -> Kept:
     """Takes in what was refreshed in an update, and says when each is to be next.
 
     Args:
@@ -79,6 +78,6 @@ def refreshed(
     )
 
 
-def _similar(x: Any, y: Any, alpha: Float[Array, ""]) -> Bool[Array, ""]:
+def _similar(x: Any, y: Any, alpha: ArrayLike) -> Bool[Array, ""]:
     """Tells whether x differs from y by less than alpha of y."""
-    return jnp.linalg.norm(x - y) < alpha.astype(y.dtype) * jnp.linalg.norm(y)
+    return jnp.linalg.norm(x - y) < jnp.asarray(alpha, y.dtype) * jnp.linalg.norm(y)

@@ -20,9 +20,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from lbsgd.models.curvature import DIAGONAL
 from lbsgd.models.normalization import subtract_distance
 from lbsgd.models.selection import trained_part, with_frozen
-from lbsgd.step.fisher import Fisher, averaged, probed, probing, with_lanes
+from lbsgd.step import stale
+from lbsgd.step.fisher import Fisher, averaged, diagonal, probed, probing, with_lanes
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import (
     Reductions,
@@ -33,6 +35,7 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
+from lbsgd.step.stale import Kept
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
 
@@ -57,6 +60,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
       ema: the exponential moving average of parameters and statistics; None for a run without.
+      curvature: statistics that are not refreshed in each update; None for a run without.
     """
 
     update_index: Int[Array, ""]
@@ -65,6 +69,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     skipped: Int[Array, ""]
     ema: "Averaged | None" = None
+    curvature: "Kept | None" = None
 
 
 def device_gradient(
@@ -229,7 +234,8 @@ def train_step(
     params, learned = state.params, trained
     if fisher:
         worker = probing(worker, fisher)
-        params, learned = probed(params, trained, fisher)
+        due = stale.due(state.curvature, state.update_index) if state.curvature else None
+        params, learned = probed(params, trained, fisher, due)
     gradient = functools.partial(
         device_gradient,
         worker=worker,
@@ -243,9 +249,14 @@ def train_step(
         params, state.batch_stats, numbers, batch
     )
     told = {"update_index": state.update_index, **numbers.optimizer}
+    curvature = state.curvature
     if fisher:
-        gradients, sums = gradients
-        told["statistics"] = averaged(sums, gradients, fisher, placement)
+        gradients, sums, _ = gradients
+        found = averaged(sums, fisher, placement)
+        if curvature:
+            curvature = stale.refreshed(curvature, found, state.update_index, fisher.threshold)
+            found, told["due"] = curvature.last, due
+        told["statistics"] = {**found, DIAGONAL: diagonal(gradients, fisher, placement)}
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         before = trained_part(state.params, trained)
@@ -258,7 +269,9 @@ def train_step(
             batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance
         )
     ema = _averaged(state.ema, Averaged(part, moving_stats), numbers.ema_decay)
-    changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema)
+    changed = TrainState(
+        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature
+    )
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):

@@ -11,7 +11,7 @@ import pytest
 from lbsgd.models.curvature import KRONECKER, curved_layers, rule_of, ruled
 from lbsgd.models.networks import Network, build_model
 from lbsgd.models.normalization import BatchNorm
-from lbsgd.step.fisher import Fisher, averaged, probed, probing, with_lanes
+from lbsgd.step.fisher import Fisher, averaged, diagonal, probed, probing, with_lanes
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import over_devices, over_lanes, sum_over_steps
 from lbsgd.step.worker import WorkerResult, gradient_of
@@ -136,8 +136,9 @@ def statistics(fisher, params, stats, images, labels, *, devices=1, steps=1, n=N
 
     step = jax.jit(over_devices(on_device, placement, replicated=3))
     given = jax.device_put((params, stats, Numbers()), placement.replicated)
-    gradient, sums = step(*given, jax.device_put(batch, placement.batch_sharding))
-    return gradient, averaged(sums, gradient, fisher, placement)
+    gradient, sums, _ = step(*given, jax.device_put(batch, placement.batch_sharding))
+    found = averaged(sums, fisher, placement)
+    return gradient, {**found, "diagonal": diagonal(gradient, fisher, placement)}
 
 
 def by_hand(network, params, stats, layers, images, labels):
