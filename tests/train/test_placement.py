@@ -87,6 +87,42 @@ def test_training_is_the_same_in_every_place(on_one_device, workers, devices, st
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+NATURAL = {
+    "optimizer.name": "spngd",
+    "optimizer.damping": 1e-2,
+    "optimizer.fisher_share": 0.5,
+    "optimizer.stale_threshold": 0.3,
+    "optimizer.weight_rescaling": "larger",
+    "learning_rate.reference_learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def natural_on_one_device():
+    with jax.enable_x64():
+        yield train(small_run(8, 1, 1, **NATURAL))
+
+
+@pytest.mark.parametrize(
+    ("devices", "steps"),
+    [
+        pytest.param(d, a, marks=[] if (d, a) == (3, 2) else pytest.mark.long)
+        for d, a in PLACES
+        if d != 6
+    ],
+)
+def test_natural_gradients_are_the_same_in_every_place(
+    x64, natural_on_one_device, devices, steps
+):
+    """Statistics of curvature, their intervals and inverses among them."""
+    found = train(small_run(8, devices, steps, **NATURAL))
+    assert found.keys() == natural_on_one_device.keys()
+    intervals = [value for name, value in found.items() if ".curvature.interval[" in name]
+    assert max(intervals) > 1  # else nothing was stale
+    for name, value in natural_on_one_device.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("devices", "steps", "group"),
     [
