@@ -104,6 +104,7 @@ def test_number_of_threads_changes_nothing(images, tmp_path, whole, threads):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_comes_to_the_same(images, tmp_path, whole):
     """Each time before its third file gets its name, so that no run gets far."""
     out, kills = tmp_path / "out", 0
@@ -220,6 +221,7 @@ def test_finished_shard_that_is_lost_is_written_again(images, tmp_path, whole):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.long
 def test_shards_after_one_that_is_lost_do_not_count(images, tmp_path):
     """Not even when the next run, too, is killed: other software may fill shards otherwise."""
     out = tmp_path / "out"
