@@ -178,11 +178,16 @@ def begun(images: pathlib.Path, out: pathlib.Path) -> None:
     ("options", "message"),
     [
         ({"encoding": Encoding()}, r"another option \(max_side 24, now 0\)"),
-        (
+        pytest.param(
             {"encoding": Encoding(max_side=24, quality=80)},
             r"another option \(quality 0, now 80\)",
+            marks=pytest.mark.long,
         ),
-        ({"limits": Limits(examples=8)}, r"another size of shards \(examples 7, now 8\)"),
+        pytest.param(
+            {"limits": Limits(examples=8)},
+            r"another size of shards \(examples 7, now 8\)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_other_options_than_before_are_an_error(
