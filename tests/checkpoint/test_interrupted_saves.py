@@ -186,7 +186,7 @@ KILL = """
     ("mode", "numbers", "by"),
     [
         ("events", range(1, 170, 14), signal.SIGKILL),
-        ("bytes", range(0, 13_000, 2500), signal.SIGXFSZ),
+        pytest.param("bytes", range(0, 13_000, 2500), signal.SIGXFSZ, marks=pytest.mark.long),
         pytest.param("events", range(1, 200), signal.SIGKILL, marks=pytest.mark.long),
         pytest.param("bytes", range(0, 13_000, 60), signal.SIGXFSZ, marks=pytest.mark.long),
     ],

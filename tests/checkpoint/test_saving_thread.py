@@ -87,8 +87,8 @@ ENDS = """
     ("end", "code"),
     [
         ("try:\n        raise KeyboardInterrupt\n    finally:\n        checkpoints.close()", -2),
-        ("pass", 0),
-        ("sys.exit(3)", 3),
+        pytest.param("pass", 0, marks=pytest.mark.long),
+        pytest.param("sys.exit(3)", 3, marks=pytest.mark.long),
     ],
 )
 def test_a_process_ends_whatever_is_under_way(tmp_path, end, code):

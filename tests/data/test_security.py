@@ -195,10 +195,15 @@ def with_size(path: pathlib.Path, number: bytes) -> None:
     "number",
     [
         b"\xff" * 10 + b"\xfe\0",  # -512: the next member is this one, for ever
-        b"\xff" * 10 + b"\xfc\0",  # -1024
-        b"\x80" + b"\x7f" * 11,
-        b"\x80" + bytes(3) + b"\x7f" + b"\xff" * 7,
         b"77777777777\0",
+        *(
+            pytest.param(number, marks=pytest.mark.long)
+            for number in (
+                b"\xff" * 10 + b"\xfc\0",  # -1024
+                b"\x80" + b"\x7f" * 11,
+                b"\x80" + bytes(3) + b"\x7f" + b"\xff" * 7,
+            )
+        ),
     ],
     ids=repr,
 )

@@ -76,6 +76,7 @@ def test_automatic_accumulation_takes_few_steps_that_fit(own_cache):
         build.build(config(accumulation_steps=0, device_memory_gib=(needed[8] - 1) / 2**30))
 
 
+@pytest.mark.long
 def test_automatic_accumulation_compiles_once_more_and_then_remembers(own_cache, compilations):
     """On a CPU, whose memory is more than these 8 workers need at once."""
     parts = build.build(config(accumulation_steps=0))

@@ -176,6 +176,9 @@ def test_bash_completes_a_line(at_home):
         assert expected in line.split()
 
 
+# pexpect forks, and what it forks is the shell at once. JAX warns of it where a test before this
+# one has computed something.
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 @pytest.mark.long
 @pytest.mark.parametrize("shell", STARTS)
 def test_a_tab_completes_a_line(shell, at_home):

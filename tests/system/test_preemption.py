@@ -78,9 +78,9 @@ def test_a_second_interrupt_ends_at_once():
     ("first", "second"),
     [
         (15, 15),
-        (2, 15),
-        (15, 2),
-        (1, 1),
+        pytest.param(2, 15, marks=pytest.mark.long),
+        pytest.param(15, 2, marks=pytest.mark.long),
+        pytest.param(1, 1, marks=pytest.mark.long),
         pytest.param(1, 2, marks=pytest.mark.long),
         pytest.param(2, 1, marks=pytest.mark.long),
     ],
@@ -101,7 +101,10 @@ def test_nohup_is_heeded():
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
-@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "2> >(true)"])
+@pytest.mark.parametrize(
+    "streams",
+    ["2>&-", *(pytest.param(s, marks=pytest.mark.long) for s in ("2>/dev/full", "2> >(true)"))],
+)
 def test_a_signal_counts_though_nobody_can_be_told(streams):
     """As when a terminal hangs up."""
     script = (

@@ -59,7 +59,13 @@ def double_precision():
     jax.config.update("jax_enable_x64", before)
 
 
-@pytest.fixture(scope="module", params=[{}, FINE_TUNING], ids=["whole", "fine-tuning"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param({}, id="whole"),
+        pytest.param(FINE_TUNING, id="fine-tuning", marks=pytest.mark.long),
+    ],
+)
 def run(request):
     config = default_config()
     config.update(

@@ -104,6 +104,7 @@ def test_number_of_threads_changes_nothing(images, tmp_path, whole, threads):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_comes_to_the_same(images, tmp_path, whole):
     """Each time before its third file gets its name, so that no run gets far."""
     out, kills = tmp_path / "out", 0
@@ -177,11 +178,16 @@ def begun(images: pathlib.Path, out: pathlib.Path) -> None:
     ("options", "message"),
     [
         ({"encoding": Encoding()}, r"another option \(max_side 24, now 0\)"),
-        (
+        pytest.param(
             {"encoding": Encoding(max_side=24, quality=80)},
             r"another option \(quality 0, now 80\)",
+            marks=pytest.mark.long,
         ),
-        ({"limits": Limits(examples=8)}, r"another size of shards \(examples 7, now 8\)"),
+        pytest.param(
+            {"limits": Limits(examples=8)},
+            r"another size of shards \(examples 7, now 8\)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_other_options_than_before_are_an_error(
@@ -220,6 +226,7 @@ def test_finished_shard_that_is_lost_is_written_again(images, tmp_path, whole):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.long
 def test_shards_after_one_that_is_lost_do_not_count(images, tmp_path):
     """Not even when the next run, too, is killed: other software may fill shards otherwise."""
     out = tmp_path / "out"

@@ -151,7 +151,14 @@ def test_a_terminal_gets_a_bar():
         assert part in terminal.frames(shown)[-1]
 
 
-@pytest.mark.parametrize(("columns", "env"), [(60, {}), (200, {"COLUMNS": "60"}), (45, {})])
+@pytest.mark.parametrize(
+    ("columns", "env"),
+    [
+        (45, {}),
+        pytest.param(60, {}, marks=pytest.mark.long),
+        pytest.param(200, {"COLUMNS": "60"}, marks=pytest.mark.long),
+    ],
+)
 def test_on_a_narrow_terminal_the_bar_keeps_count_and_time(columns, env):
     code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
     assert code == 0, shown
@@ -162,7 +169,13 @@ def test_on_a_narrow_terminal_the_bar_keeps_count_and_time(columns, env):
 
 @pytest.mark.parametrize(
     ("columns", "env"),
-    [(100, {"TERM": "dumb"}), (100, {"COLUMNS": "0"}), (0, {}), (8, {}), (0, {"FORCE_COLOR": "1"})],
+    [
+        (100, {"TERM": "dumb"}),
+        (8, {}),
+        pytest.param(100, {"COLUMNS": "0"}, marks=pytest.mark.long),
+        pytest.param(0, {}, marks=pytest.mark.long),
+        pytest.param(0, {"FORCE_COLOR": "1"}, marks=pytest.mark.long),
+    ],
 )
 def test_a_terminal_that_has_no_room_for_a_bar_gets_lines(columns, env):
     code, shown = terminal.run([sys.executable, "-c", SHOW], columns, **env)
