@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Python compiles what it imports when it does; to compile all that is installed takes half a minute.
 INSTALL = $(BIN)/pip install --quiet --no-compile
-CONFIG ?= configs/digits.py
+CONFIG ?= digits
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 

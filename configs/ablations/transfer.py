@@ -13,9 +13,10 @@ that of both trainings.
     kn=32                   the small minibatch   all, at eta = 0.02, the head at 0.1
     kn=128, kn=256          a larger one          the same
     kn=32, head alone       the small one         a linear probe: the head, at 0.1
-    the same, head alone    a larger one          the head
+    kn=128, head alone      a larger one          the same
+    kn=256, head alone      a larger one          the same
 
-    n=128            backbones of kn=128 and 1024
+    n=128            backbones of kn=128 and 1024, in place of these
     digits           of kn=32 and 256; digits 5 to 9, 100 epochs of 100 of them, minibatches of 32
     backbones=DIR    the folder of the backbones' sweep; runs/transfer_backbones by default, with
                      _n=128 or _digits behind it for these
@@ -78,16 +79,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields random weights, and both backbones, fine-tuned and under a linear probe."""
+    """Yields random weights, and the backbones, fine-tuned and under a linear probe."""
     variant, folder = _parse(arg)
-    sizes = _SIZES[variant]
     tuned = {
         "learning_rate.reference_learning_rate": 0.02,
         "optimizer.rate_multipliers": {"classifier": 5.0},
     }
     yield "random weights", {}
     for end, changes in (("", {}), (", head alone", _HEAD)):
-        for size in sizes:
+        for size in _SIZES[variant]:
             backbone = {"init_from": f"{folder}/kn={size}/seed_{{seed}}"}
             yield f"kn={size}{end}", {**backbone, **tuned, **changes}
 

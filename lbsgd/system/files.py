@@ -1,7 +1,9 @@
 """Paths as users write them, on disks and in buckets, and atomic replacement of files."""
 
 import contextlib
+import difflib
 import hashlib
+import itertools
 import os
 import pathlib
 
@@ -10,6 +12,8 @@ from lbsgd.system.errors import ConfigError
 
 # What both have in common is what may be asked of it.
 AnyPath = pathlib.Path | BucketPath
+# Entries of a folder in which something is looked for.
+_LOOKED_AT = 10_000
 
 
 def any_path(path: "str | AnyPath") -> AnyPath:
@@ -48,6 +52,27 @@ def expand_home(path: str) -> pathlib.Path:
     if expanded == "~" or expanded.startswith("~/"):
         raise ConfigError(f"{path}: this user has no home; set HOME, or write the path out")
     return pathlib.Path(expanded)
+
+
+def nearest_path(path: pathlib.Path, *, folders: bool = False) -> pathlib.Path | None:
+    """Finds what there is that is called most like the first part of a path that is missing.
+
+    Args:
+      folders: of folders alone.
+
+    Returns:
+      its path; None where nothing is called nearly so.
+    """
+    path = path.absolute()
+    try:
+        while not path.parent.is_dir():
+            path = path.parent
+        entries = itertools.islice(os.scandir(path.parent), _LOOKED_AT)
+        there = [entry.name for entry in entries if entry.is_dir() or not folders]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name[:100], there, 1)
+    return path.with_name(near[0]) if near else None
 
 
 def file_checksum(path: pathlib.Path) -> str:

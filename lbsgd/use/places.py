@@ -1,10 +1,9 @@
 """Says what is wrong with a path that is to be a run, before anything slow is imported."""
 
-import difflib
 import pathlib
 
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import AnyPath, any_path, user_path
+from lbsgd.system.files import AnyPath, any_path, nearest_path, user_path
 from lbsgd.system.text import printable
 
 # Files of `lbsgd export` by the ends of their names; interface.json lies beside all of them.
@@ -18,11 +17,19 @@ def check_place(run: str | AnyPath) -> None:
     What lies in a bucket is found out when it is read.
 
     Raises:
-      ConfigError: it is an export, a file, or not there.
+      ConfigError: it is an export, a file, not there, or cannot be read.
     """
     path = user_path(run) if isinstance(run, str) else any_path(run)
     if not isinstance(path, pathlib.Path):
         return
+    try:
+        _check(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{printable(str(path))} cannot be read ({reason})") from error
+
+
+def _check(path: pathlib.Path) -> None:
     if _is_export(path):
         raise ConfigError(
             f"{printable(str(path))} is an export, and no run: train on from its weights by "
@@ -36,7 +43,9 @@ def check_place(run: str | AnyPath) -> None:
             f"{printable(str(path))} is not a folder; give the workdir of a run, its folder of "
             "checkpoints, or one of them (weights in a file are for --config.init_from)"
         )
-    raise ConfigError(f"{printable(str(path))} is not a folder{_nearest(path.absolute())}")
+    near = nearest_path(path, folders=True)
+    hint = f"; the nearest that is there is {printable(str(near))!r}" if near else ""
+    raise ConfigError(f"{printable(str(path))} is not a folder{hint}")
 
 
 def _is_export(path: pathlib.Path) -> bool:
@@ -44,15 +53,3 @@ def _is_export(path: pathlib.Path) -> bool:
     if not (folder / _INTERFACE).is_file() or (folder / "checkpoints").is_dir():
         return False
     return any(entry.name.endswith(_EXPORTED) for entry in folder.iterdir())
-
-
-def _nearest(path: pathlib.Path) -> str:
-    """Names what there is that is most like the first part of a path that is missing."""
-    while not path.parent.is_dir():
-        path = path.parent
-    try:
-        there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name[:100], there, 1)
-    return f"; the nearest that is there is {printable(str(path.parent / near[0]))}" if near else ""

@@ -76,7 +76,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        """The part of all examples that were predicted rightly, in percent."""
+        """Computes the part of all examples that were predicted rightly, in percent."""
         return 100.0 * float(self.right.sum()) / max(float(self.examples.sum()), 1.0)
 
     @property

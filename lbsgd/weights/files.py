@@ -6,10 +6,7 @@ what executes nothing, and whatever is wrong with it ends in one line.
 
 import collections
 import contextlib
-import difflib
-import itertools
 import json
-import os
 import pathlib
 import stat
 import struct
@@ -24,7 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from lbsgd.system.bucket import BucketPath
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.files import AnyPath, user_path
+from lbsgd.system.files import AnyPath, nearest_path, user_path
 from lbsgd.system.text import one_line, printable, short_repr
 from lbsgd.weights import pytorch, runs
 from lbsgd.weights.stored import About, Entry, Stored, UnreadableError, about_network
@@ -37,8 +34,6 @@ _NUMPY_TYPES = {
     "BF16": "bfloat16",
     "I64": "int64",
 }
-# Files beside one that is not there.
-_LOOKED_AT = 10_000
 _KNOWN = "safetensors, a state dict of PyTorch, Flax's msgpack of params and batch_stats, or a run"
 
 
@@ -77,14 +72,8 @@ def is_missing(name: str) -> bool:
 def nearest(name: str) -> str:
     """Names what lies where a file or a run does not, and is called nearly so; "" for nothing."""
     path = user_path(name)
-    if isinstance(path, BucketPath):
-        return ""
-    try:
-        there = [entry.name for entry in itertools.islice(os.scandir(path.parent), _LOOKED_AT)]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name[:100], there, 1)
-    return f"; the nearest is {printable(str(path.with_name(near[0])))!r}" if near else ""
+    near = None if isinstance(path, BucketPath) else nearest_path(path)
+    return f"; the nearest that is there is {printable(str(near))!r}" if near else ""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from lbsgd.config.keys import value_of
+
 # The keys that say which of lbsgd's networks has arrays of which names and shapes.
 MODEL_KEYS = ("model.name", "model.width", "model.normalization", "model.skip_connections")
 
@@ -85,7 +87,7 @@ def _pixels(value: Any) -> Pixels | None:
 
 def model_keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Takes the values of `MODEL_KEYS` from a config."""
-    return {key: config.model[key.removeprefix("model.")] for key in MODEL_KEYS}
+    return {key: value_of(config, key) for key in MODEL_KEYS}
 
 
 class UnreadableError(ValueError):

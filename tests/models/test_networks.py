@@ -273,7 +273,7 @@ def test_all_statistics_of_own_networks_are_of_the_step():
 
 
 def test_frozen_statistics_normalize_in_training_as_in_evaluation():
-    """Of a network that does not freeze them; and none are left to be averaged."""
+    """Compares with the evaluation of a network that does not freeze them; none are averaged."""
     keys = {"model.width": 0.25}
     frozen = network_of("cifar_resnet8", **keys, **{"batch_norm.frozen_statistics": True})
     plain, x = network_of("cifar_resnet8", **keys), images(0)

@@ -1,4 +1,4 @@
-"""What the commands are asked for reaches what they call."""
+"""Checks that what the commands are asked for reaches what they call."""
 
 import pytest
 

@@ -135,7 +135,7 @@ def test_a_best_checkpoint_is_the_best_of_those_that_are_kept(run, tmp_path, cap
 
 
 def test_the_card_names_the_weights_that_the_run_began_with(run, tmp_path):
-    """Where the workdir is there by the name of its file, and by the fingerprint always."""
+    """Names the file where the workdir is there, and gives the fingerprint always."""
     workdir = Workdir(tmp_path / "run")
     there = store.read_manifest(run / "checkpoints" / "4")
     arrays = store.read_arrays(run / "checkpoints" / "4", there)

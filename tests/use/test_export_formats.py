@@ -89,7 +89,7 @@ def test_the_card_builds_it_with_all_that_differs(keys, tmp_path, monkeypatch):
 
 
 def torch_outputs(library, snippet, state, images, dtype):
-    """As the snippet of the model card has it: which network, and how images are normalized."""
+    """Computes outputs as the snippet of the model card says, its normalization included."""
     import torch_resnet  # which skips a test where there is no PyTorch
 
     how = (

@@ -249,8 +249,9 @@ def test_precise_statistics_are_of_no_other_training_set(finished, tmp_path):
     ("name", "says"),
     [
         ("none", r"/none is not a folder$"),
-        ("run/ful", r"/run/ful is not a folder; the nearest that is there is .*/run/full$"),
-        ("rum/full/checkpoints", r"checkpoints is not a folder; the nearest .* is .*/run$"),
+        ("run/ful", r"/run/ful is not a folder; the nearest that is there is .*/run/full'$"),
+        ("rum/full/checkpoints", r"checkpoints is not a folder; the nearest .* is .*/run'$"),
+        ("x" * 300, r"x cannot be read \(File name too long\)$"),
         ("empty", "there are no checkpoints in"),
         ("notes.txt", r"notes.txt is not a folder; give the workdir of a run"),
         ("exported", r"exported is an export, and no run: train on from its weights by"),

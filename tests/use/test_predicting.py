@@ -163,7 +163,7 @@ def test_predictions_are_the_largest_probabilities(finished, digits):
 def test_of_equals_the_lower_label_comes_first_and_outputs_past_the_classes_are_none(
     finished, digits
 ):
-    """Of a network whose ten outputs are all 0, and four of them classes."""
+    """Predicts by a network whose ten outputs are all 0, and four of them classes."""
     model = lbsgd.load(finished, devices=1)
     variables = jax.tree.map(np.zeros_like, model.variables)
     few = model.interface._replace(classes=("a", "b", "c", "d"))

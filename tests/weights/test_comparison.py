@@ -1,4 +1,4 @@
-"""What makes weights fit: the keys of their network, or its width; and the pixels they are for."""
+"""Checks what is advised where weights do not fit, and what is said of other pixels."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ def shapes_of(name, width, classes=5):
 
 
 def advice(network, there, here, width_here, *, of_torch=False, model=None):
-    """What is advised where a network of shapes `here` is given arrays of shapes `there`."""
+    """Asks what to do where a network of shapes `here` is given arrays of shapes `there`."""
     if of_torch:
         names = torchvision_names(IMAGENET[network])
         order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}

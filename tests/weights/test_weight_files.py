@@ -85,7 +85,7 @@ def test_arrays_come_back_bit_by_bit_from_each_form(form, tmp_path):
 
 
 def test_a_prefix_that_only_some_names_have_is_a_part_of_them(tmp_path):
-    """Of a network that calls a layer so."""
+    """Takes the name from a network that calls a layer so."""
     names = {"module.conv.weight", "fc.weight"}
     torch.save({name: torch.ones(2) for name in names}, tmp_path / "a")
     with open_weights(str(tmp_path / "a")) as stored:
@@ -208,7 +208,7 @@ def test_the_nearest_name_is_told_where_there_is_no_file(tmp_path):
         with pytest.raises(ConfigError, match="there is no") as raised:
             with open_weights(str(tmp_path / name)):
                 pass
-        assert ("the nearest is" in str(raised.value)) == bool(near)
+        assert ("the nearest that is there is" in str(raised.value)) == bool(near)
         assert not near or f"{tmp_path / near}'" in str(raised.value)
 
 

@@ -37,7 +37,7 @@ def evaluated(record, done, error):
 
 
 def test_the_best_of_a_metric_that_rises_is_its_highest(plan, tmp_path):
-    """Of a task of one's own, before and after a resume."""
+    """Saves by a task of one's own, before and after a resume."""
     accuracy = {"error": Metric("%", rises=True)}
     task = dataclasses.replace(plan.task, validation={**plan.task.validation, **accuracy})
     rising, folder = dataclasses.replace(plan, task=task), Workdir(tmp_path)
