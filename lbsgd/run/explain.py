@@ -74,8 +74,8 @@ def parameter_table(plan: Plan) -> str:
             jax.tree.leaves(plan.trained),
         )
     ]
-    if plan.fisher:
-        known = curvature_of(plan.fisher.layers)
+    if plan.second_order:
+        known = curvature_of(plan.second_order.fisher.layers)
         rows = [
             _CurvedRow(
                 **dataclasses.asdict(row),
