@@ -33,6 +33,10 @@ class Exchanged(Protocol):
 class Preconditions(Protocol):
     """Makes natural gradients of the gradients and statistics that devices have."""
 
+    @property
+    def sharing(self) -> Any:
+        """Says how layers are shared out."""
+
     def init(self, dtype: Any) -> Any:
         """Makes what is kept of statistics, at the start; None for nothing."""
 

@@ -14,7 +14,7 @@ def test_a_packed_matrix_is_half_as_large_and_comes_back_to_the_bit(d):
     packed = np.asarray(pack(jnp.asarray(x)))
     assert packed.shape == (3, packed_size(d))
     assert packed_size(d) == sum(range(1, d + d % 2 + 1))
-    np.testing.assert_array_equal(unpack(packed, d), x)
+    np.testing.assert_array_equal(unpack(jnp.asarray(packed), d), x)
     # Each number once, so that a norm is that of the diagonal and twice the rest.
     diagonal = np.asarray(on_diagonal(jnp.arange(packed_size(d), dtype=jnp.int32), d))
     np.testing.assert_array_equal(
