@@ -23,6 +23,7 @@ from lbsgd.optim.natural import Damping
 from lbsgd.optim.refresh import Refresh, Sharing
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.exchange import Wire
+from lbsgd.workers.collectives.turns import Turns
 
 
 class Exchanged(NamedTuple):
@@ -84,6 +85,7 @@ class Preconditioner:
         update_index: Int[Array, ""],
         damping: ArrayLike,
         norm_damping: ArrayLike,
+        after: Any = None,
     ) -> Exchanged:
         """Makes the natural gradient, within `shard_map`.
 
@@ -95,19 +97,22 @@ class Preconditioner:
           batch_size: kn, examples of the minibatch.
           update_index: of this update.
           damping, norm_damping: lambda, and what multiplies it for norms.
+          after: what else devices exchange, arrays; it is before this.
         """
         due = self.due(curvature, update_index)
         by = Damping(damping, norm_damping)
-        refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by)
         stacks = self.sharing.stacks
         pieces = {name: self._gradient_pieces(gradient, stack) for name, stack in stacks.items()}
         rest = lax.pmean(self._without_stacks(gradient), self.sharing.axes)
+        turns = Turns((pieces, rest, sums, after)) if curvature else None
+        refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by, turns)
         last, told = refresh.factors(pieces)
         inverses = refresh.inverses(last, told)
         kept_of_norms, of_norms = refresh.of_norms()
         found = self._of_rest(rest, of_norms, batch_size, damping)
         for name, stack in stacks.items():
-            matrices = self._products(pieces[name], stack, inverses[name])
+            of_stack = turns.value(pieces[name]) if turns else pieces[name]
+            matrices = self._products(of_stack, stack, inverses[name])
             found = _with_matrices(found, gradient, stack, matrices)
         squares = told.square + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(rest))
         after = curvature and {**refresh.kept_factors(last, told, inverses), **kept_of_norms}
