@@ -83,7 +83,7 @@ def rejected(**changes) -> str:
 
 
 # What follows from another key.
-FOLLOWS = {"data.evaluation_short_side": 256}
+FOLLOWS = {"data.crop_short_side": 256, "data.evaluation_short_side": 256}
 
 
 def test_default_config_resolves_to_itself():

@@ -44,7 +44,8 @@ TORUS = {"allreduce.algorithm": "torus_2d"}
 SYNTHETIC, TFDS, FOLDER, NPZ, PACKED = (
     {"data.source": name} for name in ("synthetic", "tfds", "folder", "npz", "packed")
 )
-PADDED, INCEPTION = ({"data.crop": name} for name in ("padded", "inception"))
+PADDED, INCEPTION, RANDOM = ({"data.crop": name} for name in ("padded", "inception", "random"))
+ERASED = {"data.erasing": 0.5}
 ON_DEVICE = {**SYNTHETIC, "data.synthetic_on_device": True}
 WORKERS, CONFUSION = ({f"diagnostics.{x}.every_steps": 5} for x in ("workers", "confusion"))
 
@@ -105,6 +106,7 @@ POLICY = {
     "batch_norm.frozen_statistics": (True, [GROUP, PLAIN], [OFF]),
     "batch_norm.momentum": (0.5, [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.epsilon": (1e-3, [PLAIN, THEIRS], [OFF, GROUP]),
+    "batch_norm.initial_scale_std": (0.05, [PLAIN, THEIRS], [OFF, GROUP]),
     "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS, FROZEN], [OFF]),
     "batch_norm.running_variance": ("total", [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.precise_examples": (256, [GROUP, PLAIN, FROZEN], [OFF]),
@@ -133,9 +135,17 @@ POLICY = {
     "data.crop_padding": (2, [OFF, INCEPTION, {**PADDED, **ON_DEVICE}], [PADDED]),
     "data.crop_area": ((0.5, 1.0), [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
     "data.crop_aspect": ((0.5, 1.0), [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
-    "data.crop_antialias": (True, [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
-    "data.image_size": (32, [OFF, PADDED, FOLDER], [INCEPTION, SYNTHETIC]),
-    "data.evaluation_short_side": (300, [OFF, PADDED], [INCEPTION, {**INCEPTION, **ON_DEVICE}]),
+    "data.crop_antialias": (True, [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION, RANDOM]),
+    "data.crop_short_side": (300, [OFF, INCEPTION, {**RANDOM, **ON_DEVICE}], [RANDOM]),
+    "data.image_size": (32, [OFF, PADDED, FOLDER], [INCEPTION, RANDOM, SYNTHETIC]),
+    "data.evaluation_short_side": (
+        300,
+        [OFF, PADDED],
+        [INCEPTION, RANDOM, {**INCEPTION, **ON_DEVICE}],
+    ),
+    "data.erasing_area": ((0.1, 0.2), [OFF], [ERASED]),
+    "data.erasing_aspect": ((0.5, 1.0), [OFF], [ERASED]),
+    "data.erasing_transpose": (True, [OFF], [ERASED]),
     "data.flip": (True, [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.color_jitter": ((0.4, 0.4, 0.4), [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.lighting": (0.1, [ON_DEVICE], [OFF, SYNTHETIC]),
