@@ -73,6 +73,7 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
     parts += [_explain_named(data)] if data.augment else []
     named = {"mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
     parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
+    parts += [_explain_boxes(data)] if data.erasing else []
     text = f"augmentation: {', '.join(parts) or 'none'}"
     if data.crop in RESIZING_CROPS:
         side, usual = data.evaluation_short_side, usual_short_side(size)
@@ -80,6 +81,16 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
         if abs(side - usual) > FAR * usual:
             text += f" (256/224 of {size:,}, as is usual, would be {usual:,}: set it to 0)"
     return text
+
+
+def _explain_boxes(data: ml_collections.ConfigDict) -> str:
+    """Says which boxes random erasing erases."""
+    turned = ", turned half of the time" * data.erasing_transpose
+    limits = (*data.erasing_area, *data.erasing_aspect)
+    return (
+        "boxes of {:g} to {:g} of the area, height / width {:.3g} to {:.3g}".format(*limits)
+        + turned
+    )
 
 
 def _explain_named(data: ml_collections.ConfigDict) -> str:
