@@ -3,9 +3,9 @@
     lbsgd train --config cifar10_spngd --config.data.dir=DIR
 
 configs/cifar10.py with 32 workers of 128 and a quarter of its length: 488 updates in 40 epochs,
-where configs/cifar10_lars.py has 2,002. The recipe of SP-NGD is that of configs/digits_spngd.py;
-that it suits CIFAR-10, and so its rate, damping and length, are guesses from there. lbsgd has not
-run this to the end.
+where configs/cifar10_lars.py has 2,002. The recipe of SP-NGD is that of configs/digits_spngd.py,
+with curvature of an eighth of the examples and the paper's stale statistics; its rate, damping and
+length are guesses from there. lbsgd has not run this to the end.
 
     batch=1024..16384     kn
     epochs=80             another length
