@@ -90,6 +90,8 @@ POLICY = {
     },
     "optimizer.norm_damping": (1.0, [SGD, LARS], [SPNGD]),
     "optimizer.fisher_share": (0.25, [SGD, LARS], [SPNGD]),
+    "optimizer.norm_fisher": ("full", [SGD, LARS], [SPNGD]),
+    "optimizer.statistics_dtype": ("bfloat16", [SGD, LARS], [SPNGD]),
     "optimizer.stale_threshold": (0.1, [SGD, LARS], [SPNGD]),
     "optimizer.weight_rescaling": ("always", [SGD, LARS], [SPNGD]),
     "learning_rate.reference_batch_size": (64, [UNSCALED, {**UNSCALED, **NO_WARMUP}], [OFF]),
