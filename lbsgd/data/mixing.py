@@ -14,11 +14,9 @@ import dataclasses
 import numpy as np
 from scipy.special import betaincinv
 
+from lbsgd.data.keys import ERASED_AREA, ERASED_ASPECT
 from lbsgd.data.order import random_below, uniform
 
-# s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
-ERASED_AREA = (0.02, 0.4)
-ERASED_ASPECT = (0.3, 1 / 0.3)
 # The paper tries until a box fits. On a square image 1 in 23 does not, so that ten tries, which are
 # all drawn at once, fail once in 10^13.
 ERASING_TRIES = 10
@@ -36,6 +34,9 @@ class Mixing:
       cutmix: the same for CutMix (Yun et al. 2019; 1 in the paper).
       erasing: probability of random erasing (Zhong et al. 2017; 0.5 in the paper).
       image_shape: `(h, w, c)` of the images as the network sees them.
+      erased_area: least and greatest share of the image that is erased.
+      erased_aspect: least and greatest height / width of the box.
+      erased_transpose: whether the two are exchanged, half of the time.
     """
 
     seed: int
@@ -43,6 +44,9 @@ class Mixing:
     cutmix: float
     erasing: float
     image_shape: tuple[int, int, int]
+    erased_area: tuple[float, float] = ERASED_AREA
+    erased_aspect: tuple[float, float] = ERASED_ASPECT
+    erased_transpose: bool = False
 
     @property
     def active(self) -> bool:
@@ -107,8 +111,11 @@ class Mixing:
         """Draws the boxes of algorithm 1 of Zhong et al.: the first size that fits, anywhere."""
         height, width, _ = self.image_shape
         tries = uniform(self.seed, "erase size", epochs, examples, 2 * ERASING_TRIES)
-        area = height * width * _between(ERASED_AREA, tries[:, ::2])
-        aspect = _between(ERASED_ASPECT, tries[:, 1::2])
+        area = height * width * _between(self.erased_area, tries[:, ::2])
+        aspect = _between(self.erased_aspect, tries[:, 1::2])
+        if self.erased_transpose:
+            lying = random_below(2, self.seed, "erase transpose", epochs, examples) == 1
+            aspect = np.where(lying[:, None], 1 / aspect, aspect)
         heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         fits = (heights <= height) & (widths <= width)
         first = np.arange(len(fits)), np.argmax(fits, axis=1)

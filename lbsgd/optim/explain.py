@@ -136,9 +136,11 @@ def _explain_curvature(c: ml_collections.ConfigDict) -> str:
         "larger": ", larger kernels rescaled to sqrt(2 d_out)",
     }[c.weight_rescaling]
     follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
+    falls = f"{c.initial_damping:g} falling to " if c.initial_damping else ""
     stale = f", stale below a change of {100 * c.stale_threshold:g}%" if c.stale_threshold else ""
     return (
-        f"empirical Fisher{share}{stale}, damping {c.damping:g}, times {c.norm_damping:g} for norms"
+        f"empirical Fisher{share}{stale}, damping {falls}{c.damping:g}, times {c.norm_damping:g} "
+        "for norms"
         f"{rescaled}{follows}"
     )
 

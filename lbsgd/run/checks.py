@@ -8,6 +8,7 @@ import ml_collections
 
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.source import format_shape
 from lbsgd.models.networks import Outline, build_network, outline
 from lbsgd.models.values import Values, check_values
@@ -23,7 +24,7 @@ LEAST_STD = 1e-6
 def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
     """Returns `(h, w, c)` of what the network sees."""
     height, width, channels = data.image_shape
-    if config.data.crop == "inception":
+    if config.data.crop in RESIZING_CROPS:
         height = width = config.data.image_size
     return height, width, channels
 
@@ -55,11 +56,14 @@ def check_data(
             f"data.crop_padding={data.crop_padding} can leave nothing of images of "
             f"{image_shape[0]}x{image_shape[1]}; set it to less"
         )
-    if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
-        raise ConfigError(
-            f"data.evaluation_short_side={data.evaluation_short_side} is less than "
-            f"data.image_size={data.image_size}, which is taken out of it"
-        )
+    sides = ["evaluation_short_side"] if data.crop in RESIZING_CROPS else []
+    sides += ["crop_short_side"] if data.crop == "random" else []
+    for side in sides:
+        if data[side] < max(image_shape[:2]):
+            raise ConfigError(
+                f"data.{side}={data[side]} is less than data.image_size={data.image_size}, which "
+                "is taken out of it"
+            )
     if channels != 3 and (any(data.color_jitter) or data.lighting):
         raise ConfigError(
             f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"

@@ -171,7 +171,16 @@ class Plan:
     def mixing(self) -> Mixing:
         """What is mixed and erased on the devices."""
         data = self.config.data
-        return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
+        return Mixing(
+            self.config.seed,
+            data.mixup,
+            data.cutmix,
+            data.erasing,
+            self.image_shape,
+            erased_area=data.erasing_area,
+            erased_aspect=data.erasing_aspect,
+            erased_transpose=data.erasing_transpose,
+        )
 
     def batch_shapes(
         self, placement: Placement, image_shape: tuple[int, int, int] | None = None

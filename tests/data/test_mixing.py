@@ -97,6 +97,40 @@ def test_erased_boxes_are_those_of_the_paper(shape):
         assert_same_distribution(ours, theirs[name])
 
 
+def test_erased_boxes_of_another_area_and_aspect_that_lie_or_stand():
+    """As chainerkfac draws them: area U(0.02, 0.25), aspect U(0.3, 1), turned half of the time."""
+    random, shape = np.random.default_rng(4), (224, 224, 3)
+    theirs = []
+    for _ in range(COUNT):
+        area, aspect = random.uniform(0.02, 0.25) * 224 * 224, random.uniform(0.3, 1.0)
+        sides = [round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)]
+        height, width = sides[:: random.choice([1, -1])]
+        place = [random.integers(0, 224 - side, endpoint=True) for side in (height, width)]
+        theirs.append([*place, height, width])
+    mixing = Mixing(0, 0.0, 0.0, 1.0, shape, (0.02, 0.25), (0.3, 1.0), erased_transpose=True)
+    ours = mixing.draw(np.full(COUNT, 2), np.arange(COUNT))["erase_box"]
+    expected = statistics(np.array(theirs))
+    for name, values in statistics(ours).items():
+        assert_same_distribution(values, expected[name])
+    # Turned, and else the same.
+    upright = Mixing(0, 0.0, 0.0, 1.0, shape, (0.02, 0.25), (0.3, 1.0))
+    sides = upright.draw(np.full(COUNT, 2), np.arange(COUNT))["erase_box"][:, 2:]
+    np.testing.assert_array_equal(np.sort(ours[:, 2:]), np.sort(sides))
+    assert (sides[:, 0] <= sides[:, 1]).all()
+
+
+# The draws of before there were keys for them, for runs are the same from version to version.
+BOXES_OF_SEED_5 = (
+    "5 15 17 17, 6 12 19 10, 9 17 18 6, 7 9 13 21, 0 13 29 14, 3 13 25 13, 3 19 13 8, 0 0 0 0"
+)
+
+
+def test_erased_boxes_are_those_of_older_versions():
+    mixing = Mixing(5, 0.0, 0.0, 0.75, (32, 32, 3))
+    found = mixing.draw(np.full(8, 3), np.arange(8))["erase_box"]
+    assert [" ".join(map(str, box)) for box in found.tolist()] == BOXES_OF_SEED_5.split(", ")
+
+
 @pytest.mark.parametrize("probability", [0.01, 0.25, 0.5, 0.9])
 def test_erasing_happens_as_often_as_asked(probability):
     boxes = drawn(erasing=probability)["erase_box"]

@@ -47,6 +47,7 @@ NETWORKS = {
     "basic, 7x7 stride 2": lambda: (resnet("resnet18", width=0.0625), (33, 32, 3)),
     "no norm": lambda: (resnet("cifar_resnet8", width=0.25, normalization="none"), (8, 8, 1)),
     "bottleneck": lambda: (resnet("resnet50", width=0.0625), (32, 32, 3)),
+    "deep stem, pooled": lambda: (resnet("resnet18d", width=0.0625), (33, 32, 3)),
 }
 SHORT = ("odd", "cifar")
 CASES = [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in NETWORKS]
