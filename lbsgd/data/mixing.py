@@ -7,6 +7,8 @@ order already. A worker of one example mixes it with itself, which changes nothi
 mixed example is
 
     share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, partner(label))
+
+Running mixup mixes it with the minibatch of the update before instead: `step.running_mixup`.
 """
 
 import dataclasses
@@ -36,6 +38,8 @@ class Mixing:
       cutmix: the same for CutMix (Yun et al. 2019; 1 in the paper).
       erasing: probability of random erasing (Zhong et al. 2017; 0.5 in the paper).
       image_shape: `(h, w, c)` of the images as the network sees them.
+      running: alpha of Beta(alpha, alpha) in running mixup (Osawa et al. 2020; 0.4 there and more);
+        0 for none.
     """
 
     seed: int
@@ -43,11 +47,12 @@ class Mixing:
     cutmix: float
     erasing: float
     image_shape: tuple[int, int, int]
+    running: float = 0.0
 
     @property
     def active(self) -> bool:
-        """Tells whether any of the three is on."""
-        return bool(self.mixup or self.cutmix or self.erasing)
+        """Tells whether any of them is on."""
+        return bool(self.mixup or self.cutmix or self.erasing or self.running)
 
     def of_size(self, size: tuple[int, int]) -> "Mixing":
         """Returns that of images of another size: boxes lie where they would, in proportion."""
@@ -63,6 +68,8 @@ class Mixing:
           mix_share: share of the example's own label, float32 `[N]`; the rest is its partner's.
           mix_box: top, left, height and width of the box that CutMix takes from the partner, int32
             `[N, 4]`; height 0 where mixup blends the two instead. Only with CutMix.
+          running_share: the example's own share in running mixup, at least 1/2, float32 `[N]`. Only
+            with running mixup.
           erase_box: the erased box, int32 `[N, 4]`; height 0 for none. Only with random erasing.
         """
         drawn: dict[str, np.ndarray] = {}
@@ -73,6 +80,10 @@ class Mixing:
                 area = box[:, 2] * box[:, 3] / (self.image_shape[0] * self.image_shape[1])
                 share = np.where(cut, 1.0 - area, share)
             drawn["mix_share"] = share.astype(np.float32)
+        if self.running:
+            rank = uniform(self.seed, "running mixup share", epochs, examples, 1)[:, 0]
+            share = betaincinv(self.running, self.running, rank)
+            drawn["running_share"] = np.maximum(share, 1.0 - share).astype(np.float32)
         if self.erasing:
             drawn["erase_box"] = self._erase_box(epochs, examples)
         return drawn

@@ -14,6 +14,7 @@ from lbsgd.models.networks import Network
 from lbsgd.models.selection import trained_part
 from lbsgd.optim.rule import Rule
 from lbsgd.step.fisher import Fisher, no_statistics
+from lbsgd.step.running_mixup import Mixed
 from lbsgd.step.stale import nothing_kept
 from lbsgd.step.train_step import Averaged, TrainState
 from lbsgd.weights.initial import take
@@ -25,8 +26,13 @@ def bind_initial_state(
     rule: Rule,
     trained: PyTree[bool],
     fisher: Fisher | None,
+    mixed: Mixed | None,
 ) -> Callable[..., TrainState]:
-    """Binds what makes the initial state of a seed."""
+    """Binds what makes the initial state of a seed.
+
+    Args:
+      mixed: shapes of the minibatch that running mixup keeps, by worker.
+    """
     return functools.partial(
         _initial_state,
         initialize=network.initialize,
@@ -34,6 +40,7 @@ def bind_initial_state(
         trained=trained,
         averaged=bool(config.ema.decay),
         fisher=fisher,
+        mixed=mixed,
     )
 
 
@@ -46,6 +53,7 @@ def _initial_state(
     trained: PyTree[bool],
     averaged: bool,
     fisher: Fisher | None,
+    mixed: Mixed | None,
 ) -> TrainState:
     params, stats = initialize() if seed is None else initialize(seed)
     if given:
@@ -58,4 +66,5 @@ def _initial_state(
     curvature = None
     if fisher and fisher.threshold:
         curvature = nothing_kept(no_statistics(fisher.layers, jax.tree.leaves(params)[0].dtype))
-    return TrainState(update_index, params, stats, opt_state, skipped, ema, curvature)
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), mixed)
+    return TrainState(update_index, params, stats, opt_state, skipped, ema, curvature, nothing)

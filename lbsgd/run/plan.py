@@ -28,9 +28,17 @@ from lbsgd.data.mixing import Mixing
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
-from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
+from lbsgd.run.checks import (
+    check_data,
+    check_network,
+    check_running_mixup,
+    check_shards,
+    image_shape_of,
+)
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.initial_state import bind_initial_state
+from lbsgd.run.layout import shapes_by_slot, sharded
+from lbsgd.run.mixed_batches import RunningMixup, build_running_mixup
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.second_order import build_fisher
 from lbsgd.run.sink_names import load_sinks
@@ -45,7 +53,7 @@ from lbsgd.step.fisher import Fisher
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
-from lbsgd.step.train_step import TrainState, train_step
+from lbsgd.step.train_step import TrainState, state_sharding, train_step
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
@@ -76,7 +84,8 @@ class Plan:
       numbers: what each update takes: a number, or a schedule of it.
       initial_state: seed, arrays -> `TrainState`, the same on any machine (pure, to be compiled);
         without a seed, with that of the config; arrays by name take the place of what is drawn.
-      state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
+      state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s; as it is stored, by
+        worker where devices hold it by slot.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees, in evaluation at least.
       augmentation: what `data.augment` names.
@@ -85,6 +94,7 @@ class Plan:
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       fisher: which statistics of curvature each update takes; None for a first-order optimizer.
+      running_mixup: None for none.
       measurements: when diagnostics are due.
       target: that the run ends at; None for none.
       weights: that it starts from; None where it draws them all.
@@ -118,6 +128,7 @@ class Plan:
     worker: Worker
     gradient_mean: Callable[[Any], Any] | None
     fisher: Fisher | None
+    running_mixup: RunningMixup | None
     measurements: Measurements
     target: Target | None
     weights: InitialWeights | None = None
@@ -171,7 +182,10 @@ class Plan:
     def mixing(self) -> Mixing:
         """What is mixed and erased on the devices."""
         data = self.config.data
-        return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
+        alphas = {"mixup": data.mixup, "cutmix": data.cutmix, "running": data.running_mixup}
+        return Mixing(
+            self.config.seed, erasing=data.erasing, image_shape=self.image_shape, **alphas
+        )
 
     def batch_shapes(
         self, placement: Placement, image_shape: tuple[int, int, int] | None = None
@@ -205,6 +219,7 @@ class Plan:
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
             fisher=self.fisher,
+            running_mixup=self.running_mixup and self.running_mixup.mix,
         )
 
     def moments_step(self) -> Callable[..., Any]:
@@ -242,10 +257,11 @@ class Plan:
         placement = placement or self.placement
         replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
         by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)
-        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=replicated)
+        out = (state_sharding(replicated, by_slot), replicated)
+        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=out)
         with precision(self.config.dtype):
             return step.trace(
-                sharded(self.state_shapes, replicated),
+                sharded(shapes_by_slot(self.state_shapes, placement), out[0]),
                 sharded(self.batch_shapes(placement), by_slot),
                 sharded(self.number_shapes(), replicated),
             )
@@ -265,11 +281,6 @@ class Plan:
         pixels = Pixels(self.image_shape, self.interface.mean, self.interface.std)
         classes = self.data.class_names
         return Variables(self.network, outputs, classes, pixels, named_leaves(shapes))
-
-
-def sharded(shapes: Any, sharding: NamedSharding) -> Any:
-    """Gives the shapes of a tree a sharding."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
@@ -307,6 +318,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     check_shards(config, data.examples, sizes)
+    others = image_sizes.smaller_than(image_shape)
+    check_running_mixup(config, sizes, others, topology.processes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
     fisher = build_fisher(config, network, found, trained)
@@ -315,7 +328,9 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
-    initial_state = bind_initial_state(config, network, rule, trained, fisher)
+    mixup = build_running_mixup(config, task, preprocess, image_shape)
+    mixed = mixup.shapes if mixup else None
+    initial_state = bind_initial_state(config, network, rule, trained, fisher, mixed)
     return Plan(
         config=config,
         data=data,
@@ -344,6 +359,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
         fisher=fisher,
+        running_mixup=mixup,
         gradient_mean=gradient_mean(
             trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
         ),

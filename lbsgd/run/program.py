@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from lbsgd.run.layout import by_slot, shapes_by_slot, sharded
 from lbsgd.run.numbers import UpdateNumbers
-from lbsgd.run.plan import Plan, sharded
-from lbsgd.run.sharing import SHARED, Options, SharedFunction
-from lbsgd.step.train_step import TrainState
+from lbsgd.run.plan import Plan
+from lbsgd.run.sharing import SHARED, Options, Out, SharedFunction
+from lbsgd.step.train_step import TrainState, state_sharding
 from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.processes import onto_devices
@@ -49,7 +50,11 @@ class Program:
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        initial = self._shared(self.plan.initial_state, options)
+
+        def initial_state(*given: Any) -> TrainState:
+            return by_slot(self.plan.initial_state(*given), self.plan.placement)
+
+        initial = self._shared(initial_state, self.state_sharding(), options)
         given = [self._given(self.plan.weights)] if self.plan.weights else []
         state: TrainState = initial(np.uint32(self.plan.config.seed), *given)
         return state
@@ -70,8 +75,21 @@ class Program:
             )
         return given
 
+    def state_sharding(self, placement: Placement | None = None) -> TrainState:
+        """Returns where the devices hold a state: a prefix of its tree."""
+        placement = placement or self.plan.placement
+        return state_sharding(placement.replicated, placement.batch_sharding)
+
+    def by_slot(self, state: TrainState) -> TrainState:
+        """Lays out a stored state, which all devices have, as the devices hold it."""
+        if state.mixed is None:
+            return state
+        lay_out = functools.partial(by_slot, placement=self.plan.placement)
+        laid_out: TrainState = self._shared(lay_out, self.state_sharding())(state)
+        return laid_out
+
     def abstract_state(self) -> TrainState:
-        """Returns shapes, types and shardings of the state."""
+        """Returns shapes, types and shardings of the state as it is stored."""
         state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
@@ -101,7 +119,8 @@ class Program:
         if key in self.compiled:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return SHARED.compile(self.lower_train_step(*key), key[0].replicated)
+            out = (self.state_sharding(key[0]), key[0].replicated)
+            return SHARED.compile(self.lower_train_step(*key), out)
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None
@@ -109,7 +128,8 @@ class Program:
         """Lowers the update for its placement, by default for whole images."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
-            state = sharded(self.plan.state_shapes, placement.replicated)
+            shapes = shapes_by_slot(self.plan.state_shapes, placement)
+            state = sharded(shapes, self.state_sharding(placement))
             batch = self.abstract_batch(placement, image_shape)
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
             return self._jitted(placement).lower(state, batch, numbers)
@@ -124,12 +144,14 @@ class Program:
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
+        out = (self.state_sharding(placement), placement.replicated)
+        return jax.jit(step, donate_argnums=0, out_shardings=out, keep_unused=True)
 
     def _shared(
-        self, function: Callable[..., Any], options: Options | None = None
+        self, function: Callable[..., Any], out: Out | None = None, options: Options | None = None
     ) -> Callable[..., Any]:
-        return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
+        out = out or self.plan.placement.replicated
+        return self._bind(SharedFunction(function, out, options))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function to be called with the types of the plan's config."""

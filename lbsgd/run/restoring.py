@@ -18,4 +18,4 @@ def restore_state(program: Program, record: Record | NoRecord) -> TrainState | N
     update, state = found or (-1, nothing)
     if from_process_0(np.array(update)) < 0:
         return None
-    return onto_devices(state, like)
+    return program.by_slot(onto_devices(state, like))

@@ -11,10 +11,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
 
 # Of the compiler, by name.
 Options = dict[str, Any]
+# The sharding of the outputs, or a prefix of their tree of shardings.
+Out = Hashable
 
 # Programs that are kept for later runs: the newest. A run has about four.
 KEPT = 16
@@ -35,7 +36,7 @@ class Executables:
     def compile(
         self,
         lowered: jax.stages.Lowered,
-        out: Sharding,
+        out: Out,
         options: Options | None = None,
     ) -> jax.stages.Compiled:
         """Compiles a program, or takes what the same one was compiled to.
@@ -64,9 +65,7 @@ class Executables:
         return compiled
 
 
-def _key(
-    lowered: jax.stages.Lowered, text: str, out: Sharding, options: Options | None
-) -> Hashable:
+def _key(lowered: jax.stages.Lowered, text: str, out: Out, options: Options | None) -> Hashable:
     arguments = tuple(map(repr, jax.tree.leaves(lowered.args_info)))
     digest = hashlib.sha256(text.encode()).digest()
     trees = (lowered.in_tree, lowered.out_tree)
@@ -82,7 +81,7 @@ class SharedFunction:
     def __init__(
         self,
         function: Callable[..., Any],
-        out: Sharding,
+        out: Out,
         options: Options | None = None,
     ) -> None:
         """Compiles nothing yet.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int
 
 from lbsgd.models.curvature import DIAGONAL
@@ -35,6 +36,7 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
+from lbsgd.step.running_mixup import Mixed
 from lbsgd.step.stale import Kept
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
@@ -61,6 +63,7 @@ class TrainState(struct.PyTreeNode):
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
       ema: the exponential moving average of parameters and statistics; None for a run without.
       curvature: statistics that are not refreshed in each update; None for a run without.
+      mixed: the minibatch that the last update trained on, for running mixup; None without.
     """
 
     update_index: Int[Array, ""]
@@ -70,6 +73,18 @@ class TrainState(struct.PyTreeNode):
     skipped: Int[Array, ""]
     ema: "Averaged | None" = None
     curvature: "Kept | None" = None
+    mixed: "Mixed | None" = None
+
+
+@no_type_check
+def state_sharding(replicated: Sharding, by_slot: Sharding) -> TrainState:
+    """Says where the parts of a state lie: all devices have them, but for those by slot.
+
+    Returns:
+      a prefix of the tree.
+    """
+    parts = dict.fromkeys(TrainState.__dataclass_fields__, replicated)
+    return TrainState(**{**parts, "mixed": by_slot})
 
 
 def device_gradient(
@@ -201,6 +216,7 @@ def train_step(
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
     fisher: Fisher | None = None,
+    running_mixup: Callable[[Any, Batch], tuple[Batch, Mixed]] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one update (Goyal et al. 2017, equation 4; momentum and decay are the optimizer's).
 
@@ -224,6 +240,7 @@ def train_step(
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
         of what is trained.
       fisher: the optimizer takes statistics of curvature by the keyword `statistics`.
+      running_mixup: `step.running_mixup.running_mixup`, bound; the state then has `mixed`.
 
     Returns:
       the next state, and the metrics of this update.
@@ -231,6 +248,9 @@ def train_step(
     # The only counter of a run; the host's is not asked.
     numbers = numbers._replace(update_index=state.update_index)
     worker = with_distance(worker, of_step) if total_variance else worker
+    mixed = state.mixed
+    if running_mixup:
+        batch, mixed = running_mixup(mixed, batch)
     params, learned = state.params, trained
     if fisher:
         worker = probing(worker, fisher)
@@ -270,7 +290,7 @@ def train_step(
         )
     ema = _averaged(state.ema, Averaged(part, moving_stats), numbers.ema_decay)
     changed = TrainState(
-        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature
+        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature, mixed
     )
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)

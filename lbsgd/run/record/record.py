@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.run.layout import by_worker
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, best_first, evaluations, read_metrics
 from lbsgd.run.record.sinks.opening import Sink, Sinks
@@ -129,7 +130,7 @@ class Record:
         self._saved_at = time.monotonic()
         problem = self._flush()
         if not problem:
-            self._checkpoints.save(done, state, last=last, best=best)
+            self._checkpoints.save(done, self._stored(state), last=last, best=best)
         elif last:
             return
         elif self._plan.config.checkpoint.on_error == "stop":
@@ -155,6 +156,9 @@ class Record:
             self._best = value
             self.save(done, state, last=False, best=True)
 
+    def _stored(self, state: TrainState) -> TrainState:
+        return by_worker(state, self._plan.placement) if self._plan.running_mixup else state
+
     def _flush(self) -> str:
         """Brings the metrics to the disk: "", or why that cannot be.
 
@@ -178,7 +182,7 @@ class Record:
                 f"{problem}, so there is no checkpoint of update {done}; {self.newest()}; once "
                 f"{self._folder.path} can be written again, the same command resumes from there"
             )
-        self._checkpoints.save(done, state, last=True)
+        self._checkpoints.save(done, self._stored(state), last=True)
         self._checkpoints.check(wait=True)
 
     def newest(self) -> str:

@@ -1,0 +1,36 @@
+"""Lays out a state: as the devices hold it, by slot in parts, and as it is stored, by worker."""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from lbsgd.step import running_mixup
+from lbsgd.step.train_step import TrainState
+from lbsgd.workers.placement import Placement
+
+
+def by_slot(state: TrainState, placement: Placement) -> TrainState:
+    """Lays out a stored state as the devices of a placement hold it; pure."""
+    laid_out: TrainState = state.replace(mixed=running_mixup.by_slot(state.mixed, placement))
+    return laid_out
+
+
+def by_worker(state: TrainState, placement: Placement) -> TrainState:
+    """Lays out a state of devices as it is stored, the same for every placement; pure."""
+    stored: TrainState = state.replace(mixed=running_mixup.by_worker(state.mixed, placement))
+    return stored
+
+
+def shapes_by_slot(stored: TrainState, placement: Placement) -> TrainState:
+    """Gives shapes and types of a state as the devices hold it, from those of a stored one."""
+    return jax.eval_shape(lambda state: by_slot(state, placement), stored)
+
+
+def sharded(shapes: Any, sharding: Any) -> Any:
+    """Gives the shapes of a tree a sharding, or those of a prefix of the tree."""
+
+    def give(one: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), part)
+
+    return jax.tree.map(give, sharding, shapes)
