@@ -16,15 +16,20 @@ def by_slot(state: TrainState, placement: Placement) -> TrainState:
     return laid_out
 
 
-def by_worker(state: TrainState, placement: Placement) -> TrainState:
-    """Lays out a state of devices as it is stored, the same for every placement; pure."""
-    stored: TrainState = state.replace(mixed=running_mixup.by_worker(state.mixed, placement))
-    return stored
+def stored(state: TrainState, placement: Placement) -> TrainState:
+    """Gives a state of devices as it is stored, the same for every placement; all devices have it.
+
+    The devices of one process only.
+    """
+    out = placement.replicated
+    by_worker = jax.jit(running_mixup.by_worker, static_argnums=1, out_shardings=out)
+    as_stored: TrainState = state.replace(mixed=by_worker(state.mixed, placement))
+    return as_stored
 
 
-def shapes_by_slot(stored: TrainState, placement: Placement) -> TrainState:
+def shapes_by_slot(shapes: TrainState, placement: Placement) -> TrainState:
     """Gives shapes and types of a state as the devices hold it, from those of a stored one."""
-    return jax.eval_shape(lambda state: by_slot(state, placement), stored)
+    return jax.eval_shape(lambda state: by_slot(state, placement), shapes)
 
 
 def sharded(shapes: Any, sharding: Any) -> Any:

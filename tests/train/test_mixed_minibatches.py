@@ -26,6 +26,8 @@ MIXED = {
     "label_smoothing": 0.1,
     "data.running_mixup": 0.4,
     "data.erasing": 0.5,
+    "evaluation.every_steps": UPDATES,
+    "checkpoint.every_steps": UPDATES,
 }
 PLACES = [(d, a) for d in (1, 2, 3) for a in (1, 2) if (d, a) != (1, 1)]
 mixed_config = functools.partial(tiny_config, **MIXED)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lbsgd.checkpoint.saving import Checkpoints
-from lbsgd.run.layout import by_worker
+from lbsgd.run.layout import stored
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.metrics import MetricsFile, best_first, evaluations, read_metrics
 from lbsgd.run.record.sinks.opening import Sink, Sinks
@@ -157,7 +157,7 @@ class Record:
             self.save(done, state, last=False, best=True)
 
     def _stored(self, state: TrainState) -> TrainState:
-        return by_worker(state, self._plan.placement) if self._plan.running_mixup else state
+        return stored(state, self._plan.placement) if self._plan.running_mixup else state
 
     def _flush(self) -> str:
         """Brings the metrics to the disk: "", or why that cannot be.
