@@ -95,6 +95,28 @@ def test_a_run_is_the_same_in_every_place(x64, on_one_device, tmp_path, devices,
     assert_close(final_state(config, tmp_path), on_one_device)
 
 
+NATURAL = {
+    "optimizer.name": "spngd",
+    "optimizer.damping": 1e-2,
+    "optimizer.fisher_share": 0.5,
+    "optimizer.stale_threshold": 0.3,
+    "learning_rate.reference_learning_rate": 0.01,
+}
+
+
+@pytest.mark.long
+def test_a_natural_gradient_is_of_mixed_minibatches_too(x64, tmp_path):
+    """Stopped on one device, and resumed on three, in two steps."""
+    here = mixed_config(devices=1, **NATURAL)
+    there = mixed_config(devices=3, accumulation_steps=2, **NATURAL)
+    assert train.run(here, tmp_path / "whole").complete
+    train.run(here, tmp_path / "parts", should_stop=lambda done: done == 5)
+    assert train.run(there, tmp_path / "parts").complete
+    found = final_state(there, tmp_path / "parts")
+    assert max(value for name, value in found.items() if ".curvature.interval[" in name) > 1
+    assert_close(found, final_state(here, tmp_path / "whole"))
+
+
 @pytest.mark.long
 def test_the_noise_scale_is_of_the_gradient_that_the_update_has(x64, tmp_path):
     assert train.run(mixed_config(**{"diagnostics.workers.every_steps": 1}), tmp_path).complete
