@@ -71,7 +71,8 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
         parts.append("color jitter {:g}, {:g}, {:g}".format(*data.color_jitter))
     parts += [f"PCA lighting {data.lighting:g}"] if data.lighting else []
     parts += [_explain_named(data)] if data.augment else []
-    named = {"mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
+    named = {"mixup": "mixup", "cutmix": "CutMix", "running_mixup": "running mixup"}
+    named |= {"erasing": "erasing"}
     parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
     parts += [_explain_boxes(data)] if data.erasing else []
     text = f"augmentation: {', '.join(parts) or 'none'}"

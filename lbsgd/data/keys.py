@@ -286,6 +286,11 @@ _AUGMENTATION: Keys = {
         "example takes either.",
     ),
     "data.cutmix": Key(0.0, "The alpha of Beta(alpha, alpha), the areas of CutMix; 0 for none."),
+    "data.running_mixup": Key(
+        0.0,
+        "The alpha of Beta(alpha, alpha), the weights of running mixup, which mixes each minibatch "
+        "with the mixed one before; 0 for none. Not together with mixup or cutmix.",
+    ),
     "data.erasing": Key(
         0.0,
         "The probability of random erasing: a box of 0, which is the colour data.mean.",

@@ -7,10 +7,13 @@ order already. A worker of one example mixes it with itself, which changes nothi
 mixed example is
 
     share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, partner(label))
+
+Running mixup mixes it with the minibatch of the update before instead: `step.running_mixup`.
 """
 
 import dataclasses
 
+import ml_collections
 import numpy as np
 from scipy.special import betaincinv
 
@@ -37,6 +40,8 @@ class Mixing:
       erased_area: least and greatest share of the image that is erased.
       erased_aspect: least and greatest height / width of the box.
       erased_transpose: whether the two are exchanged, half of the time.
+      running: alpha of Beta(alpha, alpha) in running mixup (Osawa et al. 2020; 0.4 there and more);
+        0 for none.
     """
 
     seed: int
@@ -47,11 +52,12 @@ class Mixing:
     erased_area: tuple[float, float] = ERASED_AREA
     erased_aspect: tuple[float, float] = ERASED_ASPECT
     erased_transpose: bool = False
+    running: float = 0.0
 
     @property
     def active(self) -> bool:
-        """Tells whether any of the three is on."""
-        return bool(self.mixup or self.cutmix or self.erasing)
+        """Tells whether any of them is on."""
+        return bool(self.mixup or self.cutmix or self.erasing or self.running)
 
     def of_size(self, size: tuple[int, int]) -> "Mixing":
         """Returns that of images of another size: boxes lie where they would, in proportion."""
@@ -67,6 +73,8 @@ class Mixing:
           mix_share: share of the example's own label, float32 `[N]`; the rest is its partner's.
           mix_box: top, left, height and width of the box that CutMix takes from the partner, int32
             `[N, 4]`; height 0 where mixup blends the two instead. Only with CutMix.
+          running_share: the example's own share in running mixup, at least 1/2, float32 `[N]`. Only
+            with running mixup.
           erase_box: the erased box, int32 `[N, 4]`; height 0 for none. Only with random erasing.
         """
         drawn: dict[str, np.ndarray] = {}
@@ -77,6 +85,10 @@ class Mixing:
                 area = box[:, 2] * box[:, 3] / (self.image_shape[0] * self.image_shape[1])
                 share = np.where(cut, 1.0 - area, share)
             drawn["mix_share"] = share.astype(np.float32)
+        if self.running:
+            rank = uniform(self.seed, "running mixup share", epochs, examples, 1)[:, 0]
+            share = betaincinv(self.running, self.running, rank)
+            drawn["running_share"] = np.maximum(share, 1.0 - share).astype(np.float32)
         if self.erasing:
             drawn["erase_box"] = self._erase_box(epochs, examples)
         return drawn
@@ -124,6 +136,23 @@ class Mixing:
         top = down * (height + 1 - heights[first])
         left = across * (width + 1 - widths[first])
         return _boxes(erased, top, left, heights[first], widths[first])
+
+
+def mixing_of(
+    data: ml_collections.ConfigDict, seed: int, image_shape: tuple[int, int, int]
+) -> Mixing:
+    """Makes that of a config's `data`."""
+    return Mixing(
+        seed=seed,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        running=data.running_mixup,
+        erasing=data.erasing,
+        image_shape=image_shape,
+        erased_area=data.erasing_area,
+        erased_aspect=data.erasing_aspect,
+        erased_transpose=data.erasing_transpose,
+    )
 
 
 def _between(limits: tuple[float, float], fraction: np.ndarray) -> np.ndarray:

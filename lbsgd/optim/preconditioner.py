@@ -53,14 +53,17 @@ class Preconditioner:
     ruled: Any
 
     def init(self, dtype: Any) -> Curvature | None:
-        """Makes the state of a run's start; None where nothing is kept."""
-        of = self.sharing
-        return kept.nothing_kept(of.stacks, of.norms, dtype) if of.threshold else None
+        """Makes the state of a run's start as it is stored; None where nothing is kept."""
+        return self.stored(self._nothing(dtype)) if self.sharing.threshold else None
+
+    def _nothing(self, dtype: Any) -> Curvature:
+        return kept.nothing_kept(self.sharing.stacks, self.sharing.norms, dtype)
 
     def specs(self) -> Any:
         """Says how the state is partitioned over devices: a tree like it."""
-        state = jax.eval_shape(lambda: self.init(jnp.float32))
-        return state and kept.specs(state, self.sharing.stacks)
+        if not self.sharing.threshold:
+            return None
+        return kept.specs(jax.eval_shape(lambda: self._nothing(jnp.float32)), self.sharing.stacks)
 
     def stored(self, curvature: Curvature) -> Any:
         """Gives the state the form of checkpoints, of no number of devices."""

@@ -73,6 +73,11 @@ def check_data(
             f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
             "set it to 0 to take theirs"
         )
+    if (data.mixup or data.cutmix) and data.running_mixup:
+        raise ConfigError(
+            "data.running_mixup mixes with the minibatch before, data.mixup and data.cutmix within "
+            "the minibatch; set the one or the others to 0"
+        )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
 
@@ -91,6 +96,30 @@ def check_shards(config: ml_collections.ConfigDict, examples: int, batch_sizes: 
         raise ConfigError(
             f"data.shuffle='shards' leaves some of {pluralize(workers, 'worker')} without any of "
             f"{pluralize(examples, 'example')}; lower batch_size, or set data.shuffle='global'"
+        )
+
+
+def check_running_mixup(
+    config: ml_collections.ConfigDict,
+    batch_sizes: list[int],
+    other_sizes: list[tuple[int, int]],
+) -> None:
+    """Raises ConfigError where a minibatch cannot be mixed with the one before.
+
+    Args:
+      other_sizes: `(h, w)` of images in training that are not whole.
+    """
+    if not config.data.running_mixup:
+        return
+    if len(batch_sizes) > 1:
+        raise ConfigError(
+            "data.running_mixup mixes each example with one of the minibatch before, which has "
+            "fewer where the batch grows; leave the batch as it is, or set data.running_mixup=0"
+        )
+    if other_sizes:
+        raise ConfigError(
+            f"data.augment makes images of {format_shape(other_sizes[0])}, and data.running_mixup "
+            "mixes them with those of the update before, which must be as large; leave out either"
         )
 
 

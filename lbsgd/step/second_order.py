@@ -38,7 +38,7 @@ class Preconditions(Protocol):
         """Says how layers are shared out."""
 
     def init(self, dtype: Any) -> Any:
-        """Makes what is kept of statistics, at the start; None for nothing."""
+        """Makes what is kept of statistics at the start, as it is stored; None for nothing."""
 
     def specs(self) -> Any:
         """Says how that is partitioned over devices."""

@@ -32,6 +32,7 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
+from lbsgd.step.running_mixup import Mixed
 from lbsgd.step.second_order import SecondOrder, natural_gradient
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
@@ -59,6 +60,8 @@ class TrainState(struct.PyTreeNode):
       ema: the exponential moving average of parameters and statistics; None for a run without.
       curvature: what a second-order optimizer keeps of statistics, each device what it owns of
         them; None for a run without.
+      mixed: the minibatch that the last update trained on, for running mixup, each device its
+        slots'; None without.
     """
 
     update_index: Int[Array, ""]
@@ -68,6 +71,7 @@ class TrainState(struct.PyTreeNode):
     skipped: Int[Array, ""]
     ema: "Averaged | None" = None
     curvature: Any = None
+    mixed: "Mixed | None" = None
 
 
 def local_gradient(
@@ -217,6 +221,7 @@ def train_step(
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
     second_order: SecondOrder | None = None,
+    running_mixup: Callable[[Any, Batch], tuple[Batch, Mixed]] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one update (Goyal et al. 2017, equation 4; momentum and decay are the optimizer's).
 
@@ -240,6 +245,7 @@ def train_step(
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
         of what is trained.
       second_order: the optimizer is given natural gradients, made so.
+      running_mixup: `step.running_mixup.running_mixup`, bound; the state then has `mixed`.
 
     Returns:
       the next state, and the metrics of this update.
@@ -247,6 +253,9 @@ def train_step(
     # The only counter of a run; the host's is not asked.
     numbers = numbers._replace(update_index=state.update_index)
     worker = with_distance(worker, of_step) if total_variance else worker
+    mixed = state.mixed
+    if running_mixup:
+        batch, mixed = running_mixup(mixed, batch)
     own = {
         "worker": worker,
         "placement": placement,
@@ -277,7 +286,7 @@ def train_step(
         )
     ema = _averaged(state.ema, Averaged(part, moving_stats), numbers.ema_decay)
     changed = TrainState(
-        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature
+        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature, mixed
     )
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)

@@ -15,7 +15,6 @@ from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
-from lbsgd.run.restoring import stored_shapes
 from lbsgd.system.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -55,9 +54,9 @@ def config_at(devices: int, **keys: object):
 
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    plan = build(config_at(1)).plan
+    plan, program, _ = build(config_at(1))
     checkpoints = Checkpoints(workdir / "checkpoints", 9, plan.identity(), say=pytest.fail)
-    update, state = checkpoints.restore(stored_shapes(plan))
+    update, state = checkpoints.restore(program.abstract_state())
     checkpoints.close()
     assert update == UPDATES
     leaves = jax.tree_util.tree_leaves_with_path(state)
