@@ -14,7 +14,7 @@ from lbsgd.optim.masks import decayed, flags, scaled
 from lbsgd.optim.refresh import Sharing
 from lbsgd.optim.stock import decay_mask, own_mask
 from lbsgd.system.text import decimal, pluralize
-from lbsgd.workers.ownership import balance, sent
+from lbsgd.workers.collectives.ownership import balance, sent
 
 
 def decaying(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:

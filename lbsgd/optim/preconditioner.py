@@ -3,8 +3,8 @@
 Osawa et al. 2020, section 5: gradients and statistics are reduced to where their layers are owned
 (reduce-scatter, symmetric matrices as triangles), inverted and multiplied there, and the natural
 gradients come back to all (all-gather). Layers of one shape are a stack, shared out as
-`lbsgd.workers.ownership` says. What is not due is left out, by conditions that are alike on all
-devices.
+`lbsgd.workers.collectives.ownership` says. What is not due is left out, by conditions that are
+alike on all devices.
 """
 
 import dataclasses

@@ -17,9 +17,9 @@ from lbsgd.optim.natural import Damping
 from lbsgd.optim.stale import Distances
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.exchange import Wire
+from lbsgd.workers.collectives.ownership import Ownership
 from lbsgd.workers.collectives.symmetric import on_diagonal, pack, packed_size, unpack
 from lbsgd.workers.collectives.turns import Turns
-from lbsgd.workers.ownership import Ownership
 
 
 class Sharing(NamedTuple):
