@@ -102,7 +102,7 @@ def _set_row(config: ml_collections.ConfigDict, value: str, rows: dict[int, Row]
     config.learning_rate.decay_end_epochs = row.end_epochs
     config.optimizer.momentum = row.momentum
     config.optimizer.damping = row.damping
-    # running mixup: config.data.running_mixup = row.mixup
+    config.data.running_mixup = row.mixup
 
 
 def _set_point(config: ml_collections.ConfigDict, value: str) -> None:

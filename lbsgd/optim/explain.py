@@ -92,7 +92,8 @@ def _explain_own(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
         literal = ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
         trust = f"; trust ratio {c.trust_coefficient:g} on kernels{literal}"
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
-    decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
+    of_form = "decoupled" if c.name == "spngd" else c.weight_decay_form
+    decay = f"{of_form} {decay}" if c.weight_decay else "no weight decay"
     if c.name == "spngd":
         return f"SP-NGD, {_explain_curvature(c)}; {momentum}; {decay}"
     return f"{c.name.upper()}, {momentum}; {decay}{trust}"

@@ -1,0 +1,261 @@
+"""Measures what an update of SP-NGD costs beside one of SGD with the same minibatch.
+
+python benchmarks/second_order.py compile v5e:2x2     compiles ResNet-50 at 32 images a chip for
+                                                      TPUs that need not be here, and counts
+python benchmarks/second_order.py run                 times digits and ResNet-20 on this CPU
+python benchmarks/second_order.py table               prints the tables
+
+The first needs jax[tpu]. Three programs are compiled: SGD, SP-NGD with all statistics due, and with
+none of them. Where each is refreshed in every tenth update, an update costs a tenth of the second
+and nine tenths of the third.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import statistics
+import sys
+import time
+
+RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "second_order.json"
+EVERY, IMAGES, SHARE = 10, 32, 0.25
+ROUNDS, WARM_UP = 15, 3
+KINDS = ("sgd", "all due", "none due")
+COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
+_RESULT = re.compile(r"= (\(?[^=]*?\)?) (" + "|".join(COLLECTIVES) + r")(-start)?\(")
+_ARRAY = re.compile(r"\b(f32|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
+
+
+def with_flags(plan, kind: str):
+    """The plan whose statistics are all due, or none, whatever their intervals are."""
+    if kind == "sgd":
+        return plan
+    import jax
+    import jax.numpy as jnp
+
+    from lbsgd.optim.preconditioner import Preconditioner
+
+    class AtOnce(Preconditioner):
+        def due(self, curvature, update_index):
+            flags = super().due(curvature, update_index)
+            return jax.tree.map(lambda _: jnp.bool(kind == "all due"), flags)
+
+    made = plan.second_order.precondition
+    second_order = plan.second_order._replace(precondition=AtOnce(made.sharing, made.ruled))
+    return dataclasses.replace(plan, second_order=second_order)
+
+
+def imagenet_plan(kind: str, devices: int):
+    """ResNet-50, 32 images a chip."""
+    from lbsgd.data.facts import Facts
+    from lbsgd.run.config import resolve
+    from lbsgd.run.config_file import ConfigFile
+    from lbsgd.run.plan import make_plan
+    from lbsgd.workers.topology import Topology
+
+    config = ConfigFile("imagenet_spngd").config()
+    config.model.name, config.data.running_mixup = "resnet50", 0.0
+    config.batch_size, config.worker_batch_size, config.devices = IMAGES * devices, IMAGES, devices
+    config.accumulation_steps = 1
+    config.optimizer.fisher_share = SHARE
+    if kind == "sgd":
+        config.optimizer.name = "sgd"
+    facts = Facts(1_281_167, 50_000, 1000, (224, 224, 3))
+    return with_flags(make_plan(resolve(config), facts, Topology(devices, platform="tpu")), kind)
+
+
+def compiled(plan, devices):
+    """Compiles the update of a plan for devices that need not be here."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    from lbsgd.run.layout import sharded
+    from lbsgd.system.devices import precision
+    from lbsgd.workers.placement import DEVICE_AXES
+
+    placement = plan.placement
+    shape = np.array(devices[: placement.devices]).reshape(placement.mesh_shape)
+    mesh = Mesh(shape, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
+    whole, by_slot = (NamedSharding(mesh, s) for s in (PartitionSpec(), placement.batch_spec))
+    state = plan.state_shardings(placement, mesh)
+    step = jax.jit(plan.train_step(placement), donate_argnums=0, out_shardings=(state, whole))
+    with precision(plan.config.dtype):
+        return step.lower(
+            sharded(plan.shapes_on_devices(placement), state),
+            sharded(plan.batch_shapes(placement), by_slot),
+            sharded(plan.number_shapes(), whole),
+        ).compile()
+
+
+def exchanged(text: str) -> dict[str, int]:
+    """Bytes of what collectives give on a device, by their kind, in a compiled program."""
+    found = dict.fromkeys(COLLECTIVES, 0)
+    for result, kind, _ in _RESULT.findall(text):
+        for dtype, shape in _ARRAY.findall(result):
+            numbers = math.prod(int(n) for n in shape.split(",") if n)
+            found[kind] += numbers * _BYTES[dtype]
+    return found
+
+
+def counted(step) -> dict:
+    """What the compiler counts of a step."""
+    costs, memory = step.cost_analysis(), step.memory_analysis()
+    return {
+        "flops": costs["flops"],
+        "bytes": costs["bytes accessed"],
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "collectives": exchanged(step.as_text()),
+    }
+
+
+def compile_for(topology: str) -> None:
+    """Compiles all three for a topology, and counts."""
+    import jax
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    found = {}
+    for kind in KINDS:
+        begun = time.monotonic()
+        plan = imagenet_plan(kind, len(devices))
+        found[kind] = counted(compiled(plan, devices))
+        found[kind]["compiled_in_s"] = round(time.monotonic() - begun, 1)
+        if kind != "sgd":
+            found["sent"] = _sent(plan)
+        print(kind, found[kind], flush=True)
+    save("compiled", topology, {"jax": jax.__version__, "devices": len(devices), **found})
+
+
+def _sent(plan) -> dict:
+    from lbsgd.workers.collectives.ownership import balance, sent
+
+    owners = [stack.owner for stack in plan.second_order.precondition.sharing.stacks.values()]
+    return {**sent(owners)._asdict(), "balance": balance(owners)}
+
+
+def save(part: str, name: str, found: dict) -> None:
+    """Puts a result among the others."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results.setdefault(part, {})[name] = found
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+# What is timed here: a config, its variant, and keys.
+TIMED = {
+    "digits, ResNet-8": ("digits_spngd", {}),
+    "CIFAR-10 size, ResNet-20": (
+        "cifar10_spngd",
+        {
+            "data.source": "synthetic",
+            "data.image_size": 32,
+            "data.synthetic_classes": 10,
+            "data.synthetic_examples": 1024,
+            "data.synthetic_validation_examples": 16,
+            "data.synthetic_on_device": True,
+            "batch_size": 256,
+            "worker_batch_size": 32,
+        },
+    ),
+}
+
+
+def cpu_step(name: str, kind: str):
+    """A compiled update, and what it takes."""
+    import numpy as np
+
+    from lbsgd.run.build import build
+    from lbsgd.run.config import resolve
+    from lbsgd.run.config_file import ConfigFile
+    from lbsgd.run.program import Program
+
+    file, keys = TIMED[name]
+    config = ConfigFile(file).config()
+    config.update_from_flattened_dict({**keys, "devices": 1, "accumulation_steps": 1})
+    config.optimizer.stale_threshold, config.optimizer.fisher_share = 0.1, SHARE
+    if kind == "sgd":
+        config.optimizer.name = "sgd"
+    run = build(resolve(config))
+    program = Program(with_flags(run.plan, kind))
+    state = program.start()
+    step = program.compile_train_step()
+    batch = next(iter(run.feed.train_batches().between(0, 1)))[1]
+    numbers = program.numbers.at(0)
+
+    def update():
+        nonlocal state
+        state, metrics = step(state, batch, numbers)
+        return np.asarray(metrics["train_loss"])
+
+    return update
+
+
+def run() -> None:
+    """Times all updates in turns."""
+    from lbsgd.system.machine import describe_machine
+
+    for name in TIMED:
+        steps = {kind: cpu_step(name, kind) for kind in KINDS}
+        times = {kind: [] for kind in KINDS}
+        for i in range(WARM_UP + ROUNDS):
+            for kind, update in steps.items():
+                begun = time.perf_counter()
+                update()
+                if i >= WARM_UP:
+                    times[kind].append(time.perf_counter() - begun)
+        print(name, {kind: statistics.median(x) for kind, x in times.items()}, flush=True)
+        save("timed", name, {"machine": describe_machine(), "seconds": times})
+
+
+def mean_of(sgd: float, all_due: float, none_due: float) -> float:
+    """The overhead where all are refreshed every tenth update, in percent of SGD."""
+    update = all_due / EVERY + none_due * (EVERY - 1) / EVERY
+    return 100 * (update / sgd - 1)
+
+
+def table() -> str:
+    """The tables of all results."""
+    results = json.loads(RESULTS.read_text())
+    lines = [
+        f"| compiled for | | SGD | all due | none due | every {EVERY}th |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in results.get("compiled", {}).items():
+        for key, scale, unit in (
+            ("flops", 1e9, "GFLOP"),
+            ("bytes", 1e9, "GB"),
+            ("temporary_bytes", 1e9, "GB of memory"),
+        ):
+            row = [found[kind][key] / scale for kind in KINDS]
+            more = f"{mean_of(*row):+.1f}%" if key != "temporary_bytes" else ""
+            lines.append(
+                f"| {name} | {unit} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {more} |"
+            )
+    lines += [
+        "",
+        "| on a CPU | SGD, ms | all due | none due | every 10th |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results.get("timed", {}).items():
+        row = [1e3 * statistics.median(found["seconds"][kind]) for kind in KINDS]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {mean_of(*row):+.0f}% |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["compile", topology]:
+            compile_for(topology)
+        case ["run"]:
+            run()
+        case ["table"]:
+            pass
+        case _:
+            sys.exit(__doc__)
+    print(table())
