@@ -105,8 +105,9 @@ def _explain_curvature(c: ml_collections.ConfigDict) -> str:
         "larger": ", larger kernels rescaled to sqrt(2 d_out)",
     }[c.weight_rescaling]
     follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
+    fisher = {"empirical": "empirical Fisher", "1mc": "Fisher of sampled labels"}[c.fisher]
     return (
-        f"empirical Fisher{share}, damping {c.damping:g}, times {c.norm_damping:g} for norms"
+        f"{fisher}{share}, damping {c.damping:g}, times {c.norm_damping:g} for norms"
         f"{rescaled}{follows}"
     )
 

@@ -309,7 +309,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
-    fisher = build_fisher(config, network, found, trained)
+    fisher = build_fisher(config, network, found, trained, task)
     layers = fisher.layers if fisher else {}
     rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta, layers)
     steps = config.accumulation_steps or 1

@@ -8,15 +8,21 @@ from lbsgd.models.networks import Network, Outline
 from lbsgd.models.selection import trained_part
 from lbsgd.step.fisher import Fisher
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks.task import Task
 
 
 def build_fisher(
-    config: ml_collections.ConfigDict, network: Network, found: Outline, trained: PyTree[bool]
+    config: ml_collections.ConfigDict,
+    network: Network,
+    found: Outline,
+    trained: PyTree[bool],
+    task: Task,
 ) -> Fisher | None:
     """Builds what the statistics of a run's optimizer are; None where it has none.
 
     Raises:
-      ConfigError: the share of a worker's examples is not a whole number of them.
+      ConfigError: the share of a worker's examples is not a whole number of them, or labels are to
+        be sampled and the task does not say how.
     """
     c = config.optimizer
     if c.name != "spngd":
@@ -28,12 +34,24 @@ def build_fisher(
             f"{config.worker_batch_size} is no whole number of examples; take "
             f"{max(1, round(examples)) / config.worker_batch_size:g}"
         )
+    if c.fisher == "1mc" and task.sampled_loss is None:
+        raise ConfigError(
+            "optimizer.fisher='1mc' samples labels from what the network gives, and the task does "
+            "not say how (lbsgd.tasks.Task.sampled_loss; no loss of one's own has it); set "
+            "optimizer.fisher='empirical'"
+        )
     layers = curved_layers(network, found.params, found.batch_stats)
     # A layer of which a part is frozen has no rule: its factors are of all its parameters.
     whole = {name: layer for name, layer in layers.items() if _is_trained(layer, trained)}
     ours = trained_part(ruled(whole, found.params), trained)
     return Fisher(
-        network.train, whole, ours, round(examples), config.matmul_precision, c.stale_threshold
+        network.train,
+        whole,
+        ours,
+        round(examples),
+        config.matmul_precision,
+        c.stale_threshold,
+        task.sampled_loss if c.fisher == "1mc" else None,
     )
 
 

@@ -256,7 +256,8 @@ def train_step(
         if curvature:
             curvature = stale.refreshed(curvature, found, state.update_index, fisher.threshold)
             found, told["due"] = curvature.last, due
-        told["statistics"] = {**found, DIAGONAL: diagonal(gradients, fisher, placement)}
+        of_loss = sums.get(DIAGONAL, gradients)
+        told["statistics"] = {**found, DIAGONAL: diagonal(of_loss, fisher, placement)}
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         before = trained_part(state.params, trained)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -53,6 +53,8 @@ def classification(
         summarize=_summarize,
         numbers=numbers,
         wrong_outputs=functools.partial(_wrong_outputs, classes=classes, images=1),
+        # Another loss may be that of no distribution.
+        sampled_loss=_sampled_loss if loss is cross_entropy else None,
         mixes=True,
     )
 
@@ -80,6 +82,13 @@ def _loss(
         losses = share * losses + (1 - share) * others
     wrong = wrong_at(1, logits, labels).astype(losses.dtype)
     return jnp.mean(losses), {"error": 100.0 * jnp.mean(wrong)}
+
+
+def _sampled_loss(logits: Float[Array, "n outputs"], key: Key[Array, ""]) -> Float[Array, ""]:
+    """Computes the mean cross-entropy of labels drawn from the softmax of the logits."""
+    # Noise of 16 bits would never draw a class of a probability below 1 in 256.
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.mean(cross_entropy(logits, jax.random.categorical(key, wide)))
 
 
 def _evaluate(

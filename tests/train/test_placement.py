@@ -111,9 +111,7 @@ def natural_on_one_device():
         if d != 6
     ],
 )
-def test_natural_gradients_are_the_same_in_every_place(
-    x64, natural_on_one_device, devices, steps
-):
+def test_natural_gradients_are_the_same_in_every_place(x64, natural_on_one_device, devices, steps):
     """Statistics of curvature, their intervals and inverses among them."""
     found = train(small_run(8, devices, steps, **NATURAL))
     assert found.keys() == natural_on_one_device.keys()
