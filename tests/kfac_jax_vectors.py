@@ -6,12 +6,13 @@ of its own:
     python -m venv kfac && kfac/bin/pip install kfac-jax==0.0.8 jax==0.9.1 jaxlib==0.9.1 flax
     JAX_PLATFORMS=cpu kfac/bin/python tests/kfac_jax_vectors.py
 
-By "NETWORK/KIND/...": of images and labels the parameters (params), the gradient of the mean loss
-(gradient), and by each mode of kfac-jax the labels that it took, and of each layer its two factors
-(0 of inputs, 1 of outputs), its scale, and the product of the inverse of its damped curvature and
-the gradient (natural).
+By NETWORK/NAME: images and labels (image, label), parameters (params) and the gradient of the mean
+loss (gradient). By NETWORK/MODE/NAME: the labels that the mode took (label); of each layer its two
+factors (0 of inputs, 1 of outputs) and its scale; and the gradient times the inverse of the damped
+curvature (natural).
 """
 
+import functools
 import pathlib
 
 import flax.linen as nn
@@ -21,12 +22,10 @@ import numpy as np
 
 FILE = pathlib.Path(__file__).parent / "step" / "kfac_jax.npz"
 EXAMPLES, CLASSES = 6, 4
-DAMPING = 1e-3
-# (name of its module, positions of its outputs)
-LAYERS = (("conv1", 12), ("conv2", 4), ("dense", 1))
+LAYERS = ("conv1", "conv2", "dense")
 NETWORKS = {"with bias": True, "without bias": False}
-# Of one label sampled for each example, and of the labels that are given.
-MODES = ("fisher_gradients", "fisher_empirical")
+# By mode: of one label sampled for each example, and of the labels that are given.
+DAMPING = {"fisher_gradients": 1e-3, "fisher_empirical": 2e-4}
 
 
 class Network(nn.Module):
@@ -49,62 +48,73 @@ def cross_entropy(logits, labels):
 
 
 def drawn(bias):
-    """Parameters, images and labels."""
+    """Parameters, and images and labels."""
     random = np.random.default_rng(17)
     images = random.normal(size=(EXAMPLES, 6, 7, 2))
     shapes = jax.eval_shape(Network(bias).init, jax.random.key(0), images)["params"]
-    params = jax.tree.map(lambda s: 0.3 * random.normal(size=s.shape), shapes)
-    return params, images, random.integers(CLASSES, size=EXAMPLES).astype(np.int32)
+    params = jax.tree.map(lambda s: jnp.asarray(0.3 * random.normal(size=s.shape)), shapes)
+    labels = random.integers(CLASSES, size=EXAMPLES).astype(np.int32)
+    return params, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
 
 
-def vectors(bias, mode):
-    """By name, what kfac-jax makes of a network in a mode."""
+def flat(what, tree):
+    """The leaves of a tree, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        f"{what}/{jax.tree_util.keystr(path, simple=True, separator='/')}": x for path, x in leaves
+    }
+
+
+def registered_loss(network, params, batch):
+    """The mean loss, which kfac-jax is told of."""
+    import kfac_jax
+
+    logits = network.apply({"params": params}, batch["image"])
+    kfac_jax.register_softmax_cross_entropy_loss(logits, batch["label"])
+    return jnp.mean(cross_entropy(logits, batch["label"]))
+
+
+def of_mode(network, mode, params, batch, gradient):
+    """What kfac-jax makes of a network in a mode, by name."""
     import distrax
     import kfac_jax
 
-    params, images, labels = drawn(bias)
-    network = Network(bias)
-
-    def loss(params, batch):
-        logits = network.apply({"params": params}, batch["image"])
-        kfac_jax.register_softmax_cross_entropy_loss(logits, batch["label"])
-        return jnp.mean(cross_entropy(logits, batch["label"]))
-
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    arguments = (jax.tree.map(jnp.asarray, params), batch)
-    gradient = jax.grad(loss)(*arguments)
+    loss = functools.partial(registered_loss, network)
     curvature = kfac_jax.BlockDiagonalCurvature(loss, params_index=0, default_estimation_mode=mode)
     key = jax.random.PRNGKey(5)
-    state = curvature.init(key, arguments, None, None)
+    state = curvature.init(key, (params, batch), None, None)
     state = curvature.update_curvature_matrix_estimate(
-        state, 0.0, 1.0, 0.0, EXAMPLES, key, arguments
-    )
-    # In the mode whose moments are 1/N times ours, of a damping that is.
-    damping = DAMPING / (EXAMPLES if mode == "fisher_empirical" else 1)
-    natural = curvature.multiply_matpower(state, gradient, damping, -1, False, False, None)
-    if mode == "fisher_gradients":  # by the key that it draws them with
-        logits = network.apply({"params": params}, images)
+        state, ema_old=0.0, ema_new=1.0, identity_weight=0.0, batch_size=EXAMPLES, rng=key,
+        func_args=(params, batch),
+    )  # fmt: skip
+    natural = curvature.multiply_matpower(
+        state, gradient, identity_weight=DAMPING[mode], power=-1, exact_power=False,
+        use_cached=False, pmap_axis_name=None,
+    )  # fmt: skip
+    labels = batch["label"]
+    if mode == "fisher_gradients":  # by the key that it has drawn them with
+        logits = network.apply({"params": params}, batch["image"])
         labels = distrax.Categorical(logits=logits, dtype=jnp.int32).sample(seed=key)
-    found = {"labels": labels}
-    for (name, _), block, of_block in zip(LAYERS, curvature.blocks, state.blocks_states):
-        factors = [factor.value for factor in of_block.factors]
-        found |= {f"{name}/{i}": factor for i, factor in enumerate(factors)}
+    found = {"label": labels, **flat("natural", natural)}
+    for name, block, of_block in zip(LAYERS, curvature.blocks, state.blocks_states):
+        found |= {f"{name}/{i}": factor.value for i, factor in enumerate(of_block.factors)}
         found[f"{name}/scale"] = block.scale(of_block, False)
-    for tree, what in ((natural, "natural"), (gradient, "gradient"), (params, "params")):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[f"{what}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = leaf
-    return {**found, "images": images}
+    return found
 
 
 def main():
     """Writes them."""
     jax.config.update("jax_enable_x64", True)
-    arrays = {
-        f"{name}/{mode}/{key}": np.asarray(value)
-        for name, bias in NETWORKS.items()
-        for mode in MODES
-        for key, value in vectors(bias, mode).items()
-    }
+    arrays = {}
+    for name, bias in NETWORKS.items():
+        params, batch = drawn(bias)
+        network = Network(bias)
+        gradient = jax.grad(functools.partial(registered_loss, network))(params, batch)
+        found = {**batch, **flat("params", params), **flat("gradient", gradient)}
+        for mode in DAMPING:
+            made = of_mode(network, mode, params, batch, gradient)
+            found |= {f"{mode}/{key}": x for key, x in made.items()}
+        arrays |= {f"{name}/{key}": np.asarray(x) for key, x in found.items()}
     np.savez_compressed(FILE, **arrays)
 
 
