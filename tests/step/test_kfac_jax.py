@@ -30,7 +30,7 @@ from curvature_by_hand import arguments, fisher_of, network_of, step_of
 from kfac_jax_vectors import DAMPING, EXAMPLES, FILE, LAYERS, NETWORKS, Network
 
 from lbsgd.models.curvature import DIAGONAL
-from lbsgd.optim.natural import damped_factors, precondition
+from lbsgd.optim.natural import precondition
 from lbsgd.workers.placement import place
 
 
@@ -69,6 +69,15 @@ def natural_gradient(layers, found, gradient, damping):
     return update(gradient, state, statistics=told, damping=damping)[0]
 
 
+def conditions(a, g, damping):
+    """The condition numbers of the two damped factors."""
+    pi = np.sqrt(np.trace(a) / len(a) / (np.trace(g) / len(g)))
+    damped = (
+        x + number * np.sqrt(damping) * np.eye(len(x)) for x, number in ((a, pi), (g, 1 / pi))
+    )
+    return [np.linalg.cond(x) for x in damped]
+
+
 def close(found, expected, **tolerance):
     jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), found, expected)
 
@@ -79,7 +88,9 @@ SUMS = {"rtol": 1e-11, "atol": 1e-14}
 INVERSES = {"rtol": 1e-10, "atol": 1e-11}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["with bias", pytest.param("without bias", marks=pytest.mark.long)]
+)
 def test_products_of_factors_and_natural_gradients_are_those_of_kfac_jax(name):
     with jax.enable_x64():
         stored, params, expected_gradient = of_network(name)
@@ -105,7 +116,6 @@ def test_products_of_factors_and_natural_gradients_are_those_of_kfac_jax(name):
                 ours = found[layer.name]
                 close(jnp.kron(ours["A"], ours["G"]), product, **SUMS)
                 close(ours["G"], n * of_outputs, **SUMS)
-                for factor in damped_factors(ours, n * damping).values():
-                    assert np.linalg.cond(factor) < 1e3
+                assert max(conditions(ours["A"], ours["G"], n * damping)) < 1e3
             mine = natural_gradient(fisher.layers, found, expected_gradient, n * damping)
             close(jax.tree.map(lambda x, n=n: n * x, mine), tree_of(given, "natural"), **INVERSES)
