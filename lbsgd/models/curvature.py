@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from lbsgd.models.networks import Network
 from lbsgd.models.normalization import BatchNorm, moments
 
-KRONECKER, UNIT_WISE = "kronecker", "unit_wise"
+KRONECKER, UNIT_WISE, FULL = "kronecker", "unit_wise", "full"
 # The statistics of parameters that no layer's rule is for.
 DIAGONAL = "diagonal"
 
@@ -31,9 +31,9 @@ class CurvedLayer(NamedTuple):
 
     Attributes:
       path: of its module.
-      kind: `KRONECKER` or `UNIT_WISE`.
+      kind: `KRONECKER`; of a norm `UNIT_WISE`, or `FULL`, one matrix of all its parameters.
       parameters: their names; the kernel first, or the scale.
-      inputs: d_A, rows of the kernel as a matrix, and one for the bias; 0 of a norm.
+      inputs: d_A, rows of the kernel as a matrix, and one for the bias; of a norm 2 c.
       outputs: d_G, output features; channels of a norm.
       positions: h w, of the outputs of an example.
       kernel_shape: of the kernel; () of a norm.
@@ -51,6 +51,13 @@ class CurvedLayer(NamedTuple):
     def name(self) -> str:
         """The path as one word: "stage1_block1/conv1/conv"."""
         return "/".join(self.path)
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """Dimensions of the symmetric matrices that multiply its gradient as a matrix, by key."""
+        if self.kind == KRONECKER:
+            return {"A": self.inputs, "G": self.outputs}
+        return {"A": self.inputs} if self.kind == FULL else {}
 
 
 class Rule(NamedTuple):
@@ -137,7 +144,9 @@ def _of_norm(module: BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> Rule
         return (y - jnp.expand_dims(mean, (0, 1))) * jnp.expand_dims(factor, (0, 1))
 
     positions = math.prod(x.shape[1:-1])
-    layer = CurvedLayer(module.path, UNIT_WISE, ("scale", "offset"), 0, x.shape[-1], positions)
+    layer = CurvedLayer(
+        module.path, UNIT_WISE, ("scale", "offset"), 2 * x.shape[-1], x.shape[-1], positions
+    )
     return Rule(layer, (x, mean, factor), normalized)
 
 
@@ -244,9 +253,8 @@ def ruled(layers: Mapping[str, CurvedLayer], params: Any) -> Any:
 def curvature_of(layers: Mapping[str, CurvedLayer]) -> dict[str, str]:
     """Says by which curvature each parameter is preconditioned, by its name: "A 27, G 16"."""
     return {
-        f"{layer.name}/{name}": f"A {layer.inputs}, G {layer.outputs}"
-        if layer.kind == KRONECKER
-        else f"{layer.outputs} x 2x2"
+        f"{layer.name}/{name}": ", ".join(f"{key} {d}" for key, d in layer.factors.items())
+        or f"{layer.outputs} x 2x2"
         for layer in layers.values()
         for name in layer.parameters
     }

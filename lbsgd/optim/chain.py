@@ -16,7 +16,6 @@ from lbsgd.config.dotted import is_dotted, load
 from lbsgd.optim.layerwise import scale_by_lamb, scale_by_trust_ratio
 from lbsgd.optim.masks import Roles, decayed, scaled
 from lbsgd.optim.momentum import rate_inside_momentum, rate_outside_momentum
-from lbsgd.optim.natural import Layers, precondition
 from lbsgd.optim.rate import multiply_changes, negate, scale_by_negative_rate
 from lbsgd.optim.rescaling import rescale_kernels
 from lbsgd.optim.rule import Number, Rule, in_proportion, is_on, last
@@ -29,6 +28,7 @@ MOMENTUM_FORMS = ("rate_outside", "rate_inside")
 WEIGHT_DECAY_FORMS = ("coupled", "decoupled")
 TRUST_AT_ZERO = ("one", "formula")
 WEIGHT_RESCALINGS = ("none", "always", "larger")
+MOMENTUM_SCHEDULES = ("constant", "with_rate")
 # Less is 0 in float32, and LAMB's 0 / (0 + epsilon) not a number.
 LEAST_EPSILON = 1e-30
 
@@ -141,7 +141,6 @@ def spngd_rule(
     learning_rate: Number,
     roles: Roles,
     *,
-    layers: Layers,
     damping: Number,
     norm_damping: Number,
     momentum: Number,
@@ -151,34 +150,34 @@ def spngd_rule(
     momentum_correction: bool,
     weight_decay: Number,
     decayed_roles: Sequence[str],
-    weight_decay_form: str,
     weight_rescaling: str,
 ) -> Rule:
-    """Makes SP-NGD: SGD of natural gradients, whose kernels may be held to a norm.
+    """Makes what SP-NGD does with natural gradients: SGD, whose kernels may be held to a norm.
 
     Raises:
       ValueError: there is no such form.
     """
-    _check_forms(momentum_form, weight_decay_form)
     _check_choice("weight_rescaling", weight_rescaling, WEIGHT_RESCALINGS)
-    inside = is_on(momentum) and momentum_form == "rate_inside"
-    coupled = is_on(weight_decay) and weight_decay_form == "coupled"
-    steps: list[optax.GradientTransformation] = []
-    if coupled:
-        steps.append(coupled_weight_decay(decayed(roles, decayed_roles)))
-    steps.append(precondition(layers))
-    if is_on(momentum) and not inside:
-        steps.append(rate_outside_momentum(nesterov=nesterov))
-    steps += _scale_by_rate(inside, nesterov=nesterov, correction=momentum_correction)
-    if is_on(weight_decay) and not coupled:
-        steps.append(decoupled_weight_decay(decayed(roles, decayed_roles)))
-    if weight_rescaling != "none":
-        steps.append(rescale_kernels(scaled(roles), shrink_only=weight_rescaling == "larger"))
+    _check_choice("momentum_schedule", momentum_schedule, MOMENTUM_SCHEDULES)
     if momentum_schedule == "with_rate":
         momentum = in_proportion(momentum, learning_rate)
-    numbers = _numbers(learning_rate, momentum=momentum, weight_decay=weight_decay)
-    numbers |= {"damping": damping, "norm_damping": norm_damping}
-    return Rule(optax.chain(*steps), numbers | _last(learning_rate, inside and momentum_correction))
+    sgd = sgd_rule(
+        learning_rate,
+        roles,
+        momentum=momentum,
+        nesterov=nesterov,
+        momentum_form=momentum_form,
+        momentum_correction=momentum_correction,
+        weight_decay=weight_decay,
+        decayed_roles=decayed_roles,
+        # Decay that is part of the gradient would have to be preconditioned with it.
+        weight_decay_form="decoupled",
+    )
+    steps = [sgd.transform]
+    if weight_rescaling != "none":
+        steps.append(rescale_kernels(scaled(roles), shrink_only=weight_rescaling == "larger"))
+    numbers = {**sgd.numbers, "damping": damping, "norm_damping": norm_damping}
+    return Rule(optax.chain(*steps), numbers)
 
 
 def _scale_by_rate(

@@ -22,6 +22,10 @@ _OF_OTHERS = Condition(
 _OF_ALL_BUT_LAMB = Condition(
     "any optimizer but lamb", lambda values: values["optimizer.name"] != "lamb"
 )
+_DECAY_OF_A_FORM = Condition(
+    "any optimizer but lamb and spngd",
+    lambda values: values["optimizer.name"] not in ("lamb", "spngd"),
+)
 
 
 def _are_patterns(patterns: tuple[Any, ...]) -> bool:
@@ -76,10 +80,10 @@ KEYS: Keys = {
     "optimizer.weight_decay_form": Key(
         "coupled",
         "The form of weight decay: coupled (L2), or decoupled and scaled by the learning rate. "
-        "That of lamb is always decoupled from its moments, and another's may have its own.",
+        "That of lamb and spngd is always decoupled, and another's may have its own.",
         choices=("coupled", "decoupled"),
         used_with={"optimizer.weight_decay": ON},
-        used_if=_OF_ALL_BUT_LAMB,
+        used_if=_DECAY_OF_A_FORM,
     ),
     "optimizer.freeze": Key(
         (),
@@ -158,6 +162,19 @@ KEYS: Keys = {
         "The share of each worker's n examples, the first of them, that curvature is taken from.",
         positive=True,
         most=1.0,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.norm_fisher": Key(
+        "unit_wise",
+        "What batch norm's Fisher is of: unit_wise, scale and offset of a channel, or full, all of "
+        "a layer's.",
+        choices=("unit_wise", "full"),
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.statistics_dtype": Key(
+        "own",
+        "What statistics of curvature are sent in between devices; their sums are float32.",
+        choices=("own", "bfloat16"),
         used_with=_OF_SPNGD,
     ),
     "optimizer.stale_threshold": Key(

@@ -9,7 +9,8 @@ with its gradient as a matrix [d_G, d_A], the bias's in the last column. For eac
 
     nat = [[a + l, b], [b, d + l]]^-1 (grad of scale, grad of offset),    l = norm_damping lambda
 
-(unit-wise, Osawa et al. 2020). Parameters of no rule have a diagonal, grad / (D + lambda).
+(unit-wise, Osawa et al. 2020), or for all channels of a norm at once, (F + l I)^-1 grad. Parameters
+of no rule have a diagonal, grad / (D + lambda).
 """
 
 from collections.abc import Mapping
@@ -19,171 +20,191 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
-from lbsgd.models.curvature import DIAGONAL, KRONECKER, CurvedLayer
+from lbsgd.models.curvature import DIAGONAL, UNIT_WISE, CurvedLayer
 
 Layers = Mapping[str, CurvedLayer]
 
 
-class NaturalState(NamedTuple):
-    """Holds the inverses of damped statistics, by layer: "A" and "G", or "F" as [c, 3]."""
+class Damping(NamedTuple):
+    """Holds what is added to the diagonals of statistics.
 
-    inverses: Any
+    Attributes:
+      value: lambda.
+      of_norms: what multiplies it for norms.
+    """
+
+    value: ArrayLike
+    of_norms: ArrayLike
 
 
-def precondition(layers: Layers) -> optax.GradientTransformationExtraArgs:
-    """Makes the natural gradient.
+def scale_by_natural_gradient(layers: Layers) -> optax.GradientTransformationExtraArgs:
+    """Makes natural gradients, on one device.
 
-    The update function needs the keywords `damping`, `norm_damping` and `statistics`, as
-    `lbsgd.step.fisher` gives them: by layer, and under `DIAGONAL` a tree like the parameters, with
-    None where a layer has a rule.
+    The update function needs the keywords `damping`, `norm_damping` and `statistics`: by layer
+    ("A" and "G", or "F"), and under `DIAGONAL` a tree like the parameters, with None where a layer
+    has a rule. What `lbsgd.optim.preconditioner` does on many devices is this.
 
     Args:
       layers: those with a rule, by name.
     """
 
-    def init(params: Any) -> NaturalState:
-        def identity(d: int, dtype: Any) -> jax.Array:
-            return jnp.eye(d, dtype=dtype)
-
-        inverses = {}
-        for name, layer in layers.items():
-            dtype = _arrays(params, layer)[0].dtype
-            if layer.kind == KRONECKER:
-                inverses[name] = {
-                    "A": identity(layer.inputs, dtype),
-                    "G": identity(layer.outputs, dtype),
-                }
-            else:
-                ones, zeros = jnp.ones(layer.outputs, dtype), jnp.zeros(layer.outputs, dtype)
-                inverses[name] = {"F": jnp.stack([ones, zeros, ones], axis=-1)}
-        return NaturalState(inverses)
-
     def update(
         gradient: Any,
-        state: NaturalState,
+        state: Any,
         params: Any = None,
         *,
         statistics: Mapping[str, Any],
         damping: ArrayLike,
         norm_damping: ArrayLike,
-        due: Mapping[str, Any] | None = None,
         **_: Any,
-    ) -> tuple[Any, NaturalState]:
-        kept = inverses(statistics, state.inverses, due, layers, damping, norm_damping)
-        natural = jax.tree.map(
-            lambda g, d: None if g is None else g if d is None else g / (d + _as(d, damping)),
-            gradient,
-            statistics[DIAGONAL],
-            is_leaf=lambda x: x is None,
-        )
+    ) -> tuple[Any, Any]:
+        by = Damping(damping, norm_damping)
+        natural = by_diagonal(gradient, statistics[DIAGONAL], damping)
         for name, layer in layers.items():
-            natural = _with(natural, layer, _natural(layer, _arrays(gradient, layer), kept[name]))
-        return natural, NaturalState(kept)
+            arrays = _of_layer(layer, arrays_of(gradient, layer), statistics[name], by)
+            natural = with_arrays(natural, layer, arrays)
+        return natural, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def _as(x: jax.Array, number: ArrayLike) -> jax.Array:
+def _of_layer(
+    layer: CurvedLayer, gradient: list[jax.Array], found: Mapping[str, jax.Array], damping: Damping
+) -> list[jax.Array]:
+    if layer.kind == UNIT_WISE:
+        return by_channel(gradient, unit_wise_inverse(found["F"], damping))
+    factors = {key: found[key] for key in layer.factors}
+    by = {key: factor_damping(layer, key, _traces(factors), damping) for key in factors}
+    inverses = {
+        key: inverse_columns(plus_diagonal(x, by[key]), jnp.int32(0), x.shape[0])
+        for key, x in factors.items()
+    }
+    product = multiplied(inverses["A"], matrix_of(layer, gradient), inverses.get("G"))
+    return arrays_of_matrix(layer, product, gradient)
+
+
+def _traces(factors: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {key: jnp.trace(x) for key, x in factors.items()}
+
+
+def by_diagonal(gradient: Any, diagonal: Any, damping: ArrayLike) -> Any:
+    """Divides by a damped diagonal where there is one, and leaves the rest as it is.
+
+    Args:
+      diagonal: a tree like the gradient, None for the rest.
+    """
+    return jax.tree.map(
+        lambda g, d: g if g is None or d is None else g / (d + as_type_of(d, damping)),
+        gradient,
+        diagonal,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def as_type_of(x: jax.Array, number: ArrayLike) -> jax.Array:
+    """Gives a number the type of an array."""
     return jnp.asarray(number).astype(x.dtype)
 
 
-def inverses(
-    statistics: Mapping[str, Any],
-    before: Mapping[str, Any],
-    due: Mapping[str, Any] | None,
-    layers: Layers,
-    damping: ArrayLike,
-    norm_damping: ArrayLike,
-) -> dict[str, dict[str, jax.Array]]:
-    """Inverts the damped statistics that are due, those of one size one after the other.
+def factor_damping(
+    layer: CurvedLayer, key: str, traces: Mapping[str, Float[Array, " *n"]], damping: Damping
+) -> Float[Array, " *n"]:
+    """Computes what is added to the diagonal of a factor; of two, shared out by pi.
 
     Args:
-      before: the inverses that stay where a statistic is not due, or cannot be inverted in this
-        arithmetic.
-      due: like the statistics; None for all.
+      key: of the factor.
+      traces: of all factors of the layer; of several layers of one shape, `[n]`.
     """
-    found: dict[str, dict[str, jax.Array]] = {name: {} for name in layers}
-    by_size: dict[tuple[int, Any], list[tuple[str, str, jax.Array]]] = {}
-    for name, layer in layers.items():
-        if layer.kind == KRONECKER:
-            for key, matrix in damped_factors(statistics[name], damping).items():
-                by_size.setdefault((matrix.shape[0], matrix.dtype), []).append((name, key, matrix))
-        else:
-            f, old = statistics[name]["F"], before[name]["F"]
-            new = unit_wise_inverse(f, _as(f, damping) * _as(f, norm_damping))
-            is_due = True if due is None else due[name]["F"]
-            found[name]["F"] = jnp.where(is_due & jnp.all(jnp.isfinite(new)), new, old)
-    for items in by_size.values():
-        matrices = jnp.stack([matrix for _, _, matrix in items])
-        olds = jnp.stack([before[name][key] for name, key, _ in items])
-        flags = jnp.array([True if due is None else due[name][key] for name, key, _ in items])
-        stacked = inverse(matrices, olds, flags)
-        for i, (name, key, _) in enumerate(items):
-            found[name][key] = stacked[i]
-    return found
-
-
-def damped_factors(factors: Mapping[str, jax.Array], damping: ArrayLike) -> dict[str, jax.Array]:
-    """Adds the damping to both factors of a layer, shared out by pi."""
-    a, g = factors["A"], factors["G"]
-    mean_a, mean_g = (jnp.trace(x) / x.shape[0] for x in (a, g))
+    own = traces[key]
+    value = as_type_of(own, damping.value)
+    if len(layer.factors) == 1:
+        return jnp.broadcast_to(value * as_type_of(own, damping.of_norms), own.shape)
+    mean_a, mean_g = traces["A"] / layer.inputs, traces["G"] / layer.outputs
     # Of a layer whose inputs or gradients are all 0, as of one that starts behind a scale of 0,
     # neither says how to share it.
     both = (mean_a > 0) & (mean_g > 0)
     pi = jnp.sqrt(jnp.where(both, mean_a, 1) / jnp.where(both, mean_g, 1))
-    root = jnp.sqrt(_as(a, damping))
-    return {"A": _plus_diagonal(a, pi * root), "G": _plus_diagonal(g, root / pi)}
+    return jnp.sqrt(value) * (pi if key == "A" else 1 / pi)
 
 
-def _plus_diagonal(x: Float[Array, "d d"], number: Float[Array, ""]) -> Float[Array, "d d"]:
+def plus_diagonal(x: Float[Array, "d d"], number: Float[Array, ""]) -> Float[Array, "d d"]:
+    """Adds a number to the diagonal."""
     return x + number * jnp.eye(x.shape[0], dtype=x.dtype)
 
 
-def inverse(
-    matrices: Float[Array, "n d d"], before: Float[Array, "n d d"], due: Bool[Array, " n"]
-) -> Float[Array, "n d d"]:
-    """Inverts symmetric matrices by Cholesky.
+def inverse_columns(
+    matrix: Float[Array, "d d"], start: Int[Array, ""], count: int
+) -> Float[Array, "d count"]:
+    """Computes columns of the inverse of a positive definite matrix, by Cholesky.
+
+    Past the last column they are zeros; of a matrix that is not definite they are NaN.
 
     Args:
-      before: what stays where one is not due, or not positive definite in this arithmetic.
-      due: which are inverted at all.
+      start: the first of them.
     """
-
-    def of_one(one: tuple[jax.Array, jax.Array, jax.Array]) -> Float[Array, "d d"]:
-        matrix, old, is_due = one
-        return jax.lax.cond(is_due, lambda: _inverse_or(matrix, old), lambda: old)
-
-    # One after the other. jaxlib's LAPACK shares a batch out over the threads that run it, and
-    # waits there: two batches at a time on two cores wait for each other (0.10.2, on a CPU).
-    return jax.lax.map(of_one, (matrices, before, due))
-
-
-def _inverse_or(matrix: Float[Array, "d d"], old: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    # One matrix at a time, here and by who calls. jaxlib's LAPACK shares a batch out over the
+    # threads that run it, and waits there: two batches at a time on two cores wait for each other
+    # (0.10.2, on a CPU).
     lower = jnp.linalg.cholesky(matrix)
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    of_lower = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    # Symmetric to the bit, as a product of a matrix and its transpose.
-    new = jnp.einsum("ki,kj->ij", of_lower, of_lower, precision="highest")
-    return jnp.where(jnp.all(jnp.isfinite(new)), new, old)
+    row = jnp.arange(matrix.shape[0], dtype=jnp.int32)[:, None]
+    columns = (row == start + jnp.arange(count, dtype=jnp.int32)[None]).astype(matrix.dtype)
+    solve = jax.lax.linalg.triangular_solve
+    half = solve(lower, columns, left_side=True, lower=True)
+    return solve(lower, half, left_side=True, lower=True, transpose_a=True)
 
 
-def unit_wise_inverse(f: Float[Array, "c 3"], damping: Float[Array, ""]) -> Float[Array, "c 3"]:
-    """Inverts [[a, b], [b, d]] + damping I of each channel, given and returned as (a, b, d)."""
-    a, b, d = f[:, 0] + damping, f[:, 1], f[:, 2] + damping
+def unit_wise_inverse(f: Float[Array, "c 3"], damping: Damping) -> Float[Array, "c 3"]:
+    """Inverts [[a, b], [b, d]] + l I of each channel, given and returned as (a, b, d)."""
+    by = as_type_of(f, damping.value) * as_type_of(f, damping.of_norms)
+    a, b, d = f[:, 0] + by, f[:, 1], f[:, 2] + by
     determinant = a * d - b * b
     return jnp.stack([d, -b, a], axis=-1) / determinant[:, None]
 
 
-def _arrays(tree: Any, layer: CurvedLayer) -> list[jax.Array]:
+def by_channel(gradient: list[jax.Array], inverse: Float[Array, "c 3"]) -> list[jax.Array]:
+    """Multiplies the gradients of scale and offset by the inverses of `unit_wise_inverse`."""
+    (scale, offset), (a, b, d) = gradient, jnp.unstack(inverse, axis=-1)
+    return [a * scale + b * offset, b * scale + d * offset]
+
+
+def multiplied(
+    left: Float[Array, "i j"],
+    matrix: Float[Array, "j k"],
+    right: Float[Array, "k l"] | None = None,
+) -> Float[Array, "i l"]:
+    """Computes left matrix right, at the precision of its type."""
+    product = jnp.einsum("ij,jk->ik", left, matrix, precision="highest")
+    return (
+        product if right is None else jnp.einsum("ik,kl->il", product, right, precision="highest")
+    )
+
+
+def matrix_of(layer: CurvedLayer, arrays: list[jax.Array]) -> Float[Array, "rows columns"]:
+    """Makes the matrix that a layer's factors multiply, `[d_A, d_G]` or `[2 c, 1]`."""
+    first, *others = arrays
+    columns = layer.outputs if "G" in layer.factors else 1
+    return jnp.concatenate([x.reshape(-1, columns) for x in (first, *others)])
+
+
+def arrays_of_matrix(
+    layer: CurvedLayer, matrix: Float[Array, "rows columns"], like: list[jax.Array]
+) -> list[jax.Array]:
+    """Takes a layer's arrays out of its matrix."""
+    first = like[0].size // matrix.shape[1]
+    parts = (matrix[:first], matrix[first:])
+    return [part.reshape(x.shape) for part, x in zip(parts, like)]
+
+
+def arrays_of(tree: Any, layer: CurvedLayer) -> list[jax.Array]:
     """Takes a layer's arrays out of a tree like the parameters."""
     for part in layer.path:
         tree = tree[part]
     return [tree[name] for name in layer.parameters]
 
 
-def _with(tree: Any, layer: CurvedLayer, arrays: list[jax.Array]) -> Any:
+def with_arrays(tree: Any, layer: CurvedLayer, arrays: list[Any]) -> Any:
     """Puts a layer's arrays into a copy of a tree like the parameters."""
 
     def put(node: Any, path: tuple[str, ...]) -> Any:
@@ -192,19 +213,3 @@ def _with(tree: Any, layer: CurvedLayer, arrays: list[jax.Array]) -> Any:
         return {**node, path[0]: put(node[path[0]], path[1:])}
 
     return put(tree, layer.path)
-
-
-def _natural(
-    layer: CurvedLayer, gradient: list[jax.Array], found: Mapping[str, jax.Array]
-) -> list[jax.Array]:
-    """Multiplies a layer's gradient by the inverse of its Fisher."""
-    if layer.kind != KRONECKER:
-        (scale, offset), (a, b, d) = gradient, jnp.unstack(found["F"], axis=-1)
-        return [a * scale + b * offset, b * scale + d * offset]
-    kernel, *bias = gradient
-    matrix = jnp.concatenate([kernel.reshape(-1, layer.outputs), *(b[None] for b in bias)])
-    product = jnp.einsum(
-        "ij,jk,kl->il", found["A"], matrix, found["G"], precision="highest", optimize="optimal"
-    )
-    rows = layer.inputs - len(bias)
-    return [product[:rows].reshape(kernel.shape), *(product[rows] for _ in bias)]

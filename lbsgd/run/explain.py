@@ -15,7 +15,13 @@ from lbsgd.data.explain import (
 from lbsgd.models.curvature import curvature_of
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.models.selection import multipliers_by, trained_part
-from lbsgd.optim.explain import decaying, explain_frozen, explain_optimizer, with_trust_ratio
+from lbsgd.optim.explain import (
+    decaying,
+    explain_frozen,
+    explain_optimizer,
+    explain_sharing,
+    with_trust_ratio,
+)
 from lbsgd.run.plan import Plan
 from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
@@ -74,8 +80,8 @@ def parameter_table(plan: Plan) -> str:
             jax.tree.leaves(plan.trained),
         )
     ]
-    if plan.fisher:
-        known = curvature_of(plan.fisher.layers)
+    if plan.second_order:
+        known = curvature_of(plan.second_order.fisher.layers)
         rows = [
             _CurvedRow(
                 **dataclasses.asdict(row),
@@ -115,6 +121,7 @@ def explain(plan: Plan) -> list[str]:
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
         explain_optimizer(c.optimizer, trained_part(plan.outline.roles, plan.trained)),
+        *_explain_sharing(plan),
         *explain_frozen(c.optimizer, plan.outline.params, plan.trained),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
@@ -123,6 +130,19 @@ def explain(plan: Plan) -> list[str]:
         *explain_sinks(c),
         *plan.unused,
     ]
+
+
+def _explain_sharing(plan: Plan) -> list[str]:
+    if plan.second_order is None:
+        return []
+    itemsize = jax.tree.leaves(plan.state_shapes.params)[0].dtype.itemsize
+    lines = explain_sharing(plan.second_order.precondition.sharing, itemsize)
+    if plan.is_spread:
+        lines.append(
+            "checkpoints: by updates, epochs or examples, and not by the clock, for processes have "
+            "to bring their parts of the statistics"
+        )
+    return lines
 
 
 def _explain_average(plan: Plan) -> list[str]:

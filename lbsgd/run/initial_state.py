@@ -13,8 +13,7 @@ from jaxtyping import PyTree
 from lbsgd.models.networks import Network
 from lbsgd.models.selection import trained_part
 from lbsgd.optim.rule import Rule
-from lbsgd.step.fisher import Fisher, no_statistics
-from lbsgd.step.stale import nothing_kept
+from lbsgd.step.second_order import SecondOrder
 from lbsgd.step.train_step import Averaged, TrainState
 from lbsgd.weights.initial import take
 
@@ -24,7 +23,7 @@ def bind_initial_state(
     network: Network,
     rule: Rule,
     trained: PyTree[bool],
-    fisher: Fisher | None,
+    second_order: SecondOrder | None,
 ) -> Callable[..., TrainState]:
     """Binds what makes the initial state of a seed."""
     return functools.partial(
@@ -33,7 +32,7 @@ def bind_initial_state(
         optimizer=rule.transform,
         trained=trained,
         averaged=bool(config.ema.decay),
-        fisher=fisher,
+        second_order=second_order,
     )
 
 
@@ -45,7 +44,7 @@ def _initial_state(
     optimizer: optax.GradientTransformationExtraArgs,
     trained: PyTree[bool],
     averaged: bool,
-    fisher: Fisher | None,
+    second_order: SecondOrder | None,
 ) -> TrainState:
     params, stats = initialize() if seed is None else initialize(seed)
     if given:
@@ -56,6 +55,6 @@ def _initial_state(
     ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
     opt_state = optimizer.init(trained_part(params, trained))
     curvature = None
-    if fisher and fisher.threshold:
-        curvature = nothing_kept(no_statistics(fisher.layers, jax.tree.leaves(params)[0].dtype))
+    if second_order:
+        curvature = second_order.precondition.init(jax.tree.leaves(params)[0].dtype)
     return TrainState(update_index, params, stats, opt_state, skipped, ema, curvature)

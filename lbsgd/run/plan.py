@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from lbsgd.checkpoint.manifest import named_leaves
@@ -32,7 +32,7 @@ from lbsgd.run.checks import check_data, check_network, check_shards, image_shap
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
 from lbsgd.run.initial_state import bind_initial_state
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
-from lbsgd.run.second_order import build_fisher
+from lbsgd.run.second_order import build_second_order
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
 from lbsgd.schedule import batch_growth, times
@@ -41,10 +41,10 @@ from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
 from lbsgd.schedule.measurements import Measurements, plan_measurements
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
-from lbsgd.step.fisher import Fisher
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
+from lbsgd.step.second_order import SecondOrder
 from lbsgd.step.train_step import TrainState, train_step
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
@@ -84,7 +84,7 @@ class Plan:
       preprocess: uint8 images -> input of the network.
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
-      fisher: which statistics of curvature each update takes; None for a first-order optimizer.
+      second_order: how natural gradients are made; None for a first-order optimizer.
       measurements: when diagnostics are due.
       target: that the run ends at; None for none.
       weights: that it starts from; None where it draws them all.
@@ -117,7 +117,7 @@ class Plan:
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Worker
     gradient_mean: Callable[[Any], Any] | None
-    fisher: Fisher | None
+    second_order: SecondOrder | None
     measurements: Measurements
     target: Target | None
     weights: InitialWeights | None = None
@@ -204,8 +204,23 @@ class Plan:
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
-            fisher=self.fisher,
+            second_order=self.second_order,
         )
+
+    @property
+    def is_spread(self) -> bool:
+        """Tells whether processes have parts of the state that the others do not have."""
+        return self.state_shapes.curvature is not None and self.topology.processes > 1
+
+    def state_shardings(self, mesh: Mesh | AbstractMesh) -> TrainState:
+        """Says where the state is: all of it on every device, but for what devices own."""
+        second = self.second_order
+        owned = second.precondition.specs() if second else PartitionSpec()
+        specs = dataclasses.replace(
+            jax.tree.map(lambda _: PartitionSpec(), self.state_shapes), curvature=owned
+        )
+        shardings: TrainState = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return shardings
 
     def moments_step(self) -> Callable[..., Any]:
         """Binds (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
@@ -242,10 +257,13 @@ class Plan:
         placement = placement or self.placement
         replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
         by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)
-        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=replicated)
+        state = self.state_shardings(placement.abstract_mesh)
+        step = jax.jit(
+            self.train_step(placement), donate_argnums=0, out_shardings=(state, replicated)
+        )
         with precision(self.config.dtype):
             return step.trace(
-                sharded(self.state_shapes, replicated),
+                sharded(self.state_shapes, state),
                 sharded(self.batch_shapes(placement), by_slot),
                 sharded(self.number_shapes(), replicated),
             )
@@ -267,9 +285,15 @@ class Plan:
         return Variables(self.network, outputs, classes, pixels, named_leaves(shapes))
 
 
-def sharded(shapes: Any, sharding: NamedSharding) -> Any:
-    """Gives the shapes of a tree a sharding."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+def sharded(shapes: Any, shardings: Any) -> Any:
+    """Gives the shapes of a tree shardings: one for all, or a tree of them."""
+
+    def of_part(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(of_part, shardings, shapes)
 
 
 def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
@@ -309,13 +333,12 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_shards(config, data.examples, sizes)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
-    fisher = build_fisher(config, network, found, trained, task)
-    layers = fisher.layers if fisher else {}
-    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta, layers)
+    second_order = build_second_order(config, network, found, trained, task, topology.devices)
+    rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
-    initial_state = bind_initial_state(config, network, rule, trained, fisher)
+    initial_state = bind_initial_state(config, network, rule, trained, second_order)
     return Plan(
         config=config,
         data=data,
@@ -343,7 +366,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
-        fisher=fisher,
+        second_order=second_order,
         gradient_mean=gradient_mean(
             trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
         ),

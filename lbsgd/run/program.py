@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan, sharded
-from lbsgd.run.sharing import SHARED, Options, SharedFunction
+from lbsgd.run.sharing import SHARED, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
@@ -49,7 +50,8 @@ class Program:
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        initial = self._shared(self.plan.initial_state, options)
+        out = self.plan.state_shardings(self.plan.placement.mesh)
+        initial = self._bind(SharedFunction(self.plan.initial_state, out, options))
         given = [self._given(self.plan.weights)] if self.plan.weights else []
         state: TrainState = initial(np.uint32(self.plan.config.seed), *given)
         return state
@@ -72,7 +74,8 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Returns shapes, types and shardings of the state."""
-        state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
+        plan = self.plan
+        state: TrainState = sharded(plan.state_shapes, plan.state_shardings(plan.placement.mesh))
         return state
 
     def abstract_batch(
@@ -101,7 +104,7 @@ class Program:
         if key in self.compiled:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return SHARED.compile(self.lower_train_step(*key), key[0].replicated)
+            return SHARED.compile(self.lower_train_step(*key), self._out(key[0]))
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None
@@ -109,7 +112,7 @@ class Program:
         """Lowers the update for its placement, by default for whole images."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
-            state = sharded(self.plan.state_shapes, placement.replicated)
+            state = self.abstract_state()
             batch = self.abstract_batch(placement, image_shape)
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
             return self._jitted(placement).lower(state, batch, numbers)
@@ -124,12 +127,13 @@ class Program:
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
+        return jax.jit(step, donate_argnums=0, out_shardings=self._out(placement), keep_unused=True)
 
-    def _shared(
-        self, function: Callable[..., Any], options: Options | None = None
-    ) -> Callable[..., Any]:
-        return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
+    def _out(self, placement: Placement) -> tuple[TrainState, NamedSharding]:
+        return self.plan.state_shardings(placement.mesh), placement.replicated
+
+    def _shared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self._bind(SharedFunction(function, self.plan.placement.replicated))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function to be called with the types of the plan's config."""

@@ -6,7 +6,6 @@ import ml_collections
 from jaxtyping import PyTree
 
 from lbsgd.config.dotted import is_dotted
-from lbsgd.models.curvature import CurvedLayer
 from lbsgd.models.networks import Outline
 from lbsgd.models.selection import multipliers_by, trained_part
 from lbsgd.optim.chain import build_optimizer, with_multipliers
@@ -27,20 +26,18 @@ def rule_of_run(
     rate: LearningRate,
     timeline: Timeline,
     momenta: Mapping[int, float],
-    layers: Mapping[str, CurvedLayer],
 ) -> Rule:
     """Builds the optimizer of a run, of the parameters that it trains.
 
     Args:
       trained: like the parameters, True where they are trained.
       momenta: by batch size.
-      layers: with a rule of curvature, by name.
 
     Raises:
       ConfigError: it cannot be had, or another's does not update these parameters.
     """
     momentum = batch_growth.momentum_schedule(timeline, momenta)
-    keys = {**config.optimizer, "momentum": momentum, "layers": layers}
+    keys = {**config.optimizer, "momentum": momentum}
     by_pattern = dict(config.optimizer.rate_multipliers.items())
     multipliers = multipliers_by(by_pattern, found.roles, trained)
     rule = build_optimizer(rate.schedule, trained_part(found.roles, trained), **keys)

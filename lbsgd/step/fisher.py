@@ -20,9 +20,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
-from lbsgd.models.curvature import DIAGONAL, KRONECKER, CurvedLayer, Rule, rule_of
+from lbsgd.models.curvature import (
+    DIAGONAL,
+    FULL,
+    KRONECKER,
+    UNIT_WISE,
+    CurvedLayer,
+    Rule,
+    rule_of,
+    ruled,
+)
 from lbsgd.models.selection import trained_part, with_frozen
 from lbsgd.step.worker import Batch, Worker, WorkerResult, sampling_key
 from lbsgd.workers.placement import Placement
@@ -39,20 +48,16 @@ class Fisher(NamedTuple):
     Attributes:
       network: (params, batch_stats, images, key) -> outputs, what norms leave; the worker's.
       layers: those with a rule, by name.
-      ruled: like the parameters, True where a layer's rule is for them.
       examples: m, of a worker, the first, that statistics are of.
       precision: of their products.
-      threshold: alpha, up to which a statistic is not refreshed each time; 0 for none.
       sampled_loss: (outputs, key) -> the loss of labels that are sampled from them, whose gradients
         the statistics are of (`lbsgd.tasks.Task`); None for those of the training loss.
     """
 
     network: Callable[..., Any]
     layers: Mapping[str, CurvedLayer]
-    ruled: PyTree[bool]
     examples: int
     precision: Any
-    threshold: float = 0.0
     sampled_loss: Callable[..., Any] | None = None
 
 
@@ -75,7 +80,7 @@ def probed(params: Any, trained: Any, fisher: Fisher, due: Any = None) -> tuple[
     dtype = jax.tree.leaves(params)[0].dtype
     sinks: dict[str, Any] = {**no_statistics(fisher.layers, dtype)}
     if fisher.sampled_loss:
-        unruled = jax.tree.map(lambda x: not x, fisher.ruled)
+        unruled = jax.tree.map(lambda is_ruled: not is_ruled, ruled(fisher.layers, params))
         sinks[DIAGONAL] = trained_part(trained_part(params, trained), unruled)
     if trained is None:
         trained = jax.tree.map(lambda _: True, params)
@@ -118,42 +123,24 @@ def _sampled(sampled_loss: Any, key: Any, outputs: Any, _: Batch, **__: Any) -> 
     return sampled_loss(outputs, key), {}
 
 
-def averaged(sums: Statistics, fisher: Fisher, placement: Placement) -> Any:
-    """Makes averages over examples (of G over positions too) of the sums that sinks gathered.
+def scales(fisher: Fisher, placement: Placement) -> dict[str, dict[str, float]]:
+    """Computes what makes averages of the sums of all devices, by layer and key.
 
-    Args:
-      sums: as they come with the gradient, averaged over devices as it is.
+    Over examples, of G over positions too.
     """
     # The gradient that a tap sees is (D / kn) times that of an example's own loss.
-    kn, devices = placement.batch_size, placement.devices
+    of_gradients = (placement.batch_size / placement.devices) ** 2
     examples = placement.workers * fisher.examples
-    of_inputs, of_gradients = devices / examples, kn**2 / (devices * examples)
 
-    def mean(layer: CurvedLayer, key: str, total: jax.Array) -> jax.Array:
-        if key == "A":
-            return of_inputs * total
-        return of_gradients / (layer.positions if key == "G" else 1) * total
+    def scale(layer: CurvedLayer, key: str) -> float:
+        if layer.kind != KRONECKER:
+            return of_gradients / examples
+        return 1 / examples if key == "A" else of_gradients / (examples * layer.positions)
 
     return {
-        name: {key: mean(layer, key, total) for key, total in sums[name].items()}
+        name: {key: scale(layer, key) for key in _shapes(layer)}
         for name, layer in fisher.layers.items()
     }
-
-
-def diagonal(gradient: Any, fisher: Fisher, placement: Placement) -> Any:
-    """Estimates the diagonal of the Fisher where no rule is: kn g^2, of the mean gradient g.
-
-    Args:
-      gradient: of the training loss, or of sampled labels: what their sinks gathered.
-
-    Returns:
-      a tree like the parameters, None where a rule is.
-    """
-    return jax.tree.map(
-        lambda ruled, g: None if ruled or g is None else placement.batch_size * jnp.square(g),
-        fisher.ruled,
-        gradient,
-    )
 
 
 def no_statistics(layers: Mapping[str, CurvedLayer], dtype: Any) -> Statistics:
@@ -166,9 +153,8 @@ def no_statistics(layers: Mapping[str, CurvedLayer], dtype: Any) -> Statistics:
 
 def _shapes(layer: CurvedLayer) -> dict[str, tuple[int, ...]]:
     """Gives the shapes of a layer's statistics by key."""
-    if layer.kind == KRONECKER:
-        return {"A": (layer.inputs,) * 2, "G": (layer.outputs,) * 2}
-    return {"F": (layer.outputs, 3)}
+    factors: dict[str, tuple[int, ...]] = {key: (d, d) for key, d in layer.factors.items()}
+    return factors or {"F": (layer.outputs, 3)}
 
 
 def _tapped(fisher: Fisher, given: Probed, real: Bool[Array, ""], *args: Any) -> Any:
@@ -182,7 +168,11 @@ def _tapped(fisher: Fisher, given: Probed, real: Bool[Array, ""], *args: Any) ->
         if context.method_name != "__call__" or name not in fisher.layers:
             return y
         rule = rule_of(context.module, inputs[0], y, keywords)
-        return _tap(rule, y, real, given.sinks[name], due[name], fisher) if rule else y
+        if not rule:
+            return y
+        # Of a norm the caller says which of its rules is meant.
+        rule = rule._replace(layer=fisher.layers[name])
+        return _tap(rule, y, real, given.sinks[name], due[name], fisher)
 
     with nn.intercept_methods(intercept):
         return fisher.network(*args)
@@ -191,7 +181,9 @@ def _tapped(fisher: Fisher, given: Probed, real: Bool[Array, ""], *args: Any) ->
 def _tap(rule: Rule, y: Any, real: Bool[Array, ""], sinks: Any, due: Any, fisher: Fisher) -> Any:
     """Gives y, and on the way back the statistics as the gradient of the sinks."""
     examples = fisher.examples
-    summed = _kronecker_sums if rule.layer.kind == KRONECKER else _unit_wise_sums
+    summed = {KRONECKER: _kronecker_sums, UNIT_WISE: _unit_wise_sums, FULL: _full_sums}[
+        rule.layer.kind
+    ]
 
     @jax.custom_vjp
     def tap(y: Any, real: Any, given: Any, due: Any, sinks: Any) -> Any:
@@ -241,20 +233,35 @@ def _kronecker_sums(
     return {"A": of_inputs, "G": lambda: moment(g.reshape(-1, g.shape[-1]))}
 
 
+def _of_channels(
+    x: Float[Array, "n positions c"], g: Float[Array, "n positions c"]
+) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
+    """Computes each example's gradients of a norm's scale and offset."""
+    of_x = g.astype(x.dtype)
+    return jnp.sum(of_x * x, axis=1), jnp.sum(of_x, axis=1)
+
+
 def _unit_wise_sums(
     inputs: Callable[[], Float[Array, "n positions c"]],
     g: Float[Array, "n positions c"],
     real: Bool[Array, ""],
     moment: Callable[[jax.Array], jax.Array],
 ) -> dict[str, Callable[[], jax.Array]]:
-    def of_channels() -> jax.Array:
-        x = inputs()
-        of_x = g.astype(x.dtype)
-        scale, offset = jnp.sum(of_x * x, axis=1), jnp.sum(of_x, axis=1)
-        products = (scale * scale, scale * offset, offset * offset)
-        return jnp.stack([jnp.sum(p, axis=0) for p in products], axis=-1)
+    def products() -> jax.Array:
+        scale, offset = _of_channels(inputs(), g)
+        each = (scale * scale, scale * offset, offset * offset)
+        return jnp.stack([jnp.sum(p, axis=0) for p in each], axis=-1)
 
-    return {"F": of_channels}
+    return {"F": products}
+
+
+def _full_sums(
+    inputs: Callable[[], Float[Array, "n positions c"]],
+    g: Float[Array, "n positions c"],
+    real: Bool[Array, ""],
+    moment: Callable[[jax.Array], jax.Array],
+) -> dict[str, Callable[[], jax.Array]]:
+    return {"A": lambda: moment(jnp.concatenate(_of_channels(inputs(), g), axis=1))}
 
 
 def _moment(dtype: Any, precision: Any, rows: Float[Array, "n d"]) -> Float[Array, "d d"]:

@@ -20,11 +20,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from lbsgd.models.curvature import DIAGONAL
 from lbsgd.models.normalization import subtract_distance
 from lbsgd.models.selection import trained_part, with_frozen
-from lbsgd.step import stale
-from lbsgd.step.fisher import Fisher, averaged, diagonal, probed, probing, with_lanes
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import (
     Reductions,
@@ -35,7 +32,7 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
-from lbsgd.step.stale import Kept
+from lbsgd.step.second_order import SecondOrder, natural_gradient
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
 
@@ -60,7 +57,8 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
       ema: the exponential moving average of parameters and statistics; None for a run without.
-      curvature: statistics that are not refreshed in each update; None for a run without.
+      curvature: what a second-order optimizer keeps of statistics, each device what it owns of
+        them; None for a run without.
     """
 
     update_index: Int[Array, ""]
@@ -69,7 +67,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     skipped: Int[Array, ""]
     ema: "Averaged | None" = None
-    curvature: "Kept | None" = None
+    curvature: Any = None
 
 
 def device_gradient(
@@ -83,7 +81,7 @@ def device_gradient(
     placement: Placement,
     trained: Any = None,
     gradient_mean: Callable[[Any], Any] | None = None,
-    fisher: Fisher | None = None,
+    rows_of_step: Callable[[Batch, Int[Array, ""]], Batch] | None = None,
 ) -> tuple[Any, WorkerResult]:
     """Computes, on one device, the gradient of the mean loss over all k workers.
 
@@ -92,7 +90,7 @@ def device_gradient(
       reductions: of the workers' metrics, by name.
       trained: like the parameters, True where they are trained; None for all of them.
       gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
-      fisher: of a worker of `fisher.probing`: the parameters, and what is trained, are `Probed`.
+      rows_of_step: (rows of an accumulation step, its number) -> what the workers take.
 
     Returns:
       the gradient, like the trained parameters, and the workers' results, reduced.
@@ -101,8 +99,8 @@ def device_gradient(
     # The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
         step, rows = step_and_rows
-        if fisher:
-            rows = with_lanes(rows, step, placement)
+        if rows_of_step:
+            rows = rows_of_step(rows, step)
 
         def loss(params: Any) -> tuple[jax.Array, WorkerResult]:
             bound = functools.partial(worker, params, batch_stats, numbers)
@@ -200,7 +198,7 @@ def train_step(
     total_variance: bool = False,
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
-    fisher: Fisher | None = None,
+    second_order: SecondOrder | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one update (Goyal et al. 2017, equation 4; momentum and decay are the optimizer's).
 
@@ -223,7 +221,7 @@ def train_step(
       gradient_mean: see `device_gradient`.
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
         of what is trained.
-      fisher: the optimizer takes statistics of curvature by the keyword `statistics`.
+      second_order: the optimizer is given natural gradients, made so.
 
     Returns:
       the next state, and the metrics of this update.
@@ -231,35 +229,21 @@ def train_step(
     # The only counter of a run; the host's is not asked.
     numbers = numbers._replace(update_index=state.update_index)
     worker = with_distance(worker, of_step) if total_variance else worker
-    params, learned = state.params, trained
-    if fisher:
-        worker = probing(worker, fisher)
-        due = stale.due(state.curvature, state.update_index) if state.curvature else None
-        params, learned = probed(params, trained, fisher, due)
-    gradient = functools.partial(
-        device_gradient,
-        worker=worker,
-        reductions=reductions,
-        placement=placement,
-        trained=learned,
-        gradient_mean=gradient_mean,
-        fisher=fisher,
-    )
-    gradients, result = over_devices(gradient, placement, replicated=3)(
-        params, state.batch_stats, numbers, batch
-    )
-    told = {"update_index": state.update_index, **numbers.optimizer}
-    curvature = state.curvature
-    if fisher:
-        gradients, sums, _ = gradients
-        found = averaged(sums, fisher, placement)
-        if curvature:
-            curvature = stale.refreshed(curvature, found, state.update_index, fisher.threshold)
-            found, told["due"] = curvature.last, due
-        of_loss = sums.get(DIAGONAL, gradients)
-        told["statistics"] = {**found, DIAGONAL: diagonal(of_loss, fisher, placement)}
+    gradient = functools.partial(device_gradient, reductions=reductions)
+    own = {"worker": worker, "placement": placement, "trained": trained}
+    args = state.params, state.batch_stats, numbers
+    curvature = None
+    if second_order:
+        gradients, curvature, norm, result = natural_gradient(
+            *args, state.curvature, batch, gradient=gradient, second_order=second_order, **own
+        )
+    else:
+        gradient = functools.partial(gradient, gradient_mean=gradient_mean, **own)
+        gradients, result = over_devices(gradient, placement, replicated=3)(*args, batch)
+        norm = optax.tree.norm(gradients)
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
+        told = {"update_index": state.update_index, **numbers.optimizer}
         before = trained_part(state.params, trained)
         changes, opt_state = optimizer.update(gradients, state.opt_state, before, **told)
         part = jax.tree.map(jnp.add, before, changes)
@@ -277,7 +261,7 @@ def train_step(
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
         metrics = {f"train_{name}": value for name, value in result.metrics.items()}
-        metrics |= {"train_loss": result.loss, "gradient_norm": optax.tree.norm(gradients)}
+        metrics |= {"train_loss": result.loss, "gradient_norm": norm}
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:

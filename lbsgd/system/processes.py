@@ -60,6 +60,19 @@ def onto_devices(tree: Any, like: Any) -> Any:
     )
 
 
+def gathered(x: jax.Array, replicated: jax.sharding.Sharding) -> np.ndarray:
+    """Brings an array that lies on the devices of all processes to the host of process 0.
+
+    All processes call it; the others get zeros.
+
+    Args:
+      replicated: the sharding of an array that is whole on each of these devices.
+    """
+    if not x.is_fully_replicated:
+        x = jax.jit(lambda x: x, out_shardings=replicated)(x)
+    return np.asarray(x.addressable_data(0)) if is_first() else np.zeros(x.shape, x.dtype)
+
+
 def json_from_process_0(value: Any) -> Any:
     """Broadcasts the value of process 0 to every process, as JSON."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lbsgd.models.curvature import KRONECKER, curved_layers, rule_of, ruled
+from lbsgd.models.curvature import KRONECKER, curved_layers, rule_of
 from lbsgd.models.networks import Network
-from lbsgd.step.fisher import Fisher, averaged, diagonal, probed, probing, with_lanes
+from lbsgd.step.fisher import Fisher, probed, probing, scales, with_lanes
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import over_devices, over_lanes, sum_over_steps
 from lbsgd.step.worker import gradient_of, worker_loss
@@ -35,8 +35,7 @@ def network_of(module, n, shape, *, train):
 
 def fisher_of(network, params, stats, examples, *, sampled_loss=None):
     layers = curved_layers(network, params, stats)
-    told = ruled(layers, params)
-    return Fisher(network.train, layers, told, examples, "highest", sampled_loss=sampled_loss)
+    return Fisher(network.train, layers, examples, "highest", sampled_loss)
 
 
 def step_of(fisher, placement):
@@ -64,15 +63,15 @@ def step_of(fisher, placement):
 
         counted = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
         total = sum_over_steps(of_step, (counted, batch), "cpu")
-        return jax.lax.pmean(total, DEVICE_AXES)
+        (gradient, sums, _), loss = total
+        gradient, loss = jax.lax.pmean((gradient, loss), DEVICE_AXES)
+        # Of what has no rule the gradient for sampled labels, averaged as that of the loss is.
+        unruled = jax.lax.pmean(sums.pop("diagonal", {}), DEVICE_AXES)
+        sums = jax.lax.psum(sums, DEVICE_AXES)
+        found = jax.tree.map(jnp.multiply, sums, scales(fisher, placement))
+        return gradient, {**found, "unruled": unruled}, loss
 
-    def step(*args):
-        (gradient, sums, _), loss = over_devices(on_device, placement, replicated=3)(*args)
-        found = averaged(sums, fisher, placement)
-        found["diagonal"] = diagonal(sums.get("diagonal", gradient), fisher, placement)
-        return gradient, found, loss
-
-    return jax.jit(step)
+    return jax.jit(over_devices(on_device, placement, replicated=3))
 
 
 def arguments(placement, params, stats, images, labels, *, update=0):

@@ -30,7 +30,7 @@ from curvature_by_hand import arguments, fisher_of, network_of, step_of
 from kfac_jax_vectors import DAMPING, EXAMPLES, FILE, LAYERS, NETWORKS, Network
 
 from lbsgd.models.curvature import DIAGONAL
-from lbsgd.optim.natural import precondition
+from lbsgd.optim.natural import scale_by_natural_gradient
 from lbsgd.workers.placement import place
 
 
@@ -63,7 +63,7 @@ def tree_of(found, what):
 
 def natural_gradient(layers, found, gradient, damping):
     told = {**found, DIAGONAL: jax.tree.map(lambda _: None, gradient)}
-    transform = precondition(layers)
+    transform = scale_by_natural_gradient(layers)
     state = transform.init(gradient)
     update = jax.jit(functools.partial(transform.update, norm_damping=1.0))
     return update(gradient, state, statistics=told, damping=damping)[0]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lbsgd.step import stale
+from lbsgd.optim import stale
 
 UPDATES = 60
 
@@ -42,22 +42,30 @@ def recorded(seed):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3])
 def test_intervals_are_those_of_algorithm_2(alpha):
+    values = [recorded(seed) for seed in range(3)]
+    last, before = (np.zeros((3, 4, 4)) for _ in range(2))
+    intervals, found = stale.first_intervals(3), [[] for _ in values]
+
+    def squares(x):
+        return jnp.asarray(np.sum(np.square(x), axis=(1, 2)))
+
     with jax.enable_x64():
-        values = {name: recorded(seed) for seed, name in enumerate("abc")}
-        kept = stale.nothing_kept({name: jnp.zeros((4, 4)) for name in values})
-        step = jax.jit(stale.refreshed)
-        found = {name: [] for name in values}
+        step = jax.jit(stale.advanced)
         for t in range(UPDATES):
-            index = jnp.int32(t)
-            for name, is_due in stale.due(kept, index).items():
-                found[name] += [t] * bool(is_due)
+            due = np.asarray(stale.is_due(intervals, jnp.int32(t)))
+            for refreshes, is_due in zip(found, due):
+                refreshes += [t] * bool(is_due)
             # What is not due is anything at all, as of a step that has not computed it.
-            fresh = {
-                name: jnp.asarray(x[t]) if t in found[name] else jnp.full((4, 4), jnp.nan)
-                for name, x in values.items()
-            }
-            kept = step(kept, fresh, index, jnp.float64(alpha))
-    expected = {name: simulated(x, alpha) for name, x in values.items()}
+            fresh = np.stack([x[t] if d else np.full((4, 4), np.nan) for x, d in zip(values, due)])
+            distances = stale.Distances(
+                squares(fresh - last), squares(fresh - before), squares(last), squares(before)
+            )
+            intervals = step(intervals, distances, jnp.int32(t), jnp.float64(alpha))
+            last, before = (
+                np.where(due[:, None, None], new, old)
+                for new, old in ((fresh, last), (last, before))
+            )
+    expected = [simulated(x, alpha) for x in values]
     assert found == expected
-    assert alpha == 0 or min(map(len, expected.values())) < UPDATES / 2
-    assert alpha > 0 or all(list(range(UPDATES)) == x for x in expected.values())
+    assert alpha == 0 or min(map(len, expected)) < UPDATES / 2
+    assert alpha > 0 or all(list(range(UPDATES)) == x for x in expected)

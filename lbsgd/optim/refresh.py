@@ -1,0 +1,283 @@
+"""Refreshes statistics of curvature where they are owned, and inverts them: those that are due."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from lbsgd.models.curvature import UNIT_WISE, CurvedLayer
+from lbsgd.optim import natural, stale
+from lbsgd.optim.kept import Curvature, Kept, Stack
+from lbsgd.optim.natural import Damping
+from lbsgd.optim.stale import Distances
+from lbsgd.workers.collectives import owned
+from lbsgd.workers.collectives.exchange import Wire
+from lbsgd.workers.collectives.symmetric import on_diagonal, pack, packed_size, unpack
+from lbsgd.workers.ownership import Ownership
+
+
+class Sharing(NamedTuple):
+    """Says how layers are shared out, and what is exchanged for it.
+
+    Attributes:
+      layers: those with a rule, by name.
+      stacks: those of them that have factors, by shape.
+      threshold: alpha of Algorithm 2; with 0 all is refreshed in each update, and nothing is kept.
+      axes: of the mesh, over which devices are numbered.
+      dtype: of 16 bits, that statistics are sent in; None for their own.
+    """
+
+    layers: Mapping[str, CurvedLayer]
+    stacks: Mapping[str, Stack]
+    threshold: float
+    axes: Any
+    dtype: str | None = None
+
+    @property
+    def norms(self) -> dict[str, CurvedLayer]:
+        """Those layers that have 2x2 matrices for their channels, by name."""
+        return {name: x for name, x in self.layers.items() if x.kind == UNIT_WISE}
+
+
+class Measured(NamedTuple):
+    """Holds what devices tell each other: on the way of pieces `[q]`, and then of layers `[n]`.
+
+    Attributes:
+      traces: of factors, by stack and key.
+      distances: between refreshes, likewise; {} where nothing is kept.
+      square: of the norm of the stacks' gradient.
+    """
+
+    traces: Any
+    distances: Any
+    square: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+    """Takes the statistics of one update.
+
+    Attributes:
+      due: flags by layer and key; None where all are.
+      sums, scales, curvature, index: as `Preconditioner.__call__` takes them.
+    """
+
+    by: Sharing
+    sums: Mapping[str, Mapping[str, Any]]
+    scales: Mapping[str, Mapping[str, float]]
+    curvature: Curvature | None
+    due: Any
+    index: Int[Array, ""]
+    damping: Damping
+
+    def factors(self, gradients: Mapping[str, jax.Array]) -> tuple[Any, Measured]:
+        """Reduces factors to where they are owned, and measures them.
+
+        Args:
+          gradients: pieces of the stacks' gradients.
+
+        Returns:
+          the newest of each in pieces `[q, piece]`, and what all devices know of them.
+        """
+        last, measured = {}, Measured({}, {}, jnp.zeros(()))
+        for name, stack in self.by.stacks.items():
+            for key in stack.factors:
+                fresh = self._fresh(stack, key)
+                x, trace, distances = self._taken(name, key, fresh)
+                last[name, key] = x
+                measured.traces[name, key] = trace
+                if self.curvature:
+                    measured.distances[name, key] = distances
+        squares = [jnp.sum(jnp.square(x)) for x in gradients.values()]
+        return last, self._told(measured._replace(square=sum(squares)))
+
+    def inverses(self, last: Any, told: Measured) -> dict[str, dict[str, jax.Array]]:
+        """Inverts what this device owns and is due, `[q, rows, d]` by stack and key."""
+        found: dict[str, dict[str, jax.Array]] = {}
+        for name, stack in self.by.stacks.items():
+            traces = {key: told.traces[name, key] for key in stack.factors}
+            found[name] = {
+                key: self._inverted(name, key, last[name, key], traces) for key in stack.factors
+            }
+        return found
+
+    def kept_factors(self, last: Any, told: Measured, inverses: Any) -> Any:
+        """Makes of it what is kept."""
+        return {
+            name: {
+                key: self._kept(name, key, last[name, key], told, inverses[name][key])
+                for key in stack.factors
+            }
+            for name, stack in self.by.stacks.items()
+        }
+
+    def of_norms(self) -> tuple[Any, dict[str, Float[Array, "c 3"]]]:
+        """Inverts the matrices of norms' channels; gives what is kept, and these."""
+        norms = self.by.norms
+        flags = self.due and [self.due[name]["F"] for name in norms]
+        sums = {name: self.sums[name]["F"] for name in norms}
+        sums = _if_any(flags, lambda: lax.psum(sums, self.by.axes), sums)
+        after, inverses = {}, {}
+        for name, total in sums.items():
+            fresh = total * jnp.asarray(self.scales[name]["F"], total.dtype)
+            if not self.curvature:
+                inverses[name] = natural.unit_wise_inverse(fresh, self.damping)
+                continue
+            old, due = self.curvature[name]["F"], self.due[name]["F"]
+            inverse = natural.unit_wise_inverse(fresh, self.damping)
+            inverses[name] = jnp.where(due, inverse, old.inverse)
+            last, before = (
+                jnp.where(due, a, b) for a, b in ((fresh, old.last), (old.last, old.before))
+            )
+            intervals = stale.advanced(
+                old.intervals,
+                _distances(fresh[None], old.last[None], old.before[None], _of_channel),
+                self.index,
+                self.by.threshold,
+            )
+            after[name] = {"F": Kept(last, before, inverses[name], intervals)}
+        return after, inverses
+
+    def _scale(self, like: jax.Array, names: Sequence[str], key: str) -> Float[Array, " n"]:
+        return jnp.asarray([self.scales[name][key] for name in names], like.dtype)
+
+    def _mine(self, values: Shaped[Array, " n"], owner: Ownership) -> Shaped[Array, " q"]:
+        """Takes those of the layers that this device's group owns."""
+        values = jnp.pad(values, (0, owner.groups * owner.per_group - owner.layers))
+        group = lax.axis_index(self.by.axes) // owner.members
+        return lax.dynamic_index_in_dim(
+            values.reshape(owner.groups, owner.per_group), group, keepdims=False
+        )
+
+    def _flags(self, stack: Stack, key: str) -> list[Bool[Array, ""]] | None:
+        return self.due and [self.due[layer.name][key] for layer in stack.layers]
+
+    def _member(self, owner: Ownership) -> Int[Array, ""]:
+        return lax.axis_index(self.by.axes) % owner.members
+
+    def _fresh(self, stack: Stack, key: str) -> Float[Array, "q piece"]:
+        """Sums a factor over devices, where it is due."""
+        o = stack.owner
+        matrices = [self.sums[layer.name][key] for layer in stack.layers]
+        like = jax.ShapeDtypeStruct(
+            (o.per_group, o.piece(packed_size(stack.factors[key]))), matrices[0].dtype
+        )
+
+        def reduced() -> Float[Array, "q piece"]:
+            return owned.reduce_scatter(
+                pack(jnp.stack(matrices)), o, Wire(self.by.axes, self.by.dtype)
+            )
+
+        scale = self._scale(matrices[0], [layer.name for layer in stack.layers], key)
+        return _if_any(self._flags(stack, key), reduced, like) * self._mine(scale, o)[:, None]
+
+    def _taken(self, name: str, key: str, fresh: Float[Array, "q piece"]) -> tuple[Any, Any, Any]:
+        """Gives the newest of a factor, and of its pieces the trace and the distances."""
+        stack = self.by.stacks[name]
+        o, d = stack.owner, stack.factors[key]
+        piece = fresh.shape[1]
+        index = self._member(o) * piece + jnp.arange(piece, dtype=jnp.int32)
+        diagonal = on_diagonal(index, d)[None]
+        last, distances = fresh, None
+        if self.curvature:
+            old = self.curvature[name][key]
+            weights = jnp.where(diagonal, 1, 2).astype(fresh.dtype)
+            distances = _distances(fresh, old.last[0], old.before[0], weights)
+            last = jnp.where(self._mine_due(stack, key)[:, None], fresh, old.last[0])
+        return last, jnp.sum(jnp.where(diagonal, last, 0), axis=1), distances
+
+    def _mine_due(self, stack: Stack, key: str) -> Bool[Array, " q"]:
+        return self._mine(jnp.stack(self._flags(stack, key) or []), stack.owner)
+
+    def _told(self, measured: Measured) -> Measured:
+        """Lets all devices know what each has measured, and adds up what belongs to one layer."""
+        vector, unravel = ravel_pytree(measured)
+        alone = all(stack.owner.devices == 1 for stack in self.by.stacks.values())
+        each = jax.vmap(unravel)(vector[None] if alone else lax.all_gather(vector, self.by.axes))
+
+        def of_layers(by_stack: Any) -> Any:
+            return {
+                (name, key): jax.tree.map(lambda x, n=name: self._added(x, n), tree)
+                for (name, key), tree in by_stack.items()
+            }
+
+        return Measured(
+            of_layers(each.traces), of_layers(each.distances), jnp.sum(each.square, axis=0)
+        )
+
+    def _added(self, x: Float[Array, "devices q"], name: str) -> Float[Array, " n"]:
+        o = self.by.stacks[name].owner
+        of_groups = x.reshape(o.groups, o.members, o.per_group)
+        return jnp.sum(of_groups, axis=1).reshape(-1)[: o.layers]
+
+    def _inverted(
+        self, name: str, key: str, last: Float[Array, "q piece"], traces: Any
+    ) -> Float[Array, "q rows d"]:
+        stack = self.by.stacks[name]
+        o, d, rows = stack.owner, stack.factors[key], stack.rows(key)
+        number = self._mine(natural.factor_damping(stack.layers[0], key, traces, self.damping), o)
+        first = self._member(o) * rows if key == stack.long else jnp.int32(0)
+        wire = Wire(self.by.axes, self.by.dtype)
+
+        def inverse(matrix: Float[Array, "d d"], number: Float[Array, ""]) -> Any:
+            damped = natural.plus_diagonal(matrix, number)
+            return natural.inverse_columns(damped, first, rows).T
+
+        def whole() -> Float[Array, "q d d"]:
+            return unpack(owned.gather_in_group(last, packed_size(d), o, wire), d)
+
+        if not self.curvature:
+            return lax.map(lambda args: inverse(*args), (whole(), number))
+        old, due = self.curvature[name][key].inverse[0], self._mine_due(stack, key)
+
+        def where_due(args: tuple[jax.Array, ...]) -> Float[Array, "rows d"]:
+            matrix, number, before, due = args
+            return lax.cond(due, lambda: inverse(matrix, number), lambda: before)
+
+        def refreshed() -> Float[Array, "q rows d"]:
+            return lax.map(where_due, (whole(), number, old, due))
+
+        return lax.cond(_any(self._flags(stack, key)), refreshed, lambda: old)
+
+    def _kept(
+        self, name: str, key: str, last: jax.Array, told: Measured, inverse: jax.Array
+    ) -> Kept:
+        assert self.curvature
+        old, due = self.curvature[name][key], self._mine_due(self.by.stacks[name], key)
+        before = jnp.where(due[:, None], old.last[0], old.before[0])
+        intervals = stale.advanced(
+            old.intervals, told.distances[name, key], self.index, self.by.threshold
+        )
+        return Kept(last[None], before[None], inverse[None], intervals)
+
+
+def _any(flags: Sequence[Bool[Array, ""]] | None) -> Bool[Array, ""]:
+    return jnp.any(jnp.stack(flags or []))
+
+
+def _if_any(flags: Sequence[Bool[Array, ""]] | None, compute: Callable[[], Any], like: Any) -> Any:
+    """Computes something where any flag is set, else zeros; without flags always."""
+    if flags is None:
+        return compute()
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return lax.cond(_any(flags), compute, lambda: zeros) if flags else zeros
+
+
+# Of [[a, b], [b, d]] as (a, b, d).
+_of_channel = (1.0, 2.0, 1.0)
+
+
+def _distances(x: Any, last: Any, before: Any, weights: Any) -> Distances:
+    """Measures how far statistics lie from those of before, `[q]`."""
+    weights = jnp.asarray(weights, x.dtype)
+
+    def square(y: Float[Array, " q *rest"]) -> Float[Array, " q"]:
+        weighted = jnp.square(y) * weights.reshape((1,) * (y.ndim - weights.ndim) + weights.shape)
+        return jnp.sum(weighted.reshape(y.shape[0], -1), axis=1)
+
+    return Distances(square(x - last), square(x - before), square(last), square(before))
