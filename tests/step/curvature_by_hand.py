@@ -38,11 +38,14 @@ def fisher_of(network, params, stats, examples, *, sampled_loss=None):
     return Fisher(network.train, layers, examples, "highest", sampled_loss)
 
 
-def step_of(fisher, placement):
-    """(params, stats, numbers, batch) -> gradient, statistics, by the parts of the step."""
-    task = classification(2)  # looks at no more than whether there are that many outputs
+# Of no matter how many classes: it looks at no more than whether there are as many outputs.
+SOFTMAX_LOSS = classification(2).loss
+
+
+def step_of(fisher, placement, *, loss=SOFTMAX_LOSS):
+    """(params, stats, numbers, batch) -> gradient, statistics, loss, by the parts of the step."""
     worker = functools.partial(
-        worker_loss, network=fisher.network, preprocess=lambda images: images, loss=task.loss
+        worker_loss, network=fisher.network, preprocess=lambda images: images, loss=loss
     )
     worker = probing(worker, fisher)
 
