@@ -1,5 +1,7 @@
 """Runs whose curvature is of labels sampled from the model, beside those of the labels given."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,6 +83,27 @@ def test_they_train_as_quickly_and_their_first_update_differs_in_the_curvature_a
     for metrics, *_ in (of_labels, of_samples):
         assert metrics[-1]["train_loss"] < 0.7 * metrics[0]["train_loss"]
         assert metrics[-1]["skipped"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("normalization", ["batch", "group"])
+def test_they_train_the_same_in_every_place(x64, normalization):
+    """Stale statistics among them, and of group norm a diagonal."""
+    keys = {
+        "dtype": "float64",
+        "worker_batch_size": 32,
+        "model.name": "cifar_resnet8",
+        "model.width": 0.25,
+        "model.normalization": normalization,
+        "optimizer.fisher": "1mc",
+        "optimizer.stale_threshold": 0.3,
+    }
+    (alone, _, expected), (metrics, _, found) = (
+        train(**keys, devices=devices, accumulation_steps=steps)
+        for devices, steps in ((1, 1), (3, 2))
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    jax.tree.map(close, (metrics, found), (alone, expected))
 
 
 def test_the_plan_says_whose_labels_they_are():
