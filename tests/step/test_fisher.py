@@ -43,6 +43,17 @@ class Odd(nn.Module):
         return nn.Dense(CLASSES, **double)(jnp.mean(jnp.tanh(x), axis=(1, 2)))
 
 
+class Stem(nn.Module):
+    """A 7x7 convolution of stride 2, as ResNets begin, and one of 1x1 with stride and bias."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        double = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        x = nn.Conv(4, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], use_bias=False, **double)(x)
+        x = nn.Conv(6, (1, 1), (2, 2), **double)(jnp.tanh(x))
+        return nn.Dense(CLASSES, **double)(jnp.mean(jnp.tanh(x), axis=(1, 2)))
+
+
 def resnet(name, **options):
     kind = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     return build_model(name, num_classes=CLASSES, zero_init_residual=False, **kind, **options)
@@ -50,6 +61,7 @@ def resnet(name, **options):
 
 NETWORKS = {
     "odd": lambda: (Odd(), (7, 8, 3)),
+    "stem": lambda: (Stem(), (11, 12, 2)),
     "cifar": lambda: (resnet("cifar_resnet8", width=0.25), (8, 8, 3)),
     "no norm": lambda: (resnet("cifar_resnet8", width=0.25, normalization="none"), (8, 8, 1)),
     "group norm": lambda: (resnet("cifar_resnet8", normalization="group"), (8, 8, 3)),
