@@ -1,7 +1,6 @@
 """The loop: one run from its config to its result, read from top to bottom."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -270,7 +269,7 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
                 with monitor.paused(), TraceAnnotation("save"):
                     monitor.record.save(done, state_to_store(program, updates.state), last)
             # A state that was restored is on the disk already, and is not saved once more.
-            fresh = functools.partial(state_of_process, program, updates) if done > first else None
+            fresh = (lambda: state_of_process(program, updates)) if done > first else None
             with _saved_on_error(monitor, done, fresh, "evaluates it and resumes"):
                 if pending:
                     with monitor.paused(), TraceAnnotation("evaluate"):

@@ -84,6 +84,20 @@ MUTANTS = (
         ("tests/step/test_reductions.py",),
     ),
     Mutant(
+        "a run with running mixup goes on elsewhere with the same minibatch",
+        "step/running_mixup.py",
+        "[: placement.workers]",
+        "[-placement.workers :]",
+        ("tests/step/test_running_mixup.py",),
+    ),
+    Mutant(
+        "running mixup leaves examples as they are that have nothing before them",
+        "step/running_mixup.py",
+        "there = jnp.any(before.targets > 0, axis=-1)",
+        "there = jnp.full(before.targets.shape[:-1], True)",
+        ("tests/step/test_running_mixup.py",),
+    ),
+    Mutant(
         "the code that a config names belongs to the run",
         "run/plan.py",
         "**run_keys(self.config), **of_code,",

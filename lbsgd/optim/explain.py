@@ -14,7 +14,7 @@ from lbsgd.optim.masks import decayed, flags, scaled
 from lbsgd.optim.refresh import Sharing
 from lbsgd.optim.stock import decay_mask, own_mask
 from lbsgd.system.text import decimal, pluralize
-from lbsgd.workers.ownership import balance, sent
+from lbsgd.workers.collectives.ownership import balance, sent
 
 
 def decaying(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:
@@ -136,10 +136,12 @@ def _explain_curvature(c: ml_collections.ConfigDict) -> str:
         "larger": ", larger kernels rescaled to sqrt(2 d_out)",
     }[c.weight_rescaling]
     follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
+    falls = f"{c.initial_damping:g} falling to " if c.initial_damping else ""
     stale = f", stale below a change of {100 * c.stale_threshold:g}%" if c.stale_threshold else ""
     fisher = {"empirical": "empirical Fisher", "1mc": "Fisher of sampled labels"}[c.fisher]
     return (
-        f"{fisher}{share}{stale}, damping {c.damping:g}, times {c.norm_damping:g} for norms"
+        f"{fisher}{share}{stale}, damping {falls}{c.damping:g}, times {c.norm_damping:g} "
+        "for norms"
         f"{rescaled}{follows}"
     )
 

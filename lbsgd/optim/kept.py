@@ -15,8 +15,8 @@ from lbsgd.models.curvature import CurvedLayer
 from lbsgd.optim import stale
 from lbsgd.optim.stale import Intervals
 from lbsgd.workers.collectives import owned
+from lbsgd.workers.collectives.ownership import Ownership, share_out
 from lbsgd.workers.collectives.symmetric import packed_size
-from lbsgd.workers.ownership import Ownership, share_out
 from lbsgd.workers.placement import DEVICE_AXES
 
 

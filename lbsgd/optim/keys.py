@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lbsgd.config.dotted import is_dotted
-from lbsgd.config.keys import ON, Condition, Key, Keys, Must, Wanted
+from lbsgd.config.keys import ON, Condition, Key, Keys, Must, Wanted, times
 from lbsgd.system.text import is_number
 
 # As `lbsgd.models.roles.Role` has them, which needs JAX.
@@ -142,6 +142,17 @@ KEYS: Keys = {
         "The damping lambda, which is added to the curvature.",
         positive=True,
         used_with=_OF_SPNGD,
+    ),
+    "optimizer.initial_damping": Key(
+        0.0,
+        "The damping of the first update, from which it falls to optimizer.damping by a constant "
+        "share of what is left; 0 for optimizer.damping from the start.",
+        used_with=_OF_SPNGD,
+    ),
+    **times(
+        "optimizer.damping_warmup",
+        "T of that share of each update, a = 2 log10(initial_damping / damping) / T.",
+        used_with={**_OF_SPNGD, "optimizer.initial_damping": ON},
     ),
     "optimizer.norm_damping": Key(
         16.0,

@@ -3,8 +3,8 @@
 Osawa et al. 2020, section 5: gradients and statistics are reduced to where their layers are owned
 (reduce-scatter, symmetric matrices as triangles), inverted and multiplied there, and the natural
 gradients come back to all (all-gather). Layers of one shape are a stack, shared out as
-`lbsgd.workers.ownership` says. What is not due is left out, by conditions that are alike on all
-devices.
+`lbsgd.workers.collectives.ownership` says. What is not due is left out, by conditions that are
+alike on all devices.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from lbsgd.optim.natural import Damping
 from lbsgd.optim.refresh import Refresh, Sharing
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.exchange import Wire
+from lbsgd.workers.collectives.turns import Turns
 
 
 class Exchanged(NamedTuple):
@@ -53,14 +54,17 @@ class Preconditioner:
     ruled: Any
 
     def init(self, dtype: Any) -> Curvature | None:
-        """Makes the state of a run's start; None where nothing is kept."""
-        of = self.sharing
-        return kept.nothing_kept(of.stacks, of.norms, dtype) if of.threshold else None
+        """Makes the state of a run's start as it is stored; None where nothing is kept."""
+        return self.stored(self._nothing(dtype)) if self.sharing.threshold else None
+
+    def _nothing(self, dtype: Any) -> Curvature:
+        return kept.nothing_kept(self.sharing.stacks, self.sharing.norms, dtype)
 
     def specs(self) -> Any:
         """Says how the state is partitioned over devices: a tree like it."""
-        state = jax.eval_shape(lambda: self.init(jnp.float32))
-        return state and kept.specs(state, self.sharing.stacks)
+        if not self.sharing.threshold:
+            return None
+        return kept.specs(jax.eval_shape(lambda: self._nothing(jnp.float32)), self.sharing.stacks)
 
     def stored(self, curvature: Curvature) -> Any:
         """Gives the state the form of checkpoints, of no number of devices."""
@@ -85,6 +89,7 @@ class Preconditioner:
         update_index: Int[Array, ""],
         damping: ArrayLike,
         norm_damping: ArrayLike,
+        after: Any = None,
     ) -> Exchanged:
         """Makes the natural gradient, within `shard_map`.
 
@@ -97,13 +102,15 @@ class Preconditioner:
           batch_size: kn, examples of the minibatch.
           update_index: of this update.
           damping, norm_damping: lambda, and what multiplies it for norms.
+          after: what else devices exchange, arrays; it is before this.
         """
         due = self.due(curvature, update_index)
         by = Damping(damping, norm_damping)
-        refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by)
         stacks = self.sharing.stacks
         pieces = {name: self._gradient_pieces(gradient, stack) for name, stack in stacks.items()}
         rest = lax.pmean(self._without_stacks(gradient), self.sharing.axes)
+        turns = Turns((pieces, rest, sums, after)) if curvature else None
+        refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by, turns)
         last, told = refresh.factors(pieces)
         inverses = refresh.inverses(last, told)
         kept_of_norms, of_norms = refresh.of_norms()
@@ -112,7 +119,8 @@ class Preconditioner:
         squares = jax.tree.map(lambda g: batch_size * jnp.square(g), of_mean)
         found = self._of_rest(rest, of_norms, squares, damping)
         for name, stack in stacks.items():
-            matrices = self._products(pieces[name], stack, inverses[name])
+            of_stack = turns.value(pieces[name]) if turns else pieces[name]
+            matrices = self._products(of_stack, stack, inverses[name])
             found = _with_matrices(found, gradient, stack, matrices)
         square = told.square + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(rest))
         after = curvature and {**refresh.kept_factors(last, told, inverses), **kept_of_norms}

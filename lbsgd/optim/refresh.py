@@ -17,8 +17,9 @@ from lbsgd.optim.natural import Damping
 from lbsgd.optim.stale import Distances
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.exchange import Wire
+from lbsgd.workers.collectives.ownership import Ownership
 from lbsgd.workers.collectives.symmetric import on_diagonal, pack, packed_size, unpack
-from lbsgd.workers.ownership import Ownership
+from lbsgd.workers.collectives.turns import Turns
 
 
 class Sharing(NamedTuple):
@@ -64,6 +65,7 @@ class Refresh:
 
     Attributes:
       due: flags by layer and key; None where all are.
+      turns: of what is exchanged; None where nothing is conditional.
       sums, scales, curvature, index: as `Preconditioner.__call__` takes them.
     """
 
@@ -74,6 +76,7 @@ class Refresh:
     due: Any
     index: Int[Array, ""]
     damping: Damping
+    turns: Turns | None
 
     def factors(self, gradients: Mapping[str, jax.Array]) -> tuple[Any, Measured]:
         """Reduces factors to where they are owned, and measures them.
@@ -121,7 +124,7 @@ class Refresh:
         norms = self.by.norms
         flags = self.due and [self.due[name]["F"] for name in norms]
         sums = {name: self.sums[name]["F"] for name in norms}
-        sums = _if_any(flags, lambda: lax.psum(sums, self.by.axes), sums)
+        sums = self._if_any(flags, lambda: lax.psum(sums, self.by.axes), sums)
         after, inverses = {}, {}
         for name, total in sums.items():
             fresh = total * jnp.asarray(self.scales[name]["F"], total.dtype)
@@ -174,7 +177,29 @@ class Refresh:
             )
 
         scale = self._scale(matrices[0], [layer.name for layer in stack.layers], key)
-        return _if_any(self._flags(stack, key), reduced, like) * self._mine(scale, o)[:, None]
+        total = self._if_any(self._flags(stack, key), reduced, like)
+        return total * self._mine(scale, o)[:, None]
+
+    def _if_any(
+        self, flags: Sequence[Bool[Array, ""]] | None, compute: Callable[[], Any], like: Any
+    ) -> Any:
+        """Computes something where any flag is set, else zeros; without flags always."""
+        if self.turns is None:
+            return compute()
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        return self._in_turn(flags, compute, lambda: zeros) if flags else zeros
+
+    def _in_turn(
+        self,
+        flags: Sequence[Bool[Array, ""]] | None,
+        compute: Callable[[], Any],
+        otherwise: Callable[[], Any],
+    ) -> Any:
+        assert self.turns
+        due = self.turns.condition(jnp.any(jnp.stack(flags or [])))
+        found = lax.cond(due, compute, otherwise)
+        self.turns.after(found)
+        return found
 
     def _taken(self, name: str, key: str, fresh: Float[Array, "q piece"]) -> tuple[Any, Any, Any]:
         """Gives the newest of a factor, and of its pieces the trace and the distances."""
@@ -198,7 +223,11 @@ class Refresh:
         """Lets all devices know what each has measured, and adds up what belongs to one layer."""
         vector, unravel = ravel_pytree(measured)
         alone = all(stack.owner.devices == 1 for stack in self.by.stacks.values())
+        if self.turns:
+            vector = self.turns.value(vector)
         each = jax.vmap(unravel)(vector[None] if alone else lax.all_gather(vector, self.by.axes))
+        if self.turns:
+            self.turns.after(each)
 
         def of_layers(by_stack: Any) -> Any:
             return {
@@ -242,7 +271,7 @@ class Refresh:
         def refreshed() -> Float[Array, "q rows d"]:
             return lax.map(where_due, (whole(), number, old, due))
 
-        return lax.cond(_any(self._flags(stack, key)), refreshed, lambda: old)
+        return self._in_turn(self._flags(stack, key), refreshed, lambda: old)
 
     def _kept(
         self, name: str, key: str, last: jax.Array, told: Measured, inverse: jax.Array
@@ -254,18 +283,6 @@ class Refresh:
             old.intervals, told.distances[name, key], self.index, self.by.threshold
         )
         return Kept(last[None], before[None], inverse[None], intervals)
-
-
-def _any(flags: Sequence[Bool[Array, ""]] | None) -> Bool[Array, ""]:
-    return jnp.any(jnp.stack(flags or []))
-
-
-def _if_any(flags: Sequence[Bool[Array, ""]] | None, compute: Callable[[], Any], like: Any) -> Any:
-    """Computes something where any flag is set, else zeros; without flags always."""
-    if flags is None:
-        return compute()
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return lax.cond(_any(flags), compute, lambda: zeros) if flags else zeros
 
 
 # Of [[a, b], [b, d]] as (a, b, d).

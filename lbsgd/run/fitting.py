@@ -39,7 +39,7 @@ def measure_accumulation(plan: Plan) -> Program:
     measure = _Compilation(plan)
     step_memory = fit.StepMemory(
         measure,
-        memory.bytes_of(plan.state_shapes) + memory.bytes_of(_gradient(plan)),
+        _state_bytes(plan) + memory.bytes_of(_gradient(plan)),
         _cache_file(),
         _cache_key(plan),
     )
@@ -86,6 +86,13 @@ class _Compilation:
 def batch_bytes(plan: Plan, placement: Placement) -> int:
     """Bytes of a minibatch on one device."""
     return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
+
+
+def _state_bytes(plan: Plan) -> int:
+    """Counts the bytes of the state on one device."""
+    # Shared out, but there twice: which of the two is kept is known when the update is made.
+    whole, mixed = map(memory.bytes_of, (plan.state_shapes, plan.state_shapes.mixed))
+    return whole - mixed + 2 * math.ceil(mixed / plan.topology.devices)
 
 
 def _gradient(plan: Plan) -> Any:
@@ -140,7 +147,7 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
     gradient = memory.bytes_of(_gradient(plan))
     shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(_gradient(plan))}
     peak = memory.peak(plan.trace(fewest).jaxpr, shapes)
-    fixed = memory.bytes_of(plan.state_shapes) + max(peak.fixed, gradient)
+    fixed = _state_bytes(plan) + max(peak.fixed, gradient)
 
     def needed(placement: Placement) -> int:
         activations = math.ceil(peak.others * placement.lanes / fewest.lanes)

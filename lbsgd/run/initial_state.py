@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from lbsgd.models.networks import Network
 from lbsgd.models.selection import trained_part
 from lbsgd.optim.rule import Rule
+from lbsgd.step.running_mixup import Mixed
 from lbsgd.step.second_order import SecondOrder
 from lbsgd.step.train_step import Averaged, TrainState
 from lbsgd.weights.initial import take
@@ -24,8 +25,13 @@ def bind_initial_state(
     rule: Rule,
     trained: PyTree[bool],
     second_order: SecondOrder | None,
+    mixed: Mixed | None,
 ) -> Callable[..., TrainState]:
-    """Binds what makes the initial state of a seed."""
+    """Binds what makes the initial state of a seed.
+
+    Args:
+      mixed: shapes of the minibatch that running mixup keeps, by worker.
+    """
     return functools.partial(
         _initial_state,
         initialize=network.initialize,
@@ -33,6 +39,7 @@ def bind_initial_state(
         trained=trained,
         averaged=bool(config.ema.decay),
         second_order=second_order,
+        mixed=mixed,
     )
 
 
@@ -45,6 +52,7 @@ def _initial_state(
     trained: PyTree[bool],
     averaged: bool,
     second_order: SecondOrder | None,
+    mixed: Mixed | None,
 ) -> TrainState:
     params, stats = initialize() if seed is None else initialize(seed)
     if given:
@@ -57,4 +65,5 @@ def _initial_state(
     curvature = None
     if second_order:
         curvature = second_order.precondition.init(jax.tree.leaves(params)[0].dtype)
-    return TrainState(update_index, params, stats, opt_state, skipped, ema, curvature)
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), mixed)
+    return TrainState(update_index, params, stats, opt_state, skipped, ema, curvature, nothing)

@@ -3,13 +3,12 @@
 What devices own is stored whole, by layer, so that any number of them can go on with it.
 """
 
-import functools
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from lbsgd.run.plan import Plan
+from lbsgd.run.layout import as_stored, on_devices, sharded
 from lbsgd.run.program import Program
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.updates import Updates
@@ -20,29 +19,33 @@ from lbsgd.system.processes import from_process_0, gathered, in_process_0, onto_
 
 def restore_state(program: Program, record: Record | NoRecord) -> TrainState | None:
     """Puts the state that process 0 has found on all devices; None if there is none."""
-    like = stored_shapes(program.plan)
+    like = program.abstract_state()
     # A broadcast wants arrays of the same shapes from all, even from those who have none to send.
     nothing = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
     found: tuple[int, TrainState] | None = in_process_0(lambda: record.restore(like))
     update, state = found or (-1, nothing)
     if from_process_0(np.array(update)) < 0:
         return None
-    second_order = program.plan.second_order
-    if state.curvature is not None and second_order:
-        state = state.replace(curvature=second_order.precondition.from_stored(state.curvature))
-    return onto_devices(state, program.abstract_state())
+    plan = program.plan
+    # On the host, so that no device needs room for all of it.
+    laid_out = on_devices(state, plan.second_order, plan.placement)
+    with_shardings = sharded(plan.shapes_on_devices(plan.placement), program.state_shardings())
+    return onto_devices(laid_out, with_shardings)
 
 
 def state_to_store(program: Program, state: TrainState) -> TrainState:
     """Gives the state the form of checkpoints: all of it where process 0 has it.
 
-    What devices own is gathered from those of all processes, which have to call this together.
+    What is shared out is gathered from the devices of all processes, which have to call this
+    together.
     """
-    if state.curvature is None:
+    plan, shared_out = program.plan, (state.curvature, state.mixed)
+    if not jax.tree.leaves(shared_out):
         return state
-    # One by one: a device need not have room for all of it.
-    whole = jax.tree.map(lambda x: gathered(x, program.plan.placement.replicated), state.curvature)
-    return _stored(program.plan, state.replace(curvature=whole))
+    replicated = plan.placement.replicated
+    curvature, mixed = jax.tree.map(lambda x: gathered(x, replicated), shared_out)
+    whole: TrainState = state.replace(curvature=curvature, mixed=mixed)
+    return as_stored(whole, plan.second_order, plan.placement)
 
 
 def state_of_process(program: Program, updates: Updates) -> TrainState:
@@ -74,18 +77,3 @@ def save_best(
         best = bool(from_process_0(np.array(best)))
     if best:
         record.save(done, state_to_store(program, state), last=False, best=True)
-
-
-def stored_shapes(plan: Plan) -> TrainState:
-    """Gives shapes and types of what `state_to_store` makes."""
-    shapes: TrainState = jax.eval_shape(functools.partial(_stored, plan), plan.state_shapes)
-    return shapes
-
-
-def _stored(plan: Plan, state: TrainState) -> TrainState:
-    if state.curvature is None or plan.second_order is None:
-        return state
-    stored: TrainState = state.replace(
-        curvature=plan.second_order.precondition.stored(state.curvature)
-    )
-    return stored

@@ -14,6 +14,8 @@ import jax
 
 # Of the compiler, by name.
 Options = dict[str, Any]
+# The sharding of the outputs, or a prefix of their tree of shardings.
+Out = Hashable
 
 # Programs that are kept for later runs: the newest. A run has about four.
 KEPT = 16
@@ -34,7 +36,7 @@ class Executables:
     def compile(
         self,
         lowered: jax.stages.Lowered,
-        out: Any,
+        out: Out,
         options: Options | None = None,
     ) -> jax.stages.Compiled:
         """Compiles a program, or takes what the same one was compiled to.
@@ -64,7 +66,7 @@ class Executables:
         return compiled
 
 
-def _key(lowered: jax.stages.Lowered, text: str, out: Any, options: Options | None) -> Hashable:
+def _key(lowered: jax.stages.Lowered, text: str, out: Out, options: Options | None) -> Hashable:
     arguments = tuple(map(repr, jax.tree.leaves(lowered.args_info)))
     digest = hashlib.sha256(text.encode()).digest()
     trees = (lowered.in_tree, lowered.out_tree)
@@ -81,7 +83,7 @@ class SharedFunction:
     def __init__(
         self,
         function: Callable[..., Any],
-        out: Any,
+        out: Out,
         options: Options | None = None,
     ) -> None:
         """Compiles nothing yet.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import PartitionSpec
 
-from lbsgd.step.fisher import Fisher, Probed, probed, probing, scales, with_lanes
+from lbsgd.step.fisher import Fisher, probed, probing, scales, with_lanes
 from lbsgd.step.numbers import Numbers
-from lbsgd.step.reduction import over_devices
+from lbsgd.step.reduction import Reductions, mean_over_devices, over_devices
 from lbsgd.step.worker import Batch, Worker, WorkerResult
 from lbsgd.workers.placement import Placement
 
@@ -38,7 +38,7 @@ class Preconditions(Protocol):
         """Says how layers are shared out."""
 
     def init(self, dtype: Any) -> Any:
-        """Makes what is kept of statistics, at the start; None for nothing."""
+        """Makes what is kept of statistics at the start, as it is stored; None for nothing."""
 
     def specs(self) -> Any:
         """Says how that is partitioned over devices."""
@@ -76,18 +76,18 @@ def natural_gradient(
     curvature: Any,
     batch: Batch,
     *,
-    gradient: Callable[..., tuple[Any, WorkerResult]],
+    local: Callable[..., tuple[Any, WorkerResult]],
     second_order: SecondOrder,
     worker: Worker,
     placement: Placement,
+    reductions: Reductions,
     trained: Any = None,
 ) -> tuple[Any, Any, jax.Array, WorkerResult]:
     """Computes the natural gradient of the mean loss over all k workers.
 
     Args:
       curvature: what is kept of statistics.
-      gradient: `train_step.device_gradient`.
-      batch, others: as it takes them.
+      local: `train_step.local_gradient`; the other arguments are its.
 
     Returns:
       the natural gradient, what is kept now, the norm of the gradient, and the workers' results.
@@ -98,22 +98,9 @@ def natural_gradient(
     def on_device(
         params: Any, batch_stats: Any, numbers: Numbers, curvature: Any, batch: Batch
     ) -> Any:
-        def exchange(found: Probed) -> tuple[Any, Any, jax.Array]:
-            exchanged = precondition(
-                found.params,
-                found.sinks,
-                curvature,
-                scales=scales(fisher, placement),
-                batch_size=placement.batch_size,
-                update_index=numbers.update_index,
-                damping=numbers.optimizer["damping"],
-                norm_damping=numbers.optimizer["norm_damping"],
-            )
-            return exchanged.natural, exchanged.curvature, exchanged.norm
-
         due = precondition.due(curvature, numbers.update_index)
         with_sinks, learned = probed(params, trained, fisher, due)
-        return gradient(
+        sums, result = local(
             with_sinks,
             batch_stats,
             numbers,
@@ -121,9 +108,24 @@ def natural_gradient(
             worker=probing(worker, fisher),
             placement=placement,
             trained=learned,
-            gradient_mean=exchange,
+            reductions=reductions,
             rows_of_step=functools.partial(with_lanes, placement=placement),
         )
+        with jax.named_scope("all_reduce"):
+            (result,) = mean_over_devices(result, reductions)
+        with jax.named_scope("precondition"):
+            found = precondition(
+                sums.params,
+                sums.sinks,
+                curvature,
+                scales=scales(fisher, placement),
+                batch_size=placement.batch_size,
+                update_index=numbers.update_index,
+                damping=numbers.optimizer["damping"],
+                norm_damping=numbers.optimizer["norm_damping"],
+                after=result,
+            )
+        return (found.natural, found.curvature, found.norm), result
 
     found, result = over_devices(
         on_device,

@@ -63,14 +63,15 @@ def worker_loss(
     """Computes the loss of one worker, its batch norm seeing exactly its n examples.
 
     Args:
-      batch: image, targets, and what `Mixing.draw` drew for them, each `[n, ...]`.
+      batch: image, targets, and what `Mixing.draw` drew for them, each `[n, ...]`; with running
+        mixup `mixed_image`, which the network is given, and `mixed_target`.
       index: of the worker among all k, for its random numbers.
       network: (params, batch_stats, images, key) -> outputs, and what its norms leave.
       preprocess: uint8 images -> input of the network.
       loss: (outputs, batch, **numbers of the task) -> loss, metrics; see `lbsgd.tasks.Task`.
     """
     with jax.named_scope("augment"):
-        images = _augmented(batch, preprocess(batch["image"]))
+        images = _augmented(batch, preprocess)
     with jax.named_scope("forward"):
         outputs, left = network(params, batch_stats, images, worker_key(numbers, index))
     with jax.named_scope("loss"):
@@ -78,14 +79,22 @@ def worker_loss(
     return WorkerResult(value, dict(metrics), left)
 
 
-def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Erases and mixes images where that was drawn for them."""
+def _augmented(
+    batch: Batch, preprocess: Callable[[UInt8[Array, "n h w c"]], Float[Array, "n h w c"]]
+) -> Float[Array, "n h w c"]:
+    """Gives the input of the network, erased and mixed where that was drawn."""
+    if "mixed_image" in batch:
+        return batch["mixed_image"]
     # Erased before they are mixed, so that a partner brings its own box along.
-    if "erase_box" in batch:
-        images = erase(images, batch["erase_box"])
+    images = erased(batch, preprocess(batch["image"]))
     if "mix_share" in batch:
         images = mix(images, batch["mix_share"], batch.get("mix_box"))
     return images
+
+
+def erased(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Erases a box of each image, where boxes were drawn."""
+    return erase(images, batch["erase_box"]) if "erase_box" in batch else images
 
 
 def gradient_of(

@@ -18,7 +18,9 @@ from lbsgd.tasks.task import Task, means
 from lbsgd.workers.reductions import Reduction
 
 # Keys of a batch that are not a task's: its input, and what was drawn for each example.
-NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"})
+NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"}) | {
+    *("running_share", "mixed_image", "mixed_target")
+}
 # Examples by which a task is checked.
 PROBED = 13
 
@@ -33,6 +35,11 @@ def build_task(config: ml_collections.ConfigDict, classes: int) -> Task:
     c = config.task
     if not is_dotted(c.name):
         loss = _named_loss(c) if is_dotted(c.loss) else cross_entropy
+        if config.data.running_mixup and is_dotted(c.loss):
+            raise ConfigError(
+                f"data.running_mixup mixes labels to distributions, and the loss {c.loss} takes "
+                "labels; set data.running_mixup=0"
+            )
         return classification(classes, loss=loss, label_smoothing=config.label_smoothing)
     named = load("task.name", c.name)
     task = named.call(c.options.to_dict(), classes=classes)
@@ -40,6 +47,8 @@ def build_task(config: ml_collections.ConfigDict, classes: int) -> Task:
         raise named.error(f"must give a lbsgd.tasks.Task, not {type(task).__name__}")
     if (config.data.mixup or config.data.cutmix) and not task.mixes:
         raise named.error("does not know of mixed labels; set data.mixup=0 and data.cutmix=0")
+    if config.data.running_mixup and task.distributions is None:
+        raise named.error("has no `distributions` of its targets; set data.running_mixup=0")
     return _guarded(named, task)
 
 
@@ -67,6 +76,7 @@ def _guarded(named: Named, task: Task) -> Task:
         evaluate=named.guarded(task.evaluate),
         summarize=task.summarize if task.summarize is means else named.guarded(task.summarize),
         targets=named.guarded(task.targets),
+        distributions=task.distributions and named.guarded(task.distributions),
         wrong_outputs=named.guarded(task.wrong_outputs),
         sampled_loss=task.sampled_loss and named.guarded(task.sampled_loss),
     )

@@ -84,6 +84,8 @@ class Task:
         the outputs say none.
       mixes: whether `loss` and `targets` know of mixup and CutMix: a batch then has `mix_share`
         too, and each example's partner is the next one of its worker, cyclically.
+      distributions: (batch) -> what its targets are as distributions, `[n, classes]`; None where
+        `loss` knows nothing of running mixup. Else a batch has `mixed_target` too, in their place.
     """
 
     loss: Callable[..., tuple[Any, Mapping[str, Any]]]
@@ -97,6 +99,7 @@ class Task:
     wrong_outputs: Callable[[Any], str] = lambda outputs: ""
     sampled_loss: Callable[[Any, Any], Any] | None = None
     mixes: bool = False
+    distributions: Callable[[Mapping[str, Any]], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.headline not in self.validation:

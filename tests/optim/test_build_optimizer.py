@@ -24,6 +24,9 @@ OPTIMIZERS = {
     "lars, decoupled": {"name": "lars", "weight_decay_form": "decoupled"},
     "lars without momentum": {"name": "lars", "momentum": 0.0},
     "lamb": {"name": "lamb"},
+    # What it does with natural gradients.
+    "spngd": {"name": "spngd", "weight_rescaling": "always"},
+    "spngd, larger": {"name": "spngd", "weight_rescaling": "larger", "weight_decay": 0.0},
 }
 
 
@@ -191,7 +194,7 @@ LAMB = OPTIMIZERS["lamb"]
         ({"name": "lars", "trust_epsilon": -1.0}, "trust_epsilon must be finite and not negative"),
         ({**LAMB, "beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
         ({"name": "lars", "trust_at_zero": "0"}, "trust_at_zero '0'; known: one, formula"),
-        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb, or "),
+        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb, spngd, or "),
     ],
 )
 def test_what_means_nothing_is_an_error(keys, says):

@@ -115,6 +115,7 @@ def shared_out(devices, threshold, gradients, sums):
         return found.natural, found.curvature, found.norm
 
     step, curvature = jax.jit(exchange), made.init(jnp.float64)
+    curvature = curvature and jax.tree.map(jnp.asarray, made.from_stored(curvature))
     for t in range(jax.tree.leaves(gradients)[0].shape[0]):
         of_update = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), (gradients, sums))
         natural, curvature, norm = step(*of_update, curvature, jnp.int32(t))

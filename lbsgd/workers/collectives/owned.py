@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from lbsgd.workers.collectives.exchange import Wire
-from lbsgd.workers.ownership import Ownership
+from lbsgd.workers.collectives.ownership import Ownership
 
 
 def reduce_scatter(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lbsgd.workers.collectives import owned
-from lbsgd.workers.ownership import Ownership, balance, sent, share_out
+from lbsgd.workers.collectives.ownership import Ownership, balance, sent, share_out
 
 # ResNet-50: dimensions of A and G, and how many layers have them.
 RESNET50 = [
