@@ -139,8 +139,9 @@ def _explain_curvature(c: ml_collections.ConfigDict) -> str:
     follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
     falls = f"{c.initial_damping:g} falling to " if c.initial_damping else ""
     stale = f", stale below a change of {100 * c.stale_threshold:g}%" if c.stale_threshold else ""
+    fisher = {"empirical": "empirical Fisher", "1mc": "Fisher of sampled labels"}[c.fisher]
     return (
-        f"empirical Fisher{share}{stale}, damping {falls}{c.damping:g}, times {c.norm_damping:g} "
+        f"{fisher}{share}{stale}, damping {falls}{c.damping:g}, times {c.norm_damping:g} "
         "for norms"
         f"{rescaled}{follows}"
     )

@@ -160,6 +160,14 @@ KEYS: Keys = {
         positive=True,
         used_with=_OF_SPNGD,
     ),
+    "optimizer.fisher": Key(
+        "empirical",
+        "Whose gradients curvature is taken from: those of the training loss, in its own backward "
+        "pass (empirical), or of one label for each example, sampled from the model, in another "
+        "(1mc).",
+        choices=("empirical", "1mc"),
+        used_with=_OF_SPNGD,
+    ),
     "optimizer.fisher_share": Key(
         1.0,
         "The share of each worker's n examples, the first of them, that curvature is taken from.",

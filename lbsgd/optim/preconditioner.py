@@ -17,6 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from lbsgd.models.curvature import DIAGONAL
 from lbsgd.optim import kept, natural
 from lbsgd.optim.kept import Curvature, Stack
 from lbsgd.optim.natural import Damping
@@ -80,7 +81,7 @@ class Preconditioner:
     def __call__(
         self,
         gradient: Any,
-        sums: Mapping[str, Mapping[str, jax.Array]],
+        sums: Mapping[str, Mapping[str, Any]],
         curvature: Curvature | None,
         *,
         scales: Mapping[str, Mapping[str, float]],
@@ -94,7 +95,8 @@ class Preconditioner:
 
         Args:
           gradient: whose mean over devices is that of the loss; None where it is frozen.
-          sums: of statistics on this device, by layer and key.
+          sums: of statistics on this device, by layer and key. Of sampled labels also, under
+            `DIAGONAL`, the gradient of what no rule is for, as `gradient` has that of the loss.
           curvature: what is kept of earlier updates; of what devices own, this one's part.
           scales: what the sums of all devices are multiplied by, by layer and key.
           batch_size: kn, examples of the minibatch.
@@ -112,14 +114,17 @@ class Preconditioner:
         last, told = refresh.factors(pieces)
         inverses = refresh.inverses(last, told)
         kept_of_norms, of_norms = refresh.of_norms()
-        found = self._of_rest(rest, of_norms, batch_size, damping)
+        # kn g^2 estimates the mean of the squares of examples' own gradients.
+        of_mean = lax.pmean(sums[DIAGONAL], self.sharing.axes) if DIAGONAL in sums else rest
+        squares = jax.tree.map(lambda g: batch_size * jnp.square(g), of_mean)
+        found = self._of_rest(rest, of_norms, squares, damping)
         for name, stack in stacks.items():
             of_stack = turns.value(pieces[name]) if turns else pieces[name]
             matrices = self._products(of_stack, stack, inverses[name])
             found = _with_matrices(found, gradient, stack, matrices)
-        squares = told.square + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(rest))
+        square = told.square + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(rest))
         after = curvature and {**refresh.kept_factors(last, told, inverses), **kept_of_norms}
-        return Exchanged(found, after, jnp.sqrt(squares))
+        return Exchanged(found, after, jnp.sqrt(square))
 
     def _gradient_pieces(self, gradient: Any, stack: Stack) -> Float[Array, "q piece"]:
         """Reduces the gradients of a stack to where they are owned: their mean over devices."""
@@ -156,14 +161,11 @@ class Preconditioner:
         return owned.all_gather(product, o, wire)
 
     def _of_rest(
-        self, rest: Any, of_norms: Mapping[str, Any], batch_size: int, damping: ArrayLike
+        self, rest: Any, of_norms: Mapping[str, Any], squares: Any, damping: ArrayLike
     ) -> Any:
         """Makes the natural gradient of what has no factors."""
-        # kn g^2 estimates the mean of the squares of examples' own gradients.
         diagonal = jax.tree.map(
-            lambda ruled, g: None if ruled or g is None else batch_size * jnp.square(g),
-            self.ruled,
-            rest,
+            lambda ruled, g: None if ruled or g is None else g, self.ruled, squares
         )
         found = natural.by_diagonal(rest, diagonal, damping)
         for name, layer in self.sharing.norms.items():

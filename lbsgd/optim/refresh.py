@@ -70,7 +70,7 @@ class Refresh:
     """
 
     by: Sharing
-    sums: Mapping[str, Mapping[str, jax.Array]]
+    sums: Mapping[str, Mapping[str, Any]]
     scales: Mapping[str, Mapping[str, float]]
     curvature: Curvature | None
     due: Any

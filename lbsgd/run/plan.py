@@ -332,7 +332,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     check_running_mixup(config, sizes, others)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
-    second_order = build_second_order(config, network, found, trained, topology.devices)
+    second_order = build_second_order(config, network, found, trained, task, topology.devices)
     rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}

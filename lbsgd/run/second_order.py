@@ -1,5 +1,8 @@
 """How a run makes natural gradients: of which statistics, of which layers, on which devices."""
 
+from collections.abc import Callable
+from typing import Any
+
 import ml_collections
 from jaxtyping import PyTree
 
@@ -12,6 +15,7 @@ from lbsgd.optim.refresh import Sharing
 from lbsgd.step.fisher import Fisher
 from lbsgd.step.second_order import SecondOrder
 from lbsgd.system.errors import ConfigError
+from lbsgd.tasks.task import Task
 from lbsgd.workers.placement import DEVICE_AXES
 
 
@@ -20,13 +24,14 @@ def build_second_order(
     network: Network,
     found: Outline,
     trained: PyTree[bool],
+    task: Task,
     devices: int,
 ) -> SecondOrder | None:
     """Builds what makes the natural gradients of a run; None for a first-order optimizer.
 
     Raises:
-      ConfigError: the share of a worker's examples is not a whole number of them, or another key
-        does not go with it.
+      ConfigError: the share of a worker's examples is not a whole number of them, the task does not
+        say how to sample labels, or another key does not go with it.
     """
     c = config.optimizer
     if c.name != "spngd":
@@ -43,7 +48,13 @@ def build_second_order(
         # A layer of which a part is frozen has no rule: its factors are of all its parameters.
         if _is_trained(layer, trained)
     }
-    fisher = Fisher(network.train, layers, _examples(config), config.matmul_precision)
+    fisher = Fisher(
+        network.train,
+        layers,
+        _examples(config),
+        config.matmul_precision,
+        _sampled_loss(task) if c.fisher == "1mc" else None,
+    )
     sharing = Sharing(
         layers,
         stacks_of(layers, devices),
@@ -67,6 +78,16 @@ def _examples(config: ml_collections.ConfigDict) -> int:
             f"examples; take {max(1, round(examples)) / of:g}"
         )
     return round(examples)
+
+
+def _sampled_loss(task: Task) -> Callable[..., Any]:
+    if task.sampled_loss is None:
+        raise ConfigError(
+            "optimizer.fisher='1mc' samples labels from what the network gives, and the task does "
+            "not say how (lbsgd.tasks.Task.sampled_loss; no loss of one's own has it); set "
+            "optimizer.fisher='empirical'"
+        )
+    return task.sampled_loss
 
 
 def _with_kind(layer: CurvedLayer, norm_fisher: str) -> CurvedLayer:

@@ -8,7 +8,8 @@ gradient of a matrix of zeros that has no effect, the sums over examples
 of its inputs a and of the gradients g of its outputs; a norm's of the squares and the product of
 each channel's two gradients. So they come with the gradient of the loss, in the same backward pass
 (the empirical Fisher), are added over lanes, steps and devices as it is, and no example's or lane's
-own are ever kept.
+own are ever kept. Of labels sampled from the model (`1mc`) they come in a backward pass of their
+own, after the same forward pass.
 """
 
 import functools
@@ -21,8 +22,18 @@ from flax import linen as nn
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-from lbsgd.models.curvature import FULL, KRONECKER, UNIT_WISE, CurvedLayer, Rule, rule_of
-from lbsgd.step.worker import Batch, Worker, WorkerResult
+from lbsgd.models.curvature import (
+    DIAGONAL,
+    FULL,
+    KRONECKER,
+    UNIT_WISE,
+    CurvedLayer,
+    Rule,
+    rule_of,
+    ruled,
+)
+from lbsgd.models.selection import trained_part, with_frozen
+from lbsgd.step.worker import Batch, Worker, WorkerResult, sampling_key
 from lbsgd.workers.placement import Placement
 
 # By the name of a layer, then "A" and "G", or "F" of a norm.
@@ -39,18 +50,23 @@ class Fisher(NamedTuple):
       layers: those with a rule, by name.
       examples: m, of a worker, the first, that statistics are of.
       precision: of their products.
+      sampled_loss: (outputs, key) -> the loss of labels that are sampled from them, whose gradients
+        the statistics are of (`lbsgd.tasks.Task`); None for those of the training loss.
     """
 
     network: Callable[..., Any]
     layers: Mapping[str, CurvedLayer]
     examples: int
     precision: Any
+    sampled_loss: Callable[..., Any] | None = None
 
 
 class Probed(NamedTuple):
     """Holds parameters, and the zeros whose gradients are statistics; or the gradients of both.
 
     Attributes:
+      sinks: by layer. Of sampled labels also, under `DIAGONAL`, the parameters that no rule is for,
+        whose gradient is that of the loss of these labels.
       due: which statistics are taken, like the sinks; None for all of them.
     """
 
@@ -62,11 +78,16 @@ class Probed(NamedTuple):
 def probed(params: Any, trained: Any, fisher: Fisher, due: Any = None) -> tuple[Probed, Probed]:
     """Adds the sinks to parameters, and to what tells which of these are trained."""
     dtype = jax.tree.leaves(params)[0].dtype
-    sinks = no_statistics(fisher.layers, dtype)
+    sinks: dict[str, Any] = {**no_statistics(fisher.layers, dtype)}
+    if fisher.sampled_loss:
+        unruled = jax.tree.map(lambda is_ruled: not is_ruled, ruled(fisher.layers, params))
+        sinks[DIAGONAL] = trained_part(trained_part(params, trained), unruled)
     if trained is None:
         trained = jax.tree.map(lambda _: True, params)
-    are, are_not = (jax.tree.map(lambda _, x=x: x, sinks) for x in (True, False))
-    return Probed(params, sinks, due), Probed(trained, are, None if due is None else are_not)
+    are, are_not = (
+        jax.tree.map(lambda _, x=x: x, tree) for tree, x in ((sinks, True), (due, False))
+    )
+    return Probed(params, sinks, due), Probed(trained, are, are_not)
 
 
 def with_lanes(batch: Batch, step: Int[Array, ""], placement: Placement) -> Batch:
@@ -81,10 +102,25 @@ def probing(worker: Worker, fisher: Fisher) -> Worker:
         params: Probed, batch_stats: Any, numbers: Any, batch: Batch, index: Int[Array, ""]
     ) -> WorkerResult:
         rows = {key: x for key, x in batch.items() if key != _IS_REAL}
-        network = functools.partial(_tapped, fisher, params, batch[_IS_REAL])
-        return worker(params.params, batch_stats, numbers, rows, index, network=network)
+        tapped = functools.partial(_tapped, fisher, params, batch[_IS_REAL])
+        rest = (batch_stats, numbers, rows, index)
+        if not fisher.sampled_loss:
+            return worker(params.params, *rest, network=tapped)
+        result = worker(params.params, *rest)
+        # The compiler merges the two forward passes, which are the same: it makes one, and two ways
+        # back, of which this one ends at the activations.
+        probes = with_frozen(params.sinks[DIAGONAL], jax.lax.stop_gradient(params.params))
+        loss = functools.partial(_sampled, fisher.sampled_loss, sampling_key(numbers, index))
+        sampled = worker(probes, *rest, network=tapped, loss=loss).loss
+        # Its gradient alone is added, and 0 to the loss.
+        return result._replace(loss=result.loss + (sampled - jax.lax.stop_gradient(sampled)))
 
     return with_taps
+
+
+def _sampled(sampled_loss: Any, key: Any, outputs: Any, _: Batch, **__: Any) -> tuple[Any, Any]:
+    """Computes the loss of sampled labels, as a worker's loss; of nothing else in a batch."""
+    return sampled_loss(outputs, key), {}
 
 
 def scales(fisher: Fisher, placement: Placement) -> dict[str, dict[str, float]]:

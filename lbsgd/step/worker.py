@@ -32,7 +32,7 @@ class WorkerResult(NamedTuple):
 
 
 # (params, batch_stats, numbers, its rows [n, ...], its index) -> its result
-# by keyword too: a network in place of its own.
+# by keyword too: a network, or a loss, in place of its own.
 Worker = Callable[..., WorkerResult]
 
 
@@ -41,6 +41,12 @@ def worker_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
     # Named, for what a process sets as JAX's own default must not change what is drawn.
     key = jax.random.key(numbers.seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(key, numbers.update_index), index)
+
+
+def sampling_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
+    """Makes the key by which labels are sampled from a worker's outputs in an update."""
+    # Of no stream of the network's: it has the key itself, and that folded with 1.
+    return jax.random.fold_in(worker_key(numbers, index), 2)
 
 
 def worker_loss(

@@ -78,6 +78,7 @@ def _guarded(named: Named, task: Task) -> Task:
         targets=named.guarded(task.targets),
         distributions=task.distributions and named.guarded(task.distributions),
         wrong_outputs=named.guarded(task.wrong_outputs),
+        sampled_loss=task.sampled_loss and named.guarded(task.sampled_loss),
     )
 
 
@@ -121,6 +122,9 @@ def check_task(
     numbers = {name: jnp.zeros(()) for name in task.numbers}
     result = jax.eval_shape(lambda o, b, n: task.loss(o, b, **n), outputs, batch, numbers)
     _check_loss(task, result, blame)
+    if task.sampled_loss:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        _check_number(jax.eval_shape(task.sampled_loss, outputs, key), "sampled_loss", blame)
     _check_evaluation(task, jax.eval_shape(lambda o, b: task.evaluate(o, b), outputs, batch), blame)
 
 
@@ -137,8 +141,7 @@ def _check_loss(task: Task, result: Any, blame: _Blame) -> None:
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise blame(f"must give (loss, metrics by name) by `loss`, not {short_repr(result)}")
     loss, metrics = result
-    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise blame(f"must give a loss that is one floating-point number, not {short_repr(loss)}")
+    _check_number(loss, "loss", blame)
     if metrics.keys() != task.metrics.keys():
         raise blame(
             f"gives {_list(metrics)} as metrics of training, and declares {_list(task.metrics)}"
@@ -147,6 +150,14 @@ def _check_loss(task: Task, result: Any, blame: _Blame) -> None:
         how = task.metrics[name].reduction
         if not isinstance(how, Reduction) and getattr(value, "shape", None) != ():
             raise blame(f"gives {short_repr(value)} for metric {name!r}, which must be one number")
+
+
+def _check_number(loss: Any, function: str, blame: _Blame) -> None:
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise blame(
+            f"must give a loss that is one floating-point number by `{function}`, not "
+            f"{short_repr(loss)}"
+        )
 
 
 def _check_evaluation(task: Task, found: Any, blame: _Blame) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
@@ -53,6 +53,8 @@ def classification(
         summarize=_summarize,
         numbers=numbers,
         wrong_outputs=functools.partial(_wrong_outputs, classes=classes, images=1),
+        # Another loss may be that of no distribution.
+        sampled_loss=_sampled_loss if loss is cross_entropy else None,
         mixes=True,
         # A loss of one's own takes labels.
         distributions=functools.partial(_one_hot, classes=classes)
@@ -88,6 +90,14 @@ def _loss(
         losses = share * losses + (1 - share) * others
     wrong = wrong_at(1, logits, labels).astype(losses.dtype)
     return jnp.mean(losses), {"error": 100.0 * jnp.mean(wrong)}
+
+
+def _sampled_loss(logits: Float[Array, "n outputs"], key: Key[Array, ""]) -> Float[Array, ""]:
+    """Computes the mean cross-entropy of labels drawn from the softmax of the logits."""
+    # In float32 whatever the type, as parameters are: runs in float64 draw the same, and noise of
+    # 16 bits would never draw a class of a probability below 1 in 256.
+    labels = jax.random.categorical(key, logits.astype(jnp.float32))
+    return jnp.mean(cross_entropy(logits, labels))
 
 
 def _evaluate(

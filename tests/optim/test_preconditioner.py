@@ -139,12 +139,21 @@ def alone(gradients, sums, t):
     return natural, np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(mean)))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3, 4, 5, 8])
-def test_devices_share_out_what_one_does_alone(x64, devices):
+@pytest.mark.parametrize(
+    ("devices", "sampled"),
+    [(1, True), (2, False), (3, True), (4, False), (5, False), (8, False)],
+)
+def test_devices_share_out_what_one_does_alone(x64, devices, sampled):
     gradients, sums = drawn(devices, 1)
+    expected, of_mean = alone(gradients, sums, 0)
+    if sampled:  # the diagonal is of the gradient for sampled labels
+        others = drawn(devices, 1, seed=1)[0]["other"]
+        none = {name: dict.fromkeys(of) for name, of in SHAPES.items()}
+        sums = {**sums, DIAGONAL: {**none, "other": others}}
+        mean, of_samples = (x["kernel"][0].mean(axis=0) for x in (gradients["other"], others))
+        expected = {**expected, "other": {"kernel": mean / (KN * of_samples**2 + DAMPING)}}
     ((natural, norm), state), *_ = shared_out(devices, 0.0, gradients, sums)
     assert state is None
-    expected, of_mean = alone(gradients, sums, 0)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10), natural, expected
     )
