@@ -24,7 +24,7 @@ EVERY, IMAGES, SHARE = 10, 32, 0.25
 ROUNDS, WARM_UP = 15, 3
 KINDS = ("sgd", "all due", "none due")
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
-_RESULT = re.compile(r"= (\(?[^=]*?\)?) (" + "|".join(COLLECTIVES) + r")(-start)?\(")
+_CALL = re.compile(r"\s(" + "|".join(COLLECTIVES) + r")(-start)?\(")
 _ARRAY = re.compile(r"\b(f32|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
 
@@ -94,10 +94,12 @@ def compiled(plan, devices):
 def exchanged(text: str) -> dict[str, int]:
     """Bytes of what collectives give on a device, by their kind, in a compiled program."""
     found = dict.fromkeys(COLLECTIVES, 0)
-    for result, kind, _ in _RESULT.findall(text):
-        for dtype, shape in _ARRAY.findall(result):
-            numbers = math.prod(int(n) for n in shape.split(",") if n)
-            found[kind] += numbers * _BYTES[dtype]
+    for line in text.splitlines():
+        call = _CALL.search(line)
+        if call:
+            for dtype, shape in _ARRAY.findall(line[: call.start()]):
+                numbers = math.prod(int(n) for n in shape.split(",") if n)
+                found[call[1]] += numbers * _BYTES[dtype]
     return found
 
 

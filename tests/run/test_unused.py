@@ -93,6 +93,7 @@ POLICY = {
     "optimizer.norm_fisher": ("full", [SGD, LARS], [SPNGD]),
     "optimizer.statistics_dtype": ("bfloat16", [SGD, LARS], [SPNGD]),
     "optimizer.stale_threshold": (0.1, [SGD, LARS], [SPNGD]),
+    "optimizer.fisher": ("1mc", [SGD, LARS, LAMB, LION], [SPNGD]),
     "optimizer.weight_rescaling": ("always", [SGD, LARS], [SPNGD]),
     "learning_rate.reference_batch_size": (64, [UNSCALED, {**UNSCALED, **NO_WARMUP}], [OFF]),
     "learning_rate.warmup_from": ("zero", [NO_WARMUP], [OFF]),
