@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from compiled_text import collectives
 from hanging import HANG_SECONDS
 
 from lbsgd import train
@@ -16,6 +17,8 @@ from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system.errors import ConfigError
+from lbsgd.workers.collectives.ownership import sent
+from lbsgd.workers.collectives.symmetric import packed_size
 
 ROOT = pathlib.Path(__file__).parents[2]
 UPDATES = 9
@@ -135,3 +138,47 @@ def test_processes_bring_their_parts_of_a_checkpoint(x64, uninterrupted, tmp_pat
 def test_what_does_not_go_with_natural_gradients_is_refused_in_a_line(keys, words):
     with pytest.raises(ConfigError, match=words):
         plan_run(config_at(1, **keys))
+
+
+def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation():
+    """Gradients and statistics by reduce-scatter, updates by all-gather, of the bytes it says."""
+    devices, number = 4, 4
+    run = build(
+        config_at(
+            devices,
+            dtype="float32",
+            accumulation_steps=2,
+            batch_size=64,
+            **{"optimizer.stale_threshold": 0.0},
+        )
+    )
+    state = run.plan.state_shapes
+    sharing = run.plan.second_order.precondition.sharing
+    compiled = run.program.compile_train_step()
+    found = {
+        kind: collectives(compiled, kind) for kind in ("reduce-scatter", "all-gather", "all-reduce")
+    }
+    assert {computation for each in found.values() for computation, _ in each} == {"ENTRY"}
+    total = {kind: sum(size for _, size in each) for kind, each in found.items()}
+    owners = [stack.owner for stack in sharing.stacks.values()]
+    # What a device then has of a layer's gradient, and of both factors.
+    pieces = [
+        o.per_group
+        * sum(o.piece(n) for n in (o.long * o.columns, *map(packed_size, (o.long, o.short))))
+        for o in owners
+    ]
+    assert total["reduce-scatter"] == number * sum(pieces)
+    within = sum(o.members * piece for o, piece in zip(owners, pieces) if o.members > 1)
+    updates = sum(devices * o.per_group * o.width * o.columns for o in owners)
+    # The traces of both factors, and a square.
+    told = devices * (2 * sum(o.per_group for o in owners) + 1)
+    assert total["all-gather"] == number * (within + updates + told)
+    norms = sum(2 * layer.outputs + 3 * layer.outputs for layer in sharing.norms.values())
+    stats = sum(x.size for x in jax.tree.leaves(state.batch_stats))
+    assert total["all-reduce"] == number * (norms + stats + 2)  # and loss and error
+    counts = sent(owners)
+    of_pieces = sum(
+        (devices - 1) * piece + (o.members - 1) * piece for o, piece in zip(owners, pieces)
+    )
+    assert counts.statistics + counts.gradients == of_pieces
+    assert counts.updates == updates * (devices - 1) // devices
