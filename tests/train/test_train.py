@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hanging import HANG_SECONDS
-from monitors import quiet
 from tiny_run import UPDATES, final_state, tiny_config
 
 from lbsgd import train
@@ -26,7 +25,7 @@ from lbsgd.data.interface import Interface, read_interface
 from lbsgd.data.pipeline import load_job
 from lbsgd.run import workdir
 from lbsgd.run.build import build
-from lbsgd.run.evaluation import Evaluation
+from lbsgd.run.evaluation import precise_statistics
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.run.workdir import Workdir
 from lbsgd.system.errors import ConfigError
@@ -313,13 +312,19 @@ def test_each_process_has_a_log(whole_run):
 
 
 @pytest.mark.long
-def test_precise_statistics_are_the_mean_over_minibatches(tmp_path):
+def test_precise_statistics_are_the_mean_over_minibatches():
     """Against statistics computed worker by worker, outside the step."""
     config = tiny_config(**{"batch_norm.precise_examples": 100})
     parts = build(config)
     state = parts.program.start()
-    evaluation = Evaluation(parts.program, parts.feed, quiet(parts.plan))
-    found = evaluation._statistics(3, state.params, state.batch_stats)
+    found = precise_statistics(
+        parts.program,
+        parts.feed,
+        parts.program.moments_step(),
+        3,
+        state.params,
+        state.batch_stats,
+    )
     batches = parts.feed.other_batches(
         "precise_batch_norm", parts.plan.timeline, parts.plan.placements
     )
