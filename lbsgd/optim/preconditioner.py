@@ -109,7 +109,9 @@ class Preconditioner:
         stacks = self.sharing.stacks
         pieces = {name: self._gradient_pieces(gradient, stack) for name, stack in stacks.items()}
         rest = lax.pmean(self._without_stacks(gradient), self.sharing.axes)
-        turns = Turns((pieces, rest, sums, after)) if curvature else None
+        turns = None
+        if curvature:
+            turns = Turns((pieces, rest, sums, after), lax.axis_size(self.sharing.axes))
         refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by, turns)
         last, told = refresh.factors(pieces)
         inverses = refresh.inverses(last, told)

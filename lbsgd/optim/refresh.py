@@ -125,26 +125,30 @@ class Refresh:
         flags = self.due and [self.due[name]["F"] for name in norms]
         sums = {name: self.sums[name]["F"] for name in norms}
         sums = self._if_any(flags, lambda: lax.psum(sums, self.by.axes), sums)
-        after, inverses = {}, {}
-        for name, total in sums.items():
-            fresh = total * jnp.asarray(self.scales[name]["F"], total.dtype)
-            if not self.curvature:
-                inverses[name] = natural.unit_wise_inverse(fresh, self.damping)
-                continue
-            old, due = self.curvature[name]["F"], self.due[name]["F"]
-            inverse = natural.unit_wise_inverse(fresh, self.damping)
-            inverses[name] = jnp.where(due, inverse, old.inverse)
-            last, before = (
-                jnp.where(due, a, b) for a, b in ((fresh, old.last), (old.last, old.before))
-            )
-            intervals = stale.advanced(
-                old.intervals,
-                _distances(fresh[None], old.last[None], old.before[None], _of_channel),
-                self.index,
-                self.by.threshold,
-            )
-            after[name] = {"F": Kept(last, before, inverses[name], intervals)}
-        return after, inverses
+        fresh = {
+            name: total * jnp.asarray(self.scales[name]["F"], total.dtype)
+            for name, total in sums.items()
+        }
+        inverses = {name: natural.unit_wise_inverse(f, self.damping) for name, f in fresh.items()}
+        if not self.curvature:
+            return {}, inverses
+        after = {name: self._kept_of_norm(name, f, inverses[name]) for name, f in fresh.items()}
+        return {name: {"F": x} for name, x in after.items()}, {
+            name: x.inverse for name, x in after.items()
+        }
+
+    def _kept_of_norm(
+        self, name: str, fresh: Float[Array, "c 3"], inverse: Float[Array, "c 3"]
+    ) -> Kept:
+        assert self.curvature
+        old, due = self.curvature[name]["F"], self.due[name]["F"]
+        distances = _distances(fresh[None], old.last[None], old.before[None], _OF_CHANNEL)
+        last, before, kept = (
+            jnp.where(due, new, x)
+            for new, x in ((fresh, old.last), (old.last, old.before), (inverse, old.inverse))
+        )
+        intervals = stale.advanced(old.intervals, distances, self.index, self.by.threshold)
+        return Kept(last, before, kept, intervals)
 
     def _scale(self, like: jax.Array, names: Sequence[str], key: str) -> Float[Array, " n"]:
         return jnp.asarray([self.scales[name][key] for name in names], like.dtype)
@@ -222,7 +226,7 @@ class Refresh:
     def _told(self, measured: Measured) -> Measured:
         """Lets all devices know what each has measured, and adds up what belongs to one layer."""
         vector, unravel = ravel_pytree(measured)
-        alone = all(stack.owner.devices == 1 for stack in self.by.stacks.values())
+        alone = lax.axis_size(self.by.axes) == 1
         if self.turns:
             vector = self.turns.value(vector)
         each = jax.vmap(unravel)(vector[None] if alone else lax.all_gather(vector, self.by.axes))
@@ -286,7 +290,7 @@ class Refresh:
 
 
 # Of [[a, b], [b, d]] as (a, b, d).
-_of_channel = (1.0, 2.0, 1.0)
+_OF_CHANNEL = (1.0, 2.0, 1.0)
 
 
 def _distances(x: Any, last: Any, before: Any, weights: Any) -> Distances:
