@@ -2,8 +2,8 @@
 
     lbsgd sweep run digits_updates:spngd --workdir runs/digits_updates_spngd --parallel 2
 
-and so with `:lars` and `:nesterov`. Rows are lengths, of 16 to 126 updates (one to nine dozens of
-epochs). Each row is tuned with the same effort: 8 rates, from a quarter of that of
+(the default), and so with `:lars` and `:nesterov`. Rows are lengths, of 16 to 126 updates, which
+are 11 to 90 epochs. Each row is tuned with the same effort: 8 rates, from a quarter of that of
 configs/digits_spngd.py, digits_lars.py and digits_nesterov.py to four times it, one run each; then
 it is run with the best of them and the seeds 0 to 4. Warmup, where there is one, is a sixth of the
 length.
@@ -27,8 +27,9 @@ POINTS, WITHIN = 8, 4
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Makes the recipe of an optimizer, whose lengths the rows are."""
+    arg = arg or OPTIMIZERS[0]
     if arg not in OPTIMIZERS:
-        raise ConfigError(f"digits_updates has the variants {', '.join(OPTIMIZERS)}, not {arg!r}")
+        raise ConfigError(f"no variant {arg!r}; there are spngd, lars and nesterov")
     return sibling(_CONFIGS, f"digits_{arg}")
 
 
@@ -42,7 +43,7 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
                 "learning_rate.warmup_epochs": 0.0,
                 "learning_rate.warmup_steps": round(updates / 6),
             }
-        yield f"{arg}, {updates} updates", keys
+        yield f"{updates} updates", keys
 
 
 def settings(arg: str = "") -> Settings:

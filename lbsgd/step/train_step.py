@@ -263,7 +263,7 @@ def train_step(
         "reductions": reductions,
     }
     args = state.params, state.batch_stats, numbers
-    curvature = None
+    curvature = norm = None
     if second_order:
         gradients, curvature, norm, result = natural_gradient(
             *args, state.curvature, batch, local=local_gradient, second_order=second_order, **own
@@ -271,7 +271,6 @@ def train_step(
     else:
         gradient = functools.partial(device_gradient, gradient_mean=gradient_mean, **own)
         gradients, result = over_devices(gradient, placement, replicated=3)(*args, batch)
-        norm = optax.tree.norm(gradients)
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         told = {"update_index": state.update_index, **numbers.optimizer}
@@ -292,7 +291,8 @@ def train_step(
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
         metrics = {f"train_{name}": value for name, value in result.metrics.items()}
-        metrics |= {"train_loss": result.loss, "gradient_norm": norm}
+        metrics["train_loss"] = result.loss
+        metrics["gradient_norm"] = optax.tree.norm(gradients) if norm is None else norm
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:

@@ -79,6 +79,7 @@ def uninterrupted(tmp_path_factory):
         yield workdir
 
 
+@pytest.mark.long
 def test_it_resumes_bitwise_and_on_other_devices(x64, uninterrupted, tmp_path):
     whole = final_state(uninterrupted)
     due_at = np.concatenate([x for name, x in whole.items() if name.endswith("intervals.due_at")])
