@@ -185,7 +185,7 @@ def cpu_step(name: str, kind: str):
     program = Program(with_flags(run.plan, kind))
     state = program.start()
     step = program.compile_train_step()
-    batch = next(iter(run.feed.train_batches().between(0, 1)))[1]
+    batch = next(iter(run.feed.train_batches().between(0, 1)))
     numbers = program.numbers.at(0)
 
     def update():
