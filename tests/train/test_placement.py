@@ -105,14 +105,9 @@ def natural_on_one_device():
         yield train(small_run(8, 1, 1, **NATURAL))
 
 
-@pytest.mark.parametrize(
-    ("devices", "steps"),
-    [
-        pytest.param(d, a, marks=[] if (d, a) == (3, 2) else pytest.mark.long)
-        for d, a in PLACES
-        if d != 6
-    ],
-)
+# tests/optim/test_preconditioner.py and tests/train/test_mixed_minibatches.py are short.
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "steps"), [p for p in PLACES if p[0] != 6])
 def test_natural_gradients_are_the_same_in_every_place(x64, natural_on_one_device, devices, steps):
     """Statistics of curvature, their intervals and inverses among them."""
     found = train(small_run(8, devices, steps, **NATURAL))
