@@ -114,13 +114,14 @@ def explain_sharing(sharing: Sharing, itemsize: int) -> list[str]:
     if not owners or owners[0].devices == 1:
         return [line]
     counts = sent(owners)
-    of_statistics = 2 if sharing.dtype else itemsize
+    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize)
+    of_statistics += counts.inversions * itemsize
     return [
         f"{line}; {pluralize(owners[0].devices, 'device')} share out the inversion with a balance "
         f"of {balance(owners):.0%}",
         f"natural gradient: a device sends {_megabytes(counts.gradients * itemsize)} of gradients "
         f"and {_megabytes(counts.updates * itemsize)} of updates, and "
-        f"{_megabytes(counts.statistics * of_statistics)} of statistics where all are due",
+        f"{_megabytes(of_statistics)} of statistics where all are due",
     ]
 
 

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lbsgd.models.curvature import DIAGONAL, UNIT_WISE, CurvedLayer
+from lbsgd.optim.inversion import inverse, product
 
 Layers = Mapping[str, CurvedLayer]
 
@@ -77,10 +78,7 @@ def _of_layer(
         return by_channel(gradient, unit_wise_inverse(found["F"], damping))
     factors = {key: found[key] for key in layer.factors}
     by = {key: factor_damping(layer, key, _traces(factors), damping) for key in factors}
-    inverses = {
-        key: inverse_columns(plus_diagonal(x, by[key]), jnp.int32(0), x.shape[0])
-        for key, x in factors.items()
-    }
+    inverses = {key: inverse(plus_diagonal(x, by[key])) for key, x in factors.items()}
     product = multiplied(inverses["A"], matrix_of(layer, gradient), inverses.get("G"))
     return arrays_of_matrix(layer, product, gradient)
 
@@ -134,27 +132,6 @@ def plus_diagonal(x: Float[Array, "d d"], number: Float[Array, ""]) -> Float[Arr
     return x + number * jnp.eye(x.shape[0], dtype=x.dtype)
 
 
-def inverse_columns(
-    matrix: Float[Array, "d d"], start: Int[Array, ""], count: int
-) -> Float[Array, "d count"]:
-    """Computes columns of the inverse of a positive definite matrix, by Cholesky.
-
-    Past the last column they are zeros; of a matrix that is not definite they are NaN.
-
-    Args:
-      start: the first of them.
-    """
-    # One matrix at a time, here and by who calls. jaxlib's LAPACK shares a batch out over the
-    # threads that run it, and waits there: two batches at a time on two cores wait for each other
-    # (0.10.2, on a CPU).
-    lower = jnp.linalg.cholesky(matrix)
-    row = jnp.arange(matrix.shape[0], dtype=jnp.int32)[:, None]
-    columns = (row == start + jnp.arange(count, dtype=jnp.int32)[None]).astype(matrix.dtype)
-    solve = jax.lax.linalg.triangular_solve
-    half = solve(lower, columns, left_side=True, lower=True)
-    return solve(lower, half, left_side=True, lower=True, transpose_a=True)
-
-
 def unit_wise_inverse(f: Float[Array, "c 3"], damping: Damping) -> Float[Array, "c 3"]:
     """Inverts [[a, b], [b, d]] + l I of each channel, given and returned as (a, b, d)."""
     by = as_type_of(f, damping.value) * as_type_of(f, damping.of_norms)
@@ -175,10 +152,8 @@ def multiplied(
     right: Float[Array, "k l"] | None = None,
 ) -> Float[Array, "i l"]:
     """Computes left matrix right, at the precision of its type."""
-    product = jnp.einsum("ij,jk->ik", left, matrix, precision="highest")
-    return (
-        product if right is None else jnp.einsum("ik,kl->il", product, right, precision="highest")
-    )
+    found = product(left, matrix)
+    return found if right is None else product(found, right)
 
 
 def matrix_of(layer: CurvedLayer, arrays: list[jax.Array]) -> Float[Array, "rows columns"]:

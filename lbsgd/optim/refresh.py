@@ -1,6 +1,7 @@
 """Refreshes statistics of curvature where they are owned, and inverts them: those that are due."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lbsgd.models.curvature import UNIT_WISE, CurvedLayer
 from lbsgd.optim import natural, stale
+from lbsgd.optim.inversion import Rows, inverse_rows
 from lbsgd.optim.kept import Curvature, Kept, Stack
 from lbsgd.optim.natural import Damping
 from lbsgd.optim.stale import Distances
@@ -252,16 +254,19 @@ class Refresh:
         self, name: str, key: str, last: Float[Array, "q piece"], traces: Any
     ) -> Float[Array, "q rows d"]:
         stack = self.by.stacks[name]
-        o, d, rows = stack.owner, stack.factors[key], stack.rows(key)
+        o, d = stack.owner, stack.factors[key]
         number = self._mine(natural.factor_damping(stack.layers[0], key, traces, self.damping), o)
-        first = self._member(o) * rows if key == stack.long else jnp.int32(0)
-        wire = Wire(self.by.axes, self.by.dtype)
+        rows = Rows(jnp.int32(0), d)
+        if key == stack.long:
+            total = functools.partial(owned.psum_in_group, owner=o, axes=self.by.axes)
+            first = self._member(o) * o.width
+            rows = Rows(first, o.width, total if o.inverts_together else None)
 
         def inverse(matrix: Float[Array, "d d"], number: Float[Array, ""]) -> Any:
-            damped = natural.plus_diagonal(matrix, number)
-            return natural.inverse_columns(damped, first, rows).T
+            return inverse_rows(natural.plus_diagonal(matrix, number), rows)
 
         def whole() -> Float[Array, "q d d"]:
+            wire = Wire(self.by.axes, self.by.dtype)
             return unpack(owned.gather_in_group(last, packed_size(d), o, wire), d)
 
         if not self.curvature:
@@ -269,13 +274,22 @@ class Refresh:
         old, due = self.curvature[name][key].inverse[0], self._mine_due(stack, key)
 
         def where_due(args: tuple[jax.Array, ...]) -> Float[Array, "rows d"]:
-            matrix, number, before, due = args
-            return lax.cond(due, lambda: inverse(matrix, number), lambda: before)
+            matrix, number, before, due, any_due = args
+            found = lax.cond(any_due, lambda: inverse(matrix, number), lambda: before)
+            return jnp.where(due, found, before)
 
         def refreshed() -> Float[Array, "q rows d"]:
-            return lax.map(where_due, (whole(), number, old, due))
+            args = (whole(), number, old, due, self._any_due(stack, key))
+            return lax.map(where_due, args)
 
         return self._in_turn(self._flags(stack, key), refreshed, lambda: old)
+
+    def _any_due(self, stack: Stack, key: str) -> Bool[Array, " q"]:
+        """Tells of the first layers of all groups, the second, ..., whether any of them is due."""
+        # The same on all devices, for there may be collectives in what depends on it.
+        o, flags = stack.owner, jnp.stack(self._flags(stack, key) or [])
+        missing = o.groups * o.per_group - o.layers
+        return jnp.any(jnp.pad(flags, (0, missing)).reshape(o.groups, o.per_group), axis=0)
 
     def _kept(
         self, name: str, key: str, last: jax.Array, told: Measured, inverse: jax.Array

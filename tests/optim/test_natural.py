@@ -9,7 +9,6 @@ from lbsgd.models.curvature import DIAGONAL, FULL, KRONECKER, UNIT_WISE, CurvedL
 from lbsgd.optim.natural import (
     Damping,
     factor_damping,
-    inverse_columns,
     scale_by_natural_gradient,
 )
 
@@ -134,16 +133,6 @@ def test_a_layer_without_any_gradient_shares_its_damping_evenly():
     for key in traces:
         by = factor_damping(DENSE, key, traces, Damping(0.04, 16.0))
         np.testing.assert_allclose(by, 0.2, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("start", "count"), [(0, 17), (5, 4), (15, 4), (20, 2)])
-def test_columns_of_the_inverse_past_the_last_are_zeros(start, count):
-    matrix = covariance(17)
-    with jax.enable_x64():
-        found = inverse_columns(jnp.asarray(matrix), jnp.int32(start), count)
-    inverse = np.pad(np.linalg.inv(matrix), ((0, 0), (0, count + 10)))
-    expected = inverse[:, start : start + count]
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(inverse).max())
 
 
 def test_what_is_not_definite_gives_no_number():

@@ -9,10 +9,12 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from lbsgd.models.curvature import DIAGONAL, FULL, KRONECKER, UNIT_WISE, CurvedLayer
+from lbsgd.optim import inversion
 from lbsgd.optim.kept import stacks_of
 from lbsgd.optim.natural import scale_by_natural_gradient
 from lbsgd.optim.preconditioner import Preconditioner
 from lbsgd.optim.refresh import Sharing
+from lbsgd.workers.collectives import ownership
 
 KN, DAMPING, OF_NORMS = 24, 0.02, 16.0
 
@@ -43,6 +45,18 @@ SHAPES = {
     "whole": {"scale": (3,), "offset": (3,)},
     "other": {"kernel": (2, 2)},
 }
+
+
+# A stack of two and a norm; one whose factors are of one size.
+KEPT = ("first", "second", "norm", "other")
+KEPT_TOO = (*KEPT, "head")
+
+
+@pytest.fixture
+def all_together(monkeypatch):
+    """Inverts the long factors of all stacks by the devices of a group together, in blocks."""
+    monkeypatch.setattr(ownership, "ALONE", 0)
+    monkeypatch.setattr(inversion, "BLOCK", 4)
 
 
 def is_shape(x):
@@ -126,7 +140,7 @@ def shared_out(devices, threshold, gradients, sums):
 def alone(gradients, sums, t):
     """The natural gradient of the means over devices, and the norm of that of gradients."""
     mean = jax.tree.map(lambda x: jnp.asarray(x[t].mean(axis=0)), gradients)
-    statistics = {
+    statistics: dict = {
         name: {key: jnp.asarray(scales()[name][key] * x[t].sum(axis=0)) for key, x in of.items()}
         for name, of in sums.items()
     }
@@ -134,7 +148,7 @@ def alone(gradients, sums, t):
         name: {key: KN * x**2 if name == "other" else None for key, x in of.items()}
         for name, of in mean.items()
     }
-    transform = scale_by_natural_gradient(LAYERS)
+    transform = scale_by_natural_gradient({n: LAYERS[n] for n in gradients if n in LAYERS})
     told = {"statistics": statistics, "damping": DAMPING, "norm_damping": OF_NORMS}
     natural, _ = transform.update(mean, transform.init(mean), **told)
     return natural, np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(mean)))
@@ -144,8 +158,10 @@ def alone(gradients, sums, t):
     ("devices", "sampled"),
     [
         (3, True),
-        (8, False),
-        *(pytest.param(d, s, marks=pytest.mark.long) for d, s in ((1, 1), (2, 0), (4, 0), (5, 1))),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((1, True), (2, False), (4, False), (5, True), (8, False))
+        ),
     ],
 )
 def test_devices_share_out_what_one_does_alone(x64, devices, sampled):
@@ -165,13 +181,36 @@ def test_devices_share_out_what_one_does_alone(x64, devices, sampled):
     np.testing.assert_allclose(norm, of_mean, rtol=1e-12)
 
 
+def test_devices_invert_together_what_one_does_alone(x64, all_together):
+    """Of one stack the matrices of two groups of two, and of others those of one group of four."""
+    gradients, sums = (
+        {name: tree[name] for name in KEPT_TOO if name in tree} for tree in drawn(4, 1)
+    )
+    made = preconditioner(4, 0.0, KEPT_TOO)
+    owners = [stack.owner for stack in made.sharing.stacks.values()]
+    assert sorted((o.groups, o.members, o.inverts_together) for o in owners) == [
+        (1, 4, True),
+        (2, 2, True),
+    ]
+    expected, _ = alone(gradients, sums, 0)
+    ((natural, _), _), *_ = shared_out(4, 0.0, gradients, sums)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10), natural, expected
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [2, 4, 6])
+def test_what_is_kept_is_of_no_number_of_devices_that_invert_together(x64, all_together, devices):
+    test_what_is_kept_is_of_no_number_of_devices(x64, devices, KEPT_TOO)
+
+
 @pytest.mark.parametrize(
-    "devices", [3, *(pytest.param(d, marks=pytest.mark.long) for d in (2, 4, 6))]
+    ("devices", "names"),
+    [(3, KEPT), *(pytest.param(d, KEPT_TOO, marks=pytest.mark.long) for d in (2, 3, 4, 6))],
 )
-def test_what_is_kept_is_of_no_number_of_devices(x64, devices):
+def test_what_is_kept_is_of_no_number_of_devices(x64, devices, names):
     """Some statistics are not refreshed in the last of four updates, for they change little."""
-    # A stack of two, one whose factors are of one size, and a norm.
-    names = ("first", "second", "head", "norm", "other")
     gradients, sums = (
         {name: tree[name] for name in names if name in tree} for tree in drawn(12, 4)
     )

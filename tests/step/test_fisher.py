@@ -70,10 +70,11 @@ NETWORKS = {
         for name in ("cifar_resnet14", *IMAGENET)
     },
 }
-SHORT = ("odd", "cifar")
+SHORT = ("odd", "stem")
 CASES = [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in NETWORKS]
 
 
+@functools.cache
 def drawn(name, examples):
     """The module, its variables, all of them drawn, and images and labels."""
     module, shape = NETWORKS[name]()
@@ -129,7 +130,14 @@ def test_statistics_are_those_of_each_examples_gradient(name):
 
 
 @pytest.mark.parametrize(
-    ("devices", "steps"), [(1, 1), (1, 4), (3, 1), (8, 1), (2, 2), (4, 2), (5, 1)]
+    ("devices", "steps"),
+    [
+        (3, 2),
+        *(
+            pytest.param(*p, marks=pytest.mark.long)
+            for p in ((1, 1), (1, 4), (3, 1), (8, 1), (2, 2), (4, 2), (5, 1))
+        ),
+    ],
 )
 def test_statistics_do_not_depend_on_where_workers_lie(devices, steps):
     """7 workers of 4, of whose first 2 examples they are; idle slots and batch norm among them."""

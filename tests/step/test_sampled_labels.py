@@ -100,6 +100,7 @@ def test_statistics_are_those_of_each_examples_gradient_with_its_sampled_label()
         jax.tree.map(close, gradient, without)
 
 
+@pytest.mark.long
 def test_their_average_is_the_exact_fisher():
     """Which is the sum over classes by their probability; to 5 standard errors of each entry."""
     examples, repeats = 4, 4096

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 from compiled_text import collectives
+from flax import linen as nn
 from hanging import HANG_SECONDS
 
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
+from lbsgd.models.normalization import BatchNorm
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
@@ -141,7 +143,23 @@ def test_what_does_not_go_with_natural_gradients_is_refused_in_a_line(keys, word
         plan_run(config_at(1, **keys))
 
 
-def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation():
+class Small(nn.Module):
+    """Layers that are a stack, and others; compiled in a few seconds."""
+
+    num_classes: int
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        for _ in range(3):
+            x = nn.relu(BatchNorm()(nn.Conv(1, (3, 3), use_bias=False)(x), train=train))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    "model", ["test_second_order:Small", pytest.param("cifar_resnet8", marks=pytest.mark.long)]
+)
+def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     """Gradients and statistics by reduce-scatter, updates by all-gather, of the bytes it says."""
     devices, number = 4, 4
     run = build(
@@ -150,7 +168,7 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation():
             dtype="float32",
             accumulation_steps=2,
             batch_size=64,
-            **{"optimizer.stale_threshold": 0.0},
+            **{"optimizer.stale_threshold": 0.0, "model.name": model},
         )
     )
     state = run.plan.state_shapes
@@ -183,3 +201,4 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation():
     )
     assert counts.statistics + counts.gradients == of_pieces
     assert counts.updates == updates * (devices - 1) // devices
+    assert counts.inversions == 0

@@ -5,6 +5,7 @@ A stack of n layers is an array `[n, size]` on every device. Its owners have pie
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,12 @@ def gather_in_group(
     parts = lax.all_gather(wire.pack(x), wire.axis, axis_index_groups=owner.device_groups)
     whole = jnp.swapaxes(wire.unpack(parts), 0, 1)
     return whole.reshape(owner.per_group, -1)[:, :size]
+
+
+def psum_in_group(x: Float[Array, "*shape"], owner: Ownership, axes: Any) -> Float[Array, "*shape"]:
+    """Sums over the devices of a group."""
+    total: jax.Array = lax.psum(x, axes, axis_index_groups=owner.device_groups)
+    return total
 
 
 def all_gather(

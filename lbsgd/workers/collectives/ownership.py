@@ -14,6 +14,10 @@ import numpy as np
 
 from lbsgd.workers.collectives.symmetric import packed_size
 
+# The largest factor that one device inverts. To invert together costs 2 d^2 numbers to be sent,
+# which takes longer than it saves where d is some thousands or less.
+ALONE = 2304
+
 
 @dataclasses.dataclass(frozen=True)
 class Ownership:
@@ -47,8 +51,13 @@ class Ownership:
 
     @property
     def width(self) -> int:
-        """Columns of the longer factor's inverse that a member owns, w."""
+        """Rows of the longer factor's inverse that a member owns, w."""
         return -(-self.long // self.members)
+
+    @property
+    def inverts_together(self) -> bool:
+        """Tells whether the members of a group make the longer factor's inverse together."""
+        return self.members > 1 and self.long > ALONE
 
     @property
     def columns(self) -> int:
@@ -66,18 +75,13 @@ class Ownership:
 
     def inversion_flops(self) -> int:
         """Counts the operations of a device to invert the factors of what it owns, once."""
-        own = _cholesky(self.long) + 2 * self.long**2 * self.width
-        other = _cholesky(self.short) + 2 * self.short**3
-        return self.per_group * (own + other)
+        own = self.width if self.inverts_together else self.long
+        return self.per_group * 2 * (self.long**2 * own + self.short**3)
 
     def update_flops(self) -> int:
         """Counts the operations of a device to precondition what it owns."""
         of_long, of_short = self.long * self.columns, self.short**2
         return self.per_group * 2 * self.width * (of_long + of_short)
-
-
-def _cholesky(d: int) -> int:
-    return d**3 // 3
 
 
 def share_out(layers: int, factors: Sequence[int], devices: int) -> Ownership:
@@ -117,21 +121,26 @@ class Sent(NamedTuple):
 
     Attributes:
       statistics: of both factors of all layers, refreshed.
+      inversions: of the factors that are inverted together, refreshed.
       gradients: to the owners, and among these.
       updates: from the owners to all.
     """
 
     statistics: int
+    inversions: int
     gradients: int
     updates: int
 
 
 def sent(owners: Sequence[Ownership]) -> Sent:
     """Counts what a device sends for all stacks."""
-    statistics = gradients = updates = 0
+    statistics = inversions = gradients = updates = 0
     for o in owners:
         others = (o.devices - 1) + (o.members - 1)
         statistics += others * sum(o.per_group * o.piece(packed_size(d)) for d in (o.long, o.short))
+        if o.inverts_together:
+            # Each row of the matrix once, to all members.
+            inversions += 2 * (o.members - 1) * -(-(o.long**2) // o.members) * o.per_group
         gradients += others * o.per_group * o.piece(o.long * o.columns)
         updates += (o.devices - 1) * o.per_group * o.width * o.columns
-    return Sent(statistics, gradients, updates)
+    return Sent(statistics, inversions, gradients, updates)

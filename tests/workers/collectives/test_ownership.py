@@ -37,7 +37,7 @@ def test_a_device_alone_does_and_owns_all():
     for owner in owners(1):
         assert (owner.groups, owner.members, owner.per_group) == (1, 1, owner.layers)
     assert balance(owners(1)) == 1
-    assert sent(owners(1)) == (0, 0, 0)
+    assert sent(owners(1)) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("devices", [2, 8, 44, 256])
