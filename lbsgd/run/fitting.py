@@ -90,9 +90,24 @@ def batch_bytes(plan: Plan, placement: Placement) -> int:
 
 def _state_bytes(plan: Plan) -> int:
     """Counts the bytes of the state on one device."""
+    stored = plan.state_shapes
+    replicated = memory.bytes_of(stored.replace(mixed=None, curvature=None))
     # Shared out, but there twice: which of the two is kept is known when the update is made.
-    whole, mixed = map(memory.bytes_of, (plan.state_shapes, plan.state_shapes.mixed))
-    return whole - mixed + 2 * math.ceil(mixed / plan.topology.devices)
+    devices = plan.topology.devices
+    mixed = math.ceil(memory.bytes_of(stored.mixed) / devices)
+    return replicated + 2 * (mixed + curvature_bytes(plan))
+
+
+def curvature_bytes(plan: Plan) -> int:
+    """Counts the bytes of statistics that one device keeps."""
+    if not plan.second_order:
+        return 0
+    kept = plan.shapes_on_devices(plan.placement).curvature
+    specs = plan.second_order.precondition.specs()
+    shared_out = jax.tree.map(
+        lambda x, spec: memory.bytes_of(x) // (plan.topology.devices if spec else 1), kept, specs
+    )
+    return sum(jax.tree.leaves(shared_out))
 
 
 def _gradient(plan: Plan) -> Any:

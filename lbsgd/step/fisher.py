@@ -111,11 +111,26 @@ def probing(worker: Worker, fisher: Fisher) -> Worker:
         # back, of which this one ends at the activations.
         probes = with_frozen(params.sinks[DIAGONAL], jax.lax.stop_gradient(params.params))
         loss = functools.partial(_sampled, fisher.sampled_loss, sampling_key(numbers, index))
-        sampled = worker(probes, *rest, network=tapped, loss=loss).loss
-        # Its gradient alone is added, and 0 to the loss.
-        return result._replace(loss=result.loss + (sampled - jax.lax.stop_gradient(sampled)))
+
+        def sampled() -> Float[Array, ""]:
+            found = worker(probes, *rest, network=tapped, loss=loss).loss
+            # Its gradient alone is added, and 0 to the loss.
+            return found - jax.lax.stop_gradient(found)
+
+        return result._replace(loss=result.loss + _if_any_due(params, sampled, result.loss))
 
     return with_taps
+
+
+def _if_any_due(
+    params: Probed, sampled: Callable[[], Float[Array, ""]], loss: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Makes the pass for sampled labels, where statistics may be of use."""
+    flags = jax.tree.leaves(params.due)
+    if not flags or jax.tree.leaves(params.sinks[DIAGONAL]):
+        return sampled()
+    # In a condition it is a forward pass of its own: dearer where any is due, and else nothing.
+    return jax.lax.cond(jnp.any(jnp.stack(flags)), sampled, lambda: jnp.zeros_like(loss))
 
 
 def _sampled(sampled_loss: Any, key: Any, outputs: Any, _: Batch, **__: Any) -> tuple[Any, Any]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from lbsgd.models.normalization import BatchNorm
+from lbsgd.optim.stale import Intervals
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.explain import explain
+from lbsgd.step import fisher
 from lbsgd.system.errors import ConfigError
 
 UPDATES = 12
@@ -83,6 +85,32 @@ def test_they_train_as_quickly_and_their_first_update_differs_in_the_curvature_a
     for metrics, *_ in (of_labels, of_samples):
         assert metrics[-1]["train_loss"] < 0.7 * metrics[0]["train_loss"]
         assert metrics[-1]["skipped"] == 0
+
+
+def test_labels_are_sampled_only_where_a_statistic_is_due(monkeypatch):
+    """There is no pass for them between refreshes."""
+    passes, sampled = [], fisher._sampled
+
+    def counted(*args, **keywords):
+        jax.debug.callback(lambda: passes.append(None))
+        return sampled(*args, **keywords)
+
+    monkeypatch.setattr(fisher, "_sampled", counted)
+    keys = {"optimizer.fisher": "1mc", "optimizer.stale_threshold": 0.9}
+    run = build(config_of(**keys))
+    step, state = run.program.compile_train_step(), run.program.start()
+    made, expected = [], []
+    for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
+        kept = jax.tree.leaves(state.curvature, is_leaf=lambda x: isinstance(x, Intervals))
+        due = [int(x.due_at.min()) <= update for x in kept if isinstance(x, Intervals)]
+        state, _ = step(state, batch, run.program.numbers.at(update))
+        jax.block_until_ready(state)
+        jax.effects_barrier()
+        made.append(bool(passes))
+        expected.append(any(due))
+        passes.clear()
+    assert made == expected
+    assert 2 < sum(made) < UPDATES
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.models.normalization import BatchNorm
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import resolve
+from lbsgd.run.fitting import curvature_bytes
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system.errors import ConfigError
 from lbsgd.workers.collectives.ownership import sent
@@ -202,3 +203,11 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     assert counts.statistics + counts.gradients == of_pieces
     assert counts.updates == updates * (devices - 1) // devices
     assert counts.inversions == 0
+
+
+def test_the_memory_of_a_device_is_planned_for_its_part_of_what_is_kept():
+    keys = {"model.name": "test_second_order:Small", "batch_size": 64, "dtype": "float32"}
+    run = build(config_at(4, **keys))
+    kept = run.program.start().curvature
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(kept))
+    assert curvature_bytes(run.plan) == held < sum(x.nbytes for x in jax.tree.leaves(kept))
