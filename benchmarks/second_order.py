@@ -5,9 +5,10 @@ python benchmarks/second_order.py compile v5e:2x2     compiles ResNet-50 at 32 i
 python benchmarks/second_order.py run                 times digits and ResNet-20 on this CPU
 python benchmarks/second_order.py table               prints the tables
 
-The first needs jax[tpu]. Three programs are compiled: SGD, SP-NGD with all statistics due, and with
-none of them. Where each is refreshed in every tenth update, an update costs a tenth of the second
-and nine tenths of the third.
+The first needs jax[tpu], and many minutes; `compile TOPOLOGY KIND ...` compiles some. Three programs
+are compiled: SGD, SP-NGD with all statistics due, and with none of them. Where each is refreshed in
+every tenth update, an update costs a tenth of the second and nine tenths of the third. The compiler
+counts what is in a loop once, as inversions are: what these do is added, by formula.
 """
 
 import dataclasses
@@ -18,6 +19,9 @@ import re
 import statistics
 import sys
 import time
+
+from lbsgd.optim.inversion import BLOCK
+from lbsgd.workers.collectives.ownership import balance, sent
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "second_order.json"
 EVERY, IMAGES, SHARE = 10, 32, 0.25
@@ -115,36 +119,53 @@ def counted(step) -> dict:
     }
 
 
-def compile_for(topology: str) -> None:
-    """Compiles all three for a topology, and counts."""
+def compile_for(topology: str, kinds: tuple[str, ...]) -> None:
+    """Compiles some or all for a topology, and counts."""
     import jax
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    found = {}
-    for kind in KINDS:
+    found = results().get("compiled", {}).get(topology, {})
+    found |= {"jax": jax.__version__, "devices": len(devices)}
+    for kind in kinds or KINDS:
         begun = time.monotonic()
         plan = imagenet_plan(kind, len(devices))
         found[kind] = counted(compiled(plan, devices))
         found[kind]["compiled_in_s"] = round(time.monotonic() - begun, 1)
         if kind != "sgd":
-            found["sent"] = _sent(plan)
+            owners = owners_of(plan)
+            found["sent"] = {**sent(owners)._asdict(), "balance": balance(owners)}
+            found["inversions"] = inversions(owners)
         print(kind, found[kind], flush=True)
-    save("compiled", topology, {"jax": jax.__version__, "devices": len(devices), **found})
+        save("compiled", topology, found)
 
 
-def _sent(plan) -> dict:
-    from lbsgd.workers.collectives.ownership import balance, sent
+def owners_of(plan) -> list:
+    """How the layers of all stacks are shared out."""
+    return [stack.owner for stack in plan.second_order.precondition.sharing.stacks.values()]
 
-    owners = [stack.owner for stack in plan.second_order.precondition.sharing.stacks.values()]
-    return {**sent(owners)._asdict(), "balance": balance(owners)}
+
+def inversions(owners) -> dict:
+    """What the loops of a device do, where all is due: operations, and bytes read and written."""
+    flops = byte_count = 0
+    for o in owners:
+        flops += o.inversion_flops()
+        for d, rows in ((o.long, o.width if o.inverts_together else o.long), (o.short, o.short)):
+            # Of each block the matrix is read and written once, and three panels twice.
+            byte_count += o.per_group * -(-d // BLOCK) * 4 * (2 * rows * d + 6 * BLOCK * d)
+    return {"flops": flops, "bytes": byte_count}
+
+
+def results() -> dict:
+    """What is measured so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
 def save(part: str, name: str, found: dict) -> None:
     """Puts a result among the others."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results.setdefault(part, {})[name] = found
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    found_so_far = results()
+    found_so_far.setdefault(part, {})[name] = found
+    RESULTS.write_text(json.dumps(found_so_far, indent=1) + "\n")
 
 
 # What is timed here: a config, its variant, and keys.
@@ -221,39 +242,60 @@ def mean_of(sgd: float, all_due: float, none_due: float) -> float:
 
 def table() -> str:
     """The tables of all results."""
-    results = json.loads(RESULTS.read_text())
+    found = results()
     lines = [
-        f"| compiled for | | SGD | all due | none due | every {EVERY}th |",
+        f"| ResNet-50, {IMAGES} images a chip | | SGD | all due | none due | every {EVERY}th |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in results.get("compiled", {}).items():
-        for key, scale, unit in (
-            ("flops", 1e9, "GFLOP"),
-            ("bytes", 1e9, "GB"),
-            ("temporary_bytes", 1e9, "GB of memory"),
-        ):
-            row = [found[kind][key] / scale for kind in KINDS]
-            more = f"{mean_of(*row):+.1f}%" if key != "temporary_bytes" else ""
-            lines.append(
-                f"| {name} | {unit} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {more} |"
-            )
+    for name, of in found.get("compiled", {}).items():
+        lines += [f"| {name} | {text} |" for text in compiled_rows(of)]
     lines += [
         "",
         "| on a CPU | SGD, ms | all due | none due | every 10th |",
         "|---|---|---|---|---|",
     ]
-    for name, found in results.get("timed", {}).items():
-        row = [1e3 * statistics.median(found["seconds"][kind]) for kind in KINDS]
+    for name, of in found.get("timed", {}).items():
+        row = [1e3 * statistics.median(of["seconds"][kind]) for kind in KINDS]
         lines.append(
             f"| {name} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {mean_of(*row):+.0f}% |"
         )
     return "\n".join(lines)
 
 
+def compiled_rows(found: dict) -> list[str]:
+    """The rows of a topology, without its name."""
+    rows = []
+    more = found["inversions"]
+    for key, unit in (("flops", "GFLOP"), ("bytes", "GB read and written"), ("sent", "MB sent")):
+        if key == "sent":
+            row = sent_bytes(found)
+        else:
+            row = [found[kind][key] + more[key] * (kind == "all due") for kind in KINDS]
+        shown = [x / (1e6 if key == "sent" else 1e9) for x in row]
+        rows.append(
+            f"{unit} | " + " | ".join(f"{x:,.1f}" for x in shown) + f" | {mean_of(*row):+.1f}%"
+        )
+    memory = [
+        (found[kind]["temporary_bytes"] + found[kind]["argument_bytes"]) / 1e9 for kind in KINDS
+    ]
+    rows.append("GB of memory | " + " | ".join(f"{x:,.2f}" for x in memory) + " | ")
+    return rows
+
+
+def sent_bytes(found: dict) -> list[float]:
+    """Bytes that a device sends in an update of each kind, by rings."""
+    # Of an all-reduce each byte twice, but for the share that a device itself has.
+    all_reduce = 2 * (found["devices"] - 1) / found["devices"]
+    numbers, rest = found["sent"], found["none due"]["collectives"]["all-reduce"]
+    none = 4 * (numbers["gradients"] + numbers["updates"]) + all_reduce * rest
+    due = none + 4 * (numbers["statistics"] + numbers["inversions"])
+    return [all_reduce * found["sgd"]["collectives"]["all-reduce"], due, none]
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["compile", topology]:
-            compile_for(topology)
+        case ["compile", topology, *kinds]:
+            compile_for(topology, tuple(kinds))
         case ["run"]:
             run()
         case ["table"]:

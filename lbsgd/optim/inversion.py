@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 # The largest matrix that is inverted at once; of larger ones, about the size of a block.
-BLOCK = 256
+BLOCK = 128
 
 
 class Rows(NamedTuple):
@@ -28,13 +28,12 @@ class Rows(NamedTuple):
     Attributes:
       first: of them.
       length: how many; past the last row of the inverse they are zeros.
-      total: adds up over the devices that make the other rows; None where one makes all of them,
-        and takes its rows of that.
+      total: adds up over the devices that make the other rows.
     """
 
     first: Int[Array, ""]
     length: int
-    total: Callable[[jax.Array], jax.Array] | None = None
+    total: Callable[[jax.Array], jax.Array]
 
 
 def inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -45,14 +44,12 @@ def inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return _eliminated(matrix, Rows(jnp.int32(0), d, lambda panel: panel))
 
 
-def inverse_rows(matrix: Float[Array, "d d"], rows: Rows) -> Float[Array, "count d"]:
-    """Computes rows of `inverse(matrix)`; where others make others, all of them are to call this.
+def inverse_rows(matrix: Float[Array, "d d"], rows: Rows) -> Float[Array, "length d"]:
+    """Computes rows of `inverse(matrix)`, while others make the others.
 
     Args:
-      matrix: the same for all.
+      matrix: the same for all, which are all to call this.
     """
-    if rows.total is None or matrix.shape[0] <= BLOCK:
-        return _taken(inverse(matrix), rows.first, rows.length)
     return _eliminated(_taken(matrix, rows.first, rows.length), rows)
 
 
@@ -70,13 +67,12 @@ def _eliminated(own: Float[Array, "count d"], rows: Rows) -> Float[Array, "count
     blocks = -(-d // BLOCK)
     # Of equal size, and that a multiple of 8: of 257 indices not 512 are computed.
     b = -(-d // (8 * blocks)) * 8
-    assert rows.total
-    total, numbers = rows.total, jnp.arange(b, dtype=jnp.int32)
+    numbers = jnp.arange(b, dtype=jnp.int32)
     index = rows.first + jnp.arange(rows.length, dtype=jnp.int32)
 
     def step(k: Int[Array, ""], own: Float[Array, "count e"]) -> Float[Array, "count e"]:
         start = k * b
-        panel = total(_taken(own, start - rows.first, b))
+        panel = rows.total(_taken(own, start - rows.first, b))
         pivot = lax.dynamic_slice_in_dim(panel, start, b, axis=1)
         # What is missing to whole blocks is nobody's row, and as if the identity were there.
         pivot += jnp.diag((start + numbers >= d).astype(pivot.dtype))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lbsgd.models.curvature import UNIT_WISE, CurvedLayer
 from lbsgd.optim import natural, stale
-from lbsgd.optim.inversion import Rows, inverse_rows
+from lbsgd.optim.inversion import Rows, inverse, inverse_rows
 from lbsgd.optim.kept import Curvature, Kept, Stack
 from lbsgd.optim.natural import Damping
 from lbsgd.optim.stale import Distances
@@ -102,13 +102,19 @@ class Refresh:
         return last, self._told(measured._replace(square=sum(squares)))
 
     def inverses(self, last: Any, told: Measured) -> dict[str, dict[str, jax.Array]]:
-        """Inverts what this device owns and is due, `[q, rows, d]` by stack and key."""
-        found: dict[str, dict[str, jax.Array]] = {}
+        """Inverts what this device owns and is due, `[q, rows, d]` by stack and key.
+
+        Factors of one size are a loop, so that it is compiled once: for a TPU that takes seconds.
+        """
+        together: dict[Any, list[tuple[str, str]]] = {}
         for name, stack in self.by.stacks.items():
-            traces = {key: told.traces[name, key] for key in stack.factors}
-            found[name] = {
-                key: self._inverted(name, key, last[name, key], traces) for key in stack.factors
-            }
+            for key, d in stack.factors.items():
+                alone = not (key == stack.long and stack.owner.inverts_together)
+                together.setdefault(d if alone else (name, key), []).append((name, key))
+        found: dict[str, dict[str, jax.Array]] = {name: {} for name in self.by.stacks}
+        for factors in together.values():
+            for (name, key), rows in zip(factors, self._inverted(factors, last, told)):
+                found[name][key] = rows
         return found
 
     def kept_factors(self, last: Any, told: Measured, inverses: Any) -> Any:
@@ -192,7 +198,7 @@ class Refresh:
         """Computes something where any flag is set, else zeros; without flags always."""
         if self.turns is None:
             return compute()
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        zeros = _zeros(like)
         return self._in_turn(flags, compute, lambda: zeros) if flags else zeros
 
     def _in_turn(
@@ -251,40 +257,86 @@ class Refresh:
         return jnp.sum(of_groups, axis=1).reshape(-1)[: o.layers]
 
     def _inverted(
-        self, name: str, key: str, last: Float[Array, "q piece"], traces: Any
-    ) -> Float[Array, "q rows d"]:
-        stack = self.by.stacks[name]
-        o, d = stack.owner, stack.factors[key]
-        number = self._mine(natural.factor_damping(stack.layers[0], key, traces, self.damping), o)
-        rows = Rows(jnp.int32(0), d)
-        if key == stack.long:
-            total = functools.partial(owned.psum_in_group, owner=o, axes=self.by.axes)
-            first = self._member(o) * o.width
-            rows = Rows(first, o.width, total if o.inverts_together else None)
-
-        def inverse(matrix: Float[Array, "d d"], number: Float[Array, ""]) -> Any:
-            return inverse_rows(natural.plus_diagonal(matrix, number), rows)
-
-        def whole() -> Float[Array, "q d d"]:
-            wire = Wire(self.by.axes, self.by.dtype)
-            return unpack(owned.gather_in_group(last, packed_size(d), o, wire), d)
-
+        self, factors: list[tuple[str, str]], last: Any, told: Measured
+    ) -> list[jax.Array]:
+        """Inverts factors of one size, of several stacks, `[q, rows, d]` each."""
+        numbers = jnp.concatenate([self._dampings(name, key, told) for name, key in factors])
         if not self.curvature:
-            return lax.map(lambda args: inverse(*args), (whole(), number))
-        old, due = self.curvature[name][key].inverse[0], self._mine_due(stack, key)
+            wholes = self._wholes(factors, last, None)
+            return self._own_rows(factors, lax.map(self._inverse(*factors[0]), (wholes, numbers)))
+        stacks = [self.by.stacks[name] for name, _ in factors]
+        old = [self.curvature[name][key].inverse[0] for name, key in factors]
+        own = [self._mine_due(stack, key) for stack, (_, key) in zip(stacks, factors)]
+        slots = [self._slots_due(stack, key) for stack, (_, key) in zip(stacks, factors)]
 
         def where_due(args: tuple[jax.Array, ...]) -> Float[Array, "rows d"]:
-            matrix, number, before, due, any_due = args
-            found = lax.cond(any_due, lambda: inverse(matrix, number), lambda: before)
-            return jnp.where(due, found, before)
+            *given, due = args
+            inverse = functools.partial(self._inverse(*factors[0]), given)
+            return lax.cond(due, inverse, lambda: _zeros(jax.eval_shape(inverse)))
 
-        def refreshed() -> Float[Array, "q rows d"]:
-            args = (whole(), number, old, due, self._any_due(stack, key))
-            return lax.map(where_due, args)
+        def refreshed() -> list[jax.Array]:
+            turns = Turns((), lax.axis_size(self.by.axes))
+            args = (self._wholes(factors, last, turns), numbers, jnp.concatenate(slots))
+            found = self._own_rows(factors, lax.map(where_due, args))
+            return [jnp.where(due[:, None, None], new, x) for due, new, x in zip(own, found, old)]
 
-        return self._in_turn(self._flags(stack, key), refreshed, lambda: old)
+        inverses: list[jax.Array] = self._in_turn(
+            [jnp.any(due) for due in slots], refreshed, lambda: old
+        )
+        return inverses
 
-    def _any_due(self, stack: Stack, key: str) -> Bool[Array, " q"]:
+    def _dampings(self, name: str, key: str, told: Measured) -> Float[Array, " q"]:
+        stack = self.by.stacks[name]
+        traces = {other: told.traces[name, other] for other in stack.factors}
+        numbers = natural.factor_damping(stack.layers[0], key, traces, self.damping)
+        return self._mine(numbers, stack.owner)
+
+    def _wholes(
+        self, factors: list[tuple[str, str]], last: Any, turns: Turns | None
+    ) -> Float[Array, "sum_q d d"]:
+        """Puts the pieces of a group's factors together."""
+        wire, found = Wire(self.by.axes, self.by.dtype), []
+        for name, key in factors:
+            stack = self.by.stacks[name]
+            pieces = turns.value(last[name, key]) if turns else last[name, key]
+            d = stack.factors[key]
+            whole = owned.gather_in_group(pieces, packed_size(d), stack.owner, wire)
+            if turns:
+                turns.after(whole)
+            found.append(unpack(whole, d))
+        return jnp.concatenate(found)
+
+    def _inverse(self, name: str, key: str) -> Callable[[Any], Float[Array, "rows d"]]:
+        """Says how a factor is inverted: to (matrix, damping) gives all rows, or a member's."""
+        stack = self.by.stacks[name]
+        o = stack.owner
+        rows = None
+        if key == stack.long and o.inverts_together:
+            total = functools.partial(owned.psum_in_group, owner=o, axes=self.by.axes)
+            rows = Rows(self._member(o) * o.width, o.width, total)
+
+        def inverted(given: Any) -> Float[Array, "rows d"]:
+            matrix = natural.plus_diagonal(*given)
+            return inverse_rows(matrix, rows) if rows else inverse(matrix)
+
+        return inverted
+
+    def _own_rows(
+        self, factors: list[tuple[str, str]], inverses: Float[Array, "sum_q rows d"]
+    ) -> list[jax.Array]:
+        """Takes of inverses what a member owns, `[q, rows, d]` of each stack."""
+        found, first = [], 0
+        for name, key in factors:
+            stack = self.by.stacks[name]
+            o = stack.owner
+            of_stack = inverses[first : first + o.per_group]
+            first += o.per_group
+            if key == stack.long and not o.inverts_together:
+                of_stack = owned.rows_of_member(of_stack, o, self._member(o))
+            found.append(of_stack)
+        return found
+
+    def _slots_due(self, stack: Stack, key: str) -> Bool[Array, " q"]:
         """Tells of the first layers of all groups, the second, ..., whether any of them is due."""
         # The same on all devices, for there may be collectives in what depends on it.
         o, flags = stack.owner, jnp.stack(self._flags(stack, key) or [])
@@ -301,6 +353,10 @@ class Refresh:
             old.intervals, told.distances[name, key], self.index, self.by.threshold
         )
         return Kept(last[None], before[None], inverse[None], intervals)
+
+
+def _zeros(like: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
 # Of [[a, b], [b, d]] as (a, b, d).

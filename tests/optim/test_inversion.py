@@ -36,14 +36,6 @@ def test_single_precision_is_as_good_as_the_matrix_allows(factor):
     assert relative(found, np.linalg.inv(matrix)) < 6e-8 * np.linalg.cond(matrix)
 
 
-@pytest.mark.parametrize(("start", "count"), [(0, 17), (5, 4), (15, 4), (20, 2)])
-def test_rows_past_the_last_are_zeros(x64, start, count):
-    matrix = definite(17)
-    found = inverse_rows(jnp.asarray(matrix), Rows(jnp.int32(start), count))
-    expected = np.pad(np.linalg.inv(matrix), ((0, count + 10), (0, 0)))[start : start + count]
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize(
     ("groups", "members", "d"),
     [

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from lbsgd.workers.collectives.exchange import Wire
 from lbsgd.workers.collectives.ownership import Ownership
@@ -43,6 +43,15 @@ def gather_in_group(
     parts = lax.all_gather(wire.pack(x), wire.axis, axis_index_groups=owner.device_groups)
     whole = jnp.swapaxes(wire.unpack(parts), 0, 1)
     return whole.reshape(owner.per_group, -1)[:, :size]
+
+
+def rows_of_member(
+    x: Float[Array, "q long d"], owner: Ownership, member: Int[Array, ""]
+) -> Float[Array, "q w d"]:
+    """Takes the rows that a member owns; past the last they are zeros."""
+    missing = owner.members * owner.width - x.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    return lax.dynamic_slice_in_dim(x, member * owner.width, owner.width, axis=1)
 
 
 def psum_in_group(x: Float[Array, "*shape"], owner: Ownership, axes: Any) -> Float[Array, "*shape"]:
