@@ -5,8 +5,8 @@ python benchmarks/second_order.py compile v5e:2x2     compiles ResNet-50 at 32 i
 python benchmarks/second_order.py run                 times digits and ResNet-20 on this CPU
 python benchmarks/second_order.py table               prints the tables
 
-The first needs jax[tpu], and many minutes; `compile TOPOLOGY KIND ...` compiles some. Three programs
-are compiled: SGD, SP-NGD with all statistics due, and with none of them. Where each is refreshed in
+The first needs jax[tpu], and many minutes; `compile TOPOLOGY KIND ...` compiles some of three
+programs: SGD, SP-NGD with all statistics due, and with none of them. Where each is refreshed in
 every tenth update, an update costs a tenth of the second and nine tenths of the third. The compiler
 counts what is in a loop once, as inversions are: what these do is added, by formula.
 """

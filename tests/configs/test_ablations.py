@@ -188,6 +188,7 @@ def test_a_variant_that_is_none_is_named(name):
             {
                 "kn=1024, LARS": "fashion_mnist_lars.py",
                 "kn=1024, Nesterov, the schedule of LARS": "fashion_mnist_nesterov.py",
+                "kn=1024, SP-NGD": "fashion_mnist_spngd.py",
                 "kn=128, the rate decays": "fashion_mnist_growing.py:decay",
                 "kn=128 to 3200, the batch grows instead": "fashion_mnist_growing.py",
             },
