@@ -1,6 +1,7 @@
 """A run of natural gradients resumes within the intervals of its statistics, here and elsewhere."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -211,3 +212,23 @@ def test_the_memory_of_a_device_is_planned_for_its_part_of_what_is_kept():
     kept = run.program.start().curvature
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(kept))
     assert curvature_bytes(run.plan) == held < sum(x.nbytes for x in jax.tree.leaves(kept))
+
+
+def test_what_is_not_due_is_left_out():
+    """What reduces statistics is in branches of conditions, and nowhere else."""
+    keys = {"model.name": "test_second_order:Small", "batch_size": 64, "dtype": "float32"}
+    run = build(config_at(4, **keys))
+    compiled = run.program.compile_train_step()
+    text = compiled.as_text()
+    branches = set(
+        re.findall(r"%[\w.-]+", " ".join(re.findall(r"branch_computations=\{.*?\}", text)))
+    )
+    branches |= set(re.findall(r"(?:true|false)_computation=(%[\w.-]+)", text))
+    stacks = run.plan.second_order.precondition.sharing.stacks.values()
+    owners = [stack.owner for stack in stacks]
+    always = [size for name, size in collectives(compiled, "reduce-scatter") if name == "ENTRY"]
+    assert sum(always) == 4 * sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
+    in_branches = {n: size for n, size in collectives(compiled, "reduce-scatter") if n != "ENTRY"}
+    statistics = [o.per_group * o.piece(packed_size(d)) for o in owners for d in (o.long, o.short)]
+    assert sum(in_branches.values()) == 4 * sum(statistics)
+    assert in_branches.keys() <= branches
