@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "what is not due stays as it was refreshed",
         "optim/refresh.py",
-        "return jnp.where(due, found, before)",
-        "return found",
+        "jnp.where(due[:, None, None], new, x)",
+        "new",
         ("tests/optim/test_preconditioner.py",),
     ),
     Mutant(

@@ -75,6 +75,7 @@ def train(**keys):
     return metrics, states[0], states[-1]
 
 
+@pytest.mark.long
 def test_they_train_as_quickly_and_their_first_update_differs_in_the_curvature_alone():
     of_labels, of_samples = train(), train(**{"optimizer.fisher": "1mc"})
     for name in ("train_loss", "train_error", "gradient_norm"):
