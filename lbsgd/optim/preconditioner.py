@@ -107,7 +107,7 @@ class Preconditioner:
         due = self.due(curvature, update_index)
         by = Damping(damping, norm_damping)
         stacks = self.sharing.stacks
-        pieces = {name: self._gradient_pieces(gradient, stack) for name, stack in stacks.items()}
+        pieces = self._gradient_pieces(gradient)
         rest = lax.pmean(self._without_stacks(gradient), self.sharing.axes)
         turns = None
         if curvature:
@@ -128,15 +128,15 @@ class Preconditioner:
         after = curvature and {**refresh.kept_factors(last, told, inverses), **kept_of_norms}
         return Exchanged(found, after, jnp.sqrt(square))
 
-    def _gradient_pieces(self, gradient: Any, stack: Stack) -> Float[Array, "q piece"]:
-        """Reduces the gradients of a stack to where they are owned: their mean over devices."""
-        matrices = [
-            _long_first(stack, natural.matrix_of(layer, natural.arrays_of(gradient, layer)))
-            for layer in stack.layers
-        ]
-        flat = jnp.stack([matrix.reshape(-1) for matrix in matrices])
-        total = owned.reduce_scatter(flat, stack.owner, Wire(self.sharing.axes))
-        return total / stack.owner.devices
+    def _gradient_pieces(self, gradient: Any) -> dict[str, jax.Array]:
+        """Reduces the gradients of stacks to where they are owned: their mean over devices."""
+        stacks = self.sharing.stacks
+        if not stacks:
+            return {}
+        owners = [stack.owner for stack in stacks.values()]
+        matrices = [_matrices(gradient, stack) for stack in stacks.values()]
+        total = owned.reduce_scatter(matrices, owners, Wire(self.sharing.axes))
+        return {name: x / o.devices for name, x, o in zip(stacks, total, owners)}
 
     def _without_stacks(self, gradient: Any) -> Any:
         """Leaves out of a tree like the parameters what stacks have."""
@@ -174,6 +174,15 @@ class Preconditioner:
             arrays = natural.by_channel(natural.arrays_of(rest, layer), of_norms[name])
             found = natural.with_arrays(found, layer, arrays)
         return found
+
+
+def _matrices(gradient: Any, stack: Stack) -> Float[Array, "n size"]:
+    """Takes the gradients of a stack out of a tree like the parameters."""
+    matrices = [
+        _long_first(stack, natural.matrix_of(layer, natural.arrays_of(gradient, layer)))
+        for layer in stack.layers
+    ]
+    return jnp.stack([matrix.reshape(-1) for matrix in matrices])
 
 
 def _long_first(stack: Stack, matrix: Float[Array, "a g"]) -> Float[Array, "long columns"]:

@@ -184,9 +184,9 @@ class Refresh:
         )
 
         def reduced() -> Float[Array, "q piece"]:
-            return owned.reduce_scatter(
-                pack(jnp.stack(matrices)), o, Wire(self.by.axes, self.by.dtype)
-            )
+            wire = Wire(self.by.axes, self.by.dtype)
+            (total,) = owned.reduce_scatter([pack(jnp.stack(matrices))], [o], wire)
+            return total
 
         scale = self._scale(matrices[0], [layer.name for layer in stack.layers], key)
         total = self._if_any(self._flags(stack, key), reduced, like)

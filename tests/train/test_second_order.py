@@ -21,7 +21,7 @@ from lbsgd.run.config import resolve
 from lbsgd.run.fitting import curvature_bytes
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system.errors import ConfigError
-from lbsgd.workers.collectives.ownership import sent
+from lbsgd.workers.collectives.ownership import scattered_size, sent
 from lbsgd.workers.collectives.symmetric import packed_size
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -188,7 +188,11 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
         * sum(o.piece(n) for n in (o.long * o.columns, *map(packed_size, (o.long, o.short))))
         for o in owners
     ]
-    assert total["reduce-scatter"] == number * sum(pieces)
+    # Gradients in one, each factor in its own, in whole tiles of 1,024 numbers.
+    factors = [o.per_group * o.piece(packed_size(d)) for o in owners for d in (o.long, o.short)]
+    gradients = sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
+    tiles = [-(-size // 1024) for size in (gradients, *factors)]
+    assert total["reduce-scatter"] == number * 1024 * sum(tiles)
     within = sum(o.members * piece for o, piece in zip(owners, pieces) if o.members > 1)
     updates = sum(devices * o.per_group * o.width * o.columns for o in owners)
     # The traces of both factors, and a square.
@@ -198,9 +202,8 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     stats = sum(x.size for x in jax.tree.leaves(state.batch_stats))
     assert total["all-reduce"] == number * (norms + stats + 2)  # and loss and error
     counts = sent(owners)
-    of_pieces = sum(
-        (devices - 1) * piece + (o.members - 1) * piece for o, piece in zip(owners, pieces)
-    )
+    in_groups = sum((o.members - 1) * piece for o, piece in zip(owners, pieces))
+    of_pieces = (devices - 1) * 1024 * sum(tiles) + in_groups
     assert counts.statistics + counts.gradients == of_pieces
     assert counts.updates == updates * (devices - 1) // devices
     assert counts.inversions == 0
@@ -227,8 +230,9 @@ def test_what_is_not_due_is_left_out():
     stacks = run.plan.second_order.precondition.sharing.stacks.values()
     owners = [stack.owner for stack in stacks]
     always = [size for name, size in collectives(compiled, "reduce-scatter") if name == "ENTRY"]
-    assert sum(always) == 4 * sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
+    gradients = sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
+    assert sum(always) == 4 * scattered_size(gradients)
     in_branches = {n: size for n, size in collectives(compiled, "reduce-scatter") if n != "ENTRY"}
     statistics = [o.per_group * o.piece(packed_size(d)) for o in owners for d in (o.long, o.short)]
-    assert sum(in_branches.values()) == 4 * sum(statistics)
+    assert sum(in_branches.values()) == 4 * sum(map(scattered_size, statistics))
     assert in_branches.keys() <= branches

@@ -5,6 +5,7 @@ A stack of n layers is an array `[n, size]` on every device. Its owners have pie
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,22 +15,33 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from lbsgd.workers.collectives.exchange import Wire
-from lbsgd.workers.collectives.ownership import Ownership
+from lbsgd.workers.collectives.ownership import TILE, Ownership, scattered_size
 
 
 def reduce_scatter(
-    x: Float[Array, "n size"], owner: Ownership, wire: Wire
-) -> Float[Array, "q piece"]:
-    """Sums a stack over devices, each piece where it is owned."""
-    pieces = jnp.asarray(in_pieces(x, owner))
-    if owner.devices == 1:
-        return pieces[0]
+    stacks: Sequence[jax.Array], owners: Sequence[Ownership], wire: Wire
+) -> list[jax.Array]:
+    """Sums stacks `[n, size]` over devices in one exchange, pieces `[q, piece]` to their owners."""
+    pieces = [jnp.asarray(in_pieces(x, owner)) for x, owner in zip(stacks, owners)]
+    devices = owners[0].devices
+    if devices == 1:
+        return [x[0] for x in pieces]
+    flat = jnp.concatenate([x.reshape(devices, -1) for x in pieces], axis=1)
+    total = _scattered_sum(flat, wire)
+    ends = np.cumsum([x[0].size for x in pieces])
+    parts = jnp.split(total[: ends[-1]], ends[:-1])
+    return [part.reshape(x.shape[1:]) for part, x in zip(parts, pieces)]
+
+
+def _scattered_sum(x: Float[Array, "devices size"], wire: Wire) -> Float[Array, " padded"]:
+    """Gives each device its own row's sum."""
     if wire.dtype is None:
-        # In one dimension: of more, XLA for a TPU makes an all-reduce, which sends twice as much.
-        flat = lax.psum_scatter(pieces.reshape(-1), wire.axis, tiled=True)
-        return flat.reshape(pieces.shape[1:])
+        # Of all other shapes XLA for a TPU makes an all-reduce, which sends twice as much.
+        missing = scattered_size(x.shape[1]) - x.shape[1]
+        tiles = jnp.pad(x, ((0, 0), (0, missing))).reshape(-1, TILE[1])
+        return lax.psum_scatter(tiles, wire.axis, tiled=True).reshape(-1)
     # By all-to-all, for the backend's reduce-scatter would add in 16 bits.
-    arrived = lax.all_to_all(wire.pack(pieces), wire.axis, 0, 0)
+    arrived = lax.all_to_all(wire.pack(x), wire.axis, 0, 0)
     # One by one: XLA on a CPU takes 80 times as long for jnp.sum over the first axis.
     return functools.reduce(jnp.add, list(wire.unpack(arrived)))
 

@@ -17,6 +17,8 @@ from lbsgd.workers.collectives.symmetric import packed_size
 # The largest factor that one device inverts. To invert together costs 2 d^2 numbers to be sent,
 # which takes longer than it saves where d is some thousands or less.
 ALONE = 2304
+# What a reduce-scatter gives a device is whole tiles of a TPU's memory.
+TILE = (8, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +136,24 @@ class Sent(NamedTuple):
 
 def sent(owners: Sequence[Ownership]) -> Sent:
     """Counts what a device sends for all stacks."""
-    statistics = inversions = gradients = updates = 0
+    statistics = inversions = in_groups = updates = of_gradients = 0
+    others = owners[0].devices - 1
     for o in owners:
-        others = (o.devices - 1) + (o.members - 1)
-        statistics += others * sum(o.per_group * o.piece(packed_size(d)) for d in (o.long, o.short))
+        for d in (o.long, o.short):
+            size = o.per_group * o.piece(packed_size(d))
+            statistics += others * scattered_size(size) + (o.members - 1) * size
         if o.inverts_together:
             # Each row of the matrix once, to all members.
             inversions += 2 * (o.members - 1) * -(-(o.long**2) // o.members) * o.per_group
-        gradients += others * o.per_group * o.piece(o.long * o.columns)
-        updates += (o.devices - 1) * o.per_group * o.width * o.columns
+        size = o.per_group * o.piece(o.long * o.columns)
+        of_gradients += size
+        in_groups += (o.members - 1) * size
+        updates += others * o.per_group * o.width * o.columns
+    gradients = others * scattered_size(of_gradients) + in_groups
     return Sent(statistics, inversions, gradients, updates)
+
+
+def scattered_size(size: int) -> int:
+    """Counts the numbers of a reduce-scatter that gives a device so many."""
+    tile = TILE[0] * TILE[1]
+    return -(-size // tile) * tile
