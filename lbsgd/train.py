@@ -21,7 +21,7 @@ from lbsgd.run.record.progress import Progress, open_progress
 from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.result import Outcome, finish, write_diverged
 from lbsgd.run.record.speed import Speed
-from lbsgd.run.restoring import restore_state
+from lbsgd.run.restoring import restore_state, save_best, state_of_process, state_to_store
 from lbsgd.run.updates import MakeUpdates, OwnUpdates, Updates
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
@@ -124,7 +124,7 @@ def run(
             raise DivergedError(f"{error}; {session.record.newest()}") from error
         assert reached.state is not None
         # Before the result, which must not speak of updates that the disk does not have.
-        session.record.finish(reached.done, reached.state)
+        session.record.finish(reached.done, state_to_store(session.run.program, reached.state))
         session.progress.line(session.record.summary())
         return _finish(session, reached, complete=_nothing_left(session.run.plan, reached))
 
@@ -179,7 +179,7 @@ def _open(
     if differ:
         progress.line(differ)
     # The state is alike everywhere, so one process writes it, and the disk need not be shared.
-    record = open_(NoRecord() if process else Record(plan, folder, progress.line, on_metrics))
+    record = open_(NoRecord(plan) if process else Record(plan, folder, progress.line, on_metrics))
     return Session(run, folder, record, progress, log_file, should_stop)
 
 
@@ -267,9 +267,9 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
                 with monitor.paused(), TraceAnnotation("save"):
-                    monitor.record.save(done, updates.state, last)
+                    monitor.record.save(done, state_to_store(program, updates.state), last)
             # A state that was restored is on the disk already, and is not saved once more.
-            fresh = updates if done > first else None
+            fresh = (lambda: state_of_process(program, updates)) if done > first else None
             with _saved_on_error(monitor, done, fresh, "evaluates it and resumes"):
                 if pending:
                     with monitor.paused(), TraceAnnotation("evaluate"):
@@ -278,7 +278,7 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
                     pending = values is None
                     if values:
                         monitor.evaluation(done, values)
-                        monitor.record.save_best(done, updates.state, values)
+                        save_best(program, monitor.record, done, updates.state, values)
                         at_target = target is not None and target.reached(values)
                 diagnostics.at(done, updates)
             if monitor.should_stop(done) or last or at_target:
@@ -326,13 +326,13 @@ def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractConte
 
 @contextlib.contextmanager
 def _saved_on_error(
-    monitor: Monitor, done: int, fresh: Updates | None, then: str
+    monitor: Monitor, done: int, fresh: Callable[[], TrainState] | None, then: str
 ) -> Iterator[None]:
     """Saves the state, which is whole, before an error within ends the run.
 
     Args:
       monitor: of which all updates are to be in the metrics by then.
-      fresh: has the state after `done` updates; None if that was there before this run resumed.
+      fresh: gives the state after `done` updates; None if that was there before this run resumed.
       then: what the same command does once the cause is gone.
 
     Raises:
@@ -352,7 +352,7 @@ def _saved_on_error(
         try:
             monitor.drain()
             if fresh is not None:
-                monitor.record.finish(done, fresh.state)
+                monitor.record.finish(done, fresh())
         except DivergedError:
             raise
         except Exception as failure:

@@ -22,5 +22,5 @@ def quiet(plan, *, said=None, should_stop=lambda done: False) -> Monitor:
     """
     out = Lines() if said is None else said
     return Monitor(
-        plan, NoRecord(), out, lambda: None, should_stop, lambda update: {}, start=0, skipped=0
+        plan, NoRecord(plan), out, lambda: None, should_stop, lambda update: {}, start=0, skipped=0
     )

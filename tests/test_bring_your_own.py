@@ -329,6 +329,14 @@ MISTAKES = {
         {"task.name": "bad_of_mine:task", "task.options": {"kind": ""}, "data.mixup": 0.2},
         "does not know of mixed labels; set data.mixup=0",
     ),
+    "running mixup": (
+        {
+            "task.name": "bad_of_mine:task",
+            "task.options": {"kind": ""},
+            "data.running_mixup": 0.4,
+        },
+        "has no `distributions` of its targets; set data.running_mixup=0",
+    ),
     "target": ({"stop_at": ("val_odd", 3.0)}, "unknown metric 'val_odd' in stop_at; known: val_lo"),
 }
 

@@ -67,7 +67,7 @@ def test_every_key_is_in_the_reference(site, pages):
 def test_what_a_key_may_be_is_said(site):
     text = (site / "reference" / "configuration.html").read_text()
     text = " ".join(html.unescape(re.sub("<.*?>", "", text)).split())
-    sgd = "used with optimizer.name=sgd or lars"
+    sgd = "used with optimizer.name=sgd, lars or spngd"
     assert f"float · default 0.9 · at least 0, and below 1 · {sgd}" in text
     assert "int · default 256 · examples · above 0; at most 1,000,000,000" in text
     assert "must be two whole numbers, or (0, 0)" in text

@@ -1,12 +1,12 @@
-"""Counts the updates in which LARS, Nesterov momentum and growing batches learn Fashion-MNIST.
+"""Counts the updates in which LARS, SP-NGD and growing batches learn Fashion-MNIST.
 
     lbsgd sweep run fashion_mnist --workdir runs/fashion --parallel 2 \\
         --config.data.dir=DIR
 
 ResNet-8 at a quarter of its width for 3 epochs, so that 2 CPU cores can do it; far from what this
 set allows. The rows are configs/fashion_mnist_growing.py and its twin, whose rate decays;
-linear scaling; and configs/fashion_mnist_lars.py and fashion_mnist_nesterov.py. DIR is as in
-configs/fashion_mnist.py.
+linear scaling; and configs/fashion_mnist_lars.py, fashion_mnist_nesterov.py and
+fashion_mnist_spngd.py. DIR is as in configs/fashion_mnist.py.
 """
 
 import pathlib
@@ -46,6 +46,7 @@ def sweep(arg: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     for name, recipe in (
         ("kn=1024, LARS", "fashion_mnist_lars"),
         ("kn=1024, Nesterov, the schedule of LARS", "fashion_mnist_nesterov"),
+        ("kn=1024, SP-NGD", "fashion_mnist_spngd"),
     ):
         yield name, changes(base, sibling(_CONFIGS, recipe))
 

@@ -5,7 +5,7 @@ import ml_collections
 from lbsgd.data.augmentation.named import Augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes
-from lbsgd.data.keys import usual_short_side
+from lbsgd.data.keys import RESIZING_CROPS, usual_short_side
 from lbsgd.data.source import format_shape
 from lbsgd.schedule.timeline import Timeline
 from lbsgd.system.text import decimal, pluralize
@@ -61,21 +61,37 @@ def explain_augmentation(data: ml_collections.ConfigDict) -> str:
             "width / height {:.3g} to {:.3g}".format(*data.crop_aspect),
             f"resized to {size:,}" + ", antialiased" * data.crop_antialias,
         ],
+        "random": [
+            f"random {size:,} of a short side of {data.crop_short_side:,}"
+            + ", antialiased" * data.crop_antialias
+        ],
     }
     parts = crops[data.crop] + ["random flip"] * data.flip
     if any(data.color_jitter):
         parts.append("color jitter {:g}, {:g}, {:g}".format(*data.color_jitter))
     parts += [f"PCA lighting {data.lighting:g}"] if data.lighting else []
     parts += [_explain_named(data)] if data.augment else []
-    named = {"mixup": "mixup", "cutmix": "CutMix", "erasing": "erasing"}
+    named = {"mixup": "mixup", "cutmix": "CutMix", "running_mixup": "running mixup"}
+    named |= {"erasing": "erasing"}
     parts += [f"{name} {data[key]:g}" for key, name in named.items() if data[key]]
+    parts += [_explain_boxes(data)] if data.erasing else []
     text = f"augmentation: {', '.join(parts) or 'none'}"
-    if data.crop == "inception":
+    if data.crop in RESIZING_CROPS:
         side, usual = data.evaluation_short_side, usual_short_side(size)
         text += f"; evaluated on the centre {size:,} of a short side of {side:,}"
         if abs(side - usual) > FAR * usual:
             text += f" (256/224 of {size:,}, as is usual, would be {usual:,}: set it to 0)"
     return text
+
+
+def _explain_boxes(data: ml_collections.ConfigDict) -> str:
+    """Says which boxes random erasing erases."""
+    turned = ", turned half of the time" * data.erasing_transpose
+    limits = (*data.erasing_area, *data.erasing_aspect)
+    return (
+        "boxes of {:g} to {:g} of the area, height / width {:.3g} to {:.3g}".format(*limits)
+        + turned
+    )
 
 
 def _explain_named(data: ml_collections.ConfigDict) -> str:

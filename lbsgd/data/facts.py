@@ -4,6 +4,7 @@ import dataclasses
 
 import ml_collections
 
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.source import Splits
 from lbsgd.system.errors import ConfigError
 
@@ -79,7 +80,7 @@ def given_facts(data: ml_collections.ConfigDict) -> Facts | None:
     """
     known = _known(data) or Facts(0, 0, 0, ())
     shape = tuple(data.image_shape) or known.image_shape
-    if data.crop == "inception":  # whatever the shape of the files is, the network sees a crop
+    if data.crop in RESIZING_CROPS:  # whatever the shape of the files is, the network sees a crop
         shape = shape or (data.image_size, data.image_size, 3)
     examples, validation = known.examples, known.validation_examples
     if data.train_examples and known.examples:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.source import format_shape
 from lbsgd.data.views import CentreCrop, View, Whole
 from lbsgd.system.errors import ConfigError
@@ -66,7 +67,7 @@ def interface_of(
     data: ml_collections.ConfigDict, image_shape: tuple[int, int, int], classes: tuple[str, ...]
 ) -> Interface:
     """Takes the interface from the config's `data`."""
-    short_side = data.evaluation_short_side if data.crop == "inception" else 0
+    short_side = data.evaluation_short_side if data.crop in RESIZING_CROPS else 0
     return Interface(image_shape, short_side, tuple(data.mean), tuple(data.std), classes)
 
 

@@ -11,16 +11,21 @@ _OF_SYNTHETIC = {"data.source": ("synthetic",)}
 _OF_FILES = {"data.source": ("packed", "folder", "tfds")}
 # Evaluation crops too; what training makes of images it does not to those made on the devices.
 _OF_LOADED = {"data.synthetic_on_device": (False,)}
-_OF_INCEPTION = {"data.crop": ("inception",)}
-_OF_INCEPTION_CROPS = {**_OF_INCEPTION, **_OF_LOADED}
+# Crops that have a size of their own, of images of any size.
+RESIZING_CROPS = ("inception", "random")
+_OF_RESIZING = {"data.crop": RESIZING_CROPS}
+_OF_INCEPTION_CROPS = {"data.crop": ("inception",), **_OF_LOADED}
 _RESIZED = Condition(
-    "data.crop='inception' or data.source='synthetic'",
-    lambda values: values["data.crop"] == "inception" or values["data.source"] == "synthetic",
+    "data.crop='inception' or 'random', or data.source='synthetic'",
+    lambda values: values["data.crop"] in RESIZING_CROPS or values["data.source"] == "synthetic",
 )
 _LISTED = Condition(
     "any source but synthetic, which has data.synthetic_examples",
     lambda values: values["data.source"] != "synthetic",
 )
+# s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
+ERASED_AREA = (0.02, 0.4)
+ERASED_ASPECT = (0.3, 1 / 0.3)
 # 100 million pixels, as `decode.MAX_PIXELS` has it.
 _MOST_SIDE = 10**4
 
@@ -180,9 +185,10 @@ _VIEW: Keys = {
     "data.crop": Key(
         "none",
         "What is seen of an image. none: it as it is, all of one shape. padded: zeros around it, "
-        "and a random part of its size. inception: a random part, resized; in evaluation the "
-        "centre.",
-        choices=("none", "padded", "inception"),
+        "and a random part of its size. inception: a random part, resized. random: a random part "
+        "of data.image_size of the image whose short side is resized. With these two evaluation "
+        "sees the centre.",
+        choices=("none", "padded", "inception", "random"),
     ),
     "data.crop_padding": Key(
         4,
@@ -203,11 +209,20 @@ _VIEW: Keys = {
         check=pair_within(1e-3, 1e3),
         used_with=_OF_INCEPTION_CROPS,
     ),
+    "data.crop_short_side": Key(
+        0,
+        "The short side that images are resized to, if they have another, before a random part of "
+        "data.image_size is taken; 0 for 256/224 of data.image_size, as is usual.",
+        unit="pixels",
+        most=2 * _MOST_SIDE,
+        used_with={"data.crop": ("random",), **_OF_LOADED},
+        follows=lambda values: usual_short_side(values["data.image_size"]),
+    ),
     "data.crop_antialias": Key(
         False,
         "Whether to resample with a filter as wide as the crop shrinks, as Pillow and torchvision "
         "have it; without it is faster (docs/data.md). Evaluation always has it.",
-        used_with=_OF_INCEPTION_CROPS,
+        used_with={**_OF_RESIZING, **_OF_LOADED},
     ),
     "data.image_size": Key(
         224,
@@ -223,7 +238,7 @@ _VIEW: Keys = {
         "256/224 of data.image_size, as is usual.",
         unit="pixels",
         most=2 * _MOST_SIDE,
-        used_with=_OF_INCEPTION,
+        used_with=_OF_RESIZING,
         follows=lambda values: usual_short_side(values["data.image_size"]),
     ),
     "data.mean": Key(
@@ -271,10 +286,32 @@ _AUGMENTATION: Keys = {
         "example takes either.",
     ),
     "data.cutmix": Key(0.0, "The alpha of Beta(alpha, alpha), the areas of CutMix; 0 for none."),
+    "data.running_mixup": Key(
+        0.0,
+        "The alpha of Beta(alpha, alpha), the weights of running mixup, which mixes each minibatch "
+        "with the mixed one before; 0 for none. Not together with mixup or cutmix.",
+    ),
     "data.erasing": Key(
         0.0,
-        "The probability of random erasing.",
+        "The probability of random erasing: a box of 0, which is the colour data.mean.",
         check=Must("be a probability", lambda erasing: erasing <= 1),
+    ),
+    "data.erasing_area": Key(
+        ERASED_AREA,
+        "The least and the greatest part of the image's area that is erased.",
+        check=pair_within(0.0, 1.0),
+        used_with={"data.erasing": ON},
+    ),
+    "data.erasing_aspect": Key(
+        ERASED_ASPECT,
+        "The least and the greatest height / width of the erased box, uniformly drawn.",
+        check=pair_within(1e-3, 1e3),
+        used_with={"data.erasing": ON},
+    ),
+    "data.erasing_transpose": Key(
+        False,
+        "Whether height and width of the erased box are exchanged, half of the time.",
+        used_with={"data.erasing": ON},
     ),
 }
 

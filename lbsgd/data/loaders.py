@@ -8,7 +8,7 @@ from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.interface import Interface
 from lbsgd.data.pipeline import Augment, Loader, Targets
 from lbsgd.data.source import Source
-from lbsgd.data.views import InceptionCrop, View, Whole
+from lbsgd.data.views import InceptionCrop, RandomCrop, View, Whole
 
 Shape = tuple[int, int, int]
 
@@ -34,6 +34,8 @@ def training_loader(
     if data.crop == "inception":
         crop = data.crop_area, data.crop_aspect, data.crop_antialias
         view = InceptionCrop(image_shape, seed, *crop)
+    elif data.crop == "random":
+        view = RandomCrop(image_shape, seed, data.crop_short_side, data.crop_antialias)
     padding = data.crop_padding if data.crop == "padded" else 0
     augment: tuple[Augment, ...] = (
         CropAndFlip(seed, padding, data.flip),

@@ -7,18 +7,19 @@ order already. A worker of one example mixes it with itself, which changes nothi
 mixed example is
 
     share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, partner(label))
+
+Running mixup mixes it with the minibatch of the update before instead: `step.running_mixup`.
 """
 
 import dataclasses
 
+import ml_collections
 import numpy as np
 from scipy.special import betaincinv
 
+from lbsgd.data.keys import ERASED_AREA, ERASED_ASPECT
 from lbsgd.data.order import random_below, uniform
 
-# s_l to s_h and r_1 to r_2 of Zhong et al. 2017.
-ERASED_AREA = (0.02, 0.4)
-ERASED_ASPECT = (0.3, 1 / 0.3)
 # The paper tries until a box fits. On a square image 1 in 23 does not, so that ten tries, which are
 # all drawn at once, fail once in 10^13.
 ERASING_TRIES = 10
@@ -36,6 +37,11 @@ class Mixing:
       cutmix: the same for CutMix (Yun et al. 2019; 1 in the paper).
       erasing: probability of random erasing (Zhong et al. 2017; 0.5 in the paper).
       image_shape: `(h, w, c)` of the images as the network sees them.
+      erased_area: least and greatest share of the image that is erased.
+      erased_aspect: least and greatest height / width of the box.
+      erased_transpose: whether the two are exchanged, half of the time.
+      running: alpha of Beta(alpha, alpha) in running mixup (Osawa et al. 2020; 0.4 there and more);
+        0 for none.
     """
 
     seed: int
@@ -43,11 +49,15 @@ class Mixing:
     cutmix: float
     erasing: float
     image_shape: tuple[int, int, int]
+    erased_area: tuple[float, float] = ERASED_AREA
+    erased_aspect: tuple[float, float] = ERASED_ASPECT
+    erased_transpose: bool = False
+    running: float = 0.0
 
     @property
     def active(self) -> bool:
-        """Tells whether any of the three is on."""
-        return bool(self.mixup or self.cutmix or self.erasing)
+        """Tells whether any of them is on."""
+        return bool(self.mixup or self.cutmix or self.erasing or self.running)
 
     def of_size(self, size: tuple[int, int]) -> "Mixing":
         """Returns that of images of another size: boxes lie where they would, in proportion."""
@@ -63,6 +73,8 @@ class Mixing:
           mix_share: share of the example's own label, float32 `[N]`; the rest is its partner's.
           mix_box: top, left, height and width of the box that CutMix takes from the partner, int32
             `[N, 4]`; height 0 where mixup blends the two instead. Only with CutMix.
+          running_share: the example's own share in running mixup, at least 1/2, float32 `[N]`. Only
+            with running mixup.
           erase_box: the erased box, int32 `[N, 4]`; height 0 for none. Only with random erasing.
         """
         drawn: dict[str, np.ndarray] = {}
@@ -73,6 +85,10 @@ class Mixing:
                 area = box[:, 2] * box[:, 3] / (self.image_shape[0] * self.image_shape[1])
                 share = np.where(cut, 1.0 - area, share)
             drawn["mix_share"] = share.astype(np.float32)
+        if self.running:
+            rank = uniform(self.seed, "running mixup share", epochs, examples, 1)[:, 0]
+            share = betaincinv(self.running, self.running, rank)
+            drawn["running_share"] = np.maximum(share, 1.0 - share).astype(np.float32)
         if self.erasing:
             drawn["erase_box"] = self._erase_box(epochs, examples)
         return drawn
@@ -107,8 +123,11 @@ class Mixing:
         """Draws the boxes of algorithm 1 of Zhong et al.: the first size that fits, anywhere."""
         height, width, _ = self.image_shape
         tries = uniform(self.seed, "erase size", epochs, examples, 2 * ERASING_TRIES)
-        area = height * width * _between(ERASED_AREA, tries[:, ::2])
-        aspect = _between(ERASED_ASPECT, tries[:, 1::2])
+        area = height * width * _between(self.erased_area, tries[:, ::2])
+        aspect = _between(self.erased_aspect, tries[:, 1::2])
+        if self.erased_transpose:
+            lying = random_below(2, self.seed, "erase transpose", epochs, examples) == 1
+            aspect = np.where(lying[:, None], 1 / aspect, aspect)
         heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         fits = (heights <= height) & (widths <= width)
         first = np.arange(len(fits)), np.argmax(fits, axis=1)
@@ -117,6 +136,23 @@ class Mixing:
         top = down * (height + 1 - heights[first])
         left = across * (width + 1 - widths[first])
         return _boxes(erased, top, left, heights[first], widths[first])
+
+
+def mixing_of(
+    data: ml_collections.ConfigDict, seed: int, image_shape: tuple[int, int, int]
+) -> Mixing:
+    """Makes that of a config's `data`."""
+    return Mixing(
+        seed=seed,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        running=data.running_mixup,
+        erasing=data.erasing,
+        image_shape=image_shape,
+        erased_area=data.erasing_area,
+        erased_aspect=data.erasing_aspect,
+        erased_transpose=data.erasing_transpose,
+    )
 
 
 def _between(limits: tuple[float, float], fraction: np.ndarray) -> np.ndarray:

@@ -118,6 +118,61 @@ class InceptionCrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A box of the size of `shape`, anywhere in an image whose short side was resized.
+
+    As in Krizhevsky et al. 2012, section 4.1. Where an image has that short side already, the box
+    is a part of it, unchanged.
+
+    Attributes:
+      seed: of the run.
+      short_side: in pixels; at least as large as the sides of `shape`.
+      antialias: whether what is resized is resampled as torchvision does it
+        (`lbsgd.data.images.resize.resample`), or by the faster rule (`resize`), at whole pixels.
+    """
+
+    shape: tuple[int, int, int]
+    seed: int
+    short_side: int = 256
+    antialias: bool = False
+
+    def draw(self, epochs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Draws a position of the box for each example."""
+        return uniform(self.seed, "random crop", epochs, examples, 2)
+
+    def region(self, height: int, width: int, draw: np.ndarray) -> Region:
+        """Returns the box in an image of this size."""
+        size, crop = (height, width), self.shape[:2]
+        resized = _resized(size, self.short_side)
+        corner = [int(u * (to - length + 1)) for u, to, length in zip(draw, resized, crop)]
+        part = _before_resizing(corner, resized, size, crop)
+        if self.antialias:
+            return window_around(part, size, crop)
+        begins, lengths = [], []
+        for begin, length, side in zip(part[:2], part[2:], size):
+            lengths.append(min(max(round(length), 1), side))
+            begins.append(min(round(begin), side - lengths[-1]))
+        return Box(*begins, *lengths)
+
+    def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
+        extract_region(image, functools.partial(self.region, draw=draw), out)
+
+
+def _resized(size: tuple[int, int], short_side: int) -> list[int]:
+    """Computes the height and width of an image once its short side is resized."""
+    return [int(short_side * side / min(size)) for side in size]
+
+
+def _before_resizing(
+    corner: list[int], resized: list[int], size: tuple[int, int], crop: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """Converts a crop of a resized image to top, left, height and width before it was resized."""
+    top, left = (at * side / to for at, side, to in zip(corner, size, resized))
+    h, w = (length * side / to for length, side, to in zip(crop, size, resized))
+    return top, left, h, w
+
+
+@dataclasses.dataclass(frozen=True)
 class CentreCrop:
     """The centre of an image whose short side was resized to `short_side`, for evaluation.
 
@@ -140,11 +195,9 @@ class CentreCrop:
     def window(self, height: int, width: int) -> Window:
         """Returns the crop in pixels of an image of this size before it is resized."""
         size, crop = (height, width), self.shape[:2]
-        resized = [int(self.short_side * side / min(size)) for side in size]
+        resized = _resized(size, self.short_side)
         corner = [round((side - length) / 2) for side, length in zip(resized, crop)]
-        top, left = (at * side / to for at, side, to in zip(corner, size, resized))
-        h, w = (length * side / to for length, side, to in zip(crop, size, resized))
-        return window_around((top, left, h, w), size, (crop[0], crop[1]))
+        return window_around(_before_resizing(corner, resized, size, crop), size, crop)
 
     def __call__(self, image: np.ndarray | bytes, draw: np.ndarray, out: np.ndarray) -> None:
         extract_region(image, self.window, out)

@@ -17,6 +17,7 @@ from lbsgd.run.program import Program
 from lbsgd.run.record.monitor import Monitor
 from lbsgd.run.updates import Updates
 from lbsgd.step.layer_statistics import layer_names
+from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory
 from lbsgd.system.processes import from_process_0, is_first
 from lbsgd.system.text import pluralize
@@ -89,6 +90,7 @@ class Diagnostics:
             # The update that makes `done` has the index done - 1; its batch is laid out for that.
             placement = self._plan.placement_of(done - 1)
             numbers, state = self._numbers.at(done - 1), updates.state
+            batch = self._mixed(state, batch)
             found = self._compiled(placement)(state.params, state.batch_stats, numbers, batch)
             # Within the pause: the call above returns before the devices are done.
             found = jax.device_get(found)
@@ -106,6 +108,11 @@ class Diagnostics:
         if is_first():  # who alone has the metrics of before
             text = noise_scale.advice(self._recent, window, kn, n)
             self._monitor.line(f"epoch {epoch:.2f}  update {done}  {text}")
+
+    def _mixed(self, state: TrainState, batch: Any) -> Any:
+        """Makes of a batch what the update trains on, where that has to do with its state."""
+        mixup = self._plan.running_mixup
+        return jax.jit(mixup.mix)(state.mixed, batch)[0] if mixup else batch
 
     def after(self, done: int, metrics: dict[str, Any]) -> dict[str, jax.Array]:
         """Takes the norms of layers out of the metrics of the update that made `done`.

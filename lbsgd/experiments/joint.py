@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lbsgd.run.fitting import MINIBATCHES, batch_bytes
-from lbsgd.run.plan import Plan, sharded
+from lbsgd.run.layout import sharded, shardings
+from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program, Shape
 from lbsgd.run.sharing import SHARED, SharedFunction
 from lbsgd.step.numbers import Numbers
@@ -52,7 +54,8 @@ class JointProgram:
         list of S; of the numbers the seed is `[S]`.
         """
         placement = placement or self.plan.placement
-        out = placement.replicated
+        replicated, of_states = placement.replicated, _sharding_of_states(placement)
+        out = (of_states, replicated)
         step, count = self.plan.train_step(placement), self.count
 
         def joint_step(states: TrainState, batches: list[Batch], numbers: Numbers) -> Any:
@@ -65,17 +68,19 @@ class JointProgram:
         with precision(self.plan.config.dtype):
             numbers = self.plan.number_shapes()
             numbers = numbers._replace(seed=_many(numbers.seed, count))
+            shapes = self.plan.shapes_on_devices(placement)
             lowered = jitted.lower(
-                sharded(jax.tree.map(lambda s: _many(s, count), self.plan.state_shapes), out),
+                sharded(jax.tree.map(lambda s: _many(s, count), shapes), of_states),
                 [self.program.abstract_batch(placement, image_shape)] * count,
-                sharded(numbers, out),
+                sharded(numbers, replicated),
             )
             return SHARED.compile(lowered, out)
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """Stacks states on the devices; it takes them, as a step would."""
         with precision(self.plan.config.dtype):
-            stacked: TrainState = self._function(_stacked)(*states)
+            out = _sharding_of_states(self.plan.placement)
+            stacked: TrainState = SharedFunction(_stacked, out)(*states)
         jax.block_until_ready(stacked)
         for leaf in jax.tree.leaves(list(states)):
             if not leaf.is_deleted():
@@ -90,10 +95,7 @@ class JointProgram:
 
     @functools.cached_property
     def _take(self) -> SharedFunction:
-        return self._function(_taken)
-
-    def _function(self, function: Callable[..., Any]) -> SharedFunction:
-        return SharedFunction(function, self.plan.placement.replicated)
+        return SharedFunction(_taken, self.program.state_shardings())
 
     def check_memory(self, step: jax.stages.Compiled, placement: Placement) -> None:
         """Checks that the runs fit into the memory of a device, where that is known.
@@ -121,6 +123,13 @@ def known_memory(plan: Plan) -> int | None:
     with contextlib.suppress(ConfigError):
         return device_memory(plan.config)
     return None
+
+
+def _sharding_of_states(placement: Placement) -> TrainState:
+    """Says where the devices hold a state whose arrays are `[S, ...]`: a prefix of its tree."""
+    by_slot = NamedSharding(placement.mesh, PartitionSpec(None, *placement.batch_spec))
+    of_states: TrainState = shardings(placement.replicated, by_slot)
+    return of_states
 
 
 def _stacked(*trees: Any) -> Any:

@@ -101,15 +101,21 @@ def check_together(
                     f"{first[key]!r} and {value!r}"
                 )
     if others:
-        check_sinks(configs[0])
+        check_seeds(configs[0])
 
 
-def check_sinks(config: ml_collections.ConfigDict) -> None:
-    """Checks that the sinks of a config can be those of several runs in a process.
+def check_seeds(config: ml_collections.ConfigDict) -> None:
+    """Checks that several seeds of a config can be trained at once in a process.
 
     Raises:
       ConfigError: they cannot.
     """
+    if config.optimizer.name == "spngd":
+        # One sum is kept for all lanes, and so would be for all runs.
+        raise ConfigError(
+            "the statistics of optimizer.name=spngd are those of one run at a time; set "
+            "seeds_at_once=1"
+        )
     if "wandb" in config.log.sinks:
         raise ConfigError(
             "Weights & Biases has one run in a process at a time; set seeds_at_once=1, or take "
@@ -133,7 +139,7 @@ def choose_together(
     """
     if seeds < 2:
         return 1
-    check_sinks(config)
+    check_seeds(config)
     with precision(config.dtype):
         program = build(config).program
         alone = Timed.alone(program)

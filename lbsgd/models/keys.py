@@ -27,8 +27,8 @@ _DOTTED: Mapping[str, Any] = {
 _MODEL: Keys = {
     "model.name": Key(
         "resnet50",
-        "The network: resnet18, 34, 50, 101 or 152, or cifar_resnetD of any depth D = 6n + 2; or a "
-        "Flax module, or a function that returns one.",
+        "The network: resnet18, 34, 50, 101 or 152, the same with a d (resnet50d) for ResNet-D, or "
+        "cifar_resnetD of any depth D = 6n + 2; or a Flax module, or a function that returns one.",
         dotted=True,
     ),
     "model.options": Key(
@@ -86,6 +86,14 @@ _BATCH_NORM: Keys = {
         1e-5,
         "What is added to the variance.",
         positive=True,
+        used_with={"model.normalization": ("batch", "group")},
+        **_OWN,
+    ),
+    "batch_norm.initial_scale_std": Key(
+        0.0,
+        "The standard deviation of the normal distribution, of mean 1, that scales start from; 0 "
+        "for all 1. Those that model.zero_init_residual has at 0 are.",
+        most=1.0,
         used_with={"model.normalization": ("batch", "group")},
         **_OWN,
     ),

@@ -166,6 +166,7 @@ def _build_own(config: ml_collections.ConfigDict, num_classes: int) -> Built:
         precision=config.matmul_precision,
         norm_axis_names=SYNCED_AXES if config.batch_norm.synced_workers > 1 else (),
         norm_epsilon=config.batch_norm.epsilon,
+        norm_scale_std=config.batch_norm.initial_scale_std,
     )
     single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
     return Built(model, model, single, {"train": True}, {"train": False})

@@ -109,6 +109,14 @@ def subtract_distance(stats: Any, running: Any, of_step: Any) -> Any:
     )
 
 
+def around_one(std: float) -> nn.initializers.Initializer:
+    """Makes an initialiser that draws scales from N(1, std^2); all are 1 without a deviation."""
+    if not std:
+        return nn.initializers.ones
+    normal = nn.initializers.normal(std)
+    return lambda *args: 1 + normal(*args)
+
+
 class BatchNorm(nn.Module):
     """Normalises by batch (Ioffe and Szegedy 2015), over all axes but the last.
 

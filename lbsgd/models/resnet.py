@@ -1,8 +1,9 @@
-"""Builds residual networks: ResNet v1.5 for ImageNet, the CIFAR ResNets, and what lies between.
+"""Builds residual networks: ResNet v1.5 and -D for ImageNet, CIFAR's, and what lies between.
 
 He et al. 2015 (arXiv 1512.03385), with the stride of a bottleneck in its 3x3 convolution and the
 initialisation of Goyal et al. 2017, section 5.1: He normal by fan-out, the last batch norm's scale
-of each residual block zero, classifier N(0, 0.01).
+of each residual block zero, classifier N(0, 0.01). ResNet-D is of He et al. 2018 (Bag of Tricks,
+arXiv 1812.01187, section 4.2).
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
-from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm
+from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm, around_one
 from lbsgd.models.roles import Role, with_role
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import short_repr
@@ -28,24 +30,31 @@ class Architecture:
       blocks: residual blocks in each stage; each stage after the first halves the resolution.
       width: channels of the first stage; each stage doubles them.
       bottleneck: blocks of 1x1, 3x3, 1x1 (4x wide at the end) rather than of two 3x3.
-      stem: "imagenet" is 7x7 stride 2 and max pooling 3x3 stride 2; "small" is 3x3.
-      shortcut: where the shape changes, a "projection" (1x1 convolution and batch norm) or
-        "pad" (every second pixel and zero channels: option A of He et al., no parameters).
+      stem: "imagenet" is 7x7 stride 2 and max pooling 3x3 stride 2; "deep" has three 3x3 in place
+        of the 7x7, the first with the stride, the first two half as wide; "small" is 3x3.
+      shortcut: where the shape changes, a "projection" (1x1 convolution and batch norm), a
+        "pooled_projection" (the stride in average pooling 2x2 before it) or "pad" (every second
+        pixel and zero channels: option A of He et al., no parameters).
     """
 
     blocks: tuple[int, ...]
     width: int = 64
     bottleneck: bool = False
-    stem: Literal["imagenet", "small"] = "imagenet"
-    shortcut: Literal["projection", "pad"] = "projection"
+    stem: Literal["imagenet", "deep", "small"] = "imagenet"
+    shortcut: Literal["projection", "pooled_projection", "pad"] = "projection"
 
 
-IMAGENET = {
+_IMAGENET = {
     "resnet18": Architecture((2, 2, 2, 2)),
     "resnet34": Architecture((3, 4, 6, 3)),
     "resnet50": Architecture((3, 4, 6, 3), bottleneck=True),
     "resnet101": Architecture((3, 4, 23, 3), bottleneck=True),
     "resnet152": Architecture((3, 8, 36, 3), bottleneck=True),
+}
+# Those with a "d" are ResNet-D.
+IMAGENET = _IMAGENET | {
+    f"{name}d": dataclasses.replace(a, stem="deep", shortcut="pooled_projection")
+    for name, a in _IMAGENET.items()
 }
 # The CIFAR network of two blocks a stage has depth 14, of three 20: a block has two layers, and
 # stem and classifier are two more.
@@ -67,7 +76,7 @@ def named_architecture(name: str) -> Architecture:
     if match is None:
         raise ConfigError(
             f"unknown model.name {short_repr(name)}; known: {', '.join(IMAGENET)}, and "
-            f'cifar_resnetD of any depth D = 6n + 2, as cifar_resnet20, or "package.module:name"'
+            f'cifar_resnetD with D = 6n + 2, as cifar_resnet20, or "package.module:name"'
             f"{_meant(name)}"
         )
     near = _nearest_depths(int(match[2]))
@@ -136,6 +145,18 @@ class Conv(nn.Module):
         )(x)
 
 
+def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
+    """Averages 2x2 pixels `[..., h, w, c]` to `[..., ceil(h / 2), ceil(w / 2), c]`.
+
+    Beyond an odd side there are no pixels, so its last averages are of fewer.
+    """
+    odd = [(0, side % 2) for side in x.shape[-3:-1]]
+    # An average of pixels and their copies is that of the pixels.
+    x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 3), *odd, (0, 0)], mode="edge")
+    # Not `nn.avg_pool`, which divides by a whole number: no float, to strict promotion.
+    return nn.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
+
+
 class Block(nn.Module):
     """Computes a residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips.
 
@@ -167,10 +188,10 @@ class Block(nn.Module):
         for i, (features, kernel, stride) in enumerate(layers, 1):
             last = i == len(layers)
             zero = last and self.zero_init_residual
-            scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+            start = {"scale_init": nn.initializers.zeros} if zero else {}
             zero_kernel = zero and not self.normalized
             y = self.conv(features, kernel, stride, zero_kernel, name=f"conv{i}")(y)
-            y = self.norm(scale_init=scale_init, name=f"norm{i}")(y, train=train)
+            y = self.norm(**start, name=f"norm{i}")(y, train=train)
             if not last:
                 y = nn.relu(y)
         if self.skip_connections:
@@ -187,7 +208,10 @@ class Block(nn.Module):
             x = x[..., :: self.stride, :: self.stride, :]
             grow = [(0, 0)] * (x.ndim - 1) + [(0, out - x.shape[-1])]
             return jnp.pad(x, grow)
-        x = self.conv(out, 1, self.stride, name="shortcut_conv")(x)
+        stride = self.stride
+        if self.shortcut == "pooled_projection" and stride > 1:
+            x, stride = average_pool(x), 1
+        x = self.conv(out, 1, stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_norm")(x, train=train)
 
 
@@ -207,6 +231,8 @@ class ResNet(nn.Module):
       precision: of the products of float32, as `jax.lax.Precision` names it.
       norm_axis_names: mapped axes that share batch-norm statistics.
       norm_epsilon: of batch and group norm.
+      norm_scale_std: of the normal distribution, of mean 1, that their scales start from; 0 for
+        all 1.
     """
 
     architecture: Architecture
@@ -220,6 +246,7 @@ class ResNet(nn.Module):
     precision: str = "highest"
     norm_axis_names: tuple[str, ...] = ()
     norm_epsilon: float = 1e-5
+    norm_scale_std: float = 0.0
 
     @nn.compact
     def __call__(
@@ -259,6 +286,7 @@ class ResNet(nn.Module):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, precision = self.normalization, self.precision
         epsilon, axes = self.norm_epsilon, self.norm_axis_names
+        start = around_one(self.norm_scale_std)
 
         def conv(*args: Any, name: str) -> nn.Module:
             of_network = {**types, "use_bias": kind == "none", "precision": precision}
@@ -267,6 +295,7 @@ class ResNet(nn.Module):
         def norm(*, name: str, **options: Any) -> nn.Module:
             if kind == "none":
                 return NoNorm(name=name)
+            options = {"scale_init": start, **options}
             if kind == "group":
                 return GroupNorm(epsilon, **types, **options, name=name)
             return BatchNorm(epsilon, axis_names=axes, **types, **options, name=name)
@@ -282,10 +311,16 @@ class ResNet(nn.Module):
         train: bool,
     ) -> Float[Array, "*n _ _ features"]:
         """Computes what comes before the blocks."""
-        imagenet = self.architecture.stem == "imagenet"
-        kernel, stride = (7, 2) if imagenet else (3, 1)
-        x = conv(features, kernel, stride, name="stem_conv")(x)
-        x = nn.relu(norm(name="stem_norm")(x, train=train))
-        if imagenet:
+        half = max(1, features // 2)
+        # Features, kernel and stride of each convolution, by the end of its name.
+        layers = {
+            "imagenet": {"": (features, 7, 2)},
+            "deep": {"1": (half, 3, 2), "2": (half, 3, 1), "3": (features, 3, 1)},
+            "small": {"": (features, 3, 1)},
+        }[self.architecture.stem]
+        for i, layer in layers.items():
+            x = conv(*layer, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
+        if self.architecture.stem != "small":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         return x

@@ -1,14 +1,15 @@
 """Optimizes: optax transformations, with decay and trust ratios by the roles of the parameters.
 
-`from lbsgd.optim import sgd, lars, lamb` are ordinary optax transformations, for any training loop.
+`from lbsgd.optim import sgd, lars, lamb` are ordinary optax transformations, for any training loop;
+so is `scale_by_natural_gradient`, which is given statistics of curvature.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lbsgd.optim.library import lamb, lars, sgd
+    from lbsgd.optim.library import lamb, lars, scale_by_natural_gradient, sgd
 
-__all__ = ["lamb", "lars", "sgd"]
+__all__ = ["lamb", "lars", "scale_by_natural_gradient", "sgd"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ from lbsgd.optim.layerwise import scale_by_lamb, scale_by_trust_ratio
 from lbsgd.optim.masks import Roles, decayed, scaled
 from lbsgd.optim.momentum import rate_inside_momentum, rate_outside_momentum
 from lbsgd.optim.rate import multiply_changes, negate, scale_by_negative_rate
-from lbsgd.optim.rule import Number, Rule, is_on, last
+from lbsgd.optim.rescaling import rescale_kernels
+from lbsgd.optim.rule import Number, Rule, in_proportion, is_on, last
 from lbsgd.optim.stock import rule_of
 from lbsgd.optim.weight_decay import coupled_weight_decay, decoupled_weight_decay
 from lbsgd.schedule.functions import Schedule
@@ -26,6 +27,8 @@ from lbsgd.system.errors import ConfigError
 MOMENTUM_FORMS = ("rate_outside", "rate_inside")
 WEIGHT_DECAY_FORMS = ("coupled", "decoupled")
 TRUST_AT_ZERO = ("one", "formula")
+WEIGHT_RESCALINGS = ("none", "always", "larger")
+MOMENTUM_SCHEDULES = ("constant", "with_rate")
 # Less is 0 in float32, and LAMB's 0 / (0 + epsilon) not a number.
 LEAST_EPSILON = 1e-30
 
@@ -134,6 +137,49 @@ def lamb_rule(
     return Rule(optax.chain(direction, scale_by_negative_rate()), numbers)
 
 
+def spngd_rule(
+    learning_rate: Number,
+    roles: Roles,
+    *,
+    damping: Number,
+    norm_damping: Number,
+    momentum: Number,
+    momentum_schedule: str,
+    nesterov: bool,
+    momentum_form: str,
+    momentum_correction: bool,
+    weight_decay: Number,
+    decayed_roles: Sequence[str],
+    weight_rescaling: str,
+) -> Rule:
+    """Makes what SP-NGD does with natural gradients: SGD, whose kernels may be held to a norm.
+
+    Raises:
+      ValueError: there is no such form.
+    """
+    _check_choice("weight_rescaling", weight_rescaling, WEIGHT_RESCALINGS)
+    _check_choice("momentum_schedule", momentum_schedule, MOMENTUM_SCHEDULES)
+    if momentum_schedule == "with_rate":
+        momentum = in_proportion(momentum, learning_rate)
+    sgd = sgd_rule(
+        learning_rate,
+        roles,
+        momentum=momentum,
+        nesterov=nesterov,
+        momentum_form=momentum_form,
+        momentum_correction=momentum_correction,
+        weight_decay=weight_decay,
+        decayed_roles=decayed_roles,
+        # Decay that is part of the gradient would have to be preconditioned with it.
+        weight_decay_form="decoupled",
+    )
+    steps = [sgd.transform]
+    if weight_rescaling != "none":
+        steps.append(rescale_kernels(scaled(roles), shrink_only=weight_rescaling == "larger"))
+    numbers = {**sgd.numbers, "damping": damping, "norm_damping": norm_damping}
+    return Rule(optax.chain(*steps), numbers)
+
+
 def _scale_by_rate(
     inside: bool, *, nesterov: bool, correction: bool
 ) -> list[optax.GradientTransformation]:
@@ -183,7 +229,12 @@ def with_multipliers(rule: Rule, multipliers: PyTree[float]) -> Rule:
     return Rule(optax.chain(rule.transform, multiply_changes(multipliers)), rule.numbers)
 
 
-_RULES: Mapping[str, Callable[..., Rule]] = {"sgd": sgd_rule, "lars": lars_rule, "lamb": lamb_rule}
+_RULES: Mapping[str, Callable[..., Rule]] = {
+    "sgd": sgd_rule,
+    "lars": lars_rule,
+    "lamb": lamb_rule,
+    "spngd": spngd_rule,
+}
 
 
 def build_optimizer(learning_rate: Schedule, roles: Any, *, name: str, **keys: Any) -> Rule:

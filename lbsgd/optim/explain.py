@@ -11,8 +11,10 @@ from lbsgd.config.dotted import Named, is_dotted, load
 from lbsgd.models.roles import Role
 from lbsgd.models.selection import trained_part
 from lbsgd.optim.masks import decayed, flags, scaled
+from lbsgd.optim.refresh import Sharing
 from lbsgd.optim.stock import decay_mask, own_mask
-from lbsgd.system.text import pluralize
+from lbsgd.system.text import decimal, pluralize
+from lbsgd.workers.collectives.ownership import balance, sent
 
 
 def decaying(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> PyTree[bool]:
@@ -90,8 +92,60 @@ def _explain_own(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
         literal = ", by its formula where a norm is 0" if c.trust_at_zero == "formula" else ""
         trust = f"; trust ratio {c.trust_coefficient:g} on kernels{literal}"
     momentum = f"{kind} {c.momentum:g} ({form})" if c.momentum else "no momentum"
-    decay = f"{c.weight_decay_form} {decay}" if c.weight_decay else "no weight decay"
+    of_form = "decoupled" if c.name == "spngd" else c.weight_decay_form
+    decay = f"{of_form} {decay}" if c.weight_decay else "no weight decay"
+    if c.name == "spngd":
+        return f"SP-NGD, {_explain_curvature(c)}; {momentum}; {decay}"
     return f"{c.name.upper()}, {momentum}; {decay}{trust}"
+
+
+def explain_sharing(sharing: Sharing, itemsize: int) -> list[str]:
+    """Explains which layers natural gradients are made of, and how devices share them out.
+
+    Args:
+      itemsize: bytes of a number.
+    """
+    stacks = sharing.stacks.values()
+    owners = [stack.owner for stack in stacks]
+    layers = sum(o.layers for o in owners)
+    line = f"natural gradient: {pluralize(layers, 'layer')} of {pluralize(len(owners), 'shape')}"
+    if sharing.norms:
+        line += f" by factors, {pluralize(len(sharing.norms), 'norm')} by channel"
+    if not owners or owners[0].devices == 1:
+        return [line]
+    counts = sent(owners)
+    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize)
+    of_statistics += counts.inversions * itemsize
+    return [
+        f"{line}; {pluralize(owners[0].devices, 'device')} share out the inversion with a balance "
+        f"of {balance(owners):.0%}",
+        f"natural gradient: a device sends {_megabytes(counts.gradients * itemsize)} of gradients "
+        f"and {_megabytes(counts.updates * itemsize)} of updates, and "
+        f"{_megabytes(of_statistics)} of statistics where all are due",
+    ]
+
+
+def _megabytes(size: int) -> str:
+    return f"{decimal(size / 1e6)} MB"
+
+
+def _explain_curvature(c: ml_collections.ConfigDict) -> str:
+    """Explains what is particular to natural gradients."""
+    share = "" if c.fisher_share == 1 else f" of {100 * c.fisher_share:g}% of each worker"
+    rescaled = {
+        "none": "",
+        "always": ", kernels rescaled to sqrt(2 d_out)",
+        "larger": ", larger kernels rescaled to sqrt(2 d_out)",
+    }[c.weight_rescaling]
+    follows = ", momentum in proportion to the rate" * (c.momentum_schedule == "with_rate")
+    falls = f"{c.initial_damping:g} falling to " if c.initial_damping else ""
+    stale = f", stale below a change of {100 * c.stale_threshold:g}%" if c.stale_threshold else ""
+    fisher = {"empirical": "empirical Fisher", "1mc": "Fisher of sampled labels"}[c.fisher]
+    return (
+        f"{fisher}{share}{stale}, damping {falls}{c.damping:g}, times {c.norm_damping:g} "
+        "for norms"
+        f"{rescaled}{follows}"
+    )
 
 
 def _explain_dotted(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lbsgd.config.dotted import is_dotted
-from lbsgd.config.keys import ON, Condition, Key, Keys, Must, Wanted
+from lbsgd.config.keys import ON, Condition, Key, Keys, Must, Wanted, times
 from lbsgd.system.text import is_number
 
 # As `lbsgd.models.roles.Role` has them, which needs JAX.
 ROLES = ("kernel", "bias", "norm scale", "norm offset")
 # Of a rate; more is a slip.
 MOST_MULTIPLIER = 1e6
-_OF_SGD = {"optimizer.name": ("sgd", "lars")}
+_OF_SGD = {"optimizer.name": ("sgd", "lars", "spngd")}
+_OF_SPNGD = {"optimizer.name": ("spngd",)}
 _OF_LARS = {"optimizer.name": ("lars",)}
 _OF_LAMB = {"optimizer.name": ("lamb",)}
 _OF_MOMENTUM: Mapping[str, Wanted] = {**_OF_SGD, "optimizer.momentum": ON}
@@ -20,6 +21,10 @@ _OF_OTHERS = Condition(
 )
 _OF_ALL_BUT_LAMB = Condition(
     "any optimizer but lamb", lambda values: values["optimizer.name"] != "lamb"
+)
+_DECAY_OF_A_FORM = Condition(
+    "any optimizer but lamb and spngd",
+    lambda values: values["optimizer.name"] not in ("lamb", "spngd"),
 )
 
 
@@ -37,7 +42,7 @@ KEYS: Keys = {
         "sgd",
         "The optimizer: one of lbsgd's, or a function that makes an optax transformation, as "
         '"optax.contrib:muon".',
-        choices=("sgd", "lars", "lamb"),
+        choices=("sgd", "lars", "lamb", "spngd"),
         dotted=True,
     ),
     "optimizer.options": Key(
@@ -75,10 +80,10 @@ KEYS: Keys = {
     "optimizer.weight_decay_form": Key(
         "coupled",
         "The form of weight decay: coupled (L2), or decoupled and scaled by the learning rate. "
-        "That of lamb is always decoupled from its moments, and another's may have its own.",
+        "That of lamb and spngd is always decoupled, and another's may have its own.",
         choices=("coupled", "decoupled"),
         used_with={"optimizer.weight_decay": ON},
-        used_if=_OF_ALL_BUT_LAMB,
+        used_if=_DECAY_OF_A_FORM,
     ),
     "optimizer.freeze": Key(
         (),
@@ -124,5 +129,78 @@ KEYS: Keys = {
         "The function phi, which clips the norm of the weights in the trust ratio: () for none, or "
         "the least and the greatest norm.",
         used_with=_OF_LAMB,
+    ),
+    "optimizer.momentum_schedule": Key(
+        "constant",
+        "Whether the momentum is constant, or in proportion to the learning rate, m at its highest "
+        "(the paper of SP-NGD, with the rate inside the buffer and no correction).",
+        choices=("constant", "with_rate"),
+        used_with={**_OF_SPNGD, "optimizer.momentum": ON},
+    ),
+    "optimizer.damping": Key(
+        2.5e-4,
+        "The damping lambda, which is added to the curvature.",
+        positive=True,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.initial_damping": Key(
+        0.0,
+        "The damping of the first update, from which it falls to optimizer.damping by a constant "
+        "share of what is left; 0 for optimizer.damping from the start.",
+        used_with=_OF_SPNGD,
+    ),
+    **times(
+        "optimizer.damping_warmup",
+        "T of that share of each update, a = 2 log10(initial_damping / damping) / T.",
+        used_with={**_OF_SPNGD, "optimizer.initial_damping": ON},
+    ),
+    "optimizer.norm_damping": Key(
+        16.0,
+        "What multiplies the damping of batch norm's parameters.",
+        positive=True,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.fisher": Key(
+        "empirical",
+        "Whose gradients curvature is taken from: those of the training loss, in its own backward "
+        "pass (empirical), or of one label for each example, sampled from the model, in another "
+        "(1mc).",
+        choices=("empirical", "1mc"),
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.fisher_share": Key(
+        1.0,
+        "The share of each worker's n examples, the first of them, that curvature is taken from.",
+        positive=True,
+        most=1.0,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.norm_fisher": Key(
+        "unit_wise",
+        "What batch norm's Fisher is of: unit_wise, scale and offset of a channel, or full, all of "
+        "a layer's.",
+        choices=("unit_wise", "full"),
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.statistics_dtype": Key(
+        "own",
+        "What statistics of curvature are sent in between devices; their sums are float32.",
+        choices=("own", "bfloat16"),
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.stale_threshold": Key(
+        0.0,
+        "The change of a statistic of curvature, as a share of its norm, below which it is "
+        "refreshed more and more rarely; 0 refreshes all in each update (the paper of SP-NGD: "
+        "0.1).",
+        fraction=True,
+        used_with=_OF_SPNGD,
+    ),
+    "optimizer.weight_rescaling": Key(
+        "none",
+        "Whether each kernel is scaled to the norm sqrt(2 d_out) after every update: always, as in "
+        "the paper of SP-NGD, or where its norm is larger, as in its code.",
+        choices=("none", "always", "larger"),
+        used_with=_OF_SPNGD,
     ),
 }

@@ -15,7 +15,10 @@ from jax.typing import ArrayLike
 
 from lbsgd.optim.chain import lamb_rule, lars_rule, sgd_rule
 from lbsgd.optim.masks import Roles
+from lbsgd.optim.natural import scale_by_natural_gradient
 from lbsgd.optim.rule import Number, counted
+
+__all__ = ["lamb", "lars", "scale_by_natural_gradient", "sgd"]
 
 
 def sgd(

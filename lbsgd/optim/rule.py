@@ -105,3 +105,22 @@ def last(learning_rate: Number) -> Number:
         "not tell; give the schedule itself (to optax.inject_hyperparams with "
         "static_args='learning_rate')"
     )
+
+
+def in_proportion(number: Number, learning_rate: Number) -> Number:
+    """Makes a schedule of a number that is in proportion to the rate: number at its first rate.
+
+    Raises:
+      ValueError: the rate is an array, or starts at 0.
+    """
+    if not callable(learning_rate):
+        return number
+    first = float(learning_rate(np.int32(0)))
+    if not first:
+        raise ValueError("what is in proportion to the learning rate needs one that starts above 0")
+
+    def at(t: ArrayLike) -> Any:
+        value = number(t) if callable(number) else number
+        return value * learning_rate(t) / first
+
+    return at

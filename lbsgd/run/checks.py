@@ -8,6 +8,7 @@ import ml_collections
 
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.source import format_shape
 from lbsgd.models.networks import Outline, build_network, outline
 from lbsgd.models.values import Values, check_values
@@ -23,7 +24,7 @@ LEAST_STD = 1e-6
 def image_shape_of(config: ml_collections.ConfigDict, data: Facts) -> tuple[int, int, int]:
     """Returns `(h, w, c)` of what the network sees."""
     height, width, channels = data.image_shape
-    if config.data.crop == "inception":
+    if config.data.crop in RESIZING_CROPS:
         height = width = config.data.image_size
     return height, width, channels
 
@@ -55,11 +56,14 @@ def check_data(
             f"data.crop_padding={data.crop_padding} can leave nothing of images of "
             f"{image_shape[0]}x{image_shape[1]}; set it to less"
         )
-    if data.crop == "inception" and data.evaluation_short_side < max(image_shape[:2]):
-        raise ConfigError(
-            f"data.evaluation_short_side={data.evaluation_short_side} is less than "
-            f"data.image_size={data.image_size}, which is taken out of it"
-        )
+    sides = ["evaluation_short_side"] if data.crop in RESIZING_CROPS else []
+    sides += ["crop_short_side"] if data.crop == "random" else []
+    for side in sides:
+        if data[side] < max(image_shape[:2]):
+            raise ConfigError(
+                f"data.{side}={data[side]} is less than data.image_size={data.image_size}, which "
+                "is taken out of it"
+            )
     if channels != 3 and (any(data.color_jitter) or data.lighting):
         raise ConfigError(
             f"data.color_jitter and data.lighting are for 3 channels, the images have {channels}"
@@ -68,6 +72,11 @@ def check_data(
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but the data have {classes} classes; "
             "set it to 0 to take theirs"
+        )
+    if (data.mixup or data.cutmix) and data.running_mixup:
+        raise ConfigError(
+            "data.running_mixup mixes with the minibatch before, data.mixup and data.cutmix within "
+            "the minibatch; set the one or the others to 0"
         )
     if (data.mixup or data.cutmix) and config.worker_batch_size == 1:
         raise ConfigError("mixup and cutmix mix examples of a worker; worker_batch_size is 1")
@@ -87,6 +96,30 @@ def check_shards(config: ml_collections.ConfigDict, examples: int, batch_sizes: 
         raise ConfigError(
             f"data.shuffle='shards' leaves some of {pluralize(workers, 'worker')} without any of "
             f"{pluralize(examples, 'example')}; lower batch_size, or set data.shuffle='global'"
+        )
+
+
+def check_running_mixup(
+    config: ml_collections.ConfigDict,
+    batch_sizes: list[int],
+    other_sizes: list[tuple[int, int]],
+) -> None:
+    """Raises ConfigError where a minibatch cannot be mixed with the one before.
+
+    Args:
+      other_sizes: `(h, w)` of images in training that are not whole.
+    """
+    if not config.data.running_mixup:
+        return
+    if len(batch_sizes) > 1:
+        raise ConfigError(
+            "data.running_mixup mixes each example with one of the minibatch before, which has "
+            "fewer where the batch grows; leave the batch as it is, or set data.running_mixup=0"
+        )
+    if other_sizes:
+        raise ConfigError(
+            f"data.augment makes images of {format_shape(other_sizes[0])}, and data.running_mixup "
+            "mixes them with those of the update before, which must be as large; leave out either"
         )
 
 

@@ -12,9 +12,16 @@ from lbsgd.data.explain import (
     explain_image_sizes,
     explain_shuffle,
 )
+from lbsgd.models.curvature import curvature_of
 from lbsgd.models.explain import explain_network, explain_normalization, explain_precision
 from lbsgd.models.selection import multipliers_by, trained_part
-from lbsgd.optim.explain import decaying, explain_frozen, explain_optimizer, with_trust_ratio
+from lbsgd.optim.explain import (
+    decaying,
+    explain_frozen,
+    explain_optimizer,
+    explain_sharing,
+    with_trust_ratio,
+)
 from lbsgd.run.plan import Plan
 from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
@@ -37,10 +44,18 @@ class _ParameterRow:
     Rate: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _CurvedRow(_ParameterRow):
+    """A row of the table of a second-order optimizer."""
+
+    Curvature: str
+
+
 def parameter_table(plan: Plan) -> str:
     """Tables each parameter: its role, whether it decays and has a trust ratio, and its rate.
 
-    Of one that is frozen there is none of these; the rate is in multiples of the run's.
+    Of one that is frozen there is none of these; the rate is in multiples of the run's. For a
+    second-order optimizer also what it knows of the parameter's curvature.
     """
     c, params, roles = plan.config.optimizer, plan.state_shapes.params, plan.outline.roles
     of_each = (decaying(c, roles), with_trust_ratio(c, roles))
@@ -65,6 +80,15 @@ def parameter_table(plan: Plan) -> str:
             jax.tree.leaves(plan.trained),
         )
     ]
+    if plan.second_order:
+        known = curvature_of(plan.second_order.fisher.layers)
+        rows = [
+            _CurvedRow(
+                **dataclasses.asdict(row),
+                Curvature="" if row.Rate == "frozen" else known.get(row.Name, "diagonal"),
+            )
+            for row in rows
+        ]
     table: str = parameter_overview.make_table(rows)
     return table
 
@@ -97,6 +121,7 @@ def explain(plan: Plan) -> list[str]:
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
         explain_optimizer(c.optimizer, trained_part(plan.outline.roles, plan.trained)),
+        *_explain_sharing(plan),
         *explain_frozen(c.optimizer, plan.outline.params, plan.trained),
         *_explain_accumulation(plan),
         *plan.measurements.describe(c.diagnostics),
@@ -105,6 +130,19 @@ def explain(plan: Plan) -> list[str]:
         *explain_sinks(c),
         *plan.unused,
     ]
+
+
+def _explain_sharing(plan: Plan) -> list[str]:
+    if plan.second_order is None:
+        return []
+    itemsize = jax.tree.leaves(plan.state_shapes.params)[0].dtype.itemsize
+    lines = explain_sharing(plan.second_order.precondition.sharing, itemsize)
+    if plan.is_spread:
+        lines.append(
+            "checkpoints: by updates, epochs or examples, and not by the clock, for processes have "
+            "to bring their parts of the statistics"
+        )
+    return lines
 
 
 def _explain_average(plan: Plan) -> list[str]:

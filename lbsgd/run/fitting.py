@@ -39,7 +39,7 @@ def measure_accumulation(plan: Plan) -> Program:
     measure = _Compilation(plan)
     step_memory = fit.StepMemory(
         measure,
-        memory.bytes_of(plan.state_shapes) + memory.bytes_of(_gradient(plan)),
+        _state_bytes(plan) + memory.bytes_of(_gradient(plan)),
         _cache_file(),
         _cache_key(plan),
     )
@@ -86,6 +86,28 @@ class _Compilation:
 def batch_bytes(plan: Plan, placement: Placement) -> int:
     """Bytes of a minibatch on one device."""
     return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
+
+
+def _state_bytes(plan: Plan) -> int:
+    """Counts the bytes of the state on one device."""
+    stored = plan.state_shapes
+    replicated = memory.bytes_of(stored.replace(mixed=None, curvature=None))
+    # Shared out, but there twice: which of the two is kept is known when the update is made.
+    devices = plan.topology.devices
+    mixed = math.ceil(memory.bytes_of(stored.mixed) / devices)
+    return replicated + 2 * (mixed + curvature_bytes(plan))
+
+
+def curvature_bytes(plan: Plan) -> int:
+    """Counts the bytes of statistics that one device keeps."""
+    if not plan.second_order:
+        return 0
+    kept = plan.shapes_on_devices(plan.placement).curvature
+    specs = plan.second_order.precondition.specs()
+    shared_out = jax.tree.map(
+        lambda x, spec: memory.bytes_of(x) // (plan.topology.devices if spec else 1), kept, specs
+    )
+    return sum(jax.tree.leaves(shared_out))
 
 
 def _gradient(plan: Plan) -> Any:
@@ -140,7 +162,7 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
     gradient = memory.bytes_of(_gradient(plan))
     shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(_gradient(plan))}
     peak = memory.peak(plan.trace(fewest).jaxpr, shapes)
-    fixed = memory.bytes_of(plan.state_shapes) + max(peak.fixed, gradient)
+    fixed = _state_bytes(plan) + max(peak.fixed, gradient)
 
     def needed(placement: Placement) -> int:
         activations = math.ceil(peak.others * placement.lanes / fewest.lanes)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from lbsgd.checkpoint.manifest import named_leaves
@@ -24,14 +24,23 @@ from lbsgd.data.augmentation.named import Augmentation, build_augmentation
 from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.interface import Interface, interface_of
-from lbsgd.data.mixing import Mixing
+from lbsgd.data.mixing import Mixing, mixing_of
 from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
-from lbsgd.optim.rule import Rule
-from lbsgd.run.checks import check_data, check_network, check_shards, image_shape_of
+from lbsgd.run import layout
+from lbsgd.run.checks import (
+    check_data,
+    check_network,
+    check_running_mixup,
+    check_shards,
+    image_shape_of,
+)
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
+from lbsgd.run.initial_state import bind_initial_state
+from lbsgd.run.mixed_batches import RunningMixup, build_running_mixup
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
+from lbsgd.run.second_order import build_second_order
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
 from lbsgd.schedule import batch_growth, times
@@ -43,12 +52,13 @@ from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
-from lbsgd.step.train_step import Averaged, TrainState, train_step
+from lbsgd.step.second_order import SecondOrder
+from lbsgd.step.train_step import TrainState, train_step
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
-from lbsgd.weights.initial import InitialWeights, Variables, take
+from lbsgd.weights.initial import InitialWeights, Variables
 from lbsgd.weights.keys import IDENTITY
 from lbsgd.weights.stored import Pixels
 from lbsgd.workers.collectives.allreduce import gradient_mean
@@ -74,7 +84,8 @@ class Plan:
       numbers: what each update takes: a number, or a schedule of it.
       initial_state: seed, arrays -> `TrainState`, the same on any machine (pure, to be compiled);
         without a seed, with that of the config; arrays by name take the place of what is drawn.
-      state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s.
+      state_shapes: shapes and types of the state, as `jax.ShapeDtypeStruct`s; as it is stored, by
+        worker where devices hold it by slot.
       evaluate_after, save_after: numbers of updates done at which to evaluate and to save.
       image_shape: `(h, w, c)` of what the network sees, in evaluation at least.
       augmentation: what `data.augment` names.
@@ -82,6 +93,8 @@ class Plan:
       preprocess: uint8 images -> input of the network.
       worker: `step.worker.worker_loss`, bound.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
+      second_order: how natural gradients are made; None for a first-order optimizer.
+      running_mixup: None for none.
       measurements: when diagnostics are due.
       target: that the run ends at; None for none.
       weights: that it starts from; None where it draws them all.
@@ -114,6 +127,8 @@ class Plan:
     preprocess: Callable[[jax.Array], jax.Array]
     worker: Worker
     gradient_mean: Callable[[Any], Any] | None
+    second_order: SecondOrder | None
+    running_mixup: RunningMixup | None
     measurements: Measurements
     target: Target | None
     weights: InitialWeights | None = None
@@ -166,8 +181,7 @@ class Plan:
     @property
     def mixing(self) -> Mixing:
         """What is mixed and erased on the devices."""
-        data = self.config.data
-        return Mixing(self.config.seed, data.mixup, data.cutmix, data.erasing, self.image_shape)
+        return mixing_of(self.config.data, self.config.seed, self.image_shape)
 
     def batch_shapes(
         self, placement: Placement, image_shape: tuple[int, int, int] | None = None
@@ -200,7 +214,23 @@ class Plan:
             total_variance=self.config.batch_norm.running_variance == "total",
             gradient_mean=self.gradient_mean,
             statistics=layer_statistics if self.measurements.layers else None,
+            second_order=self.second_order,
+            running_mixup=self.running_mixup and self.running_mixup.mix,
         )
+
+    @property
+    def is_spread(self) -> bool:
+        """Tells whether processes have parts of the state that the others do not have."""
+        shared_out = self.state_shapes.curvature, self.state_shapes.mixed
+        return self.topology.processes > 1 and bool(jax.tree.leaves(shared_out))
+
+    def shapes_on_devices(self, placement: Placement) -> TrainState:
+        """Gives shapes and types of the state as devices hold it."""
+        return layout.shapes(self.state_shapes, self.second_order, placement)
+
+    def state_shardings(self, placement: Placement, mesh: Mesh | AbstractMesh) -> TrainState:
+        """Says where the parts of the state are: a prefix of its tree."""
+        return layout.shardings_on(mesh, self.second_order, placement)
 
     def moments_step(self) -> Callable[..., Any]:
         """Binds (params, batch_stats, numbers, batch) -> batch-norm moments of that minibatch."""
@@ -237,12 +267,13 @@ class Plan:
         placement = placement or self.placement
         replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
         by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)
-        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=replicated)
+        out = (self.state_shardings(placement, placement.abstract_mesh), replicated)
+        step = jax.jit(self.train_step(placement), donate_argnums=0, out_shardings=out)
         with precision(self.config.dtype):
             return step.trace(
-                sharded(self.state_shapes, replicated),
-                sharded(self.batch_shapes(placement), by_slot),
-                sharded(self.number_shapes(), replicated),
+                layout.sharded(self.shapes_on_devices(placement), out[0]),
+                layout.sharded(self.batch_shapes(placement), by_slot),
+                layout.sharded(self.number_shapes(), replicated),
             )
 
     def identity(self) -> dict[str, Any]:
@@ -260,11 +291,6 @@ class Plan:
         pixels = Pixels(self.image_shape, self.interface.mean, self.interface.std)
         classes = self.data.class_names
         return Variables(self.network, outputs, classes, pixels, named_leaves(shapes))
-
-
-def sharded(shapes: Any, sharding: NamedSharding) -> Any:
-    """Gives the shapes of a tree a sharding."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topology) -> Plan:
@@ -302,13 +328,18 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     check_shards(config, data.examples, sizes)
+    others = image_sizes.smaller_than(image_shape)
+    check_running_mixup(config, sizes, others)
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
+    second_order = build_second_order(config, network, found, trained, task, topology.devices)
     rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
     exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
     preprocess = _build_preprocess(config)
-    initial_state = _bind_initial_state(config, network, rule, trained)
+    mixup = build_running_mixup(config, task, preprocess, image_shape)
+    mixed = mixup.shapes if mixup else None
+    initial_state = bind_initial_state(config, network, rule, trained, second_order, mixed)
     return Plan(
         config=config,
         data=data,
@@ -336,6 +367,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         worker=functools.partial(
             worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
         ),
+        second_order=second_order,
+        running_mixup=mixup,
         gradient_mean=gradient_mean(
             trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
         ),
@@ -362,36 +395,3 @@ def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array]
     return functools.partial(
         normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
     )
-
-
-def _bind_initial_state(
-    config: ml_collections.ConfigDict, network: Network, rule: Rule, trained: PyTree[bool]
-) -> Callable[..., TrainState]:
-    """Binds what makes the initial state of a seed."""
-    return functools.partial(
-        _initial_state,
-        initialize=network.initialize,
-        optimizer=rule.transform,
-        trained=trained,
-        averaged=bool(config.ema.decay),
-    )
-
-
-def _initial_state(
-    seed: Any = None,
-    given: Mapping[str, jax.Array] | None = None,
-    *,
-    initialize: Callable[..., tuple[Any, Any]],
-    optimizer: optax.GradientTransformationExtraArgs,
-    trained: PyTree[bool],
-    averaged: bool,
-) -> TrainState:
-    params, stats = initialize() if seed is None else initialize(seed)
-    if given:
-        variables = take({"params": params, "batch_stats": stats}, given)
-        params, stats = variables["params"], variables["batch_stats"]
-    update_index, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    # Copies, for the step is given the memory of each array once.
-    ema = Averaged(*jax.tree.map(jnp.copy, (params, stats))) if averaged else None
-    opt_state = optimizer.init(trained_part(params, trained))
-    return TrainState(update_index, params, stats, opt_state, skipped, ema)

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from lbsgd.run.layout import on_devices, sharded
 from lbsgd.run.numbers import UpdateNumbers
-from lbsgd.run.plan import Plan, sharded
-from lbsgd.run.sharing import SHARED, Options, SharedFunction
+from lbsgd.run.plan import Plan
+from lbsgd.run.sharing import SHARED, Options, Out, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
@@ -49,7 +50,12 @@ class Program:
         # Drawing random numbers is much to compile and little to run. On a CPU the compiler takes a
         # third of the time for the same bits when told so.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        initial = self._shared(self.plan.initial_state, options)
+
+        def initial_state(*given: Any) -> TrainState:
+            plan = self.plan
+            return on_devices(plan.initial_state(*given), plan.second_order, plan.placement)
+
+        initial = self._shared(initial_state, self.state_shardings(), options)
         given = [self._given(self.plan.weights)] if self.plan.weights else []
         state: TrainState = initial(np.uint32(self.plan.config.seed), *given)
         return state
@@ -70,8 +76,13 @@ class Program:
             )
         return given
 
+    def state_shardings(self, placement: Placement | None = None) -> TrainState:
+        """Returns where the devices hold the parts of a state: a prefix of its tree."""
+        placement = placement or self.plan.placement
+        return self.plan.state_shardings(placement, placement.mesh)
+
     def abstract_state(self) -> TrainState:
-        """Returns shapes, types and shardings of the state."""
+        """Returns shapes, types and shardings of the state as it is stored."""
         state: TrainState = sharded(self.plan.state_shapes, self.plan.placement.replicated)
         return state
 
@@ -101,7 +112,8 @@ class Program:
         if key in self.compiled:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
-            return SHARED.compile(self.lower_train_step(*key), key[0].replicated)
+            out = (self.state_shardings(key[0]), key[0].replicated)
+            return SHARED.compile(self.lower_train_step(*key), out)
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None
@@ -109,7 +121,8 @@ class Program:
         """Lowers the update for its placement, by default for whole images."""
         placement = placement or self.plan.placement
         with precision(self.plan.config.dtype):
-            state = sharded(self.plan.state_shapes, placement.replicated)
+            shapes = self.plan.shapes_on_devices(placement)
+            state = sharded(shapes, self.state_shardings(placement))
             batch = self.abstract_batch(placement, image_shape)
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
             return self._jitted(placement).lower(state, batch, numbers)
@@ -124,12 +137,14 @@ class Program:
 
     def _jitted(self, placement: Placement) -> jax.stages.Wrapped:
         step = self.plan.train_step(placement)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement.replicated, keep_unused=True)
+        out = (self.state_shardings(placement), placement.replicated)
+        return jax.jit(step, donate_argnums=0, out_shardings=out, keep_unused=True)
 
     def _shared(
-        self, function: Callable[..., Any], options: Options | None = None
+        self, function: Callable[..., Any], out: Out | None = None, options: Options | None = None
     ) -> Callable[..., Any]:
-        return self._bind(SharedFunction(function, self.plan.placement.replicated, options))
+        out = out or self.plan.placement.replicated
+        return self._bind(SharedFunction(function, out, options))
 
     def _bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps a function to be called with the types of the plan's config."""

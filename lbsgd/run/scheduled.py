@@ -9,6 +9,7 @@ from lbsgd.config.dotted import is_dotted
 from lbsgd.models.networks import Outline
 from lbsgd.models.selection import multipliers_by, trained_part
 from lbsgd.optim.chain import build_optimizer, with_multipliers
+from lbsgd.optim.damping import build_damping
 from lbsgd.optim.rule import Rule
 from lbsgd.optim.stock import check_update
 from lbsgd.schedule import batch_growth, functions
@@ -37,7 +38,8 @@ def rule_of_run(
       ConfigError: it cannot be had, or another's does not update these parameters.
     """
     momentum = batch_growth.momentum_schedule(timeline, momenta)
-    keys = {**config.optimizer, "momentum": momentum}
+    damping = build_damping(config, timeline)
+    keys = {**config.optimizer, "momentum": momentum, "damping": damping}
     by_pattern = dict(config.optimizer.rate_multipliers.items())
     multipliers = multipliers_by(by_pattern, found.roles, trained)
     rule = build_optimizer(rate.schedule, trained_part(found.roles, trained), **keys)
@@ -63,6 +65,9 @@ def schedules_of(
     momentum = batch_growth.momentum_schedule(timeline, momenta)
     if callable(momentum):
         found["momentum"] = momentum
+    damping = build_damping(config, timeline)
+    if callable(damping):
+        found["damping"] = damping
     if config.optimizer.name in ("sgd", "lars"):  # others have no momentum in this sense
         found["sgd_noise_scale"] = sgd_noise_scale(rate.schedule, momenta, timeline)
     return found

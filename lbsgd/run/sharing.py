@@ -11,10 +11,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
 
 # Of the compiler, by name.
 Options = dict[str, Any]
+# The sharding of the outputs, or a prefix of their tree of shardings.
+Out = Hashable
 
 # Programs that are kept for later runs: the newest. A run has about four.
 KEPT = 16
@@ -35,7 +36,7 @@ class Executables:
     def compile(
         self,
         lowered: jax.stages.Lowered,
-        out: Sharding,
+        out: Out,
         options: Options | None = None,
     ) -> jax.stages.Compiled:
         """Compiles a program, or takes what the same one was compiled to.
@@ -43,7 +44,8 @@ class Executables:
         Args:
           lowered: of a function that is jitted with `keep_unused`: which of its arguments a program
             takes is no part of its text.
-          out: where its outputs are, for the text does not say which devices these are.
+          out: where its outputs are, a tree of shardings, for the text does not say which devices
+            these are.
           options: for the compiler.
         """
         text = lowered.as_text()
@@ -64,13 +66,12 @@ class Executables:
         return compiled
 
 
-def _key(
-    lowered: jax.stages.Lowered, text: str, out: Sharding, options: Options | None
-) -> Hashable:
+def _key(lowered: jax.stages.Lowered, text: str, out: Out, options: Options | None) -> Hashable:
     arguments = tuple(map(repr, jax.tree.leaves(lowered.args_info)))
     digest = hashlib.sha256(text.encode()).digest()
     trees = (lowered.in_tree, lowered.out_tree)
-    return digest, arguments, trees, out, tuple(sorted((options or {}).items()))
+    where = tuple(jax.tree.leaves(out))
+    return digest, arguments, trees, where, tuple(sorted((options or {}).items()))
 
 
 SHARED = Executables()
@@ -82,14 +83,14 @@ class SharedFunction:
     def __init__(
         self,
         function: Callable[..., Any],
-        out: Sharding,
+        out: Out,
         options: Options | None = None,
     ) -> None:
         """Compiles nothing yet.
 
         Args:
           function: pure; of arrays.
-          out: where its outputs are.
+          out: where its outputs are: a sharding, or a tree of them.
           options: for the compiler.
         """
         self._jitted = jax.jit(function, out_shardings=out, keep_unused=True)

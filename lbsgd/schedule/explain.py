@@ -48,10 +48,14 @@ def explain_learning_rate(
         lie = "lies" if past == 1 else "lie"
         return text + (f"; {past} of its decays {lie} past the end" if past else "")
     text += f"; decay: {c.decay}"
+    begin, end = rate.decay_span
+    if begin > rate.warmup_updates:
+        text += f" from update {begin:,}"
     if c.decay == "polynomial":
-        end = total + c.decay_past_end_steps
         text += f", power {c.decay_power:g}, to {c.decay_end_rate:g} at update {end:,}"
-    if c.decay_from == "start" and rate.warmup_updates:
+    elif end not in (0, total):
+        text += f" to 0 at update {end:,}"
+    if c.decay != "none" and begin < rate.warmup_updates:
         dropped = float(rate.schedule(rate.warmup_updates))
         text += f", counted from update 0: {dropped:.6g} after warmup"
     return text

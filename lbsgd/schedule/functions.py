@@ -154,6 +154,25 @@ def constant_warmup(after: Schedule, start_rate: float, updates: int) -> Schedul
     )
 
 
+def approach(start: float, target: float, share: float) -> Schedule:
+    """Approaches a target by a share of what is left in each update.
+
+    x_t = (1 - share) x_(t-1) + share target from x_0 = start, in closed form: target + (start -
+    target) (1 - share)^t.
+
+    Args:
+      share: from 0 to below 1.
+    """
+    # The power of a number near 1, rounded to float32, would lose digits in proportion to t.
+    rate = math.log1p(-share)
+
+    def schedule(update_index: jax.typing.ArrayLike) -> Float[Values, "..."]:
+        t = _float(update_index)
+        return target + (start - target) * library_of(t).exp(rate * t)
+
+    return schedule
+
+
 def warmed_decay(decay: float) -> Schedule:
     """Makes the decay of an average over updates: at most (1 + t) / (10 + t) at update t.
 

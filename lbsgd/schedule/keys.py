@@ -1,11 +1,21 @@
 """Keys of the length, the batch sizes, the learning rate, and when a run measures itself."""
 
-from lbsgd.config.keys import ON, Condition, Key, Keys, Must, any_time, times, whole
+from lbsgd.config.keys import ON, UNITS, Condition, Key, Keys, Must, any_time, times, whole
 
 _OF_GROWTH = {"batch_growth.in_place_of_decay": ON}
 _OF_WARMUP = {"learning_rate.warmup": ("gradual", "constant")}
 _OF_STEPS = {"learning_rate.decay": ("steps",)}
 _OF_POLYNOMIAL = {"learning_rate.decay": ("polynomial",)}
+_OF_SMOOTH = {"learning_rate.decay": ("cosine", "polynomial")}
+
+
+def _no_time(name: str) -> Condition:
+    return Condition(
+        f"no {name}_*, which is set",
+        lambda values: not any(values[name + unit] for unit in UNITS),
+    )
+
+
 # Where the rate is in proportion to it, or warmup begins at the rate that it has.
 _REFERENCE_COUNTS = Condition(
     "learning_rate.scaling='linear' or 'sqrt', or learning_rate.warmup_from='reference'",
@@ -107,7 +117,19 @@ _LEARNING_RATE: Keys = {
         "Whether the decay begins at the end of warmup, or at the start of training, so that "
         "warmup ends above it and the rate then drops.",
         choices=("warmup", "start"),
-        used_with={"learning_rate.decay": ("cosine", "polynomial")},
+        used_with=_OF_SMOOTH,
+        used_if=_no_time("learning_rate.decay_start"),
+    ),
+    **times(
+        "learning_rate.decay_start",
+        "When a decay by cosine or polynomial begins, up to which the rate is the full one; by "
+        "default where learning_rate.decay_from says.",
+        used_with=_OF_SMOOTH,
+    ),
+    **times(
+        "learning_rate.decay_end",
+        "When it would be over, be it after the end of training; by default at the end.",
+        used_with=_OF_SMOOTH,
     ),
     "learning_rate.decay_epochs": Key(
         (30.0, 60.0, 80.0),
@@ -129,6 +151,7 @@ _LEARNING_RATE: Keys = {
         unit="updates",
         most=10**8,
         used_with=_OF_POLYNOMIAL,
+        used_if=_no_time("learning_rate.decay_end"),
     ),
 }
 

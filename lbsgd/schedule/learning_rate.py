@@ -28,6 +28,8 @@ class LearningRate:
       warmup_updates: W; 0 for no warmup.
       decay_updates: where a decay in steps changes the rate.
       warmup_rate: where warmup starts.
+      decay_span: the updates at which a cosine or polynomial begins, and would be over; (0, 0)
+        for none.
     """
 
     schedule: rates.Schedule
@@ -35,6 +37,7 @@ class LearningRate:
     warmup_updates: int
     decay_updates: tuple[int, ...]
     warmup_rate: float
+    decay_span: tuple[int, int]
 
 
 def _check_decay(full: float, factor: float, times: int) -> None:
@@ -59,7 +62,7 @@ def _warmup_rate(c: ml_collections.ConfigDict) -> float:
 
 
 def _polynomial_decay(
-    c: ml_collections.ConfigDict, full: float, timeline: Timeline, begin: int, total: int
+    c: ml_collections.ConfigDict, full: float, timeline: Timeline, span: tuple[int, int]
 ) -> rates.Schedule:
     """Makes the polynomial decay that the config asks for."""
     if c.decay_end_rate > full:
@@ -67,8 +70,30 @@ def _polynomial_decay(
             f"learning_rate.decay_end_rate={c.decay_end_rate:g} is above the full rate, {full:g}; "
             "lower it"
         )
-    start, end, clock = _clock(timeline, begin, total + c.decay_past_end_steps)
+    start, end, clock = _clock(timeline, *span)
     return rates.polynomial_decay(full, start, end, c.decay_power, c.decay_end_rate, clock)
+
+
+def _decay_span(
+    c: ml_collections.ConfigDict, timeline: Timeline, warmup: int, total: int
+) -> tuple[int, int]:
+    """Finds the updates at which a cosine or polynomial begins, and is over."""
+    begin = warmup if c.decay_from == "warmup" else 0
+    end = total + (c.decay_past_end_steps if c.decay == "polynomial" else 0)
+    start = times.duration(c, "decay_start", timeline, "learning_rate.")
+    if 0 < start < warmup:
+        raise ConfigError(
+            f"learning_rate.decay_start_* is update {start:,}, within the warmup of {warmup:,}; "
+            "decay later or shorten the warmup"
+        )
+    begin = start or begin
+    last = times.duration(c, "decay_end", timeline, "learning_rate.")
+    if last and last <= begin:
+        raise ConfigError(
+            f"learning_rate.decay_end_* is update {last:,}, and the decay begins at {begin:,}; end "
+            "later or begin sooner"
+        )
+    return begin, last or end
 
 
 def build_learning_rate(
@@ -102,13 +127,15 @@ def build_learning_rate(
             f"of {total:,}; lower learning_rate.warmup_epochs (_steps, _examples) or train longer"
         )
     decays: tuple[int, ...] = ()
-    begin = warmup if c.decay_from == "warmup" else 0
+    span = (0, 0)
+    if c.decay in ("cosine", "polynomial"):
+        span = _decay_span(c, timeline, warmup, total)
     if c.decay == "steps":
         schedule, decays = _step_decay(config, timeline, full, warmup)
     elif c.decay == "cosine":
-        schedule = rates.cosine_decay(full, *_clock(timeline, begin, total))
+        schedule = rates.cosine_decay(full, *_clock(timeline, *span))
     elif c.decay == "polynomial":
-        schedule = _polynomial_decay(c, full, timeline, begin, total)
+        schedule = _polynomial_decay(c, full, timeline, span)
     else:
         schedule = rates.constant(full)
     if warmup and c.warmup == "gradual":
@@ -118,7 +145,7 @@ def build_learning_rate(
         schedule = rates.constant_warmup(schedule, warmup_rate, warmup)
     if config.batch_growth.compensate == "rate":
         schedule = rates.product(schedule, _in_proportion(config, timeline, full))
-    return LearningRate(schedule, full, warmup, decays, warmup_rate)
+    return LearningRate(schedule, full, warmup, decays, warmup_rate, span)
 
 
 def _step_decay(

@@ -40,13 +40,20 @@ def mix(
       share, boxes: `mix_share` and `mix_box` of `Mixing.draw`.
     """
     others = partner(images)
-    own = share.astype(images.dtype)[:, None, None, None]
-    blended = own * images + (1 - own) * others
+    blended = blend(share, images, others)
     if boxes is None:
         return blended
     cut = jnp.where(_inside(boxes, images), others, images)
     # Both are computed, and selected: whether an example is cut or blended is not known in tracing.
     return jnp.where(boxes[:, 2, None, None, None] > 0, cut, blended)
+
+
+def blend(
+    share: Float[Array, " n"], own: Float[Array, " n *row"], others: Float[Array, " n *row"]
+) -> Float[Array, " n *row"]:
+    """Blends rows: share * own + (1 - share) * others, in their dtype."""
+    share = jnp.expand_dims(share.astype(own.dtype), range(1, own.ndim))
+    return share * own + (1 - share) * others
 
 
 def _inside(boxes: Int[Array, "n 4"], images: Float[Array, "n h w c"]) -> Bool[Array, "n h w 1"]:

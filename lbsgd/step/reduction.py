@@ -196,15 +196,32 @@ def no_result(shapes: WorkerResult, reductions: Reductions) -> WorkerResult:
     return WorkerResult(loss, metrics, stats)
 
 
-def over_devices(f: Callable[..., Any], placement: Placement, *, replicated: int) -> Any:
-    """Wraps `f(*replicated arguments, batch)` to run on every device, by `shard_map`.
+def over_devices(
+    f: Callable[..., Any],
+    placement: Placement,
+    *,
+    replicated: int,
+    others: tuple[Any, ...] = (),
+    out_specs: Any = None,
+) -> Any:
+    """Wraps `f(*replicated arguments, *others, batch)` to run on every device, by `shard_map`.
 
-    What f returns must be alike on all devices. To be called within `jax.jit`.
+    To be called within `jax.jit`.
+
+    Args:
+      replicated: how many arguments are alike on all devices.
+      others: how further arguments are partitioned, a prefix of each.
+      out_specs: how what f returns is partitioned; None where it is alike on all devices.
     """
-    specs = (PartitionSpec(),) * replicated + (placement.batch_spec,)
+    whole = PartitionSpec()
+    specs = (whole,) * replicated + others + (placement.batch_spec,)
     # Collectives over a vmap axis cannot be traced with `check_vma`. It would also have JAX sum the
     # gradient of a replicated argument over devices by itself, and `lax.pmean` then give that sum.
     # The mesh is an abstract one: the arguments say which devices these are.
     return jax.shard_map(
-        f, mesh=placement.abstract_mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+        f,
+        mesh=placement.abstract_mesh,
+        in_specs=specs,
+        out_specs=out_specs or whole,
+        check_vma=False,
     )

@@ -32,6 +32,8 @@ from lbsgd.step.reduction import (
     over_lanes,
     sum_over_steps,
 )
+from lbsgd.step.running_mixup import Mixed
+from lbsgd.step.second_order import SecondOrder, natural_gradient
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
 
@@ -56,6 +58,10 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state.
       skipped: updates whose loss or gradient was not finite, an int32 scalar.
       ema: the exponential moving average of parameters and statistics; None for a run without.
+      curvature: what a second-order optimizer keeps of statistics, each device what it owns of
+        them; None for a run without.
+      mixed: the minibatch that the last update trained on, for running mixup, each device its
+        slots'; None without.
     """
 
     update_index: Int[Array, ""]
@@ -64,9 +70,11 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     skipped: Int[Array, ""]
     ema: "Averaged | None" = None
+    curvature: Any = None
+    mixed: "Mixed | None" = None
 
 
-def device_gradient(
+def local_gradient(
     params: Any,
     batch_stats: Any,
     numbers: Numbers,
@@ -76,23 +84,26 @@ def device_gradient(
     reductions: Reductions,
     placement: Placement,
     trained: Any = None,
-    gradient_mean: Callable[[Any], Any] | None = None,
+    rows_of_step: Callable[[Batch, Int[Array, ""]], Batch] | None = None,
 ) -> tuple[Any, WorkerResult]:
-    """Computes, on one device, the gradient of the mean loss over all k workers.
+    """Computes, on one device, its part of the gradient of the mean loss over all k workers.
 
     Args:
       batch: this device's part, `[A, L, n, ...]`.
       reductions: of the workers' metrics, by name.
       trained: like the parameters, True where they are trained; None for all of them.
-      gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
+      rows_of_step: (rows of an accumulation step, its number) -> what the workers take.
 
     Returns:
-      the gradient, like the trained parameters, and the workers' results, reduced.
+      what the mean over devices is the gradient of, like the trained parameters, and the results of
+      the device's workers, to be reduced by `mean_over_devices`.
     """
 
     # The mean over lanes is differentiated, not each lane: the memory is that of one gradient.
     def gradient(step_and_rows: tuple[jax.Array, Batch]) -> tuple[Any, WorkerResult]:
         step, rows = step_and_rows
+        if rows_of_step:
+            rows = rows_of_step(rows, step)
 
         def loss(params: Any) -> tuple[jax.Array, WorkerResult]:
             bound = functools.partial(worker, params, batch_stats, numbers)
@@ -111,9 +122,28 @@ def device_gradient(
 
     # A step must know its number, for in the last one some lanes may be idle.
     steps = jnp.arange(placement.accumulation_steps, dtype=jnp.int32)
-    gradients, result = sum_over_steps(
+    found: tuple[Any, WorkerResult] = sum_over_steps(
         gradient, (steps, batch), placement.platform, add=add, start=start
     )
+    return found
+
+
+def device_gradient(
+    *args: Any,
+    reductions: Reductions,
+    gradient_mean: Callable[[Any], Any] | None = None,
+    **keywords: Any,
+) -> tuple[Any, WorkerResult]:
+    """Computes, on one device, the gradient of the mean loss over all k workers.
+
+    Args:
+      args, reductions, keywords: as of `local_gradient`.
+      gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
+
+    Returns:
+      the gradient, like the trained parameters, and the workers' results, reduced.
+    """
+    gradients, result = local_gradient(*args, reductions=reductions, **keywords)
     with jax.named_scope("all_reduce"):
         if gradient_mean is None:
             result, gradients = mean_over_devices(result, reductions, gradients)
@@ -190,6 +220,8 @@ def train_step(
     total_variance: bool = False,
     gradient_mean: Callable[[Any], Any] | None = None,
     statistics: Callable[..., Any] | None = None,
+    second_order: SecondOrder | None = None,
+    running_mixup: Callable[[Any, Batch], tuple[Batch, Mixed]] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one update (Goyal et al. 2017, equation 4; momentum and decay are the optimizer's).
 
@@ -212,23 +244,33 @@ def train_step(
       gradient_mean: see `device_gradient`.
       statistics: (gradients, params, changes, opt_state) -> what goes into the metrics as `layers`;
         of what is trained.
+      second_order: the optimizer is given natural gradients, made so.
+      running_mixup: `step.running_mixup.running_mixup`, bound; the state then has `mixed`.
 
     Returns:
       the next state, and the metrics of this update.
     """
     # The only counter of a run; the host's is not asked.
     numbers = numbers._replace(update_index=state.update_index)
-    gradient = functools.partial(
-        device_gradient,
-        worker=with_distance(worker, of_step) if total_variance else worker,
-        reductions=reductions,
-        placement=placement,
-        trained=trained,
-        gradient_mean=gradient_mean,
-    )
-    gradients, result = over_devices(gradient, placement, replicated=3)(
-        state.params, state.batch_stats, numbers, batch
-    )
+    worker = with_distance(worker, of_step) if total_variance else worker
+    mixed = state.mixed
+    if running_mixup:
+        batch, mixed = running_mixup(mixed, batch)
+    own = {
+        "worker": worker,
+        "placement": placement,
+        "trained": trained,
+        "reductions": reductions,
+    }
+    args = state.params, state.batch_stats, numbers
+    curvature = norm = None
+    if second_order:
+        gradients, curvature, norm, result = natural_gradient(
+            *args, state.curvature, batch, local=local_gradient, second_order=second_order, **own
+        )
+    else:
+        gradient = functools.partial(device_gradient, gradient_mean=gradient_mean, **own)
+        gradients, result = over_devices(gradient, placement, replicated=3)(*args, batch)
     with jax.named_scope("optimizer"):
         # Outside of `shard_map`: all devices have these gradients, and each makes the whole update.
         told = {"update_index": state.update_index, **numbers.optimizer}
@@ -242,12 +284,15 @@ def train_step(
             batch_stats, result.batch_stats, of_step, numbers.batch_norm_momentum, total_variance
         )
     ema = _averaged(state.ema, Averaged(part, moving_stats), numbers.ema_decay)
-    changed = TrainState(state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema)
+    changed = TrainState(
+        state.update_index + 1, params, batch_stats, opt_state, state.skipped, ema, curvature, mixed
+    )
     # The gradient too: a finite loss may have one that is not, as of a root at 0.
     after = _select_finite(all_finite((result.loss, gradients)), changed, state)
     with jax.named_scope("metrics"):
         metrics = {f"train_{name}": value for name, value in result.metrics.items()}
-        metrics |= {"train_loss": result.loss, "gradient_norm": optax.tree.norm(gradients)}
+        metrics["train_loss"] = result.loss
+        metrics["gradient_norm"] = optax.tree.norm(gradients) if norm is None else norm
         metrics["skipped"] = after.skipped
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:

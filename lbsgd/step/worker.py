@@ -32,7 +32,8 @@ class WorkerResult(NamedTuple):
 
 
 # (params, batch_stats, numbers, its rows [n, ...], its index) -> its result
-Worker = Callable[[Any, Any, Numbers, Batch, Int[Array, ""]], WorkerResult]
+# by keyword too: a network, or a loss, in place of its own.
+Worker = Callable[..., WorkerResult]
 
 
 def worker_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
@@ -40,6 +41,12 @@ def worker_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
     # Named, for what a process sets as JAX's own default must not change what is drawn.
     key = jax.random.key(numbers.seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(key, numbers.update_index), index)
+
+
+def sampling_key(numbers: Numbers, index: Int[Array, ""]) -> Key[Array, ""]:
+    """Makes the key by which labels are sampled from a worker's outputs in an update."""
+    # Of no stream of the network's: it has the key itself, and that folded with 1.
+    return jax.random.fold_in(worker_key(numbers, index), 2)
 
 
 def worker_loss(
@@ -56,14 +63,15 @@ def worker_loss(
     """Computes the loss of one worker, its batch norm seeing exactly its n examples.
 
     Args:
-      batch: image, targets, and what `Mixing.draw` drew for them, each `[n, ...]`.
+      batch: image, targets, and what `Mixing.draw` drew for them, each `[n, ...]`; with running
+        mixup `mixed_image`, which the network is given, and `mixed_target`.
       index: of the worker among all k, for its random numbers.
       network: (params, batch_stats, images, key) -> outputs, and what its norms leave.
       preprocess: uint8 images -> input of the network.
       loss: (outputs, batch, **numbers of the task) -> loss, metrics; see `lbsgd.tasks.Task`.
     """
     with jax.named_scope("augment"):
-        images = _augmented(batch, preprocess(batch["image"]))
+        images = _augmented(batch, preprocess)
     with jax.named_scope("forward"):
         outputs, left = network(params, batch_stats, images, worker_key(numbers, index))
     with jax.named_scope("loss"):
@@ -71,14 +79,22 @@ def worker_loss(
     return WorkerResult(value, dict(metrics), left)
 
 
-def _augmented(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Erases and mixes images where that was drawn for them."""
+def _augmented(
+    batch: Batch, preprocess: Callable[[UInt8[Array, "n h w c"]], Float[Array, "n h w c"]]
+) -> Float[Array, "n h w c"]:
+    """Gives the input of the network, erased and mixed where that was drawn."""
+    if "mixed_image" in batch:
+        return batch["mixed_image"]
     # Erased before they are mixed, so that a partner brings its own box along.
-    if "erase_box" in batch:
-        images = erase(images, batch["erase_box"])
+    images = erased(batch, preprocess(batch["image"]))
     if "mix_share" in batch:
         images = mix(images, batch["mix_share"], batch.get("mix_box"))
     return images
+
+
+def erased(batch: Batch, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Erases a box of each image, where boxes were drawn."""
+    return erase(images, batch["erase_box"]) if "erase_box" in batch else images
 
 
 def gradient_of(
@@ -140,8 +156,8 @@ def with_distance(worker: Worker, of_step: Any) -> Worker:
       of_step: like the statistics, True where they are moments.
     """
 
-    def measured(params: Any, batch_stats: Any, *rest: Any) -> WorkerResult:
-        result = worker(params, batch_stats, *rest)
+    def measured(params: Any, batch_stats: Any, *rest: Any, **keywords: Any) -> WorkerResult:
+        result = worker(params, batch_stats, *rest, **keywords)
         # From the running means: squares of the means themselves would cancel in the subtraction.
         return result._replace(batch_stats=add_distance(result.batch_stats, batch_stats, of_step))
 

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 LONGEST_COMMIT = 72
 # How long a process that has found a mistake waits for the others to find it too.
 LEAVE_SECONDS = 5.0
+# Of an array that is gathered, at a time.
+GATHERED_BYTES = 2**26
 
 
 def is_first() -> bool:
@@ -58,6 +60,34 @@ def onto_devices(tree: Any, like: Any) -> Any:
         from_process_0(tree),
         like,
     )
+
+
+def gathered(x: jax.Array, replicated: jax.sharding.Sharding) -> np.ndarray:
+    """Brings an array that lies on the devices of all processes to the host of process 0.
+
+    All processes call it; the others get zeros.
+
+    Args:
+      replicated: the sharding of an array that is whole on each of these devices.
+    """
+    nothing = np.zeros(x.shape, x.dtype)
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x) if is_first() else nothing
+    # Part by part, for no device need have room for the whole.
+    axis = max(range(x.ndim), key=lambda i: x.shape[i] // x.sharding.shard_shape(x.shape)[i])
+    count = x.shape[axis]
+    rows = min(count, max(1, GATHERED_BYTES * count // max(x.nbytes, 1)))
+    take = jax.jit(
+        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows, axis),
+        out_shardings=replicated,
+    )
+    for start in range(0, count, rows):
+        # The last part is as long as the others, and begins earlier.
+        first = min(start, count - rows)
+        part = take(x, np.int32(first)).addressable_data(0)
+        if is_first():
+            nothing[(slice(None),) * axis + (slice(first, first + rows),)] = part
+    return nothing
 
 
 def json_from_process_0(value: Any) -> Any:

@@ -18,7 +18,9 @@ from lbsgd.tasks.task import Task, means
 from lbsgd.workers.reductions import Reduction
 
 # Keys of a batch that are not a task's: its input, and what was drawn for each example.
-NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"})
+NOT_TARGETS = frozenset({"image", "mask", "mix_share", "mix_box", "erase_box"}) | {
+    *("running_share", "mixed_image", "mixed_target")
+}
 # Examples by which a task is checked.
 PROBED = 13
 
@@ -33,6 +35,11 @@ def build_task(config: ml_collections.ConfigDict, classes: int) -> Task:
     c = config.task
     if not is_dotted(c.name):
         loss = _named_loss(c) if is_dotted(c.loss) else cross_entropy
+        if config.data.running_mixup and is_dotted(c.loss):
+            raise ConfigError(
+                f"data.running_mixup mixes labels to distributions, and the loss {c.loss} takes "
+                "labels; set data.running_mixup=0"
+            )
         return classification(classes, loss=loss, label_smoothing=config.label_smoothing)
     named = load("task.name", c.name)
     task = named.call(c.options.to_dict(), classes=classes)
@@ -40,6 +47,8 @@ def build_task(config: ml_collections.ConfigDict, classes: int) -> Task:
         raise named.error(f"must give a lbsgd.tasks.Task, not {type(task).__name__}")
     if (config.data.mixup or config.data.cutmix) and not task.mixes:
         raise named.error("does not know of mixed labels; set data.mixup=0 and data.cutmix=0")
+    if config.data.running_mixup and task.distributions is None:
+        raise named.error("has no `distributions` of its targets; set data.running_mixup=0")
     return _guarded(named, task)
 
 
@@ -67,7 +76,9 @@ def _guarded(named: Named, task: Task) -> Task:
         evaluate=named.guarded(task.evaluate),
         summarize=task.summarize if task.summarize is means else named.guarded(task.summarize),
         targets=named.guarded(task.targets),
+        distributions=task.distributions and named.guarded(task.distributions),
         wrong_outputs=named.guarded(task.wrong_outputs),
+        sampled_loss=task.sampled_loss and named.guarded(task.sampled_loss),
     )
 
 
@@ -111,6 +122,9 @@ def check_task(
     numbers = {name: jnp.zeros(()) for name in task.numbers}
     result = jax.eval_shape(lambda o, b, n: task.loss(o, b, **n), outputs, batch, numbers)
     _check_loss(task, result, blame)
+    if task.sampled_loss:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        _check_number(jax.eval_shape(task.sampled_loss, outputs, key), "sampled_loss", blame)
     _check_evaluation(task, jax.eval_shape(lambda o, b: task.evaluate(o, b), outputs, batch), blame)
 
 
@@ -127,8 +141,7 @@ def _check_loss(task: Task, result: Any, blame: _Blame) -> None:
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise blame(f"must give (loss, metrics by name) by `loss`, not {short_repr(result)}")
     loss, metrics = result
-    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise blame(f"must give a loss that is one floating-point number, not {short_repr(loss)}")
+    _check_number(loss, "loss", blame)
     if metrics.keys() != task.metrics.keys():
         raise blame(
             f"gives {_list(metrics)} as metrics of training, and declares {_list(task.metrics)}"
@@ -137,6 +150,14 @@ def _check_loss(task: Task, result: Any, blame: _Blame) -> None:
         how = task.metrics[name].reduction
         if not isinstance(how, Reduction) and getattr(value, "shape", None) != ():
             raise blame(f"gives {short_repr(value)} for metric {name!r}, which must be one number")
+
+
+def _check_number(loss: Any, function: str, blame: _Blame) -> None:
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise blame(
+            f"must give a loss that is one floating-point number by `{function}`, not "
+            f"{short_repr(loss)}"
+        )
 
 
 def _check_evaluation(task: Task, found: Any, blame: _Blame) -> None:

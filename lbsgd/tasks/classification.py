@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.text import pluralize
 from lbsgd.tasks.losses import cross_entropy, wrong_at
 from lbsgd.tasks.task import Metric, Task
 
-# (logits [n, classes], labels [n]) -> losses [n]
+# (logits [n, outputs], labels [n]) -> losses [n]; lbsgd's own takes distributions [n, classes] too
 Loss = Callable[..., Array]
 
 _ERROR = Metric("%", words="error", complement="accuracy")
@@ -53,8 +53,18 @@ def classification(
         summarize=_summarize,
         numbers=numbers,
         wrong_outputs=functools.partial(_wrong_outputs, classes=classes, images=1),
+        # Another loss may be that of no distribution.
+        sampled_loss=_sampled_loss if loss is cross_entropy else None,
         mixes=True,
+        # A loss of one's own takes labels.
+        distributions=functools.partial(_one_hot, classes=classes)
+        if loss is cross_entropy
+        else None,
     )
+
+
+def _one_hot(batch: Mapping[str, jax.Array], *, classes: int) -> Float[Array, "n classes"]:
+    return jax.nn.one_hot(batch["label"], classes)
 
 
 def _loss(
@@ -71,7 +81,7 @@ def _loss(
     """
     _check(logits, batch, classes)
     labels: Int[Array, " n"] = batch["label"]
-    losses = _losses_of(of_example, logits, labels, **numbers)
+    losses = _losses_of(of_example, logits, batch.get("mixed_target", labels), **numbers)
     if "mix_share" in batch:
         # Of two labels, not of one-hot targets: no array [n, classes] is made beside the logits.
         share = batch["mix_share"].astype(losses.dtype)
@@ -80,6 +90,14 @@ def _loss(
         losses = share * losses + (1 - share) * others
     wrong = wrong_at(1, logits, labels).astype(losses.dtype)
     return jnp.mean(losses), {"error": 100.0 * jnp.mean(wrong)}
+
+
+def _sampled_loss(logits: Float[Array, "n outputs"], key: Key[Array, ""]) -> Float[Array, ""]:
+    """Computes the mean cross-entropy of labels drawn from the softmax of the logits."""
+    # In float32 whatever the type, as parameters are: runs in float64 draw the same, and noise of
+    # 16 bits would never draw a class of a probability below 1 in 256.
+    labels = jax.random.categorical(key, logits.astype(jnp.float32))
+    return jnp.mean(cross_entropy(logits, labels))
 
 
 def _evaluate(
@@ -104,11 +122,11 @@ def _summarize(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float
 def _losses_of(
     of_example: Loss,
     logits: Float[Array, "n outputs"],
-    labels: Int[Array, " n"],
+    targets: Int[Array, " n"] | Float[Array, "n classes"],
     **numbers: Float[Array, ""],
 ) -> Float[Array, " n"]:
-    losses = of_example(logits, labels, **numbers)
-    if getattr(losses, "shape", None) != labels.shape:
+    losses = of_example(logits, targets, **numbers)
+    if getattr(losses, "shape", None) != targets.shape[:1]:
         shape = getattr(losses, "shape", type(losses).__name__)
         raise ConfigError(f"task.loss must give a loss for each of n examples [n], not {shape}")
     return losses

@@ -6,19 +6,26 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "n classes"],
-    labels: Int[Array, " n"],
+    logits: Float[Array, "n outputs"],
+    targets: Int[Array, " n"] | Float[Array, "n classes"],
     label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " n"]:
     """Computes the cross-entropy of each example, in nats.
 
-    The target is (1 - s) * one-hot + s / classes, with s the label smoothing (Szegedy et al. 2016,
-    section 7).
+    The target is (1 - s) * t + s / outputs, with s the label smoothing (Szegedy et al. 2016,
+    section 7) and t one-hot, or a distribution that is given.
+
+    Args:
+      targets: labels; or distributions over the first classes of the outputs.
     """
     log_p = jax.nn.log_softmax(logits)
-    of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    if targets.ndim == 1:
+        of_target = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
+    else:
+        share = targets.astype(log_p.dtype)
+        of_target = jnp.sum(share * log_p[:, : share.shape[1]], axis=-1)
     # A mean over classes, not a one-hot product: 0 * -inf of an impossible class would be NaN.
-    return -(1.0 - label_smoothing) * of_label - label_smoothing * jnp.mean(log_p, axis=-1)
+    return -(1.0 - label_smoothing) * of_target - label_smoothing * jnp.mean(log_p, axis=-1)
 
 
 def wrong_at(

@@ -78,8 +78,14 @@ class Task:
         compiled step.
       wrong_outputs: shapes of the network's outputs for one image -> what is wrong with them, "" if
         nothing is.
+      sampled_loss: (outputs, key) -> the mean loss -log p(y) of n labels y, one of each example,
+        drawn by the key (of `jax.random`) from the distribution p that the outputs say; without
+        smoothing. Its gradient's second moment is the Fisher (`optimizer.fisher="1mc"`). None where
+        the outputs say none.
       mixes: whether `loss` and `targets` know of mixup and CutMix: a batch then has `mix_share`
         too, and each example's partner is the next one of its worker, cyclically.
+      distributions: (batch) -> what its targets are as distributions, `[n, classes]`; None where
+        `loss` knows nothing of running mixup. Else a batch has `mixed_target` too, in their place.
     """
 
     loss: Callable[..., tuple[Any, Mapping[str, Any]]]
@@ -91,7 +97,9 @@ class Task:
     targets: Callable[[np.ndarray], Mapping[str, np.ndarray]] = label_only
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     wrong_outputs: Callable[[Any], str] = lambda outputs: ""
+    sampled_loss: Callable[[Any, Any], Any] | None = None
     mixes: bool = False
+    distributions: Callable[[Mapping[str, Any]], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.headline not in self.validation:

@@ -14,7 +14,8 @@ from lbsgd.weights.matching import HEAD, NOT_NEEDED, TAKEN, HeadAxes, Row
 from lbsgd.weights.stored import Pixels, model_keys
 from lbsgd.weights.torchvision import own_shape
 
-_STEM = "params/stem_conv/conv/kernel"
+# The beginning of the names of the stem's kernels, the last of which has the first stage's width.
+_STEM = "params/stem_conv"
 
 
 class Compared(NamedTuple):
@@ -63,7 +64,8 @@ def _width_there(
     """Finds `model.width` of the network there, if nothing else is another."""
     if is_dotted(config.model.name) or not _of_another_width(compared, head):
         return {}
-    stem = next(row for row in compared.rows if row.here == _STEM)
+    rows = [row for row in compared.rows if row.here.startswith(_STEM)]
+    stem = max(rows, key=lambda row: row.here)
     channels = _shape_there(stem, compared.of_torch)[-1]
     return {"model.width": channels / named_architecture(config.model.name).width}
 

@@ -72,7 +72,7 @@ def recognize(network: str, there: Collection[str], here: Collection[str]) -> Na
       here: the names of the network's variables.
 
     Raises:
-      UnreadableError: nobody's that are known, or torchvision's, which has no such network.
+      UnreadableError: nobody's that are known, or those of a network that is another.
     """
     if any(name.startswith("params/") for name in there):
         return Names("lbsgd's names", {name: name for name in here}, False)
@@ -86,7 +86,7 @@ def recognize(network: str, there: Collection[str], here: Collection[str]) -> Na
     names = torchvision_names(IMAGENET[network]) if network in IMAGENET else {}
     if names.keys() != set(here):
         raise UnreadableError(
-            "has torchvision's names, which has no network like the one here, only "
+            "has torchvision's names, which has no network like the one here, nor has timm, only "
             f"{', '.join(IMAGENET)} with batch norm and skip connections"
         )
     return Names("torchvision's names", names, True)

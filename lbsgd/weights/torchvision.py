@@ -8,6 +8,12 @@
 
 All have the stride of a bottleneck in its 3x3 convolution (ResNet v1.5). torch also counts the
 batches that each batch norm has seen, `num_batches_tracked`, of which nothing depends here.
+
+ResNet-D, which timm alone has, begins with conv1.0, .1, .3, .4 and .6, and its shortcuts with an
+average pooling that has no arrays:
+
+    params/stem_conv2, stem_norm2           conv1.3, conv1.4, ReLUs between
+    params/stage2_block1/shortcut_conv, shortcut_norm         layer2.0.downsample.1, downsample.2
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +54,7 @@ def torchvision_names(architecture: Architecture) -> dict[str, str]:
 
 
 def torchvision_network(variables: Mapping[str, Any]) -> str:
-    """Tells which of torchvision's networks has such variables, by name: "resnet50".
+    """Tells which of torchvision's or timm's networks has such variables, by name: "resnet50".
 
     Args:
       variables: {"params": ..., "batch_stats": ...}, nested, of arrays or shapes.
@@ -60,18 +66,24 @@ def torchvision_network(variables: Mapping[str, Any]) -> str:
     flat = _flat(variables)
     for network, architecture in IMAGENET.items():
         if flat.keys() == torchvision_names(architecture).keys():
-            channels, features = flat["params/stem_conv/conv/kernel"].shape[2:]
+            stem = [flat[name] for name in sorted(flat) if name.startswith("params/stem_conv")]
+            channels, features = stem[0].shape[2], stem[-1].shape[3]
             if (channels, features) == (3, architecture.width):
                 return network
             raise ConfigError(
-                f"torchvision has {network} with model.width=1 and for images of 3 channels only, "
-                f"and this one has model.width={features / architecture.width:g}, for "
-                f"{pluralize(channels, 'channel')}"
+                f"{library_of(network)} has {network} with model.width=1 and for images of 3 "
+                f"channels only, and this one has model.width={features / architecture.width:g}, "
+                f"for {pluralize(channels, 'channel')}"
             )
     raise ConfigError(
-        f"torchvision has no such network; it has {', '.join(IMAGENET)}, with batch norm and skip "
-        "connections"
+        f"torchvision has no such network, nor has timm; they have {', '.join(IMAGENET)}, with "
+        "batch norm and skip connections"
     )
+
+
+def library_of(network: str) -> str:
+    """Names the library whose network it is: torchvision has no ResNet-D."""
+    return "timm" if IMAGENET[network].stem == "deep" else "torchvision"
 
 
 def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -83,7 +95,7 @@ def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       variables: {"params": ..., "batch_stats": ...}, nested, of arrays.
 
     Raises:
-      ConfigError: torchvision has no such network; see `torchvision_network`.
+      ConfigError: they have no such network; see `torchvision_network`.
     """
     flat, state = _flat(variables), {}
     names = torchvision_names(IMAGENET[torchvision_network(variables)])
@@ -109,7 +121,9 @@ def from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if there == set(names.values()):
             flat = {ours: to_own_layout(state[theirs]) for ours, theirs in names.items()}
             return unflatten_dict(flat, sep="/")
-    raise ConfigError(f"these arrays are not those of torchvision's {', '.join(IMAGENET)}")
+    raise ConfigError(
+        f"these arrays are not those of torchvision's or timm's {', '.join(IMAGENET)}"
+    )
 
 
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
@@ -139,7 +153,13 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _layers(architecture: Architecture) -> Iterator[tuple[str, str]]:
     """Yields pairs of our name of a layer and torchvision's, in order."""
-    yield from (("stem_conv", "conv1"), ("stem_norm", "bn1"))
+    deep = architecture.stem == "deep"
+    if deep:
+        yield from (("stem_conv1", "conv1.0"), ("stem_norm1", "conv1.1"))
+        yield from (("stem_conv2", "conv1.3"), ("stem_norm2", "conv1.4"))
+        yield from (("stem_conv3", "conv1.6"), ("stem_norm3", "bn1"))
+    else:
+        yield from (("stem_conv", "conv1"), ("stem_norm", "bn1"))
     for stage, blocks in enumerate(architecture.blocks, 1):
         for block in range(1, blocks + 1):
             ours, theirs = f"stage{stage}_block{block}", f"layer{stage}.{block - 1}"
@@ -148,6 +168,6 @@ def _layers(architecture: Architecture) -> Iterator[tuple[str, str]]:
                 yield f"{ours}/norm{i}", f"{theirs}.bn{i}"
             # Projected is where the shape changes; that of bottlenecks does in the first stage too.
             if block == 1 and (stage > 1 or architecture.bottleneck):
-                yield f"{ours}/shortcut_conv", f"{theirs}.downsample.0"
-                yield f"{ours}/shortcut_norm", f"{theirs}.downsample.1"
+                yield f"{ours}/shortcut_conv", f"{theirs}.downsample.{int(deep)}"
+                yield f"{ours}/shortcut_norm", f"{theirs}.downsample.{int(deep) + 1}"
     yield "classifier", "fc"

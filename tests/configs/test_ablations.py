@@ -24,7 +24,9 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 PLAIN = ["digits", "fashion_mnist", "rounding"]
 # What is of CIFAR-10, and in small of digits.
 TRANSFER = ["transfer", "transfer_backbones"]
-SCALED = sorted({*NAMES} - {*PLAIN, *TRANSFER})
+# Of one optimizer each, which is tuned.
+TUNED = "digits_updates"
+SCALED = sorted({*NAMES} - {*PLAIN, *TRANSFER, TUNED})
 VARIANTS = ["", ":mini", ":gpu"]
 IMAGENET = 1_281_167
 
@@ -143,6 +145,7 @@ def test_remarks_multiply_the_loss_by_what_the_mistake_does(variant, scaled, wor
         *itertools.product(SCALED, VARIANTS),
         *itertools.product(sorted({*NAMES} & {*TRANSFER}), ["", ":n=128", ":digits"]),
         *((name, "") for name in PLAIN),
+        *((TUNED, variant) for variant in ("", ":lars", ":nesterov")),
     ],
 )
 def test_a_sweep_lists_rows_that_differ(name, variant):
@@ -161,6 +164,8 @@ def test_a_variant_that_is_none_is_named(name):
     known = "there are mini and gpu" if name in SCALED else "leave it out"
     if name in TRANSFER:
         known = "there are n=128 and digits, and n=32 without one"
+    if name == TUNED:
+        known = "there are spngd, lars and nesterov"
     with pytest.raises(ConfigError, match=f"no variant 'nano'; {known}"):
         read_sweep(f"{FOLDER / name}.py:nano")
 
@@ -183,6 +188,7 @@ def test_a_variant_that_is_none_is_named(name):
             {
                 "kn=1024, LARS": "fashion_mnist_lars.py",
                 "kn=1024, Nesterov, the schedule of LARS": "fashion_mnist_nesterov.py",
+                "kn=1024, SP-NGD": "fashion_mnist_spngd.py",
                 "kn=128, the rate decays": "fashion_mnist_growing.py:decay",
                 "kn=128 to 3200, the batch grows instead": "fashion_mnist_growing.py",
             },

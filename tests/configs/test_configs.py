@@ -60,6 +60,9 @@ def test_a_row_has_the_papers_numbers(arg):
         pytest.param("imagenet_nesterov", marks=pytest.mark.long),
         pytest.param("imagenet_smith", marks=pytest.mark.long),
         pytest.param("imagenet_mikami", marks=pytest.mark.long),
+        pytest.param("imagenet_spngd", marks=pytest.mark.long),
+        pytest.param("fashion_mnist_spngd", marks=pytest.mark.long),
+        pytest.param("cifar10_spngd", marks=pytest.mark.long),
         pytest.param("fashion_mnist_lars", marks=pytest.mark.long),
         pytest.param("fashion_mnist_nesterov", marks=pytest.mark.long),
         pytest.param("fashion_mnist_growing", marks=pytest.mark.long),
@@ -84,7 +87,7 @@ def test_a_smoke_variant_trains_a_little_without_data(name, tmp_path):
 def test_large_images_accumulate_as_memory_asks_for(path):
     """A machine with little memory can train whatever images of 64 pixels and more a config has."""
     config = resolve(runpy.run_path(str(path))["get_config"]())
-    if config.data.crop == "inception" and config.data.image_size >= 64:
+    if config.data.crop in ("inception", "random") and config.data.image_size >= 64:
         assert config.accumulation_steps == 0
 
 

@@ -1,4 +1,4 @@
-"""The configs of LARS, LAMB and Nesterov momentum at large minibatches, against their tables."""
+"""The configs of LARS, LAMB, Nesterov and SP-NGD at large minibatches, against their tables."""
 
 import math
 import pathlib
@@ -18,9 +18,9 @@ from lbsgd.tasks.classification import classification
 from lbsgd.workers.placement import count_workers
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-LARS, LAMB, NESTEROV = (
+LARS, LAMB, NESTEROV, SPNGD = (
     runpy.run_path(str(CONFIGS / f"imagenet_{name}.py"))["get_config"]
-    for name in ("lars", "lamb", "nesterov")
+    for name in ("lars", "lamb", "nesterov", "spngd")
 )
 N = 1_281_167
 # A handful of roundings in float64.
@@ -235,3 +235,87 @@ def test_nesterov_is_the_schedule_of_nado(x64):
     assert_rates(rate, total, **keys)
     assert (config.optimizer.name, config.optimizer.nesterov) == ("sgd", True)
     assert config.optimizer.momentum_form == "rate_outside"
+
+
+# --- SP-NGD ----------------------------------------------------------------------------------
+
+# B: (alpha of mixup, p, e_start, e_end, eta0, m0, lambda, updates, epochs of the README).
+CHAINERKFAC = {
+    4096: (0.4, 11.0, 1, 53, 8.18e-3, 0.997, 2.5e-4, 10_948, 35),
+    8192: (0.4, 8.0, 1, 53.5, 1.25e-2, 0.993, 2.5e-4, 5474, 35),
+    16384: (0.4, 8.0, 1, 53.5, 2.5e-2, 0.985, 2.5e-4, 2737, 35),
+    32768: (0.6, 3.5, 1.5, 49.5, 3.0e-2, 0.97, 2.0e-4, 1760, 45),
+    65536: (0.6, 2.9, 2, 64.5, 4.0e-2, 0.95, 1.5e-4, 1173, 60),
+    131072: (1.0, 3.0, 1, 95.0, 7.0e-2, 0.93, 1.0e-4, 782, 80),
+}
+PAPER_OF_SPNGD = {
+    **CHAINERKFAC,
+    8192: (0.4, 8.0, 1, 53.5, 1.25e-2, 0.993, 2.5e-4, 5434, 34.75),
+    131072: (1.0, 2.9, 3, 107.6, 7.0e-2, 0.93, 1.0e-4, 873, 89.31),
+}
+ROWS_OF_SPNGD = [
+    *(("batch", size, row) for size, row in CHAINERKFAC.items()),
+    *(("paper", size, row) for size, row in PAPER_OF_SPNGD.items()),
+]
+
+
+@pytest.mark.parametrize(("table", "batch_size", "row"), ROWS_OF_SPNGD)
+def test_a_row_of_spngd(x64, table, batch_size, row):
+    _, power, start, end, peak, momentum, damping, updates, epochs = row
+    config = resolve(SPNGD(f"{table}={batch_size}"))
+    rate, total = built(config)
+    assert (config.batch_size, config.worker_batch_size, total) == (batch_size, 32, updates)
+    assert total * batch_size / N == pytest.approx(epochs, abs=0.05)
+    first, last = (round(epoch * N / batch_size) for epoch in (start, end))
+    assert (rate.full, rate.warmup_updates) == (peak, 0)
+    for t in (0, first - 1, first, first + 1, total // 2, total - 1):
+        left = min(1.0, (last - t) / (last - first))
+        np.testing.assert_allclose(float(rate.schedule(t)), peak * left**power, rtol=1e-12)
+    c = config.optimizer
+    assert (c.name, c.momentum, c.damping, c.norm_damping) == ("spngd", momentum, damping, 16)
+    assert (c.momentum_form, c.nesterov, c.weight_decay) == ("rate_inside", False, 0)
+    of_code = ("resnet50d", True, "constant", "larger")
+    form = (c.momentum_correction, c.momentum_schedule, c.weight_rescaling)
+    papers = ("resnet50", False, "with_rate", "always")
+    assert (config.model.name, *form) == (of_code if table == "batch" else papers)
+
+
+def test_data_and_norms_of_spngd():
+    config = resolve(SPNGD())
+    assert config == resolve(SPNGD("batch=32768"))
+    data = config.data
+    assert (data.crop, data.image_size, data.crop_short_side, data.flip) == (
+        "random",
+        224,
+        256,
+        True,
+    )
+    assert (data.erasing, data.erasing_area, data.erasing_aspect) == (0.5, (0.02, 0.25), (0.3, 1))
+    assert (data.erasing_transpose, data.std) == (True, (1, 1, 1))
+    norm = config.batch_norm
+    assert (norm.momentum, norm.epsilon, norm.initial_scale_std) == (0.9, 2e-5, 0.05)
+    assert not config.model.zero_init_residual
+
+
+@pytest.mark.parametrize("arg", ["batch=4097", "paper=x", "paper=256"])
+def test_an_unknown_row_of_spngd_is_an_error(arg):
+    with pytest.raises(ConfigError, match="no such row; known: 4096, 8192"):
+        SPNGD(arg)
+
+
+@pytest.mark.parametrize(
+    ("name", "examples", "updates"),
+    [("fashion_mnist", 60_000, 176), ("cifar10", 50_000, 488), ("digits", 1437, 126)],
+)
+def test_small_configs_of_spngd_share_a_recipe(name, examples, updates):
+    """That of the digits, which second-order optimizers of one kind are compared by."""
+    get_config = runpy.run_path(str(CONFIGS / f"{name}_spngd.py"))["get_config"]
+    config = resolve(get_config())
+    timeline = Timeline.constant(examples, config.batch_size)
+    total = config.total_steps or timeline.update_at_epoch(config.total_epochs)
+    rate = build_learning_rate(config, timeline, total)
+    assert (total, rate.full, rate.decay_span) == (updates, 0.05, (0, updates))
+    c = config.optimizer
+    assert (c.name, c.damping, c.weight_decay) == ("spngd", 1e-3, 0)
+    assert (c.weight_rescaling, c.momentum) == ("larger", 0.9)
+    assert (c.fisher_share * config.worker_batch_size).is_integer()

@@ -72,6 +72,14 @@ def test_share_of_mixup_has_the_beta_distribution(alpha):
     assert_same_distribution(drawn(mixup=alpha)["mix_share"], theirs)
 
 
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+def test_share_of_running_mixup_is_the_larger_part_of_the_beta_distribution(alpha):
+    theirs = stats.beta(alpha, alpha).rvs(10 * COUNT, random_state=0)
+    share = drawn(running=alpha)["running_share"]
+    assert_same_distribution(share, np.maximum(theirs, 1 - theirs).astype(np.float32))
+    assert share.min() >= 0.5
+
+
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_boxes_of_cutmix_are_those_of_the_paper(alpha):
     random = np.random.default_rng(1)
@@ -95,6 +103,40 @@ def test_erased_boxes_are_those_of_the_paper(shape):
     theirs = statistics(np.array([erase_box(random, shape) for _ in range(COUNT)]))
     for name, ours in statistics(drawn(erasing=1.0, shape=shape)["erase_box"]).items():
         assert_same_distribution(ours, theirs[name])
+
+
+def test_erased_boxes_of_another_area_and_aspect_that_lie_or_stand():
+    """As chainerkfac draws them: area U(0.02, 0.25), aspect U(0.3, 1), turned half of the time."""
+    random, shape = np.random.default_rng(4), (224, 224, 3)
+    theirs = []
+    for _ in range(COUNT):
+        area, aspect = random.uniform(0.02, 0.25) * 224 * 224, random.uniform(0.3, 1.0)
+        sides = [round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)]
+        height, width = sides[:: random.choice([1, -1])]
+        place = [random.integers(0, 224 - side, endpoint=True) for side in (height, width)]
+        theirs.append([*place, height, width])
+    mixing = Mixing(0, 0.0, 0.0, 1.0, shape, (0.02, 0.25), (0.3, 1.0), erased_transpose=True)
+    ours = mixing.draw(np.full(COUNT, 2), np.arange(COUNT))["erase_box"]
+    expected = statistics(np.array(theirs))
+    for name, values in statistics(ours).items():
+        assert_same_distribution(values, expected[name])
+    # Turned, and else the same.
+    upright = Mixing(0, 0.0, 0.0, 1.0, shape, (0.02, 0.25), (0.3, 1.0))
+    sides = upright.draw(np.full(COUNT, 2), np.arange(COUNT))["erase_box"][:, 2:]
+    np.testing.assert_array_equal(np.sort(ours[:, 2:]), np.sort(sides))
+    assert (sides[:, 0] <= sides[:, 1]).all()
+
+
+# The draws of before there were keys for them, for runs are the same from version to version.
+BOXES_OF_SEED_5 = (
+    "5 15 17 17, 6 12 19 10, 9 17 18 6, 7 9 13 21, 0 13 29 14, 3 13 25 13, 3 19 13 8, 0 0 0 0"
+)
+
+
+def test_erased_boxes_are_those_of_older_versions():
+    mixing = Mixing(5, 0.0, 0.0, 0.75, (32, 32, 3))
+    found = mixing.draw(np.full(8, 3), np.arange(8))["erase_box"]
+    assert [" ".join(map(str, box)) for box in found.tolist()] == BOXES_OF_SEED_5.split(", ")
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.25, 0.5, 0.9])
@@ -164,12 +206,13 @@ def test_the_draws_of_an_example_do_not_hang_together():
         ({"mixup": 0.2, "cutmix": 1.0}, {"mix_share", "mix_box"}),
         ({"erasing": 0.5}, {"erase_box"}),
         ({"mixup": 0.2, "erasing": 0.5}, {"mix_share", "erase_box"}),
+        ({"running": 0.4, "erasing": 0.5}, {"running_share", "erase_box"}),
     ],
 )
 def test_only_what_is_needed_is_drawn(chances, names):
     draw = drawn(7, **chances)
     forms = {"mix_share": (np.float32, (7,)), "mix_box": (np.int32, (7, 4))}
-    forms["erase_box"] = forms["mix_box"]
+    forms |= {"erase_box": forms["mix_box"], "running_share": forms["mix_share"]}
     assert {name: (x.dtype, x.shape) for name, x in draw.items()} == {n: forms[n] for n in names}
     mixing = Mixing(0, **{"mixup": 0, "cutmix": 0, "erasing": 0, **chances}, image_shape=SHAPE)
     assert mixing.active == bool(names)
@@ -178,7 +221,7 @@ def test_only_what_is_needed_is_drawn(chances, names):
 def test_an_example_draws_the_same_in_any_batch():
     random = np.random.default_rng(0)
     epochs, examples = random.integers(0, 4, 50), random.integers(0, 10**9, 50)
-    mixing = Mixing(5, 0.3, 1.0, 0.5, SHAPE)
+    mixing = Mixing(5, 0.3, 1.0, 0.5, SHAPE, running=0.4)
     whole = mixing.draw(epochs, examples)
     for part in ([0], [49], range(9, 31), random.permutation(50)):
         i = np.array(part)
@@ -190,9 +233,10 @@ def test_an_example_draws_the_same_in_any_batch():
 def test_seed_and_epoch_change_the_draws(seed, epoch):
     """Of 1,000 shares, and of boxes in a 1000 x 1000 image, few come out alike by chance."""
     shape, examples = (1000, 1000, 3), np.arange(1000)
-    here = Mixing(0, 1.0, 1.0, 1.0, shape).draw(np.zeros(1000, int), examples)
-    there = Mixing(seed, 1.0, 1.0, 1.0, shape).draw(np.full(1000, epoch), examples)
-    assert (here["mix_share"] == there["mix_share"]).sum() < 10
+    here = Mixing(0, 1.0, 1.0, 1.0, shape, running=1.0).draw(np.zeros(1000, int), examples)
+    there = Mixing(seed, 1.0, 1.0, 1.0, shape, running=1.0).draw(np.full(1000, epoch), examples)
+    for name in ("mix_share", "running_share"):
+        assert (here[name] == there[name]).sum() < 10
     for name in ("mix_box", "erase_box"):
         boxes = here[name][:, 2] > 0
         assert (here[name] == there[name])[boxes].all(axis=1).sum() < 10

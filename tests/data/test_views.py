@@ -1,5 +1,6 @@
 """Views of images: where their boxes lie, and which pixels are seen."""
 
+import collections
 import dataclasses
 import io
 import math
@@ -12,7 +13,7 @@ from scipy import stats
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.data.images.resize import Box
 from lbsgd.data.order import random_below
-from lbsgd.data.views import CentreCrop, InceptionCrop, Whole
+from lbsgd.data.views import CentreCrop, InceptionCrop, RandomCrop, Whole
 from lbsgd.system.errors import ConfigError
 
 TINY = 1e-6  # the chance that a good generator fails a statistical test
@@ -237,11 +238,69 @@ def test_the_centre_is_that_of_the_resized_image(height, width, resized, corner)
     np.testing.assert_allclose(window[1:], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("view", [InceptionCrop((9, 9, 3), 0), CentreCrop((9, 9, 3), 9)])
+@pytest.mark.parametrize(
+    "view",
+    [InceptionCrop((9, 9, 3), 0), RandomCrop((9, 9, 3), 0, 11), CentreCrop((9, 9, 3), 9)],
+)
 def test_one_channel_is_seen_as_the_first_of_three(view):
     image = noise(28, 30)
     one = dataclasses.replace(view, shape=(9, 9, 1))
     np.testing.assert_array_equal(seen(one, image[..., :1]), seen(view, image)[..., :1])
+
+
+# --- random crops of images whose short side is resized ----------------------------------------
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_random_crop_of_a_stored_image_is_a_part_of_it(encoded, antialias):
+    """Bit by bit, for an image that has the short side; each place is as likely."""
+    view = RandomCrop((5, 4, 3), 7, 6, antialias)
+    image = noise(6, 9)
+    parts = {image[t : t + 5, x : x + 4].tobytes(): (t, x) for t in range(2) for x in range(6)}
+    count = 300 if encoded else 6000
+    draws = view.draw(np.full(count, 3), np.arange(count))
+    found = collections.Counter()
+    for draw in draws:
+        out = np.empty(view.shape, np.uint8)
+        view(as_png(image) if encoded else image, draw, out)
+        found[parts[out.tobytes()]] += 1
+    assert len(parts) == 12
+    counts = [found[place] for place in parts.values()]
+    assert stats.chisquare(counts).pvalue > TINY
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [((12, 18), (6, 9)), ((3, 5), (6, 10)), ((17, 12), (8, 6)), ((1, 1), (6, 6))],
+)
+def test_a_random_crop_of_another_size_is_of_the_resized_image(size, resized):
+    """Wherever it lies it has the crop's share of both sides, to a pixel by the fast rule."""
+    exact, whole = (RandomCrop((5, 4, 3), 0, 6, antialias) for antialias in (True, False))
+    scale = [before / after for before, after in zip(size, resized)]
+    corners = set()
+    for draw in exact.draw(np.zeros(400, int), np.arange(400)):
+        window, box = exact.region(*size, draw), whole.region(*size, draw)
+        corner = window.top / scale[0], window.left / scale[1]
+        np.testing.assert_allclose(corner, np.rint(corner), atol=1e-9)
+        corners.add(tuple(np.rint(corner).astype(int).tolist()))
+        np.testing.assert_allclose(window[3:], (5 * scale[0], 4 * scale[1]), rtol=1e-12)
+        assert np.abs(np.subtract(box, window[1:])).max() <= 1
+        assert min(box) >= 0
+        assert min(box.height, box.width) >= 1
+        assert box.top + box.height <= size[0]
+        assert box.left + box.width <= size[1]
+    assert corners == set(np.ndindex(resized[0] - 4, resized[1] - 3))
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
+def test_seeds_and_epochs_have_random_crops_of_their_own(seed, epoch):
+    here, there = (
+        RandomCrop((5, 4, 3), s).draw(np.full(1000, e), np.arange(1000))
+        for s, e in ((0, 0), (seed, epoch))
+    )
+    for one, other in zip(here.T, there.T):
+        assert stats.spearmanr(one, other).pvalue > TINY
 
 
 def test_whole_images_are_as_they_are():
@@ -260,7 +319,13 @@ def test_whole_images_that_differ_in_size_are_an_error(encoded):
 
 
 @pytest.mark.parametrize(
-    "view", [Whole((8, 6, 3)), InceptionCrop((8, 6, 3), 0), CentreCrop((8, 6, 3))]
+    "view",
+    [
+        Whole((8, 6, 3)),
+        InceptionCrop((8, 6, 3), 0),
+        RandomCrop((8, 6, 3), 0),
+        CentreCrop((8, 6, 3)),
+    ],
 )
 @pytest.mark.parametrize("damaged", [b"", b"no image", as_png(noise(8, 6))[:60]])
 def test_what_cannot_be_decoded_is_corrupt(view, damaged):

@@ -136,6 +136,7 @@ FORMS = [
     {"devices": 2, "accumulation_steps": 2, "batch_norm.precise_examples": 64},
     {"optimizer.name": "lars", "optimizer.trust_coefficient": 0.01, "label_smoothing": 0.1},
     {"batch_growth.sizes": (128,), "batch_growth.at_steps": (20,), "data.mixup": 0.2},
+    {"devices": 2, "accumulation_steps": 2, "data.running_mixup": 0.4},
     {
         "diagnostics.workers.every_steps": 20,
         "diagnostics.confusion.every_steps": 30,

@@ -10,7 +10,7 @@ import pytest
 
 from lbsgd.models.networks import build_model
 from lbsgd.models.normalization import BatchNorm
-from lbsgd.models.resnet import IMAGENET, Block, Conv, named_architecture
+from lbsgd.models.resnet import IMAGENET, Block, Conv, average_pool, named_architecture
 from lbsgd.models.roles import split_roles
 from lbsgd.system.errors import ConfigError
 
@@ -55,10 +55,11 @@ def count(name: str, num_classes: int, channels: int = 3, **options) -> int:
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("resnet50d", 25_576_264),
     ],
 )
 def test_parameters_of_the_imagenet_networks(name, parameters):
-    """The counts of torchvision's networks of these names."""
+    """The counts of torchvision's networks of these names; of ResNet-D, timm's."""
     assert count(name, 1000) == parameters
 
 
@@ -90,7 +91,7 @@ def test_parameters_of_a_wider_cifar_network(width):
 
 
 @pytest.mark.parametrize("width", [0.25, 2.0])
-@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50", "resnet50d"])
 def test_the_width_multiplies_every_channel_count(name, width):
     """All but the channels of the images and the classes."""
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -101,7 +102,7 @@ def test_the_width_multiplies_every_channel_count(name, width):
         *kernel, out = shape
         if path.startswith("classifier"):
             expected = (*(round(width * c) for c in kernel), out)
-        elif path.startswith("stem_conv"):
+        elif path.startswith(("stem_conv/", "stem_conv1/")):
             expected = (*kernel, round(width * out))
         elif len(shape) == 4:
             expected = (*kernel[:2], round(width * kernel[2]), round(width * out))
@@ -218,6 +219,7 @@ def test_the_stride_of_a_bottleneck_is_in_its_3x3_convolution(name):
     [
         ("resnet18", 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
         ("resnet50", 224, [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
+        ("resnet50d", 224, [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
         ("cifar_resnet20", 32, [(32, 16), (16, 32), (8, 64)]),
     ],
 )
@@ -260,6 +262,8 @@ PROJECTIONS = {
     "bottleneck": (4, 2, True, "projection"),
     "bottleneck, same size": (4, 1, True, "projection"),
     "fewer pixels, equal channels": (2, 2, True, "projection"),
+    "pooled": (4, 2, True, "pooled_projection"),
+    "pooled, same size": (4, 1, True, "pooled_projection"),
 }
 
 
@@ -307,12 +311,28 @@ def test_a_block_that_projects_starts_as_its_shortcut(arguments, train):
     _, variables = block(arguments)
     kernel = np.asarray(variables["params"]["shortcut_conv"]["conv"]["kernel"], np.float64)[0, 0]
     stride = arguments[1]
-    y = X.astype(np.float64)[:, ::stride, ::stride] @ kernel
+    seen = X.astype(np.float64)[:, ::stride, ::stride]
+    if arguments[3] == "pooled_projection" and stride == 2:
+        seen = X.astype(np.float64).reshape(2, 3, 2, 3, 2, 8).mean((2, 4))
+    y = seen @ kernel
     mean, var = (y.mean((0, 1, 2)), y.var((0, 1, 2))) if train else (0.0, 1.0)
     expected = np.maximum((y - mean) / np.sqrt(var + 1e-5), 0)
     # Sums of 8 products and moments of at most 72 float32 numbers, all of order 1.
     atol = 100 * 6e-8 * np.abs(expected).max()
     np.testing.assert_allclose(output(block(arguments), train), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 2), (1, 1)])
+def test_an_average_of_pixels_at_an_odd_edge_is_of_those_that_are_there(height, width, dtype):
+    x = np.random.default_rng(0).integers(-8, 8, (2, height, width, 3)).astype(np.float64)
+    found = average_pool(jnp.asarray(x, dtype))
+    assert found.dtype == dtype
+    assert found.shape == (2, -(-height // 2), -(-width // 2), 3)
+    for row, column in np.ndindex(found.shape[1:3]):
+        part = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        # Sums of four such whole numbers are exact.
+        np.testing.assert_array_equal(found[:, row, column], part.mean((1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -398,6 +418,31 @@ def test_without_skip_connections_nothing_is_added(arguments):
 def test_without_skip_connections_blocks_cannot_start_as_the_identity():
     with pytest.raises(ConfigError, match="zero_init_residual=False"):
         build_model("cifar_resnet8", num_classes=10, skip_connections=False)
+
+
+# --- the start of scales ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zero_init", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_scales_start_around_one_but_for_those_that_start_at_zero(wide_init, zero_init):
+    """N(1, 0.05^2), by the seed; kernels are those without."""
+    options = {"num_classes": 1000, "width": 4.0, "norm_scale_std": 0.05}
+    x, plain = jnp.zeros((1, 8, 8, 3)), flat(wide_init(0))
+    model = build_model("cifar_resnet8", zero_init_residual=zero_init, **options)
+    init = jax.jit(functools.partial(model.init, train=False))
+    first, other = (flat(split_roles(init(key(seed), x)["params"])[0]) for seed in (0, 1))
+    drawn = []
+    for path, value in first.items():
+        if path.endswith("norm2/scale") and zero_init:
+            assert not np.any(value), path
+        elif path.endswith("scale"):
+            drawn.append(np.asarray(value, np.float64) - 1)
+            # Two of 64 float32 numbers may coincide.
+            assert np.mean(value == other[path]) < 0.05, path
+        else:
+            np.testing.assert_array_equal(value, plain[path], err_msg=path)
+    assert len(drawn) == (4 if zero_init else 7)
+    assert_normal(np.concatenate(drawn), 0.05)
 
 
 # --- the start of kernels --------------------------------------------------------------------

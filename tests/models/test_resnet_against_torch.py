@@ -18,6 +18,9 @@ CIFAR = named_architecture("cifar_resnet8")
 NETS = {
     "cifar_resnet8": ResNet(CIFAR, CLASSES, width=0.5),
     "bottlenecks, large stem": ResNet(Architecture((1, 2), 4, bottleneck=True), CLASSES),
+    "bottlenecks, deep stem, pooled": ResNet(
+        Architecture((1, 1), 4, True, "deep", "pooled_projection"), CLASSES
+    ),
     "basic blocks, projections": ResNet(Architecture((1, 1), 4, stem="small"), CLASSES),
     "basic blocks, group norm": ResNet(
         Architecture((1, 1), 4, stem="small"), CLASSES, normalization="group"
@@ -94,6 +97,8 @@ class TorchResNet:
         elif a.shortcut == "pad":
             shortcut = F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, out - x.shape[1]))
         else:
+            if a.shortcut == "pooled_projection" and stride == 2:
+                x, stride = F.avg_pool2d(x, 2), 1
             shortcut = self.conv(p["shortcut_conv"], x, stride)
             shortcut = self.norm(f"{name}/shortcut_norm", shortcut, train)
         return F.relu(y + shortcut)
@@ -102,9 +107,11 @@ class TorchResNet:
         a = self.net.architecture
         width = round(a.width * self.net.width)
         x = torch.tensor(images).permute(0, 3, 1, 2)
-        x = self.conv(self.params["stem_conv"], x, 2 if a.stem == "imagenet" else 1)
-        x = F.relu(self.norm("stem_norm", x, train))
-        if a.stem == "imagenet":
+        strides = {"imagenet": {"": 2}, "deep": {1: 2, 2: 1, 3: 1}, "small": {"": 1}}
+        for i, stride in strides[a.stem].items():
+            x = self.conv(self.params[f"stem_conv{i}"], x, stride)
+            x = F.relu(self.norm(f"stem_norm{i}", x, train))
+        if a.stem != "small":
             x = F.max_pool2d(x, 3, 2, 1)
         for stage, blocks in enumerate(a.blocks):
             for i in range(blocks):

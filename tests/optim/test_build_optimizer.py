@@ -24,6 +24,9 @@ OPTIMIZERS = {
     "lars, decoupled": {"name": "lars", "weight_decay_form": "decoupled"},
     "lars without momentum": {"name": "lars", "momentum": 0.0},
     "lamb": {"name": "lamb"},
+    # What it does with natural gradients.
+    "spngd": {"name": "spngd", "weight_rescaling": "always"},
+    "spngd, larger": {"name": "spngd", "weight_rescaling": "larger"},
 }
 
 
@@ -130,7 +133,7 @@ def test_only_kernels_decay_and_have_trust_ratios(keys):
     decaying = of_config(**keys | {"weight_decay": 0.5})
     changes, state = optimizer.update(g, optimizer.init(w), w, update_index=0)
     ratios = optax.tree.get(state, "trust_ratios")
-    assert (ratios is None) == (keys.get("name", "sgd") == "sgd")
+    assert (ratios is None) == (keys.get("name", "sgd") in ("sgd", "spngd"))
     made = [o.update(g, o.init(w), w, update_index=0)[0] for o in (plain, decaying)]
     for name in ROLES:
         decays = bool(np.any(made[0][name] != made[1][name]))
@@ -191,7 +194,7 @@ LAMB = OPTIMIZERS["lamb"]
         ({"name": "lars", "trust_epsilon": -1.0}, "trust_epsilon must be finite and not negative"),
         ({**LAMB, "beta2": 1.0}, "beta2 must be at least 0 and less than 1"),
         ({"name": "lars", "trust_at_zero": "0"}, "trust_at_zero '0'; known: one, formula"),
-        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb, or "),
+        ({"name": "adam"}, "unknown optimizer.name 'adam'; known: sgd, lars, lamb, spngd, or "),
     ],
 )
 def test_what_means_nothing_is_an_error(keys, says):

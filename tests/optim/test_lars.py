@@ -242,7 +242,7 @@ def test_the_formula_changes_nothing_else(x64):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("decay", [0.0, 0.05])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.long), 0.05])
 def test_scaled_and_corrected_is_timm_s(x64, monkeypatch, nesterov, decay):
     """Whose trust is inside the buffer and rate outside; eps of its own; no decay, no trust."""
     timm = timm_optimizer("lars", monkeypatch)

@@ -122,8 +122,9 @@ def flat(tree) -> dict[str, object]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+UNTIL_D = [name for name in IMAGENET if not name.endswith("d")]
 NETWORKS = [
-    *((name, "batch") for name in (*IMAGENET, "cifar_resnet8", "cifar_resnet110")),
+    *((name, "batch") for name in (*UNTIL_D, "resnet50d", "cifar_resnet8", "cifar_resnet110")),
     *((name, kind) for name in ("resnet18", "cifar_resnet20") for kind in ("group", "none")),
 ]
 
@@ -139,9 +140,10 @@ def test_kernels_decay_and_norm_parameters_and_biases_do_not(name, normalization
     architecture = named_architecture(name)
     blocks, stages = sum(architecture.blocks), len(architecture.blocks)
     projections = 0
-    if architecture.shortcut == "projection":
+    if architecture.shortcut != "pad":
         projections = stages if architecture.bottleneck else stages - 1
-    convolutions = 1 + blocks * (3 if architecture.bottleneck else 2) + projections
+    stem = 3 if architecture.stem == "deep" else 1
+    convolutions = stem + blocks * (3 if architecture.bottleneck else 2) + projections
     classifier = 1
     assert sum(flags.values()) == convolutions + classifier
     # A scale and an offset for each convolution, or a bias, and the classifier's bias.

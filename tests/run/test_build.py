@@ -223,6 +223,19 @@ def of_optimizer(**keys: object) -> dict[str, object]:
             "decay: cosine, counted from update 0: 0.025 after warmup",
         ),
         (
+            {
+                "learning_rate.warmup": "none",
+                "learning_rate.decay": "polynomial",
+                "learning_rate.decay_start_steps": 1,
+                "learning_rate.decay_end_steps": 5,
+            },
+            "no warmup; decay: polynomial from update 1, power 2, to 0 at update 5",
+        ),
+        (
+            of_optimizer(name="spngd", initial_damping=0.1, damping=0.01, damping_warmup_steps=9),
+            "SP-NGD, empirical Fisher, damping 0.1 falling to 0.01, times 16 for norms",
+        ),
+        (
             of_optimizer(name="lars", trust_at_zero="formula"),
             "trust ratio 0.001 on kernels, by its formula where a norm is 0",
         ),
@@ -249,10 +262,18 @@ CROPPED = {"data.source": "synthetic", "data.crop": "inception", "data.image_siz
         ({"data.evaluation_short_side": 16}, "a short side of 16 (256/224 of 16, as is usual"),
         ({"data.crop_antialias": False}, "resized to 16;"),
         ({"data.crop_antialias": True}, "resized to 16, antialiased;"),
+        (
+            {"data.crop": "random"},
+            "random 16 of a short side of 18; evaluated on the centre 16 of a",
+        ),
+        (
+            {"data.erasing": 0.5, "data.erasing_transpose": True},
+            "erasing 0.5, boxes of 0.02 to 0.4 of the area, height / width 0.3 to 3.33, turned",
+        ),
     ],
 )
 def test_explain_says_what_evaluation_sees(keys, says):
-    lines = explain.explain(plan_of(config(**CROPPED, **keys)))
+    lines = explain.explain(plan_of(config(**{**CROPPED, **keys})))
     (line,) = [line for line in lines if line.startswith("augmentation: ")]
     assert says in line
     assert ("usual" in line) == ("usual" in says)

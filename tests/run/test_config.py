@@ -20,6 +20,8 @@ WRONG = {int: "many", float: "much", bool: "maybe", str: 3, tuple: 0.5, dict: "m
 GOOD = {
     "data.crop_area": (0.5, 1.0),
     "data.crop_aspect": (1.0, 2.0),
+    "data.erasing_area": (0.1, 0.2),
+    "data.erasing_aspect": (0.5, 1.0),
     "data.color_jitter": (0.4, 0.4, 0.4),
     "allreduce.grid": (4, 2),
     "optimizer.decayed_roles": ("kernel", "bias"),
@@ -83,7 +85,7 @@ def rejected(**changes) -> str:
 
 
 # What follows from another key.
-FOLLOWS = {"data.evaluation_short_side": 256}
+FOLLOWS = {"data.crop_short_side": 256, "data.evaluation_short_side": 256}
 
 
 def test_default_config_resolves_to_itself():

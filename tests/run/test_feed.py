@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from lbsgd.data.views import CentreCrop, RandomCrop
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
+from lbsgd.system.errors import ConfigError
 
 
 def run_of(dtype: str) -> Run:
@@ -44,3 +46,24 @@ def test_repeated_batches_depend_neither_on_the_type_nor_on_the_process(dtype):
         assert {key: x.dtype for key, x in batch.items()} == {**kinds, "mix_share": "float32"}
         for key, x in batch.items():
             np.testing.assert_array_equal(x, expected[key], err_msg=key)
+
+
+def test_random_crops_and_erased_boxes_are_those_of_the_config():
+    config = default_config()
+    config.update({"batch_size": 16, "worker_batch_size": 8, "total_steps": 2, "seed": 3})
+    config.learning_rate.warmup = "none"
+    config.model.update({"name": "cifar_resnet8", "width": 0.25})
+    config.data.update({"source": "synthetic", "crop": "random", "image_size": 7})
+    config.data.update({"crop_short_side": 9, "crop_antialias": True, "erasing": 0.5})
+    config.data.update({"erasing_area": (0.1, 0.2), "erasing_aspect": (0.5, 1.0)})
+    config.data.erasing_transpose = True
+    run = build(resolve(config))
+    batches = run.feed.train_batches()
+    assert batches.loader.view == RandomCrop((7, 7, 3), 3, 9, True)
+    assert run.feed.eval_batches().loader.view == CentreCrop((7, 7, 3), 8)
+    mixing = batches.mixing
+    assert (mixing.erasing, mixing.erased_area, mixing.erased_aspect) == (0.5, (0.1, 0.2), (0.5, 1))
+    assert mixing.erased_transpose
+    config.data.crop_short_side = 6
+    with pytest.raises(ConfigError, match=r"crop_short_side=6 is less than data\.image_size=7"):
+        build(resolve(config))

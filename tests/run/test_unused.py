@@ -27,8 +27,9 @@ DEFAULTS = {name: key.default for name, key in KEYS.items()}
 
 # By hand: of each key, the choices that leave it without effect, and one that uses it.
 OFF, ON_CALL = {}, {"evaluation.every_epochs": 1.0}
-SGD, LARS, LAMB = ({"optimizer.name": name} for name in ("sgd", "lars", "lamb"))
+SGD, LARS, LAMB, SPNGD = ({"optimizer.name": name} for name in ("sgd", "lars", "lamb", "spngd"))
 LION = {"optimizer.name": "optax:lion"}
+DAMPED = {"optimizer.initial_damping": 0.01}
 INSIDE = {"optimizer.momentum_form": "rate_inside"}
 NO_WARMUP, GRADUAL = ({"learning_rate.warmup": name} for name in ("none", "gradual"))
 UNTIMED = {**NO_WARMUP, "learning_rate.warmup_epochs": 0.0}
@@ -44,7 +45,8 @@ TORUS = {"allreduce.algorithm": "torus_2d"}
 SYNTHETIC, TFDS, FOLDER, NPZ, PACKED = (
     {"data.source": name} for name in ("synthetic", "tfds", "folder", "npz", "packed")
 )
-PADDED, INCEPTION = ({"data.crop": name} for name in ("padded", "inception"))
+PADDED, INCEPTION, RANDOM = ({"data.crop": name} for name in ("padded", "inception", "random"))
+ERASED = {"data.erasing": 0.5}
 ON_DEVICE = {**SYNTHETIC, "data.synthetic_on_device": True}
 WORKERS, CONFUSION = ({f"diagnostics.{x}.every_steps": 5} for x in ("workers", "confusion"))
 
@@ -75,18 +77,49 @@ POLICY = {
     "optimizer.beta2": (0.5, [SGD, LARS], [LAMB]),
     "optimizer.epsilon": (1e-3, [SGD, LARS], [LAMB]),
     "optimizer.norm_clip": ((0.0, 1.0), [SGD, LARS], [LAMB]),
+    "optimizer.momentum_schedule": (
+        "with_rate",
+        [SGD, LARS, {**SPNGD, "optimizer.momentum": 0.0}],
+        [SPNGD],
+    ),
+    "optimizer.damping": (1e-3, [SGD, LARS, LAMB, LION], [SPNGD]),
+    "optimizer.initial_damping": (1e-2, [SGD, LARS], [SPNGD]),
+    **{
+        f"optimizer.damping_warmup_{unit}": (3, [SPNGD, {**DAMPED, **SGD}], [{**DAMPED, **SPNGD}])
+        for unit in ("epochs", "steps", "examples")
+    },
+    "optimizer.norm_damping": (1.0, [SGD, LARS], [SPNGD]),
+    "optimizer.fisher_share": (0.25, [SGD, LARS], [SPNGD]),
+    "optimizer.norm_fisher": ("full", [SGD, LARS], [SPNGD]),
+    "optimizer.statistics_dtype": ("bfloat16", [SGD, LARS], [SPNGD]),
+    "optimizer.stale_threshold": (0.1, [SGD, LARS], [SPNGD]),
+    "optimizer.fisher": ("1mc", [SGD, LARS, LAMB, LION], [SPNGD]),
+    "optimizer.weight_rescaling": ("always", [SGD, LARS], [SPNGD]),
     "learning_rate.reference_batch_size": (64, [UNSCALED, {**UNSCALED, **NO_WARMUP}], [OFF]),
     "learning_rate.warmup_from": ("zero", [NO_WARMUP], [OFF]),
     "learning_rate.warmup_power": (2.0, [NO_WARMUP, {"learning_rate.warmup": "constant"}], [OFF]),
     "learning_rate.warmup_epochs": (3.0, [NO_WARMUP], [OFF]),
     "learning_rate.warmup_steps": (3, [UNTIMED], [{**UNTIMED, **GRADUAL}]),
     "learning_rate.warmup_examples": (300, [UNTIMED], [{**UNTIMED, **GRADUAL}]),
-    "learning_rate.decay_from": ("start", [OFF, {"learning_rate.decay": "none"}], [COSINE]),
+    "learning_rate.decay_from": (
+        "start",
+        [OFF, {"learning_rate.decay": "none"}, {**COSINE, "learning_rate.decay_start_steps": 3}],
+        [COSINE],
+    ),
+    **{
+        f"learning_rate.decay_{which}_{unit}": (9, [OFF], [COSINE, POLYNOMIAL])
+        for which in ("start", "end")
+        for unit in ("epochs", "steps", "examples")
+    },
     "learning_rate.decay_epochs": ((5.0,), [COSINE, POLYNOMIAL], [OFF]),
     "learning_rate.decay_factor": (0.5, [COSINE, POLYNOMIAL], [OFF, BATCH_GROWS]),
     "learning_rate.decay_power": (1.0, [OFF, COSINE], [POLYNOMIAL]),
     "learning_rate.decay_end_rate": (1e-4, [OFF, COSINE], [POLYNOMIAL]),
-    "learning_rate.decay_past_end_steps": (1, [OFF, COSINE], [POLYNOMIAL]),
+    "learning_rate.decay_past_end_steps": (
+        1,
+        [OFF, COSINE, {**POLYNOMIAL, "learning_rate.decay_end_epochs": 53.0}],
+        [POLYNOMIAL],
+    ),
     "batch_growth.largest": (4096, [OFF, GROWN], [BATCH_GROWS]),
     "batch_growth.compensate": ("momentum", [OFF], [GROWN]),
     "model.options": ({"depth": 3}, [OFF], [THEIRS]),
@@ -105,6 +138,7 @@ POLICY = {
     "batch_norm.frozen_statistics": (True, [GROUP, PLAIN], [OFF]),
     "batch_norm.momentum": (0.5, [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.epsilon": (1e-3, [PLAIN, THEIRS], [OFF, GROUP]),
+    "batch_norm.initial_scale_std": (0.05, [PLAIN, THEIRS], [OFF, GROUP]),
     "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS, FROZEN], [OFF]),
     "batch_norm.running_variance": ("total", [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.precise_examples": (256, [GROUP, PLAIN, FROZEN], [OFF]),
@@ -133,9 +167,17 @@ POLICY = {
     "data.crop_padding": (2, [OFF, INCEPTION, {**PADDED, **ON_DEVICE}], [PADDED]),
     "data.crop_area": ((0.5, 1.0), [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
     "data.crop_aspect": ((0.5, 1.0), [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
-    "data.crop_antialias": (True, [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION]),
-    "data.image_size": (32, [OFF, PADDED, FOLDER], [INCEPTION, SYNTHETIC]),
-    "data.evaluation_short_side": (300, [OFF, PADDED], [INCEPTION, {**INCEPTION, **ON_DEVICE}]),
+    "data.crop_antialias": (True, [OFF, PADDED, {**INCEPTION, **ON_DEVICE}], [INCEPTION, RANDOM]),
+    "data.crop_short_side": (300, [OFF, INCEPTION, {**RANDOM, **ON_DEVICE}], [RANDOM]),
+    "data.image_size": (32, [OFF, PADDED, FOLDER], [INCEPTION, RANDOM, SYNTHETIC]),
+    "data.evaluation_short_side": (
+        300,
+        [OFF, PADDED],
+        [INCEPTION, RANDOM, {**INCEPTION, **ON_DEVICE}],
+    ),
+    "data.erasing_area": ((0.1, 0.2), [OFF], [ERASED]),
+    "data.erasing_aspect": ((0.5, 1.0), [OFF], [ERASED]),
+    "data.erasing_transpose": (True, [OFF], [ERASED]),
     "data.flip": (True, [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.color_jitter": ((0.4, 0.4, 0.4), [ON_DEVICE], [OFF, SYNTHETIC]),
     "data.lighting": (0.1, [ON_DEVICE], [OFF, SYNTHETIC]),

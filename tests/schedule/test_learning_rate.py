@@ -254,6 +254,66 @@ def test_polynomial_decay_to_a_rate_above_zero(x64):
     assert found == pytest.approx([2.0, 2.0, 0.875, 0.5, 0.5], rel=RTOL)
 
 
+# --- SP-NGD: a span of its own ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "power", "start", "end", "peak", "epochs"),
+    [(4096, 11.0, 1.0, 53.0, 8.18e-3, 35), (32768, 3.5, 1.5, 49.5, 3e-2, 45)],
+)
+def test_a_decay_from_an_epoch_to_one_past_the_end(
+    x64, batch_size, power, start, end, peak, epochs
+):
+    """Osawa et al.: eta0 up to e_start, then eta0 (1 - (e - e_start) / (e_end - e_start))^p."""
+    total = updates(epochs, batch_size)
+    keys = {"reference_learning_rate": peak, "scaling": "none", "warmup": "none"}
+    keys |= {"decay": "polynomial", "decay_power": power}
+    keys |= {"decay_start_epochs": start, "decay_end_epochs": end}
+    rate = rate_of(batch_size, total=total, **keys)
+    first, last = updates(start, batch_size), updates(end, batch_size)
+    assert (rate.warmup_updates, rate.decay_span) == (0, (first, last))
+    assert_rates(rate, dict.fromkeys((0, 1, first - 1, first), peak))
+    assert_rates(
+        rate,
+        {
+            t: peak * ((last - t) / (last - first)) ** power
+            for t in (first + 1, 2 * first, total // 2, total - 1, total, last)
+        },
+    )
+
+
+@pytest.mark.parametrize("keys", [{"decay": "polynomial"}, {"decay": "cosine"}])
+def test_the_span_of_a_decay_in_every_unit(x64, keys):
+    """Between the warmup and the decay the rate is the full one, and after the decay what is left.
+
+    An update is 8K examples.
+    """
+    length = {"warmup_epochs": 0.0, "warmup_steps": 10}
+    by_steps = {"decay_start_steps": 100, "decay_end_steps": 300}
+    by_examples = {"decay_start_examples": 100 * 8 * K, "decay_end_examples": 300 * 8 * K}
+    one, other = (rate_of(8 * K, total=500, **length, **keys, **s) for s in (by_steps, by_examples))
+    half = 3.2 * (0.25 if keys["decay"] == "polynomial" else 0.5)
+    for rate in (one, other):
+        assert_rates(rate, {9: 0.1 + 3.1 * 0.9, 10: 3.2, 100: 3.2, 200: half})
+        for update in (300, 400, 500):
+            assert float(rate.schedule(update)) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("span", "says"),
+    [
+        ({"decay_start_steps": 99}, r"decay_start_\* is update 99, within the warmup of 100"),
+        ({"decay_end_steps": 100}, r"decay_end_\* is update 100, and the decay begins at 100"),
+        ({"decay_start_steps": 200, "decay_end_steps": 150}, r"begins at 200; end later"),
+        ({"decay_start_examples": 9}, r"decay_start_examples=9: 9 examples are less than one up"),
+    ],
+)
+def test_a_span_that_makes_no_sense_is_an_error(span, says):
+    keys = {"warmup_epochs": 0.0, "warmup_steps": 100, "decay": "polynomial"}
+    with pytest.raises(ConfigError, match=says):
+        rate_of(8 * K, total=1000, **keys, **span)
+
+
 # --- schedules of MLPerf and Nado et al. -----------------------------------------------------
 
 
@@ -344,6 +404,11 @@ SCHEDULES = {
     for decay in ("steps", "cosine", "polynomial", "none")
 }
 SCHEDULES["from the start"] = {"decay": "polynomial", "decay_from": "start"}
+SCHEDULES["of a span"] = {
+    "decay": "polynomial",
+    "decay_start_epochs": 6.0,
+    "decay_end_epochs": 120.0,
+}
 
 
 @pytest.mark.parametrize("keys", SCHEDULES.values(), ids=SCHEDULES)

@@ -52,6 +52,27 @@ def test_mixed_examples_have_the_loss_of_both_labels():
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("smoothing", "classes"), [(0.0, 8), (0.1, 8), (0.1, 5)])
+def test_mixed_targets_are_distributions_over_the_classes_of_the_data(smoothing, classes):
+    """Smoothed over all outputs, of which there may be more; the error is that of the label."""
+    task = classification(classes)
+    targets = np.random.default_rng(2).dirichlet(np.ones(classes), 6).astype(np.float32)
+    labels = jnp.asarray(LABELS % classes)
+    mixed = {"label": labels, "mixed_target": jnp.asarray(targets)}
+    loss, metrics = task.loss(jnp.asarray(LOGITS), mixed, label_smoothing=jnp.float32(smoothing))
+    whole = np.zeros((6, 8))
+    whole[:, :classes] = targets
+    smooth = (1 - smoothing) * whole + smoothing / 8
+    assert float(loss) == pytest.approx(-np.mean([smooth[i] @ log_p(i) for i in range(6)]), 1e-6)
+    plain, of_labels = task.loss(jnp.asarray(LOGITS), {"label": labels})
+    assert metrics == of_labels
+    one_hot = task.distributions({"label": labels})
+    np.testing.assert_array_equal(one_hot, np.eye(classes, dtype=np.float32)[labels])
+    assert float(task.loss(jnp.asarray(LOGITS), {"label": labels, "mixed_target": one_hot})[0]) == (
+        pytest.approx(float(plain), rel=1e-6)
+    )
+
+
 def test_sums_over_examples_give_loss_and_percentages():
     task = classification(8)
     found = task.evaluate(jnp.asarray(LOGITS), batch())
@@ -78,6 +99,7 @@ def test_a_loss_of_ones_own_is_that_of_evaluation_too():
         return jnp.abs(jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0])
 
     task = classification(8, loss=distance)
+    assert task.distributions is None  # it takes labels
     each = np.abs(LOGITS[np.arange(6), LABELS])
     loss, _ = task.loss(jnp.asarray(LOGITS), batch())
     assert float(loss) == pytest.approx(each.mean(), rel=1e-6)

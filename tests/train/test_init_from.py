@@ -80,6 +80,7 @@ def stopped(config, workdir, after=3):
     return train.run(config, workdir, should_stop=lambda done: done >= after, shown=False)
 
 
+@pytest.mark.long
 def test_a_run_resumes_with_the_file_moved_or_gone_and_not_with_another(tmp_path):
     save_file(weights(), tmp_path / "a")
     config, workdir = config_from(tmp_path / "a"), tmp_path / "run"

@@ -11,6 +11,7 @@ from compiled_text import all_reduces
 from lbsgd.data.pipeline import load_job
 from lbsgd.run.build import Run, build
 from lbsgd.run.config import default_config, resolve
+from lbsgd.run.restoring import state_to_store
 
 UPDATES = 20
 PLACES = [
@@ -52,7 +53,8 @@ def train(run: Run) -> dict[str, np.ndarray]:
     for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
         state, values = step(state, batch, numbers.at(update))
         metrics.append(jax.device_get(values) | numbers.reported(update))
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((metrics, state)))
+    whole = state_to_store(run.program, state)  # of what devices own, too
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get((metrics, whole)))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -84,6 +86,35 @@ def test_training_is_the_same_in_every_place(on_one_device, workers, devices, st
     found = train(small_run(workers, devices, steps))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+NATURAL = {
+    "optimizer.name": "spngd",
+    "optimizer.damping": 1e-2,
+    "optimizer.fisher_share": 0.5,
+    "optimizer.stale_threshold": 0.3,
+    "optimizer.weight_rescaling": "larger",
+    "learning_rate.reference_learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def natural_on_one_device():
+    with jax.enable_x64():
+        yield train(small_run(8, 1, 1, **NATURAL))
+
+
+# tests/optim/test_preconditioner.py and tests/train/test_mixed_minibatches.py are short.
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "steps"), [p for p in PLACES if p[0] != 6])
+def test_natural_gradients_are_the_same_in_every_place(x64, natural_on_one_device, devices, steps):
+    """Statistics of curvature, their intervals and inverses among them."""
+    found = train(small_run(8, devices, steps, **NATURAL))
+    assert found.keys() == natural_on_one_device.keys()
+    intervals = [value.max() for name, value in found.items() if name.endswith("intervals.last")]
+    assert max(intervals) > 1  # else nothing was stale
+    for name, value in natural_on_one_device.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 

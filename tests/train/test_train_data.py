@@ -128,8 +128,9 @@ def test_images_that_differ_in_size_need_a_crop(tmp_path, monkeypatch, which):
     says = r"an image is 8x9x3, the first one 8x8x3; data\.crop='inception' takes"
     with pytest.raises(ConfigError, match=says):
         train.run(small_config(**{"data.source": "mine"}), tmp_path / "none")
-    cropped = {"data.crop": "inception", "data.image_size": 8, "data.evaluation_short_side": 8}
-    assert train.run(small_config(**{"data.source": "mine"}, **cropped), tmp_path / "crop").complete
+    for crop in ("inception", "random"):
+        cropped = {"data.source": "mine", "data.crop": crop, "data.image_size": 6}
+        assert train.run(small_config(**cropped), tmp_path / crop).complete
 
 
 class Unreadable(SyntheticSource):

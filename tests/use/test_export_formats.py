@@ -124,6 +124,18 @@ def test_torchvision_and_timm_compute_the_same(name, dtype, rtol, tmp_path):
 
 
 @LONG
+def test_timm_computes_the_same_of_a_resnet_d(tmp_path):
+    """torchvision has none, which the snippet does not say it has."""
+    model = random_model("resnet18d", dtype="float64")
+    state = load_file(exported(TORCHVISION, model, tmp_path, keep_float64=True))
+    snippet = "\n".join(snippets(model, ["torchvision"]))
+    assert "torchvision.models" not in snippet
+    assert "import timm\n" in snippet
+    found = torch_outputs("timm", snippet, state, IMAGES.pixels, "float64")
+    assert_outputs(found, model, IMAGES.pixels, 1e-10)
+
+
+@LONG
 def test_a_run_in_float64_is_float32_for_torchvision_unless_it_is_kept(tmp_path):
     model = random_model("resnet18", (32, 32, 3), dtype="float64")
     path = exported(TORCHVISION, model, tmp_path)

@@ -11,31 +11,43 @@ from torch_resnet import arrays_of, load_into, torch, torch_resnet
 
 from lbsgd.models.networks import build_model
 from lbsgd.system.errors import ConfigError
-from lbsgd.weights.torchvision import from_torchvision, to_torchvision, torchvision_network
+from lbsgd.weights.torchvision import (
+    from_torchvision,
+    library_of,
+    to_torchvision,
+    torchvision_network,
+)
 
 CLASSES, SIZE = 10, 32
 LAYERS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 NETWORKS = [
     pytest.param(name, marks=[] if name == "resnet18" else pytest.mark.long) for name in LAYERS
 ]
+# ResNet-D, which timm alone has.
+OF_TIMM = [
+    pytest.param(f"{name}d", marks=[] if name == "resnet18" else pytest.mark.long)
+    for name in LAYERS
+]
+LIBRARIES = ("torchvision", "timm")
 # Products in the longest sum: 512 channels of 3 x 3.
 LONGEST_SUM = 9 * 512
 
 
-def images(dtype):
-    return np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(dtype)
+def images(dtype, size=SIZE):
+    return np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(dtype)
 
 
-def ours(name, variables, dtype):
+def ours(name, variables, dtype, size=SIZE):
     net = build_model(name, num_classes=CLASSES, dtype=dtype, param_dtype=dtype)
     variables = jax.tree.map(lambda x: x.astype(dtype), variables)
-    return np.asarray(jax.jit(functools.partial(net.apply, train=False))(variables, images(dtype)))
+    apply = jax.jit(functools.partial(net.apply, train=False))
+    return np.asarray(apply(variables, images(dtype, size)))
 
 
-def theirs(net, dtype):
+def theirs(net, dtype, size=SIZE):
     net = net.to(torch.float64 if dtype == jnp.float64 else torch.float32)
     with torch.no_grad():
-        return net(torch.tensor(images(dtype).transpose(0, 3, 1, 2))).numpy()
+        return net(torch.tensor(images(dtype, size).transpose(0, 3, 1, 2))).numpy()
 
 
 def assert_equal_outputs(found, expected, rtol):
@@ -62,6 +74,22 @@ def test_a_network_computes_the_same_there_and_here(x64, name):
     assert_equal_outputs(theirs(timm, jnp.float64), expected, 1e-10)
 
 
+@pytest.mark.parametrize("size", [SIZE, pytest.param(39, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", OF_TIMM)
+def test_a_resnet_d_computes_the_same_there_and_here(x64, name, size):
+    """As above; of 39 pixels each stage has an odd side but the last: 10, 5, 3, 2."""
+    net = torch_resnet("timm", name, CLASSES).double()
+    state = arrays_of(net)
+    variables = from_torchvision(state)
+    assert (torchvision_network(variables), library_of(name)) == (name, "timm")
+    expected = theirs(net, jnp.float64, size)
+    assert_equal_outputs(ours(name, variables, jnp.float64, size), expected, 1e-10)
+    back = to_torchvision(variables)
+    assert list(back) == list(state)
+    for key, array in state.items():
+        np.testing.assert_array_equal(back[key], 0 if key.endswith("tracked") else array)
+
+
 @pytest.mark.parametrize("name", [NETWORKS[0], pytest.param("resnet50", marks=pytest.mark.long)])
 def test_a_network_computes_the_same_in_float32(name):
     """To rounding, which adds up like a random walk in a sum, and from layer to layer at worst."""
@@ -72,8 +100,17 @@ def test_a_network_computes_the_same_in_float32(name):
     assert_equal_outputs(ours(name, variables, jnp.float32), theirs(net, jnp.float32), rtol)
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        *(
+            pytest.param(library, *p.values, marks=p.marks)
+            for library in LIBRARIES
+            for p in NETWORKS
+        ),
+        *(pytest.param("timm", *p.values, marks=p.marks) for p in OF_TIMM),
+    ],
+)
 def test_names_shapes_and_types_are_those_of_the_library(library, name):
     with torch.device("meta"):
         net = torch_resnet(library, name, CLASSES)

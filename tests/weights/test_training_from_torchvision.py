@@ -126,7 +126,8 @@ def workers_of(batch):
 TOLERANCE = 1e-9
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_training_from_torchvision_s_weights_is_pytorch_s(x64, name, tmp_path):
     """Losses, parameters and running averages.
 

@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 
 from lbsgd.data.images.decode import MAX_PIXELS, CorruptError
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.packed.shard_cache import CachedShard
 from lbsgd.data.records import RecordFile
 from lbsgd.data.source import Example, Splits, note_unused_classes, read_labels
@@ -315,7 +316,7 @@ def packed(config: ml_collections.ConfigDict) -> Splits:
             "around it"
         )
     train, validation = (PackedSource(root / split) for split in SPLITS)
-    if config.crop != "inception" and not (train.one_shape and validation.one_shape):
+    if config.crop not in RESIZING_CROPS and not (train.one_shape and validation.one_shape):
         raise ConfigError(
             f"data.dir={config.dir!r} holds images of several sizes; set data.crop='inception', "
             f"not {config.crop!r}"

@@ -6,6 +6,7 @@ import ml_collections
 
 from lbsgd.data.corrupt import corrupt_message
 from lbsgd.data.images.decode import CorruptError
+from lbsgd.data.keys import RESIZING_CROPS
 from lbsgd.data.packed.reader import packed
 from lbsgd.data.source import Source, Splits, format_shape, shape_of
 from lbsgd.data.sources.arrays import digits, npz, whole_npz
@@ -79,7 +80,7 @@ def _check_shapes(splits: Splits, crop: str) -> None:
         raise ConfigError(
             f"the training images have {train[-1]} channels, those for validation {validation[-1]}"
         )
-    if crop != "inception" and train != validation:
+    if crop not in RESIZING_CROPS and train != validation:
         raise ConfigError(
             f"the training images are {format_shape(train)}, those for validation "
             f"{format_shape(validation)}; data.crop='inception' takes images of any size"
@@ -98,7 +99,7 @@ def _check_sample(source: Source, train: Source, config: ml_collections.ConfigDi
             if config.on_corrupt == "skip":
                 continue
             raise ConfigError(corrupt_message(source.name(index), error)) from error
-        if config.crop != "inception" and shape != train.image_shape:
+        if config.crop not in RESIZING_CROPS and shape != train.image_shape:
             raise ConfigError(
                 f"{source.name(index)} is {format_shape(shape)}, the first training image "
                 f"{format_shape(train.image_shape)}; data.crop='inception' takes images of any size"

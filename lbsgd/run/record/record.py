@@ -111,7 +111,8 @@ class Record:
 
     def due(self, done: int) -> bool:
         """Tells whether the state after `done` updates is to be saved."""
-        minutes = self._plan.config.checkpoint.every_minutes
+        # By its clock process 0 alone knows when, and would wait for the others' parts.
+        minutes = 0 if self._plan.is_spread else self._plan.config.checkpoint.every_minutes
         late = minutes and time.monotonic() - self._saved_at > 60 * minutes
         return done in self._plan.save_after or bool(late)
 
@@ -137,23 +138,21 @@ class Record:
         else:
             self._say(f"{problem}, so there is no checkpoint of update {done}; training goes on")
 
-    def save_best(self, done: int, state: TrainState, values: Mapping[str, float]) -> None:
-        """Saves a state that was evaluated, if that is the best so far and such are to be kept.
+    def is_best(self, values: Mapping[str, float]) -> bool:
+        """Tells whether an evaluation is the best so far, and the best are to be kept.
 
         Args:
-          values: that the evaluation found.
-
-        Raises:
-          ConfigError: as `save`.
+          values: that it found.
         """
         value = values[self._headline]
         if not self._plan.config.checkpoint.keep_best or not math.isfinite(value):
-            return
+            return False
         rises, best = self._plan.task.best.rises, self._best
         # Of equals the later.
-        if best is None or (value >= best if rises else value <= best):
+        found = best is None or (value >= best if rises else value <= best)
+        if found:
             self._best = value
-            self.save(done, state, last=False, best=True)
+        return found
 
     def _flush(self) -> str:
         """Brings the metrics to the disk: "", or why that cannot be.
@@ -207,6 +206,10 @@ class NoRecord:
 
     kept: tuple[()] = ()
 
+    def __init__(self, plan: Plan) -> None:
+        """Keeps nothing."""
+        self._plan = plan
+
     def restore(self, like: TrainState) -> None:
         return None
 
@@ -229,13 +232,14 @@ class NoRecord:
         pass
 
     def due(self, done: int) -> bool:
+        # Where the state is spread, all bring their parts of it.
+        return done in self._plan.save_after
+
+    def save(self, done: int, state: TrainState, last: bool, best: bool = False) -> None:
+        pass
+
+    def is_best(self, values: Mapping[str, float]) -> bool:
         return False
-
-    def save(self, done: int, state: TrainState, last: bool) -> None:
-        pass
-
-    def save_best(self, done: int, state: TrainState, values: Mapping[str, float]) -> None:
-        pass
 
     def finish(self, done: int, state: TrainState) -> None:
         pass

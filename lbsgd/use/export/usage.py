@@ -11,7 +11,7 @@ from lbsgd.data.interface import Interface
 from lbsgd.models.keys import KEYS
 from lbsgd.models.networks import parameter_type
 from lbsgd.use.model import Model
-from lbsgd.weights.torchvision import torchvision_network
+from lbsgd.weights.torchvision import library_of, torchvision_network
 
 _WIDE = 'jax.config.update("jax_enable_x64", True)\n'
 # Keys that decide what a network of lbsgd's computes, as arguments of `build_model`.
@@ -81,17 +81,21 @@ def _torchvision(model: Model) -> list[str]:
         for values in (model.interface.mean, model.interface.std)
     )
     outputs = model.config.model.num_classes or classes
+    libraries, imports = "timm", "import timm\nimport torchvision"
+    net = f'timm.create_model("{network}", num_classes={outputs}).eval()'
+    if library_of(network) == "torchvision":
+        libraries, imports = "torchvision or timm", "import torchvision"
+        net = f"torchvision.models.{network}(num_classes={outputs}).eval()\n# or: net = {net}"
     text = f"""
-import torchvision
+{imports}
 from safetensors.torch import load_file
 
-net = torchvision.models.{network}(num_classes={outputs}).eval()
-# or: net = timm.create_model("{network}", num_classes={outputs}).eval()
+net = {net}
 net.load_state_dict(load_file("model.safetensors"))
 normalize = torchvision.transforms.Normalize({mean}, {std})
 logits = net(normalize(images))  # [n, 3, h, w], pixels from 0 to 1
 """
-    return ["With torchvision or timm:", _code("python", text)]
+    return [f"With {libraries}:", _code("python", text)]
 
 
 _MSGPACK = """

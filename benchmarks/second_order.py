@@ -1,0 +1,320 @@
+"""Measures what an update of SP-NGD costs beside one of SGD with the same minibatch.
+
+python benchmarks/second_order.py compile v5e:2x2     compiles ResNet-50 at 32 images a chip for
+                                                      TPUs that need not be here, and counts
+python benchmarks/second_order.py run                 times digits and ResNet-20 on this CPU
+python benchmarks/second_order.py table               prints the tables
+
+The first needs jax[tpu], and many minutes; `compile TOPOLOGY KIND ...` compiles some of three
+programs: SGD, SP-NGD with all statistics due, and with none of them. Where each is refreshed in
+every tenth update, an update costs a tenth of the second and nine tenths of the third. The compiler
+counts what is in a loop once, as inversions are: what these do is added, by formula.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import statistics
+import sys
+import time
+
+from lbsgd.optim.inversion import BLOCK
+from lbsgd.workers.collectives.ownership import balance, sent
+
+RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "second_order.json"
+EVERY, IMAGES, SHARE = 10, 32, 0.25
+ROUNDS, WARM_UP = 15, 3
+KINDS = ("sgd", "all due", "none due")
+COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
+_CALL = re.compile(r"\s(" + "|".join(COLLECTIVES) + r")(-start)?\(")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_ARRAY = re.compile(r"\b(f32|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
+
+
+def with_flags(plan, kind: str):
+    """The plan whose statistics are all due, or none, whatever their intervals are."""
+    if kind == "sgd":
+        return plan
+    import jax
+    import jax.numpy as jnp
+
+    from lbsgd.optim.preconditioner import Preconditioner
+
+    class AtOnce(Preconditioner):
+        def due(self, curvature, update_index):
+            flags = super().due(curvature, update_index)
+            return jax.tree.map(lambda _: jnp.bool(kind == "all due"), flags)
+
+    made = plan.second_order.precondition
+    second_order = plan.second_order._replace(precondition=AtOnce(made.sharing, made.ruled))
+    return dataclasses.replace(plan, second_order=second_order)
+
+
+def imagenet_plan(kind: str, devices: int):
+    """ResNet-50, 32 images a chip."""
+    from lbsgd.data.facts import Facts
+    from lbsgd.run.config import resolve
+    from lbsgd.run.config_file import ConfigFile
+    from lbsgd.run.plan import make_plan
+    from lbsgd.workers.topology import Topology
+
+    config = ConfigFile("imagenet_spngd").config()
+    config.model.name, config.data.running_mixup = "resnet50", 0.0
+    config.batch_size, config.worker_batch_size, config.devices = IMAGES * devices, IMAGES, devices
+    config.accumulation_steps = 1
+    config.optimizer.fisher_share = SHARE
+    if kind == "sgd":
+        config.optimizer.name = "sgd"
+    facts = Facts(1_281_167, 50_000, 1000, (224, 224, 3))
+    return with_flags(make_plan(resolve(config), facts, Topology(devices, platform="tpu")), kind)
+
+
+def compiled(plan, devices):
+    """Compiles the update of a plan for devices that need not be here."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    from lbsgd.run.layout import sharded
+    from lbsgd.system.devices import precision
+    from lbsgd.workers.placement import DEVICE_AXES
+
+    placement = plan.placement
+    shape = np.array(devices[: placement.devices]).reshape(placement.mesh_shape)
+    mesh = Mesh(shape, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
+    whole, by_slot = (NamedSharding(mesh, s) for s in (PartitionSpec(), placement.batch_spec))
+    state = plan.state_shardings(placement, mesh)
+    step = jax.jit(plan.train_step(placement), donate_argnums=0, out_shardings=(state, whole))
+    with precision(plan.config.dtype):
+        return step.lower(
+            sharded(plan.shapes_on_devices(placement), state),
+            sharded(plan.batch_shapes(placement), by_slot),
+            sharded(plan.number_shapes(), whole),
+        ).compile()
+
+
+def exchanged(text: str) -> dict[str, float]:
+    """Bytes that a device sends by collectives of each kind, in a compiled program, by rings."""
+    found, seen, computation = dict.fromkeys(COLLECTIVES, 0.0), set(), ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.split()[0]
+        call, channel = _CALL.search(line), _CHANNEL.search(line)
+        # One that runs beside fusions stands in each of them.
+        if call is None or (channel and channel[1] in seen):
+            continue
+        seen.add(channel and channel[1])
+        size = sum(
+            _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+            for dtype, shape in _ARRAY.findall(line[: call.start()])
+        )
+        kind, m = call[1], group_size(line)
+        if kind == "reduce-scatter":
+            size *= m  # of which it gives a part
+        elif "all-reduce-scatter" in computation:
+            kind = "reduce-scatter"  # as XLA for a TPU writes it
+        found[kind] += size * (m - 1) / m * (2 if kind == "all-reduce" else 1)
+    return found
+
+
+def group_size(line: str) -> int:
+    """How many devices a collective is among."""
+    listed, shape = _LISTED.search(line), _SHAPE.search(line)
+    if listed:
+        return listed[1].count(",") + 1
+    assert shape, line
+    return int(shape[1])
+
+
+def counted(step) -> dict:
+    """What the compiler counts of a step."""
+    costs, memory = step.cost_analysis(), step.memory_analysis()
+    return {
+        "flops": costs["flops"],
+        "bytes": costs["bytes accessed"],
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "sent": exchanged(step.as_text()),
+    }
+
+
+def compile_for(topology: str, kinds: tuple[str, ...]) -> None:
+    """Compiles some or all for a topology, and counts."""
+    import jax
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    found = results().get("compiled", {}).get(topology, {})
+    found |= {"jax": jax.__version__, "devices": len(devices)}
+    for kind in kinds or KINDS:
+        begun = time.monotonic()
+        plan = imagenet_plan(kind, len(devices))
+        found[kind] = counted(compiled(plan, devices))
+        found[kind]["compiled_in_s"] = round(time.monotonic() - begun, 1)
+        if kind != "sgd":
+            owners = owners_of(plan)
+            # Numbers that cross where XLA does as it is told, and what its loops do.
+            found["explained"] = {**sent(owners)._asdict(), "balance": balance(owners)}
+            found["inversions"] = inversions(owners)
+        print(kind, found[kind], flush=True)
+        save("compiled", topology, found)
+
+
+def owners_of(plan) -> list:
+    """How the layers of all stacks are shared out."""
+    return [stack.owner for stack in plan.second_order.precondition.sharing.stacks.values()]
+
+
+def inversions(owners) -> dict:
+    """What the loops of a device do, where all is due: operations, and bytes read and written."""
+    flops = byte_count = 0
+    for o in owners:
+        flops += o.inversion_flops()
+        for d, rows in ((o.long, o.width if o.inverts_together else o.long), (o.short, o.short)):
+            # Of each block the matrix is read and written once, and three panels twice.
+            byte_count += o.per_group * -(-d // BLOCK) * 4 * (2 * rows * d + 6 * BLOCK * d)
+    return {"flops": flops, "bytes": byte_count}
+
+
+def results() -> dict:
+    """What is measured so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def save(part: str, name: str, found: dict) -> None:
+    """Puts a result among the others."""
+    found_so_far = results()
+    found_so_far.setdefault(part, {})[name] = found
+    RESULTS.write_text(json.dumps(found_so_far, indent=1) + "\n")
+
+
+# What is timed here: a config, its variant, and keys.
+TIMED = {
+    "digits, ResNet-8": ("digits_spngd", {}),
+    "CIFAR-10 size, ResNet-20": (
+        "cifar10_spngd",
+        {
+            "data.source": "synthetic",
+            "data.image_size": 32,
+            "data.synthetic_classes": 10,
+            "data.synthetic_examples": 1024,
+            "data.synthetic_validation_examples": 16,
+            "data.synthetic_on_device": True,
+            "batch_size": 256,
+            "worker_batch_size": 32,
+        },
+    ),
+}
+
+
+def cpu_step(name: str, kind: str):
+    """A compiled update, and what it takes."""
+    import numpy as np
+
+    from lbsgd.run.build import build
+    from lbsgd.run.config import resolve
+    from lbsgd.run.config_file import ConfigFile
+    from lbsgd.run.program import Program
+
+    file, keys = TIMED[name]
+    config = ConfigFile(file).config()
+    config.update_from_flattened_dict({**keys, "devices": 1, "accumulation_steps": 1})
+    config.optimizer.stale_threshold, config.optimizer.fisher_share = 0.1, SHARE
+    if kind == "sgd":
+        config.optimizer.name = "sgd"
+    run = build(resolve(config))
+    program = Program(with_flags(run.plan, kind))
+    state = program.start()
+    step = program.compile_train_step()
+    batch = next(iter(run.feed.train_batches().between(0, 1)))
+    numbers = program.numbers.at(0)
+
+    def update():
+        nonlocal state
+        state, metrics = step(state, batch, numbers)
+        return np.asarray(metrics["train_loss"])
+
+    return update
+
+
+def run() -> None:
+    """Times all updates in turns."""
+    from lbsgd.system.machine import describe_machine
+
+    for name in TIMED:
+        steps = {kind: cpu_step(name, kind) for kind in KINDS}
+        times = {kind: [] for kind in KINDS}
+        for i in range(WARM_UP + ROUNDS):
+            for kind, update in steps.items():
+                begun = time.perf_counter()
+                update()
+                if i >= WARM_UP:
+                    times[kind].append(time.perf_counter() - begun)
+        print(name, {kind: statistics.median(x) for kind, x in times.items()}, flush=True)
+        save("timed", name, {"machine": describe_machine(), "seconds": times})
+
+
+def mean_of(sgd: float, all_due: float, none_due: float) -> float:
+    """The overhead where all are refreshed every tenth update, in percent of SGD."""
+    update = all_due / EVERY + none_due * (EVERY - 1) / EVERY
+    return 100 * (update / sgd - 1)
+
+
+def table() -> str:
+    """The tables of all results."""
+    found = results()
+    lines = [
+        f"| ResNet-50, {IMAGES} images a chip | | SGD | all due | none due | every {EVERY}th |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, of in found.get("compiled", {}).items():
+        lines += [f"| {name} | {text} |" for text in compiled_rows(of)]
+    lines += [
+        "",
+        "| on a CPU | SGD, ms | all due | none due | every 10th |",
+        "|---|---|---|---|---|",
+    ]
+    for name, of in found.get("timed", {}).items():
+        row = [1e3 * statistics.median(of["seconds"][kind]) for kind in KINDS]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {mean_of(*row):+.0f}% |"
+        )
+    return "\n".join(lines)
+
+
+def compiled_rows(found: dict) -> list[str]:
+    """The rows of a topology, without its name."""
+    rows = []
+    more = found["inversions"]
+    for key, unit in (("flops", "GFLOP"), ("bytes", "GB read and written"), ("sent", "MB sent")):
+        if key == "sent":
+            row = [sum(found[kind]["sent"].values()) for kind in KINDS]
+        else:
+            row = [found[kind][key] + more[key] * (kind == "all due") for kind in KINDS]
+        shown = [x / (1e6 if key == "sent" else 1e9) for x in row]
+        rows.append(
+            f"{unit} | " + " | ".join(f"{x:,.1f}" for x in shown) + f" | {mean_of(*row):+.1f}%"
+        )
+    memory = [
+        (found[kind]["temporary_bytes"] + found[kind]["argument_bytes"]) / 1e9 for kind in KINDS
+    ]
+    rows.append("GB of memory | " + " | ".join(f"{x:,.2f}" for x in memory) + " | ")
+    return rows
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["compile", topology, *kinds]:
+            compile_for(topology, tuple(kinds))
+        case ["run"]:
+            run()
+        case ["table"]:
+            pass
+        case _:
+            sys.exit(__doc__)
+    print(table())
