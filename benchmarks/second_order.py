@@ -13,9 +13,7 @@ counts what is in a loop once, as inversions are: what these do is added, by for
 
 import dataclasses
 import json
-import math
 import pathlib
-import re
 import statistics
 import sys
 import time
@@ -27,13 +25,6 @@ RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "second_order
 EVERY, IMAGES, SHARE = 10, 32, 0.25
 ROUNDS, WARM_UP = 15, 3
 KINDS = ("sgd", "all due", "none due")
-COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
-_CALL = re.compile(r"\s(" + "|".join(COLLECTIVES) + r")(-start)?\(")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
-_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_ARRAY = re.compile(r"\b(f32|bf16|f16|s32|u32|pred)\[([\d,]*)\]")
-_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
 def with_flags(plan, kind: str):
@@ -98,39 +89,6 @@ def compiled(plan, devices):
         ).compile()
 
 
-def exchanged(text: str) -> dict[str, float]:
-    """Bytes that a device sends by collectives of each kind, in a compiled program, by rings."""
-    found, seen, computation = dict.fromkeys(COLLECTIVES, 0.0), set(), ""
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            computation = line.split()[0]
-        call, channel = _CALL.search(line), _CHANNEL.search(line)
-        # One that runs beside fusions stands in each of them.
-        if call is None or (channel and channel[1] in seen):
-            continue
-        seen.add(channel and channel[1])
-        size = sum(
-            _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape in _ARRAY.findall(line[: call.start()])
-        )
-        kind, m = call[1], group_size(line)
-        if kind == "reduce-scatter":
-            size *= m  # of which it gives a part
-        elif "all-reduce-scatter" in computation:
-            kind = "reduce-scatter"  # as XLA for a TPU writes it
-        found[kind] += size * (m - 1) / m * (2 if kind == "all-reduce" else 1)
-    return found
-
-
-def group_size(line: str) -> int:
-    """How many devices a collective is among."""
-    listed, shape = _LISTED.search(line), _SHAPE.search(line)
-    if listed:
-        return listed[1].count(",") + 1
-    assert shape, line
-    return int(shape[1])
-
-
 def counted(step) -> dict:
     """What the compiler counts of a step."""
     costs, memory = step.cost_analysis(), step.memory_analysis()
@@ -139,7 +97,6 @@ def counted(step) -> dict:
         "bytes": costs["bytes accessed"],
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "sent": exchanged(step.as_text()),
     }
 
 
@@ -158,7 +115,7 @@ def compile_for(topology: str, kinds: tuple[str, ...]) -> None:
         found[kind]["compiled_in_s"] = round(time.monotonic() - begun, 1)
         if kind != "sgd":
             owners = owners_of(plan)
-            # Numbers that cross where XLA does as it is told, and what its loops do.
+            # Numbers that cross where XLA makes reduce-scatters, and what its loops do.
             found["explained"] = {**sent(owners)._asdict(), "balance": balance(owners)}
             found["inversions"] = inversions(owners)
         print(kind, found[kind], flush=True)
@@ -289,17 +246,11 @@ def table() -> str:
 
 def compiled_rows(found: dict) -> list[str]:
     """The rows of a topology, without its name."""
-    rows = []
-    more = found["inversions"]
-    for key, unit in (("flops", "GFLOP"), ("bytes", "GB read and written"), ("sent", "MB sent")):
-        if key == "sent":
-            row = [sum(found[kind]["sent"].values()) for kind in KINDS]
-        else:
-            row = [found[kind][key] + more[key] * (kind == "all due") for kind in KINDS]
-        shown = [x / (1e6 if key == "sent" else 1e9) for x in row]
-        rows.append(
-            f"{unit} | " + " | ".join(f"{x:,.1f}" for x in shown) + f" | {mean_of(*row):+.1f}%"
-        )
+    rows, more = [], found["inversions"]
+    for key, unit in (("flops", "GFLOP"), ("bytes", "GB read and written")):
+        row = [found[kind][key] + more[key] * (kind == "all due") for kind in KINDS]
+        cells = [f"{x / 1e9:,.1f}" for x in row] + [f"{mean_of(*row):+.1f}%"]
+        rows.append(f"{unit} | " + " | ".join(cells))
     memory = [
         (found[kind]["temporary_bytes"] + found[kind]["argument_bytes"]) / 1e9 for kind in KINDS
     ]

@@ -2,7 +2,7 @@
 
 By block Gauss-Jordan elimination: for each block K of indices, with the pivot P = M[K, K],
 
-    M[K, K] <- P^-1,    M[i, K] <- -M[i, K] P^-1,    M[K, j] <- P^-1 M[K, j]
+    M[K, K] <- P^-1,    M[i, K] <- M[i, K] P^-1,    M[K, j] <- -P^-1 M[K, j]
     M[i, j] <- M[i, j] - M[i, K] P^-1 M[K, j]        of all others,
 
 after which M is its inverse. A pivot is a Schur complement of what was definite, and needs no

@@ -137,6 +137,8 @@ def unit_wise_inverse(f: Float[Array, "c 3"], damping: Damping) -> Float[Array, 
     by = as_type_of(f, damping.value) * as_type_of(f, damping.of_norms)
     a, b, d = f[:, 0] + by, f[:, 1], f[:, 2] + by
     determinant = a * d - b * b
+    # By rounding it may be negative, of what would not be definite then.
+    determinant = jnp.where(determinant > 0, determinant, jnp.nan)
     return jnp.stack([d, -b, a], axis=-1) / determinant[:, None]
 
 

@@ -109,15 +109,16 @@ class Preconditioner:
         stacks = self.sharing.stacks
         pieces = self._gradient_pieces(gradient)
         rest = lax.pmean(self._without_stacks(gradient), self.sharing.axes)
+        of_mean = lax.pmean(sums[DIAGONAL], self.sharing.axes) if DIAGONAL in sums else rest
         turns = None
-        if curvature:
-            turns = Turns((pieces, rest, sums, after), lax.axis_size(self.sharing.axes))
+        if curvature or any(stack.owner.inverts_together for stack in stacks.values()):
+            before = (pieces, rest, of_mean, sums, after)
+            turns = Turns(before, lax.axis_size(self.sharing.axes))
         refresh = Refresh(self.sharing, sums, scales, curvature, due, update_index, by, turns)
         last, told = refresh.factors(pieces)
         inverses = refresh.inverses(last, told)
         kept_of_norms, of_norms = refresh.of_norms()
         # kn g^2 estimates the mean of the squares of examples' own gradients.
-        of_mean = lax.pmean(sums[DIAGONAL], self.sharing.axes) if DIAGONAL in sums else rest
         squares = jax.tree.map(lambda g: batch_size * jnp.square(g), of_mean)
         found = self._of_rest(rest, of_norms, squares, damping)
         for name, stack in stacks.items():

@@ -99,7 +99,9 @@ class Refresh:
                 if self.curvature:
                     measured.distances[name, key] = distances
         squares = [jnp.sum(jnp.square(x)) for x in gradients.values()]
-        return last, self._told(measured._replace(square=sum(squares)))
+        if squares:
+            measured = measured._replace(square=functools.reduce(jnp.add, squares))
+        return last, self._told(measured)
 
     def inverses(self, last: Any, told: Measured) -> dict[str, dict[str, jax.Array]]:
         """Inverts what this device owns and is due, `[q, rows, d]` by stack and key.
@@ -186,7 +188,7 @@ class Refresh:
         def reduced() -> Float[Array, "q piece"]:
             wire = Wire(self.by.axes, self.by.dtype)
             (total,) = owned.reduce_scatter([pack(jnp.stack(matrices))], [o], wire)
-            return total
+            return total.astype(like.dtype)
 
         scale = self._scale(matrices[0], [layer.name for layer in stack.layers], key)
         total = self._if_any(self._flags(stack, key), reduced, like)
@@ -196,7 +198,7 @@ class Refresh:
         self, flags: Sequence[Bool[Array, ""]] | None, compute: Callable[[], Any], like: Any
     ) -> Any:
         """Computes something where any flag is set, else zeros; without flags always."""
-        if self.turns is None:
+        if flags is None:
             return compute()
         zeros = _zeros(like)
         return self._in_turn(flags, compute, lambda: zeros) if flags else zeros
@@ -262,8 +264,11 @@ class Refresh:
         """Inverts factors of one size, of several stacks, `[q, rows, d]` each."""
         numbers = jnp.concatenate([self._dampings(name, key, told) for name, key in factors])
         if not self.curvature:
-            wholes = self._wholes(factors, last, None)
-            return self._own_rows(factors, lax.map(self._inverse(*factors[0]), (wholes, numbers)))
+            wholes = self._wholes(factors, last, self.turns)
+            found = lax.map(self._inverse(*factors[0]), (wholes, numbers))
+            if self.turns:
+                self.turns.after(found)
+            return self._own_rows(factors, found)
         stacks = [self.by.stacks[name] for name, _ in factors]
         old = [self.curvature[name][key].inverse[0] for name, key in factors]
         own = [self._mine_due(stack, key) for stack, (_, key) in zip(stacks, factors)]
@@ -301,6 +306,7 @@ class Refresh:
             pieces = turns.value(last[name, key]) if turns else last[name, key]
             d = stack.factors[key]
             whole = owned.gather_in_group(pieces, packed_size(d), stack.owner, wire)
+            whole = whole.astype(pieces.dtype)
             if turns:
                 turns.after(whole)
             found.append(unpack(whole, d))

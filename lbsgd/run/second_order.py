@@ -1,5 +1,6 @@
 """How a run makes natural gradients: of which statistics, of which layers, on which devices."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ def build_second_order(
 
     Raises:
       ConfigError: the share of a worker's examples is not a whole number of them, the task does not
-        say how to sample labels, or another key does not go with it.
+        say how to sample labels, or another key does not go with it (`_check`).
     """
     c = config.optimizer
     if c.name != "spngd":
@@ -42,6 +43,7 @@ def build_second_order(
             "allreduce.dtype; leave these as they are (optimizer.statistics_dtype halves what "
             "statistics send)"
         )
+    _check(config)
     layers = {
         name: _with_kind(layer, c.norm_fisher)
         for name, layer in curved_layers(network, found.params, found.batch_stats).items()
@@ -54,6 +56,8 @@ def build_second_order(
         _examples(config),
         config.matmul_precision,
         _sampled_loss(task) if c.fisher == "1mc" else None,
+        # Exchanges have no order in conditions (`lbsgd.workers.collectives.turns`).
+        exchanges=config.batch_norm.synced_workers > 1,
     )
     sharing = Sharing(
         layers,
@@ -71,13 +75,29 @@ def build_second_order(
 def _examples(config: ml_collections.ConfigDict) -> int:
     """Counts the examples of a worker that statistics are of."""
     share, of = config.optimizer.fisher_share, config.worker_batch_size
-    examples = share * of
-    if examples != round(examples) or examples < 1:
+    examples = max(1, round(share * of))
+    if not math.isclose(share * of, examples, rel_tol=1e-4):
         raise ConfigError(
             f"optimizer.fisher_share={share:g} of worker_batch_size={of} is no whole number of "
-            f"examples; take {max(1, round(examples)) / of:g}"
+            f"examples; take {examples / of:g}"
         )
-    return round(examples)
+    return examples
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Checks what does not go together."""
+    c = config.optimizer
+    if c.rate_multipliers and c.weight_rescaling != "none":
+        raise ConfigError(
+            "optimizer.rate_multipliers would move kernels from the norm that optimizer."
+            f"weight_rescaling={c.weight_rescaling!r} holds them to; set that to 'none', or leave "
+            "out the multipliers"
+        )
+    if c.momentum_schedule == "with_rate" and config.learning_rate.warmup != "none":
+        raise ConfigError(
+            "optimizer.momentum_schedule='with_rate' has the momentum at its highest in the first "
+            "update; set learning_rate.warmup='none', or optimizer.momentum_schedule='constant'"
+        )
 
 
 def _sampled_loss(task: Task) -> Callable[..., Any]:

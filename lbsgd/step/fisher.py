@@ -52,6 +52,7 @@ class Fisher(NamedTuple):
       precision: of their products.
       sampled_loss: (outputs, key) -> the loss of labels that are sampled from them, whose gradients
         the statistics are of (`lbsgd.tasks.Task`); None for those of the training loss.
+      exchanges: whether devices exchange something in the pass, as for synced batch norm.
     """
 
     network: Callable[..., Any]
@@ -59,6 +60,7 @@ class Fisher(NamedTuple):
     examples: int
     precision: Any
     sampled_loss: Callable[..., Any] | None = None
+    exchanges: bool = False
 
 
 class Probed(NamedTuple):
@@ -81,7 +83,9 @@ def probed(params: Any, trained: Any, fisher: Fisher, due: Any = None) -> tuple[
     sinks: dict[str, Any] = {**no_statistics(fisher.layers, dtype)}
     if fisher.sampled_loss:
         unruled = jax.tree.map(lambda is_ruled: not is_ruled, ruled(fisher.layers, params))
-        sinks[DIAGONAL] = trained_part(trained_part(params, trained), unruled)
+        if trained is not None:
+            unruled = jax.tree.map(lambda a, b: a and b, unruled, trained)
+        sinks[DIAGONAL] = trained_part(params, unruled)
     if trained is None:
         trained = jax.tree.map(lambda _: True, params)
     are, are_not = (
@@ -117,7 +121,8 @@ def probing(worker: Worker, fisher: Fisher) -> Worker:
             # Its gradient alone is added, and 0 to the loss.
             return found - jax.lax.stop_gradient(found)
 
-        return result._replace(loss=result.loss + _if_any_due(params, sampled, result.loss))
+        more = sampled() if fisher.exchanges else _if_any_due(params, sampled, result.loss)
+        return result._replace(loss=result.loss + more)
 
     return with_taps
 
@@ -141,7 +146,7 @@ def _sampled(sampled_loss: Any, key: Any, outputs: Any, _: Batch, **__: Any) -> 
 def scales(fisher: Fisher, placement: Placement) -> dict[str, dict[str, float]]:
     """Computes what makes averages of the sums of all devices, by layer and key.
 
-    Over examples, of G over positions too.
+    Over examples: over positions the sums of G are averages already, of as many as images have.
     """
     # The gradient that a tap sees is (D / kn) times that of an example's own loss.
     of_gradients = (placement.batch_size / placement.devices) ** 2
@@ -150,7 +155,7 @@ def scales(fisher: Fisher, placement: Placement) -> dict[str, dict[str, float]]:
     def scale(layer: CurvedLayer, key: str) -> float:
         if layer.kind != KRONECKER:
             return of_gradients / examples
-        return 1 / examples if key == "A" else of_gradients / (examples * layer.positions)
+        return 1 / examples if key == "A" else of_gradients / examples
 
     return {
         name: {key: scale(layer, key) for key in _shapes(layer)}
@@ -185,8 +190,9 @@ def _tapped(fisher: Fisher, given: Probed, real: Bool[Array, ""], *args: Any) ->
         rule = rule_of(context.module, inputs[0], y, keywords)
         if not rule:
             return y
-        # Of a norm the caller says which of its rules is meant.
-        rule = rule._replace(layer=fisher.layers[name])
+        # Of a norm the caller says which of its rules is meant. All else is of these images, which
+        # may be smaller than those that the run was planned with.
+        rule = rule._replace(layer=rule.layer._replace(kind=fisher.layers[name].kind))
         return _tap(rule, y, real, given.sinks[name], due[name], fisher)
 
     with nn.intercept_methods(intercept):
@@ -245,7 +251,7 @@ def _kronecker_sums(
         a = jnp.where(real, inputs(), 0)
         return moment(a.reshape(-1, a.shape[-1]))
 
-    return {"A": of_inputs, "G": lambda: moment(g.reshape(-1, g.shape[-1]))}
+    return {"A": of_inputs, "G": lambda: moment(g.reshape(-1, g.shape[-1])) / g.shape[1]}
 
 
 def _of_channels(

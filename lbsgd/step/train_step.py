@@ -4,10 +4,11 @@
     device_gradient    one device: its lanes (vmap) and accumulation steps (scan), summed
     train_step         all devices: shard_map, lax.pmean, and the optimizer's update
 
-The all-reduce stands in `device_gradient`, once, after the accumulation. Each phase is a
-`jax.named_scope`, so that a profile and the compiled program's op names tell which it is:
-`augment`, `forward` and `loss` of the workers, `accumulate`, `all_reduce`, `optimizer`,
-`batch_norm_statistics`, `ema`, `select_finite` and `metrics`.
+The all-reduce stands in `device_gradient`, once, after the accumulation (of natural gradients the
+exchange is `step.second_order`'s). Each phase is a `jax.named_scope`, so that a profile and the
+compiled program's op names tell which it is: `augment`, `forward` and `loss` of the workers,
+`accumulate`, `all_reduce`, `optimizer`, `batch_norm_statistics`, `ema`, `select_finite` and
+`metrics`; of natural gradients also `fisher` and `precondition`.
 """
 
 import functools

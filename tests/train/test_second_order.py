@@ -136,6 +136,14 @@ def test_processes_bring_their_parts_of_a_checkpoint(x64, uninterrupted, tmp_pat
     ("keys", "words"),
     [
         ({"optimizer.fisher_share": 0.3}, "take 0.25"),
+        (
+            {"optimizer.rate_multipliers": {"kernel": 10.0}},
+            "would move kernels from the norm",
+        ),
+        (
+            {"optimizer.momentum_schedule": "with_rate", "learning_rate.warmup": "gradual"},
+            "its highest in the first update",
+        ),
         ({"allreduce.algorithm": "ring"}, "has an exchange of its own"),
         ({"allreduce.dtype": "bfloat16"}, "optimizer.statistics_dtype"),
     ],
@@ -207,6 +215,29 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     assert counts.statistics + counts.gradients == of_pieces
     assert counts.updates == updates * (devices - 1) // devices
     assert counts.inversions == 0
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optimizer.fisher": "1mc", "optimizer.freeze": ("stem*",)},
+        {"optimizer.freeze": ("kernel", "bias")},
+        {"optimizer.statistics_dtype": "bfloat16"},
+    ],
+)
+def test_it_goes_with_what_other_keys_leave_out_or_change(x64, keys):
+    """Frozen parameters, statistics of 16 bits in a run of float64: the step is traced."""
+    plan_run(config_at(2, **keys)).trace()
+
+
+@pytest.mark.long
+def test_images_may_be_smaller_than_the_run_was_planned_with(x64, tmp_path):
+    keys = {"data.augment": "progressive_resizing", "data.augment_options": {"end_epoch": 0.2}}
+    config = config_at(2, **keys)
+    plan = plan_run(config)
+    assert {shape for _, shape in plan.steps_between(0, UPDATES)} != {plan.image_shape}
+    assert train.run(config, tmp_path).complete
+    assert np.isfinite(losses(tmp_path)).all()
 
 
 def test_the_memory_of_a_device_is_planned_for_its_part_of_what_is_kept():
