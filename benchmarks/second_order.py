@@ -28,7 +28,7 @@ KINDS = ("sgd", "all due", "none due")
 
 
 def with_flags(plan, kind: str):
-    """The plan whose statistics are all due, or none, whatever their intervals are."""
+    """Makes a plan whose statistics are all due, or none, whatever their intervals are."""
     if kind == "sgd":
         return plan
     import jax
@@ -47,7 +47,7 @@ def with_flags(plan, kind: str):
 
 
 def imagenet_plan(kind: str, devices: int):
-    """ResNet-50, 32 images a chip."""
+    """Plans ResNet-50 with 32 images a chip."""
     from lbsgd.data.facts import Facts
     from lbsgd.run.config import resolve
     from lbsgd.run.config_file import ConfigFile
@@ -123,12 +123,12 @@ def compile_for(topology: str, kinds: tuple[str, ...]) -> None:
 
 
 def owners_of(plan) -> list:
-    """How the layers of all stacks are shared out."""
+    """Lists how the layers of all stacks are shared out."""
     return [stack.owner for stack in plan.second_order.precondition.sharing.stacks.values()]
 
 
 def inversions(owners) -> dict:
-    """What the loops of a device do, where all is due: operations, and bytes read and written."""
+    """Counts operations and bytes, read and written, of the loops of a device where all is due."""
     flops = byte_count = 0
     for o in owners:
         flops += o.inversion_flops()
@@ -139,7 +139,7 @@ def inversions(owners) -> dict:
 
 
 def results() -> dict:
-    """What is measured so far."""
+    """Reads what is measured so far."""
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
@@ -170,7 +170,7 @@ TIMED = {
 
 
 def cpu_step(name: str, kind: str):
-    """A compiled update, and what it takes."""
+    """Compiles an update, and binds what it takes."""
     import numpy as np
 
     from lbsgd.run.build import build
@@ -217,13 +217,13 @@ def run() -> None:
 
 
 def mean_of(sgd: float, all_due: float, none_due: float) -> float:
-    """The overhead where all are refreshed every tenth update, in percent of SGD."""
+    """Computes the overhead where all are refreshed every tenth update, in percent of SGD."""
     update = all_due / EVERY + none_due * (EVERY - 1) / EVERY
     return 100 * (update / sgd - 1)
 
 
 def table() -> str:
-    """The tables of all results."""
+    """Makes the tables of all results."""
     found = results()
     lines = [
         f"| ResNet-50, {IMAGES} images a chip | | SGD | all due | none due | every {EVERY}th |",
@@ -245,7 +245,7 @@ def table() -> str:
 
 
 def compiled_rows(found: dict) -> list[str]:
-    """The rows of a topology, without its name."""
+    """Makes the rows of a topology, without its name."""
     rows, more = [], found["inversions"]
     for key, unit in (("flops", "GFLOP"), ("bytes", "GB read and written")):
         row = [found[kind][key] + more[key] * (kind == "all due") for kind in KINDS]

@@ -7,7 +7,7 @@ By block Gauss-Jordan elimination: for each block K of indices, with the pivot P
 
 after which M is its inverse. A pivot is a Schur complement of what was definite, and needs no
 search. Products of large matrices are all of its work, in a loop: XLA's own Cholesky and triangular
-solutions for a TPU are a program that grows with the matrix, of hours to compile for a ResNet-50.
+solutions for a TPU are a program that grows with the matrix (of 2,048 rows minutes to compile).
 """
 
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from lbsgd.data.facts import Facts
 from lbsgd.data.image_sizes import ImageSizes, plan_image_sizes
 from lbsgd.data.interface import Interface, interface_of
 from lbsgd.data.mixing import Mixing, mixing_of
-from lbsgd.models.networks import Network, Outline, build_network, outline, parameter_type
+from lbsgd.models.networks import Network, Outline, build_network, outline
 from lbsgd.models.selection import trained_by, trained_part
 from lbsgd.models.unused import explain_unused_batch_norm, reset_unused_batch_norm
 from lbsgd.run import layout
@@ -43,6 +43,7 @@ from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.second_order import build_second_order
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
+from lbsgd.run.worker import bind_worker, build_preprocess
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
@@ -51,10 +52,9 @@ from lbsgd.schedule.timeline import Timeline
 from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
-from lbsgd.step.pixels import normalize
 from lbsgd.step.second_order import SecondOrder
 from lbsgd.step.train_step import TrainState, train_step
-from lbsgd.step.worker import Worker, worker_loss
+from lbsgd.step.worker import Worker
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
 from lbsgd.tasks.task import Task
@@ -328,15 +328,13 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     learning_rate = build_learning_rate(config, timeline, total)
     sizes = timeline.sizes_between(0, total)
     check_shards(config, data.examples, sizes)
-    others = image_sizes.smaller_than(image_shape)
-    check_running_mixup(config, sizes, others)
+    check_running_mixup(config, sizes, image_sizes.smaller_than(image_shape))
     momenta = {size: batch_growth.momentum_of_size(config, size) for size in sizes}
     trained = trained_by(config.optimizer.freeze, found.roles)
     second_order = build_second_order(config, network, found, trained, task, topology.devices)
     rule = rule_of_run(config, found, trained, learning_rate, timeline, momenta)
     steps = config.accumulation_steps or 1
-    exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
-    preprocess = _build_preprocess(config)
+    preprocess = build_preprocess(config)
     mixup = build_running_mixup(config, task, preprocess, image_shape)
     mixed = mixup.shapes if mixup else None
     initial_state = bind_initial_state(config, network, rule, trained, second_order, mixed)
@@ -364,14 +362,10 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         augmentation=augmentation,
         image_sizes=image_sizes,
         preprocess=preprocess,
-        worker=functools.partial(
-            worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
-        ),
+        worker=bind_worker(network, preprocess, task),
         second_order=second_order,
         running_mixup=mixup,
-        gradient_mean=gradient_mean(
-            trained_part(found.params, trained), DEVICE_AXES, topology.devices, **exchange
-        ),
+        gradient_mean=_gradient_mean(config, trained_part(found.params, trained), topology),
         measurements=measurements,
         target=find_target(config.stop_at, task, averaged=bool(config.ema.decay)),
     )
@@ -390,8 +384,9 @@ def _place(
     )
 
 
-def _build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """Binds `step.pixels.normalize`, in the type of the parameters."""
-    return functools.partial(
-        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
-    )
+def _gradient_mean(
+    config: ml_collections.ConfigDict, params: Any, topology: Topology
+) -> Callable[[Any], Any] | None:
+    """Binds the mean over devices of gradients like these parameters; None for `lax.pmean`."""
+    exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
+    return gradient_mean(params, DEVICE_AXES, topology.devices, **exchange)

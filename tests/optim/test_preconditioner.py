@@ -182,7 +182,7 @@ def test_devices_share_out_what_one_does_alone(x64, devices, sampled):
 
 
 def test_devices_invert_together_what_one_does_alone(x64, all_together):
-    """Of one stack the matrices of two groups of two, and of others those of one group of four."""
+    """Shares one stack out to two groups of two devices, and the others to one group of four."""
     gradients, sums = (
         {name: tree[name] for name in KEPT_TOO if name in tree} for tree in drawn(4, 1)
     )

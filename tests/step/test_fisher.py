@@ -128,6 +128,24 @@ def test_statistics_are_those_of_each_examples_gradient(name):
             assert relative(jnp.einsum("nsi,nsj->nij", inputs[name], outputs[name]), whole) < 1e-12
 
 
+@pytest.mark.long
+def test_images_may_be_smaller_than_those_that_layers_were_described_by():
+    """Takes the average of G over as many positions as these images have."""
+    with jax.enable_x64():
+        module, params, stats, images, labels = drawn("odd", 6)
+        planned = network_of(module, 6, images.shape[1:], train=False)
+        small = images[:, :5, :6]
+        network = network_of(module, 6, small.shape[1:], train=False)
+        layers = fisher_of(network, params, stats, 6).layers
+        fisher = fisher_of(planned, params, stats, 6)
+        assert fisher.layers["Conv_0"].positions != layers["Conv_0"].positions
+        _, found, _ = statistics(fisher, params, stats, small, labels)
+        expected, *_ = expected_statistics(network, params, stats, layers, small, labels)
+        for name, of_layer in expected.items():
+            for key, value in of_layer.items():
+                assert relative(found[name][key], value) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("devices", "steps"),
     [

@@ -226,7 +226,7 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     ],
 )
 def test_it_goes_with_what_other_keys_leave_out_or_change(x64, keys):
-    """Frozen parameters, statistics of 16 bits in a run of float64: the step is traced."""
+    """Traces the step, with frozen parameters, and with statistics of 16 bits in a float64 run."""
     plan_run(config_at(2, **keys)).trace()
 
 
@@ -249,7 +249,7 @@ def test_the_memory_of_a_device_is_planned_for_its_part_of_what_is_kept():
 
 
 def test_what_is_not_due_is_left_out():
-    """What reduces statistics is in branches of conditions, and nowhere else."""
+    """Finds what reduces statistics in branches of conditions, and nowhere else."""
     keys = {"model.name": "test_second_order:Small", "batch_size": 64, "dtype": "float32"}
     run = build(config_at(4, **keys))
     compiled = run.program.compile_train_step()

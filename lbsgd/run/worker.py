@@ -1,0 +1,28 @@
+"""Binds what a worker of a run computes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import ml_collections
+
+from lbsgd.models.networks import Network, parameter_type
+from lbsgd.step.pixels import normalize
+from lbsgd.step.worker import Worker, worker_loss
+from lbsgd.tasks.task import Task
+
+
+def build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Binds `step.pixels.normalize`, in the type of the parameters."""
+    return functools.partial(
+        normalize, mean=config.data.mean, std=config.data.std, dtype=parameter_type(config)
+    )
+
+
+def bind_worker(
+    network: Network, preprocess: Callable[[jax.Array], jax.Array], task: Task
+) -> Worker:
+    """Binds `step.worker.worker_loss` for a network and a task."""
+    return functools.partial(
+        worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
+    )
