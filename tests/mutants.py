@@ -102,14 +102,14 @@ MUTANTS = (
         "step/fisher.py",
         "a = jnp.where(real, inputs(), 0)",
         "a = inputs()",
-        ("tests/step/test_fisher.py",),
+        ("tests/step/test_sampled_labels.py",),
     ),
     Mutant(
         "statistics are means over the examples they are of",
         "step/fisher.py",
         "examples = placement.workers * fisher.examples",
         "examples = placement.batch_size",
-        ("tests/step/test_fisher.py", "tests/step/test_sampled_labels.py"),
+        ("tests/step/test_sampled_labels.py",),
     ),
     Mutant(
         "pi shares the damping out between the two factors",

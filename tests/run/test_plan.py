@@ -201,16 +201,9 @@ def test_an_estimate_of_more_lanes_is_no_less_than_what_they_are_traced_to_need(
     assert 2 * sum(few) > 1.25 * sum(many)
 
 
-@pytest.mark.parametrize(
-    "number", [*(pytest.param(n, marks=pytest.mark.long) for n in (8, 256)), 1024]
-)
-@pytest.mark.parametrize(
-    "file",
-    [
-        name if name == "imagenet_goyal.py" else pytest.param(name, marks=pytest.mark.long)
-        for name in IMAGENET
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [8, 256, 1024])
+@pytest.mark.parametrize("file", IMAGENET)
 def test_every_imagenet_config_is_explained_for_any_pod(file, number, no_devices, no_files):
     """Its batch is spread over the devices, as many steps as 80 GiB ask for; no data, no device."""
     keys = {"devices": number, "device_memory_gib": 80.0, "accumulation_steps": 0}

@@ -149,11 +149,8 @@ def test_images_may_be_smaller_than_those_that_layers_were_described_by():
 @pytest.mark.parametrize(
     ("devices", "steps"),
     [
-        (3, 2),
-        *(
-            pytest.param(*p, marks=pytest.mark.long)
-            for p in ((1, 1), (1, 4), (3, 1), (8, 1), (2, 2), (4, 2), (5, 1))
-        ),
+        pytest.param(*p, marks=pytest.mark.long)  # tests/step/test_sampled_labels.py is short
+        for p in ((3, 2), (1, 1), (1, 4), (3, 1), (8, 1), (2, 2), (4, 2), (5, 1))
     ],
 )
 def test_statistics_do_not_depend_on_where_workers_lie(devices, steps):

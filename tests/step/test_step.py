@@ -207,7 +207,7 @@ TOLERANCE = UPDATES * 128 * 18 * EPS
 @pytest.fixture(
     scope="module",
     params=[
-        (1, "within"),
+        pytest.param((1, "within"), marks=pytest.mark.long),
         pytest.param((8, "within"), marks=pytest.mark.long),
         pytest.param((1, "total"), marks=pytest.mark.long),
         (8, "total"),

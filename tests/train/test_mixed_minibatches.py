@@ -62,7 +62,8 @@ def assert_close(found, expected) -> None:
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("stop", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stop", [5, 1])
 def test_a_run_that_is_stopped_resumes_bitwise(x64, on_one_device, tmp_path, stop):
     config = mixed_config(devices=1)
     assert not train.run(config, tmp_path, should_stop=lambda done: done == stop).complete

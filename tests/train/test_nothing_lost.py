@@ -85,9 +85,8 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize(
-    "loss", ["gone", *(pytest.param(x, marks=pytest.mark.long) for x in LOSSES if x != "gone")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("loss", LOSSES)
 def test_an_evaluation_that_fails_at_the_end_loses_nothing(tmp_path, monkeypatch, capsys, loss):
     """An image is lost while the run trains; once it is there again the same command evaluates."""
     config, workdir = config_of(images(tmp_path / "images")), tmp_path / "run"

@@ -25,7 +25,7 @@ QUICK = [(8, 3, 2)]
 
 
 def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
-    """A narrow network and k workers of 2 examples, with all that could depend on the place."""
+    """A small network and k workers of 2 examples, with all that could depend on the place."""
     config = default_config()
     config.update(
         {
@@ -36,7 +36,7 @@ def small_run(workers: int, devices: int, steps: int, **keys: object) -> Run:
             "devices": devices,
             "accumulation_steps": steps,
             "label_smoothing": 0.1,
-            "model": {"name": "cifar_resnet8", "width": 0.25},
+            "model": {"name": "tiny_network:tiny_resnet"},
             "learning_rate": {"reference_batch_size": 16, "warmup_epochs": 0.2},
             "data": {"crop": "padded", "crop_padding": 1, "flip": True},
         }
@@ -131,8 +131,9 @@ def test_natural_gradients_are_the_same_in_every_place(x64, natural_on_one_devic
 )
 def test_workers_with_synced_batch_norm_are_one_larger_worker(x64, devices, steps, group):
     """g workers of n with synced statistics compute what one worker of gn does."""
-    synced = small_run(8, devices, steps, **{"batch_norm.synced_workers": group})
-    merged = small_run(8, 1, 1, worker_batch_size=2 * group)
+    keys = {"model.name": "cifar_resnet8", "model.width": 0.25}  # only our own may be synced
+    synced = small_run(8, devices, steps, **keys, **{"batch_norm.synced_workers": group})
+    merged = small_run(8, 1, 1, **keys, worker_batch_size=2 * group)
     expected, found = train(merged), train(synced)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)

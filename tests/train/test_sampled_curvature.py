@@ -88,6 +88,7 @@ def test_they_train_as_quickly_and_their_first_update_differs_in_the_curvature_a
         assert metrics[-1]["skipped"] == 0
 
 
+@pytest.mark.long
 def test_labels_are_sampled_only_where_a_statistic_is_due(monkeypatch):
     """There is no pass for them between refreshes."""
     passes, sampled = [], fisher._sampled

@@ -220,9 +220,11 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"optimizer.fisher": "1mc", "optimizer.freeze": ("stem*",)},
+        pytest.param(
+            {"optimizer.fisher": "1mc", "optimizer.freeze": ("stem*",)}, marks=pytest.mark.long
+        ),
         {"optimizer.freeze": ("kernel", "bias")},
-        {"optimizer.statistics_dtype": "bfloat16"},
+        pytest.param({"optimizer.statistics_dtype": "bfloat16"}, marks=pytest.mark.long),
     ],
 )
 def test_it_goes_with_what_other_keys_leave_out_or_change(x64, keys):

@@ -107,10 +107,9 @@ def torch_outputs(library, snippet, state, images, dtype):
         return net(torch_resnet.torch.tensor(inputs.transpose(0, 3, 1, 2))).numpy()
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=LONG)])
-@pytest.mark.parametrize(
-    ("dtype", "rtol"), [("float64", 1e-10), pytest.param("float32", None, marks=LONG)]
-)
+@LONG
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-10), ("float32", None)])
 def test_torchvision_and_timm_compute_the_same(name, dtype, rtol, tmp_path):
     model = random_model(name, dtype=dtype, **{"model.num_classes": len(CLASSES) + 2})
     path = exported(TORCHVISION, model, tmp_path, keep_float64=True)
