@@ -102,7 +102,7 @@ def test_where_all_examples_agree_there_is_no_confusion(x64):
     np.testing.assert_allclose(measure(*with_worker(agreeing_worker)), np.ones(PAIRS), rtol=1e-15)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=LONG), 2, pytest.param(3, marks=LONG)])
 def test_opposite_tasks_are_opposite(x64, devices):
     """The cosine is 1 or -1, by the labels of the pair."""
     parts, state = with_worker(opposed_worker, devices)
