@@ -135,8 +135,8 @@ MUTANTS = (
     Mutant(
         "statistics are reduced to those that own them, and not to all",
         "workers/collectives/owned.py",
-        "lax.psum_scatter(tiles, wire.axis, tiled=True).reshape(-1)",
-        "lax.psum(x, wire.axis)[lax.axis_index(wire.axis)]",
+        "lax.psum_scatter(x, wire.axis, tiled=True)",
+        "lax.psum(x, wire.axis).reshape(devices, -1, x.shape[1])[lax.axis_index(wire.axis)]",
         ("tests/train/test_second_order.py",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from lbsgd.optim import stale
 from lbsgd.optim.stale import Intervals
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.ownership import Ownership, share_out
-from lbsgd.workers.collectives.symmetric import packed_size
+from lbsgd.workers.collectives.symmetric import packed_shape
 from lbsgd.workers.placement import DEVICE_AXES
 
 
@@ -24,9 +24,9 @@ class Kept(NamedTuple):
     """Holds one statistic of all layers of a stack, or of a norm.
 
     Attributes:
-      last, before: the values of the last two refreshes; of a factor packed, and in pieces
-        `[D, q, piece]`.
-      inverse: of the last, damped; of a factor rows `[D, q, rows, d]`, those that a device owns.
+      last, before: the values of the last two refreshes; of a factor packed, `[D, q, w, k]`,
+        the rows that a device owns.
+      inverse: of the last, damped; of a factor `[D, q, rows, d]`, likewise.
       intervals: of each layer.
     """
 
@@ -95,9 +95,9 @@ def nothing_kept(
 
 def _of_factor(stack: Stack, key: str, dtype: Any) -> Kept:
     o, d = stack.owner, stack.factors[key]
-    last, before = (
-        jnp.zeros((o.devices, o.per_group, o.piece(packed_size(d))), dtype) for _ in range(2)
-    )
+    rows, columns = packed_shape(d)
+    of_factor = (o.devices, o.per_group, o.rows_of(rows), columns)
+    last, before = (jnp.zeros(of_factor, dtype) for _ in range(2))
     inverse = jnp.zeros((o.devices, o.per_group, stack.rows(key), d), dtype)
     return Kept(last, before, inverse, stale.first_intervals(o.layers))
 
@@ -141,7 +141,7 @@ def from_stored(curvature: Curvature, stacks: Mapping[str, Stack]) -> Any:
       curvature: of numpy arrays.
     """
     return _each_way(
-        curvature, stacks, lambda x, size, owner: owned.in_pieces(x, owner), owned.for_members
+        curvature, stacks, lambda x, _, owner: owned.in_pieces(x, owner), owned.for_members
     )
 
 
@@ -155,8 +155,8 @@ def _each_way(
         if name not in stacks:
             return kept
         stack = stacks[name]
-        size = packed_size(stack.factors[key])
-        last, before = (pieces(x, size, stack.owner) for x in (kept.last, kept.before))
+        rows, _ = packed_shape(stack.factors[key])
+        last, before = (pieces(x, rows, stack.owner) for x in (kept.last, kept.before))
         if key == stack.long:
             inverse = pieces(kept.inverse, stack.owner.long, stack.owner)
         else:

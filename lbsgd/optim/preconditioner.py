@@ -134,10 +134,12 @@ class Preconditioner:
         stacks = self.sharing.stacks
         if not stacks:
             return {}
-        owners = [stack.owner for stack in stacks.values()]
-        matrices = [_matrices(gradient, stack) for stack in stacks.values()]
-        total = owned.reduce_scatter(matrices, owners, Wire(self.sharing.axes))
-        return {name: x / o.devices for name, x, o in zip(stacks, total, owners)}
+        wire = Wire(self.sharing.axes)
+        return {
+            name: owned.reduce_scatter(_matrices(gradient, stack), stack.owner, wire)
+            / stack.owner.devices
+            for name, stack in stacks.items()
+        }
 
     def _without_stacks(self, gradient: Any) -> Any:
         """Leaves out of a tree like the parameters what stacks have."""
@@ -149,18 +151,16 @@ class Preconditioner:
 
     def _products(
         self,
-        pieces: Float[Array, "q piece"],
+        pieces: Float[Array, "q w columns"],
         stack: Stack,
         inverses: Mapping[str, Float[Array, "q rows d"]],
-    ) -> Float[Array, "n long columns"]:
+    ) -> list[Float[Array, "long columns"]]:
         """Multiplies the gradients of a stack by what this device owns of the inverses."""
         o, wire = stack.owner, Wire(self.sharing.axes)
-        whole = owned.gather_in_group(pieces, o.long * o.columns, o, wire)
+        whole = owned.gather_in_group(pieces, o.long, o, wire)
         others = [inverses[key] for key in stack.factors if key != stack.long]
         # Row by row of the longer factor's inverse, of which a device has w.
-        product = jax.vmap(natural.multiplied)(
-            inverses[stack.long], whole.reshape(-1, o.long, o.columns), *others
-        )
+        product = jax.vmap(natural.multiplied)(inverses[stack.long], whole, *others)
         return owned.all_gather(product, o, wire)
 
     def _of_rest(
@@ -177,13 +177,13 @@ class Preconditioner:
         return found
 
 
-def _matrices(gradient: Any, stack: Stack) -> Float[Array, "n size"]:
+def _matrices(gradient: Any, stack: Stack) -> list[Float[Array, "long columns"]]:
     """Takes the gradients of a stack out of a tree like the parameters."""
     matrices = [
         _long_first(stack, natural.matrix_of(layer, natural.arrays_of(gradient, layer)))
         for layer in stack.layers
     ]
-    return jnp.stack([matrix.reshape(-1) for matrix in matrices])
+    return matrices
 
 
 def _long_first(stack: Stack, matrix: Float[Array, "a g"]) -> Float[Array, "long columns"]:
@@ -192,10 +192,10 @@ def _long_first(stack: Stack, matrix: Float[Array, "a g"]) -> Float[Array, "long
 
 
 def _with_matrices(
-    tree: Any, like: Any, stack: Stack, matrices: Float[Array, "n long columns"]
+    tree: Any, like: Any, stack: Stack, matrices: list[Float[Array, "long columns"]]
 ) -> Any:
     """Puts the matrices of a stack's layers into a tree like the parameters."""
-    for layer, matrix in zip(stack.layers, list(matrices)):
+    for layer, matrix in zip(stack.layers, matrices):
         shapes = natural.arrays_of(like, layer)
         arrays = natural.arrays_of_matrix(layer, _long_first(stack, matrix), shapes)
         tree = natural.with_arrays(tree, layer, arrays)

@@ -20,7 +20,7 @@ from lbsgd.optim.stale import Distances
 from lbsgd.workers.collectives import owned
 from lbsgd.workers.collectives.exchange import Wire
 from lbsgd.workers.collectives.ownership import Ownership
-from lbsgd.workers.collectives.symmetric import on_diagonal, pack, packed_size, unpack
+from lbsgd.workers.collectives.symmetric import on_diagonal, pack, packed_shape, unpack
 from lbsgd.workers.collectives.turns import Turns
 
 
@@ -87,7 +87,7 @@ class Refresh:
           gradients: pieces of the stacks' gradients.
 
         Returns:
-          the newest of each in pieces `[q, piece]`, and what all devices know of them.
+          the newest of each in pieces `[q, w, k]`, and what all devices know of them.
         """
         last, measured = {}, Measured({}, {}, jnp.zeros(()))
         for name, stack in self.by.stacks.items():
@@ -177,22 +177,21 @@ class Refresh:
     def _member(self, owner: Ownership) -> Int[Array, ""]:
         return lax.axis_index(self.by.axes) % owner.members
 
-    def _fresh(self, stack: Stack, key: str) -> Float[Array, "q piece"]:
+    def _fresh(self, stack: Stack, key: str) -> Float[Array, "q w k"]:
         """Sums a factor over devices, where it is due."""
         o = stack.owner
         matrices = [self.sums[layer.name][key] for layer in stack.layers]
-        like = jax.ShapeDtypeStruct(
-            (o.per_group, o.piece(packed_size(stack.factors[key]))), matrices[0].dtype
-        )
+        rows, columns = packed_shape(stack.factors[key])
+        like = jax.ShapeDtypeStruct((o.per_group, o.rows_of(rows), columns), matrices[0].dtype)
 
-        def reduced() -> Float[Array, "q piece"]:
+        def reduced() -> Float[Array, "q w k"]:
             wire = Wire(self.by.axes, self.by.dtype)
-            (total,) = owned.reduce_scatter([pack(jnp.stack(matrices))], [o], wire)
+            total = owned.reduce_scatter([pack(x) for x in matrices], o, wire)
             return total.astype(like.dtype)
 
         scale = self._scale(matrices[0], [layer.name for layer in stack.layers], key)
         total = self._if_any(self._flags(stack, key), reduced, like)
-        return total * self._mine(scale, o)[:, None]
+        return total * self._mine(scale, o)[:, None, None]
 
     def _if_any(
         self, flags: Sequence[Bool[Array, ""]] | None, compute: Callable[[], Any], like: Any
@@ -215,20 +214,20 @@ class Refresh:
         self.turns.after(found)
         return found
 
-    def _taken(self, name: str, key: str, fresh: Float[Array, "q piece"]) -> tuple[Any, Any, Any]:
+    def _taken(self, name: str, key: str, fresh: Float[Array, "q w k"]) -> tuple[Any, Any, Any]:
         """Gives the newest of a factor, and of its pieces the trace and the distances."""
         stack = self.by.stacks[name]
         o, d = stack.owner, stack.factors[key]
-        piece = fresh.shape[1]
-        index = self._member(o) * piece + jnp.arange(piece, dtype=jnp.int32)
+        rows = fresh.shape[1]
+        index = self._member(o) * rows + jnp.arange(rows, dtype=jnp.int32)
         diagonal = on_diagonal(index, d)[None]
         last, distances = fresh, None
         if self.curvature:
             old = self.curvature[name][key]
             weights = jnp.where(diagonal, 1, 2).astype(fresh.dtype)
             distances = _distances(fresh, old.last[0], old.before[0], weights)
-            last = jnp.where(self._mine_due(stack, key)[:, None], fresh, old.last[0])
-        return last, jnp.sum(jnp.where(diagonal, last, 0), axis=1), distances
+            last = jnp.where(self._mine_due(stack, key)[:, None, None], fresh, old.last[0])
+        return last, jnp.sum(jnp.where(diagonal, last, 0), axis=(1, 2)), distances
 
     def _mine_due(self, stack: Stack, key: str) -> Bool[Array, " q"]:
         return self._mine(jnp.stack(self._flags(stack, key) or []), stack.owner)
@@ -305,7 +304,7 @@ class Refresh:
             stack = self.by.stacks[name]
             pieces = turns.value(last[name, key]) if turns else last[name, key]
             d = stack.factors[key]
-            whole = owned.gather_in_group(pieces, packed_size(d), stack.owner, wire)
+            whole = owned.gather_in_group(pieces, packed_shape(d)[0], stack.owner, wire)
             whole = whole.astype(pieces.dtype)
             if turns:
                 turns.after(whole)
@@ -354,7 +353,7 @@ class Refresh:
     ) -> Kept:
         assert self.curvature
         old, due = self.curvature[name][key], self._mine_due(self.by.stacks[name], key)
-        before = jnp.where(due[:, None], old.last[0], old.before[0])
+        before = jnp.where(due[:, None, None], old.last[0], old.before[0])
         intervals = stale.advanced(
             old.intervals, told.distances[name, key], self.index, self.by.threshold
         )

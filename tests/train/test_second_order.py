@@ -21,8 +21,7 @@ from lbsgd.run.config import resolve
 from lbsgd.run.fitting import curvature_bytes
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system.errors import ConfigError
-from lbsgd.workers.collectives.ownership import scattered_size, sent
-from lbsgd.workers.collectives.symmetric import packed_size
+from lbsgd.workers.collectives.ownership import sent
 
 ROOT = pathlib.Path(__file__).parents[2]
 UPDATES = 9
@@ -166,6 +165,13 @@ class Small(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
+def numbers_owned(owners) -> tuple[list[int], list[int]]:
+    """Counts what a device has of each stack's gradients, and of its factors, one after another."""
+    gradients = [o.per_group * -(-o.long // o.members) * o.columns for o in owners]
+    packed = [(o, 2 * -(-d // 2)) for o in owners for d in (o.long, o.short)]
+    return gradients, [o.per_group * -(-(d + 1) // o.members) * (d // 2) for o, d in packed]
+
+
 @pytest.mark.parametrize(
     "model", ["test_second_order:Small", pytest.param("cifar_resnet8", marks=pytest.mark.long)]
 )
@@ -190,19 +196,13 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     assert {computation for each in found.values() for computation, _ in each} == {"ENTRY"}
     total = {kind: sum(size for _, size in each) for kind, each in found.items()}
     owners = [stack.owner for stack in sharing.stacks.values()]
-    # What a device then has of a layer's gradient, and of both factors.
-    pieces = [
-        o.per_group
-        * sum(o.piece(n) for n in (o.long * o.columns, *map(packed_size, (o.long, o.short))))
-        for o in owners
-    ]
-    # Gradients in one, each factor in its own, in whole tiles of 1,024 numbers.
-    factors = [o.per_group * o.piece(packed_size(d)) for o in owners for d in (o.long, o.short)]
-    gradients = sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
-    tiles = [-(-size // 1024) for size in (gradients, *factors)]
-    assert total["reduce-scatter"] == number * 1024 * sum(tiles)
-    within = sum(o.members * piece for o, piece in zip(owners, pieces) if o.members > 1)
-    updates = sum(devices * o.per_group * o.width * o.columns for o in owners)
+    gradients, statistics = numbers_owned(owners)
+    assert total["reduce-scatter"] == number * sum(gradients + statistics)
+    # Those of the factors, and for their products those of gradients.
+    members = [o.members for o in owners]
+    pieces = [x + a + g for x, a, g in zip(gradients, statistics[::2], statistics[1::2])]
+    within = sum(m * piece for m, piece in zip(members, pieces) if m > 1)
+    updates = devices * sum(gradients)
     # The traces of both factors, and a square.
     told = devices * (2 * sum(o.per_group for o in owners) + 1)
     assert total["all-gather"] == number * (within + updates + told)
@@ -210,9 +210,8 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     stats = sum(x.size for x in jax.tree.leaves(state.batch_stats))
     assert total["all-reduce"] == number * (norms + stats + 2)  # and loss and error
     counts = sent(owners)
-    in_groups = sum((o.members - 1) * piece for o, piece in zip(owners, pieces))
-    of_pieces = (devices - 1) * 1024 * sum(tiles) + in_groups
-    assert counts.statistics + counts.gradients == of_pieces
+    in_groups = sum((m - 1) * piece for m, piece in zip(members, pieces))
+    assert counts.statistics + counts.gradients == (devices - 1) * sum(pieces) + in_groups
     assert counts.updates == updates * (devices - 1) // devices
     assert counts.inversions == 0
 
@@ -263,9 +262,8 @@ def test_what_is_not_due_is_left_out():
     stacks = run.plan.second_order.precondition.sharing.stacks.values()
     owners = [stack.owner for stack in stacks]
     always = [size for name, size in collectives(compiled, "reduce-scatter") if name == "ENTRY"]
-    gradients = sum(o.per_group * o.piece(o.long * o.columns) for o in owners)
-    assert sum(always) == 4 * scattered_size(gradients)
+    gradients, statistics = numbers_owned(owners)
+    assert sum(always) == 4 * sum(gradients)
     in_branches = {n: size for n, size in collectives(compiled, "reduce-scatter") if n != "ENTRY"}
-    statistics = [o.per_group * o.piece(packed_size(d)) for o in owners for d in (o.long, o.short)]
-    assert sum(in_branches.values()) == 4 * sum(map(scattered_size, statistics))
+    assert sum(in_branches.values()) == 4 * sum(statistics)
     assert in_branches.keys() <= branches

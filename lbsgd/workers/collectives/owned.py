@@ -1,7 +1,7 @@
 """Moves what belongs to layers to the devices that own them, and back, within `jax.shard_map`.
 
-A stack of n layers is an array `[n, size]` on every device. Its owners have pieces of it,
-`[q, piece]`: of the q layers of its group a member has the same part of each.
+What belongs to a layer is a matrix, of which a device owns some rows: of the q layers of its group
+a member has the same part of each, `[q, w, columns]`.
 """
 
 import functools
@@ -15,46 +15,58 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from lbsgd.workers.collectives.exchange import Wire
-from lbsgd.workers.collectives.ownership import TILE, Ownership, scattered_size
+from lbsgd.workers.collectives.ownership import Ownership
 
 
 def reduce_scatter(
-    stacks: Sequence[jax.Array], owners: Sequence[Ownership], wire: Wire
-) -> list[jax.Array]:
-    """Sums stacks `[n, size]` over devices in one exchange, pieces `[q, piece]` to their owners."""
-    pieces = [jnp.asarray(in_pieces(x, owner)) for x, owner in zip(stacks, owners)]
-    devices = owners[0].devices
+    layers: Sequence[Float[Array, "rows columns"]], owner: Ownership, wire: Wire
+) -> Float[Array, "q w columns"]:
+    """Sums the matrices of a stack over devices, to each the rows that it owns."""
+    o, rows = owner, layers[0].shape[0]
+    missing = o.members * o.rows_of(rows) - rows
+    padded = [jnp.pad(x, ((0, missing), (0, 0))) for x in layers]
+    nothing = jnp.zeros_like(padded[0])
+    padded += [nothing] * (o.groups * o.per_group - o.layers)
+    # The first layers of all groups, the second, ...: each is the rows of all devices, in order.
+    slots = [jnp.concatenate(padded[i :: o.per_group]) for i in range(o.per_group)]
+    return jnp.stack([_summed(x, o.devices, wire) for x in slots])
+
+
+def _summed(
+    x: Float[Array, "all_rows columns"], devices: int, wire: Wire
+) -> Float[Array, "w columns"]:
+    """Gives each device the sum of its rows."""
     if devices == 1:
-        return [x[0] for x in pieces]
-    flat = jnp.concatenate([x.reshape(devices, -1) for x in pieces], axis=1)
-    total = _scattered_sum(flat, wire)
-    ends = np.cumsum([x[0].size for x in pieces])
-    parts = jnp.split(total[: ends[-1]], ends[:-1])
-    return [part.reshape(x.shape[1:]) for part, x in zip(parts, pieces)]
-
-
-def _scattered_sum(x: Float[Array, "devices size"], wire: Wire) -> Float[Array, " padded"]:
-    """Gives each device its own row's sum."""
+        return x
     if wire.dtype is None:
-        # Of all other shapes XLA for a TPU makes an all-reduce, which sends twice as much.
-        missing = scattered_size(x.shape[1]) - x.shape[1]
-        tiles = jnp.pad(x, ((0, 0), (0, missing))).reshape(-1, TILE[1])
-        return lax.psum_scatter(tiles, wire.axis, tiled=True).reshape(-1)
+        return lax.psum_scatter(x, wire.axis, tiled=True)
     # By all-to-all, for the backend's reduce-scatter would add in 16 bits.
-    arrived = lax.all_to_all(wire.pack(x), wire.axis, 0, 0)
+    by_device = wire.pack(x).reshape(devices, -1, x.shape[1])
+    arrived = lax.all_to_all(by_device, wire.axis, 0, 0)
     # One by one: XLA on a CPU takes 80 times as long for jnp.sum over the first axis.
     return functools.reduce(jnp.add, list(wire.unpack(arrived)))
 
 
 def gather_in_group(
-    x: Float[Array, "q piece"], size: int, owner: Ownership, wire: Wire
-) -> Float[Array, "q size"]:
-    """Puts the members' pieces together, so that each has the whole of its group's layers."""
+    x: Float[Array, "q w columns"], rows: int, owner: Ownership, wire: Wire
+) -> Float[Array, "q rows columns"]:
+    """Puts the members' rows together, so that each has the whole of its group's layers."""
     if owner.members == 1:
-        return wire.unpack(wire.pack(x))[:, :size]
+        return wire.unpack(wire.pack(x))[:, :rows]
     parts = lax.all_gather(wire.pack(x), wire.axis, axis_index_groups=owner.device_groups)
     whole = jnp.swapaxes(wire.unpack(parts), 0, 1)
-    return whole.reshape(owner.per_group, -1)[:, :size]
+    return whole.reshape(owner.per_group, -1, x.shape[2])[:, :rows]
+
+
+def all_gather(
+    x: Float[Array, "q w columns"], owner: Ownership, wire: Wire
+) -> list[Float[Array, "long columns"]]:
+    """Gives all devices the matrices of a stack, of whose rows each has those that it owns."""
+    o, slots = owner, list(x)
+    if o.devices > 1:
+        slots = [lax.all_gather(rows, wire.axis, tiled=True) for rows in slots]
+    of_groups = [rows.reshape(o.groups, -1, x.shape[2])[:, : o.long] for rows in slots]
+    return [of_groups[i % o.per_group][i // o.per_group] for i in range(o.layers)]
 
 
 def rows_of_member(
@@ -72,34 +84,26 @@ def psum_in_group(x: Float[Array, "*shape"], owner: Ownership, axes: Any) -> Flo
     return total
 
 
-def all_gather(
-    x: Float[Array, "q w columns"], owner: Ownership, wire: Wire
-) -> Float[Array, "n long columns"]:
-    """Gives all devices the rows of each layer that its owners have, w each."""
-    every = x[None] if owner.devices == 1 else lax.all_gather(x, wire.axis)
-    return jnp.asarray(from_pieces(every, owner.long, owner))
-
-
 def in_pieces(
-    x: Shaped[Array | np.ndarray, "n size *rest"], owner: Ownership
-) -> Shaped[Array | np.ndarray, "devices q piece *rest"]:
+    x: Shaped[Array | np.ndarray, "n rows columns"], owner: Ownership
+) -> Shaped[Array | np.ndarray, "devices q w columns"]:
     """Cuts a stack into what each device owns of it; of numpy arrays makes numpy arrays."""
-    count, size, *rest = x.shape
-    short = (owner.groups * owner.per_group - count, owner.members * owner.piece(size) - size)
+    count, rows, columns = x.shape
+    o, w = owner, owner.rows_of(x.shape[1])
     library = jnp if isinstance(x, jax.Array) else np
-    x = library.pad(x, (*((0, n) for n in short), *((0, 0) for _ in rest)))
-    x = x.reshape(owner.groups, owner.per_group, owner.members, -1, *rest).swapaxes(1, 2)
-    return x.reshape(owner.devices, owner.per_group, -1, *rest)
+    x = library.pad(x, ((0, o.groups * o.per_group - count), (0, o.members * w - rows), (0, 0)))
+    x = x.reshape(o.groups, o.per_group, o.members, w, columns).swapaxes(1, 2)
+    return x.reshape(o.devices, o.per_group, w, columns)
 
 
 def from_pieces(
-    x: Shaped[Array | np.ndarray, "devices q piece *rest"], size: int, owner: Ownership
-) -> Shaped[Array | np.ndarray, "n size *rest"]:
-    """Puts together what `in_pieces` cuts."""
-    _, per_group, piece, *rest = x.shape
-    x = x.reshape(owner.groups, owner.members, per_group, piece, *rest).swapaxes(1, 2)
-    x = x.reshape(owner.groups * per_group, owner.members * piece, *rest)
-    return x[: owner.layers, :size]
+    x: Shaped[Array | np.ndarray, "devices q w columns"], rows: int, owner: Ownership
+) -> Shaped[Array | np.ndarray, "n rows columns"]:
+    """Puts together what `in_pieces` cuts; of numpy arrays makes numpy arrays."""
+    _, per_group, w, columns = x.shape
+    x = x.reshape(owner.groups, owner.members, per_group, w, columns).swapaxes(1, 2)
+    x = x.reshape(owner.groups * per_group, owner.members * w, columns)
+    return x[: owner.layers, :rows]
 
 
 def for_members(

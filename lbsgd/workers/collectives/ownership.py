@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lbsgd.workers.collectives.symmetric import packed_size
+from lbsgd.workers.collectives.symmetric import packed_shape
 
 # The largest factor that one device inverts. To invert together costs 2 d^2 numbers to be sent,
 # which takes longer than it saves where d is some thousands or less.
 ALONE = 2304
-# What a reduce-scatter gives a device is whole tiles of a TPU's memory.
-TILE = (8, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Ownership:
     @property
     def width(self) -> int:
         """Rows of the longer factor's inverse that a member owns, w."""
-        return -(-self.long // self.members)
+        return self.rows_of(self.long)
 
     @property
     def inverts_together(self) -> bool:
@@ -71,9 +69,9 @@ class Ownership:
         """Lists the devices of each group, as JAX's collectives take them."""
         return np.arange(self.devices).reshape(self.groups, self.members).tolist()
 
-    def piece(self, size: int) -> int:
-        """Counts the numbers that a member holds of an array of `size` of a layer."""
-        return -(-size // self.members)
+    def rows_of(self, rows: int) -> int:
+        """Counts the rows that a member has of a layer's matrix of so many."""
+        return -(-rows // self.members)
 
     def inversion_flops(self) -> int:
         """Counts the operations of a device to invert the factors of what it owns, once."""
@@ -136,24 +134,17 @@ class Sent(NamedTuple):
 
 def sent(owners: Sequence[Ownership]) -> Sent:
     """Counts what a device sends for all stacks."""
-    statistics = inversions = in_groups = updates = of_gradients = 0
+    statistics = inversions = gradients = updates = 0
     others = owners[0].devices - 1
     for o in owners:
         for d in (o.long, o.short):
-            size = o.per_group * o.piece(packed_size(d))
-            statistics += others * scattered_size(size) + (o.members - 1) * size
+            rows, columns = packed_shape(d)
+            size = o.per_group * o.rows_of(rows) * columns
+            statistics += (others + o.members - 1) * size
         if o.inverts_together:
             # Each row of the matrix once, to all members.
             inversions += 2 * (o.members - 1) * -(-(o.long**2) // o.members) * o.per_group
-        size = o.per_group * o.piece(o.long * o.columns)
-        of_gradients += size
-        in_groups += (o.members - 1) * size
-        updates += others * o.per_group * o.width * o.columns
-    gradients = others * scattered_size(of_gradients) + in_groups
+        size = o.per_group * o.width * o.columns
+        gradients += (others + o.members - 1) * size
+        updates += others * size
     return Sent(statistics, inversions, gradients, updates)
-
-
-def scattered_size(size: int) -> int:
-    """Counts the numbers of a reduce-scatter that gives a device so many."""
-    tile = TILE[0] * TILE[1]
-    return -(-size // tile) * tile

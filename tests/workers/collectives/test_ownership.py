@@ -23,13 +23,13 @@ def owners(devices):
 @pytest.mark.parametrize(("layers", "size"), [(1, 7), (3, 8), (5, 5), (9, 2)])
 def test_each_number_of_a_stack_is_owned_once_and_comes_back(devices, layers, size):
     owner = share_out(layers, (size, 2), devices)
-    x = 1 + np.arange(layers * size, dtype=np.float32).reshape(layers, size)
+    x = 1 + np.arange(layers * size * 2, dtype=np.float32).reshape(layers, size, 2)
     pieces = owned.in_pieces(x, owner)
-    assert pieces.shape == (devices, owner.per_group, owner.piece(size))
+    assert pieces.shape == (devices, owner.per_group, owner.width, 2)
     np.testing.assert_array_equal(np.sort(pieces[pieces > 0]), x.reshape(-1))
     np.testing.assert_array_equal(owned.from_pieces(pieces, size, owner), x)
     whole = owned.for_members(x, owner)
-    assert whole.shape == (devices, owner.per_group, size)
+    assert whole.shape == (devices, owner.per_group, size, 2)
     np.testing.assert_array_equal(owned.from_members(whole, owner), x)
 
 
