@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 LONGEST_COMMIT = 72
 # How long a process that has found a mistake waits for the others to find it too.
 LEAVE_SECONDS = 5.0
-# Of an array that is gathered, at a time.
-GATHERED_BYTES = 2**26
+# Of what is gathered or broadcast, at a time: no device need have room for the whole.
+PART_BYTES = 2**26
 
 
 def is_first() -> bool:
@@ -39,13 +39,28 @@ def from_process_0(tree: Any) -> Any:
     if jax.process_count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    mine = is_first()
+    found = [np.asarray(x, order="C") if mine else np.empty(x.shape, x.dtype) for x in leaves]
     # As bytes, because JAX broadcasts by summing with zeros, and -0.0 + 0.0 is 0.0.
-    flat = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves])
-    flat = np.asarray(multihost_utils.broadcast_one_to_all(flat))
-    ends = np.cumsum([x.nbytes for x in leaves])
-    parts = np.split(flat, ends[:-1])
-    leaves = [p.view(x.dtype).reshape(x.shape) for p, x in zip(parts, leaves)]
-    return jax.tree.unflatten(structure, leaves)
+    rest = [x.reshape(-1).view(np.uint8) for x in found]
+    while rest:
+        part, rest = _first_part(rest)
+        arrived = np.asarray(multihost_utils.broadcast_one_to_all(np.concatenate(part)))
+        if not mine:
+            for x, values in zip(part, np.split(arrived, np.cumsum([x.size for x in part[:-1]]))):
+                x[:] = values
+    return jax.tree.unflatten(structure, found)
+
+
+def _first_part(rest: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Splits arrays of bytes into the first `PART_BYTES` of them, and what comes behind."""
+    part, room = [], PART_BYTES
+    for i, x in enumerate(rest):
+        part.append(x[:room])
+        if x.size > room:
+            return part, [x[room:], *rest[i + 1 :]]
+        room -= x.size
+    return part, []
 
 
 def onto_devices(tree: Any, like: Any) -> Any:
@@ -76,7 +91,7 @@ def gathered(x: jax.Array, replicated: jax.sharding.Sharding) -> np.ndarray:
     # Part by part, for no device need have room for the whole.
     axis = max(range(x.ndim), key=lambda i: x.shape[i] // x.sharding.shard_shape(x.shape)[i])
     count = x.shape[axis]
-    rows = min(count, max(1, GATHERED_BYTES * count // max(x.nbytes, 1)))
+    rows = min(count, max(1, PART_BYTES * count // max(x.nbytes, 1)))
     take = jax.jit(
         lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows, axis),
         out_shardings=replicated,
