@@ -99,10 +99,11 @@ def _explain_own(c: ml_collections.ConfigDict, roles: PyTree[Role]) -> str:
     return f"{c.name.upper()}, {momentum}; {decay}{trust}"
 
 
-def explain_sharing(sharing: Sharing, itemsize: int) -> list[str]:
+def explain_sharing(sharing: Sharing, parameters: int, itemsize: int) -> list[str]:
     """Explains which layers natural gradients are made of, and how devices share them out.
 
     Args:
+      parameters: numbers of those that are trained.
       itemsize: bytes of a number.
     """
     stacks = sharing.stacks.values()
@@ -111,15 +112,21 @@ def explain_sharing(sharing: Sharing, itemsize: int) -> list[str]:
     line = f"natural gradient: {pluralize(layers, 'layer')} of {pluralize(len(owners), 'shape')}"
     if sharing.norms:
         line += f" by factors, {pluralize(len(sharing.norms), 'norm')} by channel"
-    if not owners or owners[0].devices == 1:
+    devices = owners[0].devices if owners else 1
+    if devices == 1:
         return [line]
     counts = sent(owners)
-    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize)
-    of_statistics += counts.inversions * itemsize
+    # What no factors are for, and the statistics of norms, cross by an all-reduce.
+    others = parameters - sum(o.layers * o.long * o.columns for o in owners)
+    of_norms = sum(3 * layer.outputs for layer in sharing.norms.values())
+    ring = 2 * (devices - 1) / devices
+    gradients = counts.gradients + round(ring * others)
+    norms = counts.inversions + round(ring * of_norms)
+    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize) + norms * itemsize
     return [
-        f"{line}; {pluralize(owners[0].devices, 'device')} share out the inversion with a balance "
+        f"{line}; {pluralize(devices, 'device')} share out the inversion with a balance "
         f"of {balance(owners):.0%}",
-        f"natural gradient: a device sends {_megabytes(counts.gradients * itemsize)} of gradients "
+        f"natural gradient: a device sends {_megabytes(gradients * itemsize)} of gradients "
         f"and {_megabytes(counts.updates * itemsize)} of updates, and "
         f"{_megabytes(of_statistics)} of statistics where all are due",
     ]

@@ -1,6 +1,7 @@
 """Explains how each number of a run follows from its config, for people to read."""
 
 import dataclasses
+import math
 import operator
 
 import jax
@@ -135,8 +136,9 @@ def explain(plan: Plan) -> list[str]:
 def _explain_sharing(plan: Plan) -> list[str]:
     if plan.second_order is None:
         return []
-    itemsize = jax.tree.leaves(plan.state_shapes.params)[0].dtype.itemsize
-    lines = explain_sharing(plan.second_order.precondition.sharing, itemsize)
+    trained = jax.tree.leaves(trained_part(plan.state_shapes.params, plan.trained))
+    numbers, itemsize = sum(math.prod(x.shape) for x in trained), trained[0].dtype.itemsize
+    lines = explain_sharing(plan.second_order.precondition.sharing, numbers, itemsize)
     if plan.is_spread:
         lines.append(
             "checkpoints: by updates, epochs or examples, and not by the clock, for processes have "

@@ -16,11 +16,13 @@ from hanging import HANG_SECONDS
 from lbsgd import train
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.models.normalization import BatchNorm
+from lbsgd.optim.explain import explain_sharing
 from lbsgd.run.build import build, plan_run
 from lbsgd.run.config import resolve
 from lbsgd.run.fitting import curvature_bytes
 from lbsgd.run.record.metrics import read_metrics
 from lbsgd.system.errors import ConfigError
+from lbsgd.system.text import decimal
 from lbsgd.workers.collectives.ownership import sent
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -214,6 +216,16 @@ def test_what_is_exchanged_crosses_once_and_outside_of_the_accumulation(model):
     assert counts.statistics + counts.gradients == (devices - 1) * sum(pieces) + in_groups
     assert counts.updates == updates * (devices - 1) // devices
     assert counts.inversions == 0
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    _, said = explain_sharing(sharing, parameters, number)
+    around = 2 * (devices - 1) / devices  # what a device sends in a ring's all-reduce
+    of_norms = sum(layer.outputs for layer in sharing.norms.values())
+    for numbers, what in (
+        (counts.gradients + around * 2 * of_norms, "of gradients"),
+        (counts.updates, "of updates"),
+        (counts.statistics + around * 3 * of_norms, "of statistics"),
+    ):
+        assert f"{decimal(number * round(numbers) / 1e6)} MB {what}" in said
 
 
 @pytest.mark.parametrize(
