@@ -52,6 +52,10 @@ From where the rest is:
                   mean colour for the mean image, also in erased boxes; no label smoothing; kernels
                   by He's rule; where an epoch of a rate is between two updates, the nearest; and
                   bfloat16 and what else configs/imagenet_goyal.py lists
+    not the code  batch norm by 2x2 of each channel, as the papers have it; the code has the whole
+                  matrix (--config.optimizer.norm_fisher=full). Boxes are erased before images are
+                  mixed, so that the image before shows through; the code erases what is mixed. The
+                  first convolution has no bias
 """
 
 from typing import NamedTuple

@@ -124,8 +124,8 @@ def explain_sharing(sharing: Sharing, parameters: int, itemsize: int) -> list[st
     norms = counts.inversions + round(ring * of_norms)
     of_statistics = counts.statistics * (2 if sharing.dtype else itemsize) + norms * itemsize
     return [
-        f"{line}; {pluralize(devices, 'device')} share out the inversion with a balance "
-        f"of {balance(owners):.0%}",
+        f"{line}; of the inversions each of {pluralize(devices, 'device')} does "
+        f"{decimal(100 / devices / balance(owners))}% of what one alone would",
         f"natural gradient: a device sends {_megabytes(gradients * itemsize)} of gradients "
         f"and {_megabytes(counts.updates * itemsize)} of updates, and "
         f"{_megabytes(of_statistics)} of statistics where all are due",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lbsgd.step.fisher import Fisher, probed, probing, scales, with_lanes
@@ -67,6 +68,12 @@ class SecondOrder(NamedTuple):
 
     fisher: Fisher
     precondition: Preconditions
+
+
+def refreshed_percent(second_order: SecondOrder, numbers: Numbers, curvature: Any) -> jax.Array:
+    """Computes how many of all statistics an update refreshes, in percent of their number."""
+    flags = jax.tree.leaves(second_order.precondition.due(curvature, numbers.update_index))
+    return 100 * jnp.mean(jnp.stack(flags).astype(jnp.float32))
 
 
 def natural_gradient(

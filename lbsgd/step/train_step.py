@@ -34,7 +34,7 @@ from lbsgd.step.reduction import (
     sum_over_steps,
 )
 from lbsgd.step.running_mixup import Mixed
-from lbsgd.step.second_order import SecondOrder, natural_gradient
+from lbsgd.step.second_order import SecondOrder, natural_gradient, refreshed_percent
 from lbsgd.step.worker import Batch, Worker, WorkerResult, gradient_of, with_distance
 from lbsgd.workers.placement import Placement
 
@@ -295,6 +295,9 @@ def train_step(
         metrics["train_loss"] = result.loss
         metrics["gradient_norm"] = optax.tree.norm(gradients) if norm is None else norm
         metrics["skipped"] = after.skipped
+        if second_order and state.curvature:
+            refreshed = refreshed_percent(second_order, numbers, state.curvature)
+            metrics["statistics_refreshed_percent"] = refreshed
         # Of the changes as the optimizer made them, also where they were not taken: to see why.
         if statistics:
             metrics["layers"] = statistics(gradients, before, changes, after.opt_state)

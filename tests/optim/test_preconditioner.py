@@ -14,6 +14,8 @@ from lbsgd.optim.kept import stacks_of
 from lbsgd.optim.natural import scale_by_natural_gradient
 from lbsgd.optim.preconditioner import Preconditioner
 from lbsgd.optim.refresh import Sharing
+from lbsgd.step.numbers import Numbers
+from lbsgd.step.second_order import SecondOrder, refreshed_percent
 from lbsgd.workers.collectives import ownership
 
 KN, DAMPING, OF_NORMS = 24, 0.02, 16.0
@@ -243,3 +245,17 @@ def test_what_is_kept_is_of_no_number_of_devices(x64, devices, names):
     made = preconditioner(devices, 0.2, names)
     again = made.stored(made.from_stored(state))
     jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_how_many_statistics_are_refreshed_is_told(x64):
+    made = preconditioner(1, 0.3, KEPT)
+    curvature = jax.tree.map(jnp.asarray, made.from_stored(made.init(jnp.float64)))
+    told = functools.partial(
+        refreshed_percent, SecondOrder(None, made), Numbers(update_index=jnp.int32(3))
+    )
+    assert told(curvature) == 100
+    # Of A and G of two layers and F of a norm, one.
+    kept = curvature["7x4"]["A"]
+    later = kept.intervals._replace(due_at=jnp.array([3, 4], jnp.int32))
+    curvature["7x4"]["A"] = kept._replace(intervals=later)
+    assert told(curvature) == 80

@@ -104,12 +104,14 @@ def test_labels_are_sampled_only_where_a_statistic_is_due(monkeypatch):
     made, expected = [], []
     for update, batch in enumerate(run.feed.train_batches().between(0, UPDATES)):
         kept = jax.tree.leaves(state.curvature, is_leaf=lambda x: isinstance(x, Intervals))
-        due = [int(x.due_at.min()) <= update for x in kept if isinstance(x, Intervals)]
-        state, _ = step(state, batch, run.program.numbers.at(update))
+        due = np.concatenate([x.due_at for x in kept if isinstance(x, Intervals)]) <= update
+        state, metrics = step(state, batch, run.program.numbers.at(update))
         jax.block_until_ready(state)
         jax.effects_barrier()
         made.append(bool(passes))
-        expected.append(any(due))
+        expected.append(bool(due.any()))
+        told = metrics["statistics_refreshed_percent"]
+        assert told == pytest.approx(100 * due.mean(), rel=1e-6)
         passes.clear()
     assert made == expected
     assert 2 < sum(made) < UPDATES

@@ -287,8 +287,13 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(whole_run, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_stopped_before_its_first_update_has_a_checkpoint(whole_run, tmp_path):
+def test_a_run_stopped_before_its_first_update_has_a_checkpoint(whole_run, tmp_path, capsys):
     outcome = train.run(tiny_config(), tmp_path, should_stop=lambda done: True)
+    said = capsys.readouterr().out
+    assert "stopped after update 0 of 12; the same command resumes it" in said
+    # There is nothing to draw.
+    assert "curves.png" not in said
+    assert not (tmp_path / "curves.png").exists()
     assert (outcome.updates, outcome.complete) == (0, False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
     assert train.run(tiny_config(), tmp_path).complete

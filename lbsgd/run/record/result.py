@@ -103,7 +103,10 @@ def finish(
         return Outcome(done, complete, None)
     lines, damage = read_whole_lines(folder.metrics)
     final = final_value(lines, plan.timeline, _headline(plan))
-    undrawn = curves.draw(lines, folder.curves, _title(plan), _schedule(plan, done), plan.task)
+    undrawn = ""
+    if done:
+        schedule = _schedule(plan, done)
+        undrawn = curves.draw(lines, folder.curves, _title(plan), schedule, plan.task)
     unwritten = _write(plan, folder, done, complete, lines)
     for problem in filter(None, (damage, undrawn, unwritten)):
         progress.line(problem)
@@ -130,7 +133,7 @@ def finish(
         ("metrics", folder.metrics),
         ("picture", folder.curves),
     ):
-        if not (name == "picture" and undrawn):
+        if name != "picture" or (done and not undrawn):
             progress.line(f"{name:<11}{path}")
     return Outcome(done, complete, final.value if final else None)
 
