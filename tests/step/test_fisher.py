@@ -77,7 +77,7 @@ CASES = [pytest.param(n, marks=() if n == "odd" else pytest.mark.long) for n in 
 def drawn(name, examples):
     """The module, its variables, all of them drawn, and images and labels."""
     module, shape = NETWORKS[name]()
-    keys = iter(jax.random.split(jax.random.key(len(name)), 500))
+    keys = iter(jax.random.split(jax.random.key(len(name)), 2000))
 
     def normal(shape, scale=1.0):
         return scale * jax.random.normal(next(keys), shape, jnp.float64)
