@@ -10,8 +10,8 @@ falls from its first value to 0, kernels held to sqrt(2 d_out).
     epochs=20             another length
     smoke                 3 updates on random images
 
-Measured, nothing tuned: 20.99 +- 1.17% error (n = 5) on 2 CPU cores in 4 to 7 minutes beside other
-work, where LARS has 32.83 +- 2.98% in as many updates, and kn=128 21.32 +- 1.55% in 1,406.
+Measured, nothing tuned: 20.99 +- 1.17% error (n = 5) on 2 CPU cores, in 2.4 to 4.4 minutes beside
+other work, where LARS has 32.83 +- 2.98% in as many updates, and kn=128 21.32 +- 1.55% in 1,406.
 
 DIR is as in configs/fashion_mnist.py.
 """

@@ -121,8 +121,8 @@ def explain_sharing(sharing: Sharing, parameters: int, itemsize: int) -> list[st
     of_norms = sum(3 * layer.outputs for layer in sharing.norms.values())
     ring = 2 * (devices - 1) / devices
     gradients = counts.gradients + round(ring * others)
-    norms = counts.inversions + round(ring * of_norms)
-    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize) + norms * itemsize
+    of_statistics = counts.statistics * (2 if sharing.dtype else itemsize)
+    of_statistics += (counts.inversions + round(ring * of_norms)) * itemsize
     return [
         f"{line}; of the inversions each of {pluralize(devices, 'device')} does "
         f"{decimal(100 / devices / balance(owners))}% of what one alone would",

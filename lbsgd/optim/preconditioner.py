@@ -179,11 +179,10 @@ class Preconditioner:
 
 def _matrices(gradient: Any, stack: Stack) -> list[Float[Array, "long columns"]]:
     """Takes the gradients of a stack out of a tree like the parameters."""
-    matrices = [
+    return [
         _long_first(stack, natural.matrix_of(layer, natural.arrays_of(gradient, layer)))
         for layer in stack.layers
     ]
-    return matrices
 
 
 def _long_first(stack: Stack, matrix: Float[Array, "a g"]) -> Float[Array, "long columns"]:

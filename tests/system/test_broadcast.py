@@ -1,4 +1,4 @@
-"""What processes tell each other, by two of them."""
+"""Broadcasts between two processes: bit by bit, whatever the parts."""
 
 import os
 import pathlib

@@ -89,7 +89,7 @@ def in_pieces(
 ) -> Shaped[Array | np.ndarray, "devices q w columns"]:
     """Cuts a stack into what each device owns of it; of numpy arrays makes numpy arrays."""
     count, rows, columns = x.shape
-    o, w = owner, owner.rows_of(x.shape[1])
+    o, w = owner, owner.rows_of(rows)
     library = jnp if isinstance(x, jax.Array) else np
     x = library.pad(x, ((0, o.groups * o.per_group - count), (0, o.members * w - rows), (0, 0)))
     x = x.reshape(o.groups, o.per_group, o.members, w, columns).swapaxes(1, 2)
