@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from lbsgd.models.normalization import subtract_distance
+from lbsgd.step.loops import fast_on
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.reduction import over_devices, over_lanes, sum_over_steps
 from lbsgd.step.worker import Batch, Worker, with_distance
@@ -95,7 +96,8 @@ def eval_step(
         rows = {key: x.reshape((-1, *x.shape[3:])) for key, x in batch.items()}
         mask = rows.pop("mask")
         with jax.named_scope("forward"):
-            outputs = network(params, batch_stats, preprocess(rows["image"]))
+            evaluated = fast_on(placement.platform, network)
+            outputs = evaluated(params, batch_stats, preprocess(rows["image"]))
         with jax.named_scope("metrics"):
             # Sums, not means: where rows are padding, devices hold different numbers of examples.
             sums = {key: masked_sum(x, mask) for key, x in evaluate(outputs, rows).items()}

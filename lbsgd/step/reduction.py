@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
-from lbsgd.step.loops import scan
+from lbsgd.step.loops import fast_on, scan
 from lbsgd.step.worker import Batch, WorkerResult
 from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement
 from lbsgd.workers.reductions import How, Reduction
@@ -161,7 +161,7 @@ def sum_over_steps(
     first = jax.tree.map(lambda x: x[0], steps)
     # Without a loop there is no sum to be kept beside the gradient: one gradient's memory less.
     if jax.tree.leaves(steps)[0].shape[0] == 1:
-        return f(first)
+        return fast_on(platform, f)(first)
 
     def accumulate(total: Any, step: Any) -> tuple[Any, None]:
         terms = f(step)

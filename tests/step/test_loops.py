@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lbsgd.step.loops import canonical_convolutions, scan
+from lbsgd.step.cpu import cpu_forms
+from lbsgd.step.loops import scan
 
 IN_ORDER = r"dim_labels=b01f_01io->b01f"
 ORDERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
@@ -71,7 +72,7 @@ def test_the_gradients_are_those_of_the_convolution(case):
     gradients = jax.value_and_grad(loss_of(**how), (0, 1))
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, **CLOSE),
-        jax.jit(canonical_convolutions(gradients))(x, w),
+        jax.jit(cpu_forms(gradients))(x, w),
         jax.jit(gradients)(x, w),
     )
 
@@ -114,7 +115,7 @@ SHORT = ("remat", "scan", "cond")
 def test_it_reaches_functions_within_functions(name):
     x, w = operands()
     gradients = jax.value_and_grad(NESTED[name], (0, 1))
-    canonical = jax.jit(canonical_convolutions(gradients))
+    canonical = jax.jit(cpu_forms(gradients))
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, **CLOSE),
         canonical(x, w),

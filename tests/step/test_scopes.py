@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lbsgd.step.evaluation import eval_step
-from lbsgd.step.loops import canonical_convolutions
+from lbsgd.step.cpu import cpu_forms
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
 from lbsgd.step.train_step import Averaged, TrainState, train_step
@@ -124,6 +124,6 @@ def test_a_convolution_that_is_transposed_keeps_its_phase():
             return jax.lax.conv(x, w, (1, 1), "SAME")
 
     args = jnp.ones((1, 2, 4, 4)), jnp.ones((3, 2, 3, 3))
-    text = jax.jit(canonical_convolutions(convolve)).lower(*args).as_text("hlo", debug_info=True)
+    text = jax.jit(cpu_forms(convolve)).lower(*args).as_text("hlo", debug_info=True)
     (line,) = [line for line in text.splitlines() if " convolution(" in line]
     assert "forward" in phases_of(line)
