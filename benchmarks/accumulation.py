@@ -14,9 +14,8 @@ import time
 
 import jax
 from command import run_or_table
+from provenance import measured_on, provenance
 from step import our_step
-
-from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "accumulation.json"
 ROUNDS = 10
@@ -56,9 +55,10 @@ def run():
         results.append(
             {
                 "case": case,
+                "n": ROUNDS,
                 "seconds": seconds,
                 "temporary_bytes": memory,
-                "machine": describe_machine(),
+                "machine": measured_on(),
             }
         )
         print(case, {n: round(case[2] / statistics.median(s), 1) for n, s in seconds.items()})
@@ -70,7 +70,8 @@ def table():
     """Median images/s, the median and range of the rounds' time ratios, and memory, as Markdown."""
     head = "| network | pixels | kn | n | type | steps | images/s | time, of one step's | MB |"
     lines = [head, "|---" * 9 + "|"]
-    for result in json.loads(RESULTS.read_text()):
+    results = json.loads(RESULTS.read_text())
+    for result in results:
         for steps, seconds in result["seconds"].items():
             ratios = [a / b for a, b in zip(seconds, result["seconds"]["1"])]
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if steps != "1" else ""
@@ -82,7 +83,7 @@ def table():
                 f"{result['temporary_bytes'][steps] / 1e6:,.0f}",
             ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
 
 
 if __name__ == "__main__":

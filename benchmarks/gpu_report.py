@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from gpu_job import ROOT
+from provenance import provenance
 
 RESULTS = ROOT / "docs" / "results" / "gpu.json"
 NOTHING = "No figure of a GPU exists yet: lbsgd has not been measured on one."
@@ -87,16 +88,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]], lines: Seque
 
 def conditions(lines: Sequence[Result]) -> str:
     """The devices, versions and commits of some results, and how many measurements each is."""
-    machines = [line["machine"] for line in lines]
-    devices = sorted({machine["device"] for machine in machines})
-    versions = sorted({machine["packages"]["jax"] for machine in machines})
-    commits = sorted({str(machine["git_commit"])[:10] for machine in machines})
-    counts = sorted({line["n"] for line in lines})
     trial = "A trial, no result. " if any(line["trial"] for line in lines) else ""
-    return (
-        f"{trial}{', '.join(devices)}; jax {', '.join(versions)}; {machines[0]['cpus']} CPU cores; "
-        f"commits {', '.join(commits)}; n={', '.join(map(str, counts))}."
-    )
+    return trial + provenance([x["machine"] for x in lines], *(x["n"] for x in lines))
 
 
 def check_table(lines: Sequence[Result]) -> str:
