@@ -66,9 +66,7 @@ def provenance(results: Any, *counts: int, packages: Iterable[str] = NAMED) -> s
       packages: of which the versions count.
     """
     machines = list(records(results))
-    devices = {
-        m["device"] if m["backend"] != "cpu" else m.get("processor", "CPU") for m in machines
-    }
+    devices = {m["device"] if m["backend"] != "cpu" else m.get("processor") for m in machines}
     cores = {f"{m['cpus']} CPU cores" for m in machines}
     versions = [
         f"{name} {', '.join(found)}"

@@ -193,22 +193,19 @@ def run(*networks):
     cases = [case for case in cases if not networks or case[0] in networks]
     if backend == "cpu" and not step_torch.installed():
         print(step_torch.MISSING)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    results = [r for r in results if not again(r, backend, networks)]
     for case in cases:
         rates = take_turns(compile_all(*case), case[2], ROUNDS)
-        results.append({"case": case, "n": ROUNDS, "rates": rates, "machine": measured_on()})
         print(case, {key: round(statistics.median(value)) for key, value in rates.items()})
-    order = [*CASES, *ACCELERATOR_CASES]
-    results.sort(key=lambda result: order.index(tuple(result["case"])))
+        store({"case": case, "n": ROUNDS, "rates": rates, "machine": measured_on()})
+
+
+def store(result):
+    """Puts a case into the results, in place of what they have of it, in the order of cases."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    by_case = {tuple(r["case"]): r for r in results} | {tuple(result["case"]): result}
+    kept = [by_case[case] for case in (*CASES, *ACCELERATOR_CASES) if case in by_case]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def again(result, backend, networks):
-    """Whether a result of before is measured again."""
-    chosen = not networks or result["case"][0] in networks
-    return result["machine"]["backend"] == backend and chosen
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def table():
@@ -219,21 +216,24 @@ def table():
     lines = [head, "|---" * 11 + "|"]
     for result in results:
         rates = result["rates"]
-        cells = [*result["case"], result["machine"]["device"], f"{middle(rates['lbsgd']):,.1f}"]
+        cells = [*result["case"], result["machine"]["device"], shown(rates["lbsgd"])]
         for peer in ("plain", "torch"):
             cells += against(rates["lbsgd"], rates[peer]) if peer in rates else ["", ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
 
 
-middle = statistics.median
+def shown(rates):
+    """Their median, to three digits at least."""
+    rate = statistics.median(rates)
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def against(ours, peers):
     """A peer's images/s, and ours as a part of them in the same round: median and range."""
     ratios = [a / b for a, b in zip(ours, peers)]
-    spread = f"{middle(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return [f"{middle(peers):,.1f}", spread]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [shown(peers), spread]
 
 
 if __name__ == "__main__":
