@@ -265,7 +265,7 @@ def test_a_row_is_evaluated_at_most_five_times(epochs, between):
 # --- the report
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "packages": {"jax": "0.11.2"}, "cpus": 16}
-MACHINE["git_commit"] = "0123456789abcdef"
+MACHINE |= {"git_commit": "0123456789abcdef", "backend": "gpu", "date": "2026-01-02"}
 CASE = ["resnet50", 224, 256, 32, "bfloat16"]
 
 
@@ -318,7 +318,8 @@ def test_results_become_a_file_and_tables(out, tmp_path):
     assert "| cudnn-conv | 53.0 | 20.000 | 50.0 | 40.000 | 2,000 |" in text
     assert "| kn=128 | 20.0 | 1,000 | 12.25 | 20,000 | 3.0 |" in text
     assert "| JPEGs | lbsgd, packed | 64 | 16 | 9,400 (9,000 to 9,500) |" in text
-    assert "NVIDIA H100 80GB HBM3; jax 0.11.2; 16 CPU cores; commits 0123456789; n=3." in text
+    source = "NVIDIA H100 80GB HBM3, 16 CPU cores; jax 0.11.2; commit 0123456789; 2026-01-02; n=3."
+    assert source in text
     assert "kn=8192: exit code 3." in text
     assert "train: did not end well." in text
 
