@@ -10,12 +10,10 @@ time. Memory is what the compiled step needs for its temporaries.
 import json
 import pathlib
 import statistics
-import time
 
-import jax
 from command import run_or_table
 from provenance import measured_on, provenance
-from step import our_step
+from step import Running, our_step
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "accumulation.json"
 ROUNDS = 10
@@ -28,22 +26,23 @@ CASES = [
 ]
 
 
-def measure(case, steps):
-    """Seconds of each round and bytes of temporaries, by the number of steps."""
+def measure(case, steps, rounds=ROUNDS, updates=1):
+    """Seconds of an update in each round and bytes of temporaries, by the number of steps.
+
+    Args:
+      updates: of a round.
+    """
     runs = {}
     for number in steps:
         parts, step, state, batch = our_step(*case, accumulation_steps=number)
-        runs[number] = [step, state, (batch, parts.program.numbers.at(0))]
+        runs[number] = Running(step, state, (batch, parts.program.numbers.at(0)))
     seconds = {number: [] for number in steps}
-    for attempt in range(ROUNDS + 1):
+    for attempt in range(rounds + 1):
         for number, run in runs.items():
-            step, state, inputs = run
-            start = time.perf_counter()
-            run[1], metrics = step(state, *inputs)
-            jax.block_until_ready(metrics)
+            took = run.seconds(updates) / updates
             if attempt:  # after a round to warm up
-                seconds[number].append(time.perf_counter() - start)
-    memory = {n: run[0].memory_analysis().temp_size_in_bytes for n, run in runs.items()}
+                seconds[number].append(took)
+    memory = {n: run.compiled.memory_analysis().temp_size_in_bytes for n, run in runs.items()}
     return seconds, memory
 
 
