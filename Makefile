@@ -8,7 +8,7 @@ CONFIG ?= digits
 # One place for what XLA has compiled, shared by training, tests and their subprocesses.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: train test short test-all mutants lint oracles browser docs picture clean
+.PHONY: train test short test-all mutants lint oracles bench browser docs picture clean
 
 train: $(VENV)/.installed
 	$(BIN)/lbsgd train --config $(CONFIG)
@@ -39,6 +39,12 @@ lint: $(VENV)/.installed-dev
 oracles: $(VENV)/.installed-dev
 	$(INSTALL) -e ".[oracles]"
 	$(INSTALL) --no-deps timm==1.0.15 torchvision==0.28.0
+
+# All measurements that this machine can make, for hours in which it does nothing else; then the
+# tables of the documents. With PyTorch, after `make oracles`, it is a peer.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py run
+	$(BIN)/python benchmarks/bench.py table
 
 # In what a test opens report.html: Debian's Chromium and its driver. The test is skipped without them.
 browser:

@@ -10,13 +10,10 @@ time. Memory is what the compiled step needs for its temporaries.
 import json
 import pathlib
 import statistics
-import time
 
-import jax
 from command import run_or_table
-from step import our_step
-
-from lbsgd.system.machine import describe_machine
+from provenance import measured_on, provenance
+from step import Running, our_step
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "accumulation.json"
 ROUNDS = 10
@@ -29,22 +26,23 @@ CASES = [
 ]
 
 
-def measure(case, steps):
-    """Seconds of each round and bytes of temporaries, by the number of steps."""
+def measure(case, steps, rounds=ROUNDS, updates=1):
+    """Seconds of an update in each round and bytes of temporaries, by the number of steps.
+
+    Args:
+      updates: of a round.
+    """
     runs = {}
     for number in steps:
         parts, step, state, batch = our_step(*case, accumulation_steps=number)
-        runs[number] = [step, state, (batch, parts.program.numbers.at(0))]
+        runs[number] = Running(step, state, (batch, parts.program.numbers.at(0)))
     seconds = {number: [] for number in steps}
-    for attempt in range(ROUNDS + 1):
+    for attempt in range(rounds + 1):
         for number, run in runs.items():
-            step, state, inputs = run
-            start = time.perf_counter()
-            run[1], metrics = step(state, *inputs)
-            jax.block_until_ready(metrics)
+            took = run.seconds(updates) / updates
             if attempt:  # after a round to warm up
-                seconds[number].append(time.perf_counter() - start)
-    memory = {n: run[0].memory_analysis().temp_size_in_bytes for n, run in runs.items()}
+                seconds[number].append(took)
+    memory = {n: run.compiled.memory_analysis().temp_size_in_bytes for n, run in runs.items()}
     return seconds, memory
 
 
@@ -56,9 +54,10 @@ def run():
         results.append(
             {
                 "case": case,
+                "n": ROUNDS,
                 "seconds": seconds,
                 "temporary_bytes": memory,
-                "machine": describe_machine(),
+                "machine": measured_on(),
             }
         )
         print(case, {n: round(case[2] / statistics.median(s), 1) for n, s in seconds.items()})
@@ -70,7 +69,8 @@ def table():
     """Median images/s, the median and range of the rounds' time ratios, and memory, as Markdown."""
     head = "| network | pixels | kn | n | type | steps | images/s | time, of one step's | MB |"
     lines = [head, "|---" * 9 + "|"]
-    for result in json.loads(RESULTS.read_text()):
+    results = json.loads(RESULTS.read_text())
+    for result in results:
         for steps, seconds in result["seconds"].items():
             ratios = [a / b for a, b in zip(seconds, result["seconds"]["1"])]
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if steps != "1" else ""
@@ -82,7 +82,7 @@ def table():
                 f"{result['temporary_bytes'][steps] / 1e6:,.0f}",
             ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import time
 
 from command import run_or_table
+from provenance import measured_on, provenance
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "allreduce.json"
@@ -98,7 +99,6 @@ def child(place, ranks, process, port):
 
     from lbsgd.launch import startup
     from lbsgd.run.config import default_config
-    from lbsgd.system.machine import describe_machine
 
     if place == "devices":
         jax.config.update("jax_num_cpu_devices", ranks)
@@ -111,7 +111,7 @@ def child(place, ranks, process, port):
             case = {"place": place, "ranks": ranks, "algorithm": algorithm, "dtype": dtype}
             results.append({**case, "bytes": size, "seconds": seconds})
     if process == 0:
-        print(json.dumps({"machine": describe_machine(), "results": results}))
+        print(json.dumps({"machine": measured_on(), "results": results}))
 
 
 def measured(place, ranks):
@@ -163,7 +163,8 @@ def cell(result, base):
 
 def table():
     """Of the largest places: median time, bus bandwidth, ratio to psum (median, range)."""
-    results = json.loads(RESULTS.read_text())["results"]
+    stored = json.loads(RESULTS.read_text())
+    results = stored["results"]
     by_case = {(r["place"], r["ranks"], r["algorithm"], r["dtype"], r["bytes"]): r for r in results}
     head = [f"{size // 1024:,} KiB" for size in SIZES]
     lines = ["| ranks | algorithm | sent in | " + " | ".join(head) + " |", "|---" * 6 + "|"]
@@ -180,7 +181,8 @@ def table():
                 sent = "float32" if dtype == "own" else dtype
                 row = [f"{ranks} {place}", algorithm, sent, *cells]
                 lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    rounds = {len(result["seconds"]) for result in results}
+    return "\n".join([*lines, "", provenance(stored, *rounds)])
 
 
 def costs():

@@ -6,7 +6,7 @@
     python benchmarks/gpu.py table                prints the tables from it
 
     check    the run is the CPU's; placements, resumption, whether it is bitwise repeatable
-    step     images/s, MFU and memory of an update, beside plain Flax and PyTorch
+    step     images/s, MFU and memory of an update, beside plain Flax and PyTorch; accumulation
     profile  time and bytes of its operations; what the loop around it costs
     train    CIFAR-10 with small and large minibatches: error, images/s, the wait for data
     input    the loader by number of threads, beside PyTorch's
@@ -79,20 +79,20 @@ def _loop(launched: str) -> Piece:
     return Piece("profile", "gpu_loop.py", case, 45, 30, graphs=launched == "graphs")
 
 
+RESNET50 = ("resnet50", "224", "256", "32", "bfloat16")
 # In the order of worth.
 PIECES = (
     Piece("check", "gpu_check.py", (), 120),
     _step("resnet50", 224, 256, 32, 110),
     Piece("step", "gpu_step_torch.py", ("256", "224"), 90),
+    Piece("profile", "gpu_profile.py", RESNET50, 80, graphs=False),
+    _step("cifar_resnet20", 32, 1024, 32, 60),
+    Piece("step", "gpu_accumulation.py", RESNET50, 90),
     _step("resnet50", 224, 256, 256, 90),
-    Piece(
-        "profile", "gpu_profile.py", ("resnet50", "224", "256", "32", "bfloat16"), 70, graphs=False
-    ),
-    _loop("graphs"),
-    _loop("kernels"),
     Piece("train", "gpu_train.py", (), 150, 100),
     Piece("input", "gpu_input.py", (), 90),
-    _step("cifar_resnet20", 32, 1024, 32, 60),
+    _loop("graphs"),
+    _loop("kernels"),
     _step("resnet50", 224, 512, 32, 90),
     _step("resnet50", 224, 512, 512, 90),
 )

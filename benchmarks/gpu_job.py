@@ -94,16 +94,15 @@ def check_backend(job: Job, backend: str) -> None:
 
 
 def describe(commit: str) -> dict[str, object]:
-    """`describe_machine`, with the driver and the memory of the device.
+    """`measured_on`, with the driver and the memory of the device.
 
     Args:
       commit: of the code, where that is known better than by the git around it.
     """
     import jax
+    from provenance import measured_on
 
-    from lbsgd.system.machine import describe_machine
-
-    machine = describe_machine()
+    machine = measured_on()
     device = jax.devices()[0]
     machine["git_commit"] = commit or machine["git_commit"]
     machine["platform_version"] = " ".join(device.client.platform_version.split())

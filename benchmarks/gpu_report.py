@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from gpu_job import ROOT
+from provenance import provenance
 
 RESULTS = ROOT / "docs" / "results" / "gpu.json"
 NOTHING = "No figure of a GPU exists yet: lbsgd has not been measured on one."
 PIECES = "pieces"
 # What tells results of one name apart.
 KEYS = ("what", "case", "threads", "batch_size", "config")
-MOST_KINDS = 12
+MOST_KINDS, MOST_OPERATIONS, LONGEST_KERNEL = 12, 10, 60
 
 Result = dict[str, object]
 Results = dict[str, list[Result]]
@@ -87,16 +88,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]], lines: Seque
 
 def conditions(lines: Sequence[Result]) -> str:
     """The devices, versions and commits of some results, and how many measurements each is."""
-    machines = [line["machine"] for line in lines]
-    devices = sorted({machine["device"] for machine in machines})
-    versions = sorted({machine["packages"]["jax"] for machine in machines})
-    commits = sorted({str(machine["git_commit"])[:10] for machine in machines})
-    counts = sorted({line["n"] for line in lines})
     trial = "A trial, no result. " if any(line["trial"] for line in lines) else ""
-    return (
-        f"{trial}{', '.join(devices)}; jax {', '.join(versions)}; {machines[0]['cpus']} CPU cores; "
-        f"commits {', '.join(commits)}; n={', '.join(map(str, counts))}."
-    )
+    return trial + provenance([x["machine"] for x in lines], *(x["n"] for x in lines))
 
 
 def check_table(lines: Sequence[Result]) -> str:
@@ -117,8 +110,10 @@ def check_table(lines: Sequence[Result]) -> str:
 
 
 def step_table(lines: Sequence[Result]) -> str:
-    """Images/s, their ratio to plain Flax in the same rounds, utilization and memory."""
+    """Images/s, their ratio to plain Flax in the same rounds, utilization, memory; accumulation."""
     rows = []
+    accumulation = [line for line in lines if "update_seconds" in line]
+    lines = [line for line in lines if line not in accumulation]
     for line in lines:
         if line["what"] == "step":
             rows += [_step_row(line, key) for key in ("lbsgd", "plain")]
@@ -128,7 +123,23 @@ def step_table(lines: Sequence[Result]) -> str:
             cells = [*line["case"], line["torch_device"], line["what"], f"{rate:,.0f}"]
             rows.append([*cells, "", "", memory])
     head = ("network", "pixels", "kn", "n", "type", "device", "by", "images/s", "of plain Flax's")
-    return markdown((*head, "MFU %", "GB of temporaries"), rows, lines)
+    steps = markdown((*head, "MFU %", "GB of temporaries"), rows, lines)
+    return "\n\n".join(filter(None, [steps, _accumulation_table(accumulation)]))
+
+
+def _accumulation_table(lines: Sequence[Result]) -> str:
+    """Images/s of a minibatch in one accumulation step and in several."""
+    rows = []
+    for line in lines:
+        one, kn = line["update_seconds"]["1"], line["case"][2]
+        for steps, seconds in line["update_seconds"].items():
+            ratios = [a / b for a, b in zip(seconds, one)]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            rate = f"{kn / statistics.median(seconds):,.0f}"
+            memory = f"{line['temporary_bytes'][steps] / 1e9:.2f}"
+            rows.append([*line["case"], steps, rate, spread if steps != "1" else "", memory])
+    head = ("network", "pixels", "kn", "n", "type", "accumulation steps", "images/s")
+    return markdown((*head, "time, of one step's", "GB of temporaries"), rows, lines)
 
 
 def _step_row(line: Result, key: str) -> list[object]:
@@ -146,14 +157,18 @@ def _step_row(line: Result, key: str) -> list[object]:
 
 
 def profile_table(lines: Sequence[Result]) -> str:
-    """The kinds of operations that take the most time, and what the loop around them costs."""
+    """The operations that take the most time, by kind and single; what the loop around costs."""
     texts = []
     for line in [line for line in lines if "kinds" in line]:
         rows = [_kind_row(kind, line["busy_ms"]) for kind in line["kinds"][:MOST_KINDS]]
         case = " ".join(map(str, line["case"]))
+        moved = sum(kind["bytes"] for kind in line["kinds"]) / line["case"][2] / 1e6
         title = f"{line['what']}, {case}: {line['wall_ms']:.1f} ms an update, the device busy for "
-        head = ("operations", "calls", "ms", "share %", "GB", "GB/s")
-        texts.append(f"{title}{line['busy_ms']:.1f}:\n\n{markdown(head, rows, [line])}")
+        title += f"{line['busy_ms']:.1f}, {moved:,.0f} MB an image:"
+        head = ("calls", "ms", "share %", "GB", "GB/s")
+        texts.append(f"{title}\n\n{markdown(('operations', *head), rows, [line])}")
+        rows = [_operation_row(x, line["busy_ms"]) for x in line["operations"][:MOST_OPERATIONS]]
+        texts.append(markdown(("operation", *head, "kernel"), rows, [line]))
     texts.append(_loop_table([line for line in lines if "updates_per_second" in line]))
     return "\n\n".join(filter(None, texts))
 
@@ -166,6 +181,12 @@ def _loop_table(lines: Sequence[Result]) -> str:
         spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
         rows.append([" ".join(map(str, line["case"])), line["what"], spread])
     return markdown(("step", "with", "updates/s"), rows, lines)
+
+
+def _operation_row(operation: Mapping[str, object], busy: float) -> list[str]:
+    """A single operation, and the beginning of its longest kernel's name."""
+    kernel = f"`{operation['kernel'][:LONGEST_KERNEL].replace('|', '/')}`"
+    return [*_kind_row({"kind": operation["operation"], **operation}, busy), kernel]
 
 
 def _kind_row(kind: Mapping[str, object], busy: float) -> list[str]:

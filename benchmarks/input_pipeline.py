@@ -36,8 +36,7 @@ from typing import NamedTuple
 import numpy as np
 from input_pipeline_child import Task
 from input_pipeline_data import SMALL_EXAMPLES, form_of, lay_out, make_small_examples, write_truth
-
-from lbsgd.system.machine import describe_machine
+from provenance import measured_on, provenance
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "input_pipeline.json"
@@ -220,8 +219,8 @@ def missing_peers(ffcv_python: str) -> list[str]:
 
 
 def describe(ffcv_python: str = "") -> dict[str, object]:
-    """`describe_machine`, the processor, and the versions of the peers."""
-    there = describe_machine()
+    """`measured_on`, with the versions of all peers."""
+    there = measured_on()
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             there["packages"][name] = metadata.version(name)
@@ -229,9 +228,6 @@ def describe(ffcv_python: str = "") -> dict[str, object]:
         code = "import importlib.metadata as m; print(m.version('ffcv'))"
         done = subprocess.run([ffcv_python, "-c", code], check=True, capture_output=True, text=True)
         there["packages"]["ffcv"] = done.stdout.strip()
-    with contextlib.suppress(OSError):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        there["processor"] = next(x.split(": ")[1] for x in lines if x.startswith("model name"))
     return there
 
 
@@ -303,13 +299,12 @@ def rates_table(result: dict[str, object]) -> str:
 
 
 def _conditions(result: dict[str, object]) -> str:
-    machine, rates = result["machine"], result["rates"]["1"]
-    packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if v)
+    rates, packages = result["rates"]["1"], result["machine"]["packages"]
     rounds = len(next(iter(rates.values())))
     return (
         f"{result['images']} images, batches of {result['batch_size']}; median (range) of {rounds} "
-        f"rounds. {machine.get('processor', 'CPU')}, {packages}, commit "
-        f"{machine['git_commit'][:10]}. Not installed: {', '.join(result['missing']) or 'none'}."
+        f"rounds. {provenance(result['machine'], packages=packages)} "
+        f"Not installed: {', '.join(result['missing']) or 'none'}."
     )
 
 

@@ -16,11 +16,11 @@ import time
 
 import jax
 from command import run_or_table
+from provenance import measured_on, provenance
 from step import ACCELERATOR_CASES, CASES, our_step
 
 from lbsgd.diagnostics.confusion import neighbour_cosines
 from lbsgd.diagnostics.workers_gradient import compiled
-from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "noise_scale.json"
 ROUNDS = 10
@@ -60,7 +60,7 @@ def run():
         if case[2] == case[3]:  # one worker, which has nothing to compare with
             continue
         seconds = measure(*case)
-        results.append({"case": case, "seconds": seconds, "machine": describe_machine()})
+        results.append({"case": case, "n": ROUNDS, "seconds": seconds, "machine": measured_on()})
         print(case, {key: round(statistics.median(x), 4) for key, x in seconds.items()})
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -70,7 +70,8 @@ def table():
     """Median times, and the median and range of the rounds' costs, as Markdown."""
     head = "| network | pixels | kn | n | type | device | update ms | measurement ms "
     lines = [head + f"| cost at every_steps={EVERY_STEPS} |", "|---" * 9 + "|"]
-    for result in json.loads(RESULTS.read_text()):
+    results = json.loads(RESULTS.read_text())
+    for result in results:
         update, measurement = result["seconds"]["update"], result["seconds"]["measurement"]
         costs = [100 * m / (EVERY_STEPS * u) for m, u in zip(measurement, update)]
         cells = [
@@ -81,7 +82,7 @@ def table():
             f"{statistics.median(costs):.1f}% ({min(costs):.1f} to {max(costs):.1f})",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 from command import run_or_table
 from input_pipeline import describe, spread
 from PIL import Image
+from provenance import provenance
 
 from lbsgd.data.images.resize import Box
 from lbsgd.data.views import CentreCrop, InceptionCrop, extract_region
@@ -185,12 +186,10 @@ def _cells(results: dict[str, object], kind: str, name: str) -> list[str]:
 
 
 def _conditions(results: dict[str, object]) -> str:
-    machine = results["machine"]
     packages = ("lbsgd", "numpy", "opencv-python-headless", "simplejpeg", "pillow")
-    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in packages)
     return (
         f"{results['images']} images; median (range) of {ROUNDS} rounds; pixels of 255. "
-        f"{machine.get('processor', 'CPU')}, {versions}, commit {machine['git_commit'][:10]}."
+        f"{provenance(results, packages=packages)}"
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from command import run_or_table
+from provenance import dated, provenance
 
 from lbsgd.experiments import load
 from lbsgd.experiments.results import Run
@@ -48,7 +49,7 @@ def _kept(run: Run) -> dict[str, Any]:
         "val_error": run.finals["val_error"],
         "updates": run.updates,
         "train_loss": [line["train_loss"] for line in lines if "train_loss" in line],
-        "machine": run.machines[-1],
+        "machine": dated(run.machines[-1]),
     }
 
 
@@ -86,15 +87,8 @@ def _line(one: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]], name: s
 
 def _sources(runs: Sequence[dict[str, Any]]) -> str:
     """The line below the table: of how many seeds, and of which cores, versions and commits."""
-    machines = [run["machine"] for run in runs]
-    commits = sorted({machine["git_commit"][:10] for machine in machines})
-    versions = sorted({machine["packages"]["jax"] for machine in machines})
-    cores = sorted({machine["cpus"] for machine in machines})
     seeds = len({run["seed"] for run in runs})
-    return (
-        f"n={seeds} seeds, mean ± standard deviation; {', '.join(map(str, cores))} CPU cores, "
-        f"jax {', '.join(versions)}, commits {', '.join(commits)}."
-    )
+    return f"n={seeds} seeds, mean ± standard deviation; {provenance(runs)}"
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def cpu_step(name: str, kind: str):
 
 def run() -> None:
     """Times all updates in turns."""
-    from lbsgd.system.machine import describe_machine
+    from provenance import measured_on
 
     for name in TIMED:
         steps = {kind: cpu_step(name, kind) for kind in KINDS}
@@ -235,7 +235,7 @@ def run() -> None:
                 if i >= WARM_UP:
                     times[kind].append(time.perf_counter() - begun)
         print(name, {kind: statistics.median(x) for kind, x in times.items()}, flush=True)
-        save("timed", name, {"machine": describe_machine(), "seconds": times})
+        save("timed", name, {"machine": measured_on(), "seconds": times})
 
 
 def mean_of(sgd: float, all_due: float, none_due: float) -> float:
@@ -246,6 +246,8 @@ def mean_of(sgd: float, all_due: float, none_due: float) -> float:
 
 def table() -> str:
     """Makes the tables of all results."""
+    from provenance import provenance
+
     found = results()
     lines = [
         f"| ResNet-50, {IMAGES} images a chip | | SGD | all due | none due | every {EVERY}th |",
@@ -263,7 +265,8 @@ def table() -> str:
         lines.append(
             f"| {name} | " + " | ".join(f"{x:,.1f}" for x in row) + f" | {mean_of(*row):+.0f}% |"
         )
-    return "\n".join(lines)
+    rounds = {len(of["seconds"]["sgd"]) for of in found["timed"].values()}
+    return "\n".join([*lines, "", provenance(found["timed"], *rounds)])
 
 
 def compiled_rows(found: dict) -> list[str]:

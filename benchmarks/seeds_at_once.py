@@ -15,13 +15,13 @@ import sys
 
 import jax
 from command import run_or_table
+from provenance import measured_on, provenance
 from synthetic import synthetic_config
 
 from lbsgd.experiments.timing import Timed, measure
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "seeds_at_once.json"
 COUNTS = (2, 4, 8)
@@ -66,7 +66,7 @@ def run(*counts):
     results = [r for r in results if r["machine"]["backend"] != backend]
     for case in CASES if backend == "cpu" else ACCELERATOR_CASES:
         seconds = measure_case(case, tuple(int(c) for c in counts if int(c) > 1) or COUNTS)
-        results.append({"case": case, "seconds": seconds, "machine": describe_machine()})
+        results.append({"case": case, "n": ROUNDS, "seconds": seconds, "machine": measured_on()})
         print(case, {key: statistics.median(row) for key, row in seconds.items()}, flush=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -77,7 +77,8 @@ def table():
         "| network | pixels | kn | n | type | device | at once | ms an update and seed | of alone |"
     )
     lines = [head, "|---" * 9 + "|"]
-    for result in json.loads(RESULTS.read_text()):
+    results = json.loads(RESULTS.read_text())
+    for result in results:
         name, size, _, *rest = result["case"]
         alone = result["seconds"]["1"]
         for count, row in result["seconds"].items():
@@ -87,7 +88,7 @@ def table():
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             cells.append(spread if count != "1" else "1")
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
 
 
 if __name__ == "__main__":

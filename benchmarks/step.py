@@ -1,18 +1,21 @@
-"""One update against the ordinary way to write it: images/s of lbsgd and of a plain Flax step.
+"""One update against the ordinary ways to write it: images/s beside plain Flax and PyTorch.
 
-    python benchmarks/step.py run      measures and writes docs/results/step.json
-    python benchmarks/step.py table    prints the table from it
+    python benchmarks/step.py run                    measures and writes docs/results/step.json
+    python benchmarks/step.py run resnet18 [...]     the cases of some networks alone
+    python benchmarks/step.py table                  prints the table from it
 
-The peer is what one writes by hand for one device: a network of nn.Conv and nn.BatchNorm, one
-batch, jax.value_and_grad, optax.sgd; its batch norm sees the whole minibatch. lbsgd computes the
-same network for k workers. Both take turns in one process on the same images; a round's ratio is of
-neighbours in time.
+The peers are what one writes by hand for one device. Plain Flax: a network of nn.Conv and
+nn.BatchNorm, one batch, jax.value_and_grad, optax.sgd. On a CPU also PyTorch, eager and
+channels_last, on all cores (step_torch.py); without torch it is left out. Their batch norm sees the
+whole minibatch. lbsgd computes the same network for k workers. All take turns in one process on the
+same images; a round's ratio is of neighbours in time.
 """
 
 import dataclasses
 import json
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -20,13 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import step_torch
 from command import run_or_table
 from flax import linen as nn
+from provenance import measured_on, provenance
+from step_torch import BLOCKS, DECAY, LEARNING_RATE, MOMENTUM
 from synthetic import synthetic_config
 
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
-from lbsgd.system.machine import describe_machine
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "step.json"
 ROUNDS = 15
@@ -36,14 +41,13 @@ CASES = [
     ("cifar_resnet8", 8, 256, 32, "float32"),
     ("cifar_resnet20", 32, 128, 32, "float32"),
     ("resnet18", 64, 32, 8, "float32"),
+    ("resnet50", 224, 16, 16, "float32"),
 ]
 ACCELERATOR_CASES = [
     ("cifar_resnet20", 32, 1024, 32, "bfloat16"),
     ("resnet50", 224, 256, 32, "bfloat16"),
     ("resnet50", 224, 256, 256, "bfloat16"),
 ]
-BLOCKS = {"cifar_resnet8": (1, 1, 1), "cifar_resnet20": (3, 3, 3), "resnet18": (2, 2, 2, 2)}
-BLOCKS["resnet50"] = (3, 4, 6, 3)
 
 
 class PlainResNet(nn.Module):
@@ -89,7 +93,7 @@ class PlainResNet(nn.Module):
 def plain_step(name, dtype, images, labels):
     """The peer's compiled step and its first state."""
     model = PlainResNet(name, jnp.dtype(dtype))
-    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
 
     def normalized(images):
         return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5
@@ -106,7 +110,7 @@ def plain_step(name, dtype, images, labels):
             )
             entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             l2 = sum(jnp.vdot(w, w) for w in jax.tree.leaves(params) if w.ndim > 1)
-            return entropy.mean() + 0.5e-4 * l2, left["batch_stats"]
+            return entropy.mean() + 0.5 * DECAY * l2, left["batch_stats"]
 
         (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         changes, opt_state = optimizer.update(gradient, opt_state, params)
@@ -116,9 +120,13 @@ def plain_step(name, dtype, images, labels):
     return compiled, state
 
 
-def our_step(name, size, batch_size, worker_batch_size, dtype, accumulation_steps=1):
-    """lbsgd's parts of a run, its compiled step, first state and batch."""
-    own = {"accumulation_steps": accumulation_steps}
+def our_step(name, size, batch_size, worker_batch_size, dtype, **keys):
+    """lbsgd's parts of a run, its compiled step, first state and batch.
+
+    Args:
+      keys: of the config besides.
+    """
+    own = {"accumulation_steps": 1, **keys}
     config = synthetic_config(name, size, batch_size, worker_batch_size, dtype, **own)
     parts = build(resolve(config))
     state = parts.program.start()
@@ -143,16 +151,20 @@ class Running:
         return time.perf_counter() - start
 
 
-def compile_both(name, size, batch_size, worker_batch_size, dtype):
-    """lbsgd's step and the plain one, on the same images."""
+def compile_all(name, size, batch_size, worker_batch_size, dtype):
+    """lbsgd's step, the plain one and on a CPU PyTorch's, on the same images."""
     parts, ours, our_state, batch = our_step(name, size, batch_size, worker_batch_size, dtype)
     images = np.asarray(batch["image"]).reshape(batch_size, size, size, 3)
-    images, labels = jnp.asarray(images), jnp.asarray(batch["label"]).reshape(batch_size)
-    peers, peer_state = plain_step(name, dtype, images, labels)
-    return {
+    labels = np.asarray(batch["label"]).reshape(batch_size)
+    inputs = jnp.asarray(images), jnp.asarray(labels)
+    peers, peer_state = plain_step(name, dtype, *inputs)
+    runs = {
         "lbsgd": Running(ours, our_state, (batch, parts.program.numbers.at(0))),
-        "plain": Running(peers, peer_state, (images, labels)),
+        "plain": Running(peers, peer_state, inputs),
     }
+    if jax.default_backend() == "cpu" and step_torch.installed():
+        runs["torch"] = step_torch.Training(name, images, labels, dtype)
+    return runs
 
 
 def take_turns(runs, batch_size, rounds):
@@ -169,43 +181,60 @@ def take_turns(runs, batch_size, rounds):
     return rates
 
 
-def measure(name, size, batch_size, worker_batch_size, dtype):
-    """Images/s of both in every round."""
-    runs = compile_both(name, size, batch_size, worker_batch_size, dtype)
-    return take_turns(runs, batch_size, ROUNDS)
-
-
-def run():
-    """Measures every case that this machine is for."""
-    accelerator = jax.default_backend() != "cpu"
-    cases = ACCELERATOR_CASES if accelerator else CASES
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    results = [r for r in results if r["machine"]["backend"] != jax.default_backend()]
+def run(*networks):
+    """Measures the cases that this machine is for, all or those of some networks."""
+    backend = jax.default_backend()
+    cases = CASES if backend == "cpu" else ACCELERATOR_CASES
+    unknown = set(networks) - {case[0] for case in cases}
+    if unknown:
+        sys.exit(
+            f"no case of {', '.join(sorted(unknown))}; there are {[case[0] for case in cases]}"
+        )
+    cases = [case for case in cases if not networks or case[0] in networks]
+    if backend == "cpu" and not step_torch.installed():
+        print(step_torch.MISSING)
     for case in cases:
-        rates = measure(*case)
-        results.append({"case": case, "rates": rates, "machine": describe_machine()})
+        rates = take_turns(compile_all(*case), case[2], ROUNDS)
         print(case, {key: round(statistics.median(value)) for key, value in rates.items()})
+        store({"case": case, "n": ROUNDS, "rates": rates, "machine": measured_on()})
+
+
+def store(result):
+    """Puts a case into the results, in place of what they have of it, in the order of cases."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    by_case = {tuple(r["case"]): r for r in results} | {tuple(result["case"]): result}
+    kept = [by_case[case] for case in (*CASES, *ACCELERATOR_CASES) if case in by_case]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def table():
     """Median images/s and the median and range of the rounds' ratios, as Markdown."""
-    head = "| network | pixels | kn | n | type | device | lbsgd img/s | plain img/s | ratio |"
-    lines = [head, "|---" * 9 + "|"]
-    for result in json.loads(RESULTS.read_text()):
-        ours, plain = result["rates"]["lbsgd"], result["rates"]["plain"]
-        ratios = [a / b for a, b in zip(ours, plain)]
-        cells = [
-            *result["case"],
-            result["machine"]["device"],
-            f"{statistics.median(ours):,.0f}",
-            f"{statistics.median(plain):,.0f}",
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        ]
+    head = "| network | pixels | kn | n | type | device | lbsgd img/s | plain Flax img/s "
+    head += "| of plain Flax's | PyTorch img/s | of PyTorch's |"
+    results = json.loads(RESULTS.read_text())
+    lines = [head, "|---" * 11 + "|"]
+    for result in results:
+        rates = result["rates"]
+        cells = [*result["case"], result["machine"]["device"], shown(rates["lbsgd"])]
+        for peer in ("plain", "torch"):
+            cells += against(rates["lbsgd"], rates[peer]) if peer in rates else ["", ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(results, *(result["n"] for result in results))])
+
+
+def shown(rates):
+    """Their median, to three digits at least."""
+    rate = statistics.median(rates)
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
+def against(ours, peers):
+    """A peer's images/s, and ours as a part of them in the same round: median and range."""
+    ratios = [a / b for a, b in zip(ours, peers)]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [shown(peers), spread]
 
 
 if __name__ == "__main__":
-    run_or_table(__doc__, run, table)
+    run_or_table(__doc__, run, table, arguments=max(0, len(sys.argv) - 2))

@@ -51,25 +51,25 @@ def measure(name: str, size: int, n: int, k: int, keys: dict) -> dict:
 
 def run() -> None:
     """Measures all steps."""
-    from lbsgd.system.machine import describe_machine
+    from provenance import measured_on
 
-    found = {"machine": describe_machine(), "steps": [measure(*step) for step in STEPS]}
+    found = {"machine": measured_on(), "steps": [measure(*step) for step in STEPS]}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def table() -> str:
     """Estimate and compilation of each step, in MiB."""
+    from provenance import provenance
+
     found = json.loads(RESULTS.read_text())
-    machine = found["machine"]
     lines = ["| step on one device | estimated MiB | compiled MiB | ratio |", "|---|---|---|---|"]
     for step in found["steps"]:
         keys = "".join(f", {k}={v}" for k, v in step["keys"].items())
         what = f"{step['network']} at {step['image_size']}, {step['lanes']} lanes of {step['n']}"
         a, b = step["estimated_bytes"], step["compiled_bytes"]
         lines.append(f"| {what}{keys} | {a / 2**20:,.1f} | {b / 2**20:,.1f} | {a / b:.2f} |")
-    jax = machine["packages"]["jax"]
-    source = f"{len(found['steps'])} steps, once each; {machine['device']}, jax {jax}"
-    return "\n".join([*lines, "", f"{source}, commit {machine['git_commit']}"])
+    source = f"{len(found['steps'])} steps, once each; {provenance(found)}"
+    return "\n".join([*lines, "", source])
 
 
 if __name__ == "__main__":

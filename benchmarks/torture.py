@@ -25,12 +25,12 @@ import time
 
 import jax
 from command import run_or_table
+from provenance import measured_on, provenance
 
 from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.run.build import build
 from lbsgd.run.config import resolve
 from lbsgd.run.record.metrics import read_metrics
-from lbsgd.system.machine import describe_machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "torture.json"
@@ -204,7 +204,7 @@ def run() -> None:
             "processes": PROCESSES,
             "killed": killed(root / "killed", expected),
             "stopped": stopped(root / "stopped", expected),
-            "machine": describe_machine(),
+            "machine": measured_on(),
         }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -228,15 +228,14 @@ def table() -> str:
             else "DIFFERENT",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    stops, machine = results["stopped"]["stops"], results["machine"]
+    stops = results["stopped"]["stops"]
     slowest = max(stop["seconds"] for stop in stops)
     lines += [
         "",
         f"{results['stopped']['saved_what_was_reached']} of {len(stops)} stops ended with exit "
         f"code 75 and a checkpoint of the update reached, {slowest:.1f} s after the signal at "
         f"most. configs/digits.py, {results['killed']['updates']} updates in "
-        f"{results['processes']} processes; {machine['cpus']} CPU cores, jax "
-        f"{machine['packages']['jax']}, commit {machine['git_commit'][:10]}.",
+        f"{results['processes']} processes; {provenance(results)}",
     ]
     return "\n".join(lines)
 

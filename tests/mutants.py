@@ -65,9 +65,16 @@ MUTANTS = (
     Mutant(
         "statistics are averaged over all devices, whatever the all-reduce",
         "step/train_step.py",
-        "return gradient_mean(gradients), *mean_over_devices(result, reductions)",
+        "return gradient_mean(gradients), *mean()",
         "return gradient_mean(gradients), result",
         ("tests/workers/collectives/test_training.py",),
+    ),
+    Mutant(
+        "on CPUs the arrays of a type cross in one message",
+        "step/reduction.py",
+        'if platform != "cpu" or lax.axis_size',
+        'if platform == "cpu" or lax.axis_size',
+        ("tests/step/test_reductions.py",),
     ),
     Mutant(
         "what is drawn for a worker does not depend on where it lies",

@@ -6,39 +6,70 @@ import re
 import runpy
 import tomllib
 
+import bench
 import pytest
 
 from lbsgd.config.files import find_config
 from lbsgd.config.keys import options_key
-from lbsgd.experiments import load
-from lbsgd.experiments.table import markdown
 from lbsgd.run.config import default_config, flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md", "notebooks/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
-BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory", "second_order"]
-SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini", "tutorial"]
-SWEEPS += [f"digits_updates_{name}" for name in ("spngd", "lars", "nesterov")]
-SWEEPS += ["transfer_backbones", "transfer", "transfer_backbones_n128", "transfer_n128"]
+BENCHMARKS = bench.names()
+MARKED = bench.marked()
+# Results that no table is of: texts quote them.
+QUOTED = {"cifar10", "finetune"}
 # Whose command lines are argparse's.
 OPTIONS = ["input_pipeline", "gpu"]
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_tables_are_those_of_the_results(benchmark, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    table = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["table"]()
-    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
-    assert table in pages
+@pytest.mark.parametrize("name", sorted({name for _, name, _ in MARKED}))
+def test_tables_are_those_of_the_results(name):
+    expected = bench.table_of(name)
+    for path, marked, text in MARKED:
+        assert marked != name or text == expected, path
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_tables_of_sweeps_are_those_of_their_results(sweep):
-    results = load(ROOT / "docs" / "results" / f"{sweep}.json")
-    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
-    assert markdown(results) in pages
+def test_all_results_are_in_the_documents():
+    results = {path.stem for path in bench.RESULTS.glob("*.json")}
+    assert results - QUOTED == {name for _, name, _ in MARKED}
+    assert set(BENCHMARKS) <= results
+
+
+def test_a_table_that_differs_is_found_and_mended(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n\n<!-- table: step -->\n\n| of before |\n\n{bench.END}\n\nb\n")
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "documents", lambda: [page])
+    with pytest.raises(SystemExit) as stop:
+        bench.check()
+    assert "page.md has another table of step" in stop.value.code
+    bench.table()
+    assert capsys.readouterr().out == "page.md: step\n"
+    bench.check()
+    assert bench.table_of("step") in page.read_text()
+    page.write_text(page.read_text().replace(bench.END, ""))
+    with pytest.raises(ValueError, match="markers"):
+        bench.check()
+
+
+def test_benchmarks_run_one_after_the_other_and_none_costs_another(tmp_path, monkeypatch, capfd):
+    for name, code in (("fails", "raise SystemExit(3)"), ("fine", "print('measured')")):
+        text = f'"""python benchmarks/{name}.py table"""\n{code}\n'
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "gpu.py").write_text('"""python benchmarks/gpu.py table"""\n')
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        bench.run()
+    assert stop.value.code == "failed: fails"
+    said = capfd.readouterr().out
+    assert "== fails: exit code 3" in said
+    assert "measured\n== fine: exit code 0" in said
+    assert "== gpu: skipped, needs an NVIDIA GPU" in said
+    with pytest.raises(SystemExit) as stop:
+        bench.run("none")
+    assert stop.value.code == "no benchmark none; there are fails, fine, gpu"
 
 
 @pytest.mark.parametrize(

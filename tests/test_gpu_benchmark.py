@@ -265,7 +265,7 @@ def test_a_row_is_evaluated_at_most_five_times(epochs, between):
 # --- the report
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "packages": {"jax": "0.11.2"}, "cpus": 16}
-MACHINE["git_commit"] = "0123456789abcdef"
+MACHINE |= {"git_commit": "0123456789abcdef", "backend": "gpu", "date": "2026-01-02"}
 CASE = ["resnet50", 224, 256, 32, "bfloat16"]
 
 
@@ -288,14 +288,24 @@ def out(tmp_path):
     """What two calls would leave, the last line of one cut short."""
     check = {"updates": 5, "difference": 2e-10, "bound": 1e-8, "holds": True, "bitwise": False}
     kind = {"kind": "cudnn-conv", "calls": 53.0, "ms": 20.0, "bytes": 4e10}
+    operation = {"operation": "cudnn-conv.2", "kernel": "void conv<a|b>" + "x" * 99, "calls": 1.0}
+    operation |= {"ms": 2.0, "bytes": 4e9, "source": ""}
+    costs = {"update_seconds": {"1": [0.1, 0.2, 0.1], "4": [0.2, 0.2, 0.2]}}
+    costs |= {"temporary_bytes": {"1": 4_000_000_000, "4": 1_000_000_000}, "case": CASE}
     row = {"epochs": 20.0, "updates": 1000, "val_error": 12.25, "images_per_second": 20000.0}
     row |= {"data_wait_percent": 3.0, "ended": True, "epochs_asked": 20}
     rates = {"lbsgd, packed": [9000.0, 9500.0, 9400.0]}
     files = {
         "check": line("check", "GPU = CPU, float64", **check) + '{"part": "che',
-        "step": step_line(900.0) + step_line(950.0),
+        "step": step_line(900.0) + step_line(950.0) + line("step", "accumulation", 3, **costs),
         "profile": line(
-            "profile", "profile of lbsgd", case=CASE, wall_ms=50.0, busy_ms=40.0, kinds=[kind]
+            "profile",
+            "profile of lbsgd",
+            case=CASE,
+            wall_ms=50.0,
+            busy_ms=40.0,
+            kinds=[kind],
+            operations=[operation] * 11,
         ),
         "train": line("train", "kn=128", config="cifar10.py:batch=128", **row)
         + line("train", "kn=8192", 0, failed="exit code 3"),
@@ -316,9 +326,17 @@ def test_results_become_a_file_and_tables(out, tmp_path):
     assert f"{step} lbsgd | 950 | 0.95 (0.95 to 0.95) | 25.0 | 2.50 |" in text  # the later
     assert f"{step} plain Flax | 1,000 |  |  | 2.50 |" in text
     assert "| cudnn-conv | 53.0 | 20.000 | 50.0 | 40.000 | 2,000 |" in text
+    assert "the device busy for 40.0, 156 MB an image:" in text  # 4e10 / 256
+    longest = "`void conv<a/b>" + "x" * (60 - len("void conv<a/b>")) + "`"
+    row = f"| cudnn-conv.2 | 1.0 | 2.000 | 5.0 | 4.000 | 2,000 | {longest} |"
+    assert text.count(row) == 10  # the costliest
+    case = "| resnet50 | 224 | 256 | 32 | bfloat16 |"
+    assert f"{case} 1 | 2,560 |  | 4.00 |" in text
+    assert f"{case} 4 | 1,280 | 2.00 (1.00 to 2.00) | 1.00 |" in text
     assert "| kn=128 | 20.0 | 1,000 | 12.25 | 20,000 | 3.0 |" in text
     assert "| JPEGs | lbsgd, packed | 64 | 16 | 9,400 (9,000 to 9,500) |" in text
-    assert "NVIDIA H100 80GB HBM3; jax 0.11.2; 16 CPU cores; commits 0123456789; n=3." in text
+    source = "NVIDIA H100 80GB HBM3, 16 CPU cores; jax 0.11.2; commit 0123456789; 2026-01-02; n=3."
+    assert source in text
     assert "kn=8192: exit code 3." in text
     assert "train: did not end well." in text
 
@@ -345,6 +363,9 @@ def test_a_trial_checks_and_measures_on_the_cpu(tmp_path):
     assert results.keys() == {*gpu.PARTS, "pieces"}
     held = {x["what"]: x["holds"] for x in results["check"] if "holds" in x}
     assert len(held) == 5
+    (found,) = (x for x in results["step"] if x["what"] == "accumulation")
+    assert found["update_seconds"].keys() == {"1", "2"}
+    assert all(x["operations"] for x in results["profile"] if "kinds" in x)
     assert all(held.values()), held
     assert [x["what"] for x in results["step"]].count("step") == 2  # tiny cases, of 2 and 1 workers
     assert "A trial, no result." in done.stdout

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from lbsgd.step.loops import fast_on, scan
 from lbsgd.step.worker import Batch, WorkerResult
+from lbsgd.workers.collectives.buckets import in_buckets
 from lbsgd.workers.placement import DEVICE_AXES, LANE_AXIS, Placement
 from lbsgd.workers.reductions import How, Reduction
 
@@ -107,24 +108,44 @@ def _combine(how: How) -> Callable[[Any, Any], Any]:
     return functools.partial(jax.tree.map, jnp.maximum if how == "max" else jnp.add)
 
 
-def mean_over_devices(result: WorkerResult, reductions: Reductions, *with_it: Any) -> Any:
+def mean_over_devices(
+    result: WorkerResult, reductions: Reductions, platform: str, *with_it: Any
+) -> Any:
     """Reduces over devices what `over_lanes` left, summed over steps; within `shard_map`.
 
     Args:
+      platform: of the devices.
       with_it: trees to be averaged, in one message.
 
     Returns:
       the result, and those trees.
     """
-    # One call, which XLA may combine into one message: the result is small beside a gradient.
+    # One call for all: the result is small beside a gradient.
     means = {name: result.metrics[name] for name, how in reductions.items() if how == "mean"}
-    mean = lax.pmean((result._replace(metrics=means), *with_it), DEVICE_AXES)
+    mean = _mean_over_devices((result._replace(metrics=means), *with_it), platform)
     others = {
         name: _over_devices(how, result.metrics[name])
         for name, how in reductions.items()
         if how != "mean"
     }
     return mean[0]._replace(metrics={**mean[0].metrics, **others}), *mean[1:]
+
+
+def _mean_over_devices(tree: Any, platform: str) -> Any:
+    """Averages a tree over devices, on CPUs in one message for each type."""
+    # Compilers for GPUs and TPUs combine the arrays of one call into messages; on a CPU each array
+    # is a message, and a network's many small ones take longer than its bytes.
+    if platform != "cpu" or lax.axis_size(DEVICE_AXES) == 1:
+        return lax.pmean(tree, DEVICE_AXES)
+    leaves, structure = jax.tree.flatten(tree)
+    mean = functools.partial(lax.pmean, axis_name=DEVICE_AXES)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        which = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        whole = sum(leaves[i].size for i in which)
+        means = in_buckets(mean, [leaves[i] for i in which], capacity=whole, multiple=1)
+        for i, leaf in zip(which, means):
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _over_devices(how: How, value: Any) -> Any:

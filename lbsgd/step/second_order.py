@@ -119,7 +119,7 @@ def natural_gradient(
             rows_of_step=functools.partial(with_lanes, placement=placement),
         )
         with jax.named_scope("all_reduce"):
-            (result,) = mean_over_devices(result, reductions)
+            (result,) = mean_over_devices(result, reductions, placement.platform)
         with jax.named_scope("precondition"):
             found = precondition(
                 sums.params,

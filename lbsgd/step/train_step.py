@@ -132,25 +132,29 @@ def local_gradient(
 def device_gradient(
     *args: Any,
     reductions: Reductions,
+    placement: Placement,
     gradient_mean: Callable[[Any], Any] | None = None,
     **keywords: Any,
 ) -> tuple[Any, WorkerResult]:
     """Computes, on one device, the gradient of the mean loss over all k workers.
 
     Args:
-      args, reductions, keywords: as of `local_gradient`.
+      args, reductions, placement, keywords: as of `local_gradient`.
       gradient_mean: the mean over devices of a tree; None for `lax.pmean`, in one with the result.
 
     Returns:
       the gradient, like the trained parameters, and the workers' results, reduced.
     """
-    gradients, result = local_gradient(*args, reductions=reductions, **keywords)
+    gradients, result = local_gradient(
+        *args, reductions=reductions, placement=placement, **keywords
+    )
+    mean = functools.partial(mean_over_devices, result, reductions, placement.platform)
     with jax.named_scope("all_reduce"):
         if gradient_mean is None:
-            result, gradients = mean_over_devices(result, reductions, gradients)
+            result, gradients = mean(gradients)
             return gradients, result
         # Moments of batch norm are not rounded to 16 bits, whatever gradients are sent in.
-        return gradient_mean(gradients), *mean_over_devices(result, reductions)
+        return gradient_mean(gradients), *mean()
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

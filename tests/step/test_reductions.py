@@ -1,6 +1,7 @@
 """Workers' metrics, each reduced as declared; averaged weights; a gradient without a mesh."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from lbsgd.optim.chain import build_optimizer
 from lbsgd.schedule.functions import constant
 from lbsgd.step.numbers import Numbers
+from lbsgd.step.reduction import mean_over_devices
 from lbsgd.step.train_step import Averaged, TrainState, train_step
 from lbsgd.step.worker import WorkerResult, worker_gradient, worker_key
 from lbsgd.workers.placement import place
@@ -156,3 +158,53 @@ def test_a_workers_gradient_needs_no_mesh(x64):
     np.testing.assert_allclose(gradient["w"], (1 + drawn) * x.mean(axis=0), rtol=1e-12)
     assert float(result.loss) == pytest.approx((1 + drawn) * (x @ np.arange(4.0)).mean(), rel=1e-12)
     assert float(result.metrics["sum"]) == pytest.approx(x.sum(), rel=1e-12)
+
+
+DEVICES = 3
+MANY = {"float32": [(2, 3), (), (0, 4), (7,)], "float64": [(5,), (1, 2)], "bfloat16": [(3,), (2,)]}
+
+
+def of_devices(shapes: list[tuple[int, ...]], dtype: str) -> list[jax.Array]:
+    """Random arrays `[devices, ...]`."""
+    random = np.random.default_rng(1)
+    return [jnp.asarray(random.normal(size=(DEVICES, *shape)), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_on_cpus_arrays_cross_in_one_message_for_each_type(platform, x64):
+    """And for other platforms, whose compilers join them, each as it is; the mean is the same."""
+    placement = place(DEVICES * N, N, devices=DEVICES, accumulation_steps=1)
+    trees = {dtype: of_devices(shapes, dtype) for dtype, shapes in MANY.items()}
+
+    def on_device(trees):
+        own = jax.tree.map(lambda x: x[0], trees)
+        result = WorkerResult(own["float64"][0][0], {"mean": own["float32"][1]}, own["bfloat16"])
+        return mean_over_devices(result, {"mean": "mean"}, platform, own)
+
+    spec = placement.batch_spec[1:]
+    step = jax.jit(
+        jax.shard_map(
+            on_device,
+            mesh=placement.mesh,
+            in_specs=jax.P(*spec),
+            out_specs=jax.P(),
+            check_vma=False,
+        )
+    )
+    sent = re.findall(
+        r"stablehlo.all_reduce.*?\(tensor<(?:\d+x)*(\w+)>\) ->", step.lower(trees).as_text(), re.S
+    )
+    result, means = step(trees)
+    arrays = sum(map(len, MANY.values())) + 1 + 1 + len(MANY["bfloat16"])
+    assert len(sent) == (len(MANY) if platform == "cpu" else arrays)
+    assert set(sent) == {"f32", "f64", "bf16"}
+    # Two sums of numbers below 4, each rounded by half of eps, and a division by three.
+    for dtype, tree in trees.items():
+        for x, mean in zip(tree, means[dtype], strict=True):
+            expected = np.mean(np.asarray(x, np.float64), axis=0)
+            assert mean.dtype == x.dtype
+            assert mean.shape == expected.shape
+            eps = float(jnp.finfo(dtype).eps)
+            np.testing.assert_allclose(np.asarray(mean, np.float64), expected, rtol=0, atol=4 * eps)
+    assert float(result.loss) == float(means["float64"][0][0])
+    assert float(result.metrics["mean"]) == float(means["float32"][1])
