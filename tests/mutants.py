@@ -360,6 +360,41 @@ MUTANTS = (
         "step=start + 10**6, session_log=log",
         ("tests/run/record/sinks/test_tensorboard.py",),
     ),
+    Mutant(
+        "the CPU's forms give the sums of a plain convolution: the kernel's gradient",
+        "step/cpu_convolutions.py",
+        "shifts = [(j - left) // right for j in columns]",
+        "shifts = [(j - left + 1) // right for j in columns]",
+        ("tests/step/test_cpu_forms.py",),
+    ),
+    Mutant(
+        "the CPU's forms give the sums of a plain convolution: the input's gradient",
+        "step/cpu_convolutions.py",
+        "first = (lo - a) % s",
+        "first = (lo + a) % s",
+        ("tests/step/test_cpu_forms.py",),
+    ),
+    Mutant(
+        "sums of 16 bits are taken in 32 in the CPU's forms",
+        "step/cpu_convolutions.py",
+        "x.dtype if x.dtype.itemsize > 2 else jnp.dtype(jnp.float32)",
+        "x.dtype",
+        ("tests/step/test_cpu_forms.py",),
+    ),
+    Mutant(
+        "the CPU's forms of max pooling take the first of equal values",
+        "step/cpu_pooling.py",
+        "greater = seen > best",
+        "greater = seen >= best",
+        ("tests/step/test_cpu_forms.py",),
+    ),
+    Mutant(
+        "the CPU's forms are taken for evaluation too",
+        "step/evaluation.py",
+        "evaluated = fast_on(placement.platform, network)",
+        "evaluated = network",
+        ("tests/step/test_cpu_forms.py",),
+    ),
 )
 
 

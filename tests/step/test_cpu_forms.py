@@ -12,6 +12,9 @@ from flax import linen as nn
 from jax import lax
 
 from lbsgd.step.cpu import cpu_forms
+from lbsgd.step.evaluation import eval_step
+from lbsgd.step.reduction import sum_over_steps
+from lbsgd.workers.placement import place
 
 # Of jnp.float64: some thousand products of numbers near 1 are summed, in another order.
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
@@ -153,3 +156,36 @@ def test_kernels_of_one_pixel_and_their_gradients_are_products():
     text = jax.jit(cpu_forms(both)).lower(x, w).as_text()
     assert len(re.findall(r"stablehlo\.dot_general", text)) == 3
     assert "stablehlo.convolution" not in text
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_accumulation_takes_the_forms_on_cpus_alone(steps):
+    x, w = drawn(steps, 4, 8, 8, 9), drawn(1, 1, 9, 8)
+    gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(convolution(x, w))))
+
+    def summed(platform):
+        def sums(w, x):
+            return sum_over_steps(functools.partial(gradient, w), x, platform)
+
+        return jax.jit(sums).lower(w, x).as_text()
+
+    assert "stablehlo.convolution" not in summed("cpu")
+    assert "stablehlo.convolution" in summed("tpu")
+
+
+def test_evaluation_takes_the_forms():
+    w = drawn(1, 1, 3, 4)
+    placement = place(8, 4, devices=1)
+    step = functools.partial(
+        eval_step,
+        network=lambda params, stats, images: convolution(images, params),
+        preprocess=lambda images: images.astype(jnp.float64),
+        evaluate=lambda outputs, rows: {"sum": jnp.sum(outputs, (1, 2, 3))},
+        placement=placement,
+    )
+    images = np.arange(2 * 4 * 5 * 5 * 3, dtype=np.uint8).reshape(1, 2, 4, 5, 5, 3)
+    rows = {"image": images, "mask": np.ones((1, 2, 4), bool)}
+    text = jax.jit(step).lower(w, {}, rows).as_text()
+    assert "stablehlo.convolution" not in text
+    found = jax.jit(step)(w, {}, rows)["sum"]
+    np.testing.assert_allclose(found, np.sum(images.reshape(-1, 3).astype(float) @ w[0, 0]))
