@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from lbsgd.step.evaluation import eval_step
 from lbsgd.step.cpu import cpu_forms
+from lbsgd.step.evaluation import eval_step
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.pixels import normalize
 from lbsgd.step.train_step import Averaged, TrainState, train_step
