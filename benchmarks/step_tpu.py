@@ -70,7 +70,8 @@ def run(topology: str, names: tuple[str, ...]) -> None:
     from ahead_of_time import counted, describe_compiler, devices_of
     from scheduled_hlo import moved_bytes, overlap
 
-    devices = devices_of(topology)
+    # Before the results are written, which git would call a change.
+    devices, compiler = devices_of(topology), describe_compiler()
     for name in names:
         begun = time.monotonic()
         compiled = compile_program(name, devices)
@@ -79,7 +80,7 @@ def run(topology: str, names: tuple[str, ...]) -> None:
         found |= {"devices": len(devices), "compiled_in_s": round(time.monotonic() - begun, 1)}
         print(topology, name, found, flush=True)
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        results.setdefault(topology, {})[name] = {**found, **describe_compiler()}
+        results.setdefault(topology, {})[name] = {**found, **compiler}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
