@@ -69,11 +69,10 @@ def without_refreshes():
 
 def imagenet_plan(kind: str, devices: int):
     """Plans ResNet-50 with 32 images a chip."""
+    from ahead_of_time import plan_for
+
     from lbsgd.data.facts import Facts
-    from lbsgd.run.config import resolve
     from lbsgd.run.config_file import ConfigFile
-    from lbsgd.run.plan import make_plan
-    from lbsgd.workers.topology import Topology
 
     config = ConfigFile("imagenet_spngd").config()
     config.model.name, config.data.running_mixup = "resnet50", 0.0
@@ -83,57 +82,21 @@ def imagenet_plan(kind: str, devices: int):
     if kind == "sgd":
         config.optimizer.name = "sgd"
     facts = Facts(1_281_167, 50_000, 1000, (224, 224, 3))
-    return with_flags(make_plan(resolve(config), facts, Topology(devices, platform="tpu")), kind)
-
-
-def compiled(plan, devices):
-    """Compiles the update of a plan for devices that need not be here."""
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-    from lbsgd.run.layout import sharded
-    from lbsgd.system.devices import precision
-    from lbsgd.workers.placement import DEVICE_AXES
-
-    placement = plan.placement
-    shape = np.array(devices[: placement.devices]).reshape(placement.mesh_shape)
-    mesh = Mesh(shape, DEVICE_AXES, axis_types=(AxisType.Auto,) * 2)
-    whole, by_slot = (NamedSharding(mesh, s) for s in (PartitionSpec(), placement.batch_spec))
-    state = plan.state_shardings(placement, mesh)
-    step = jax.jit(plan.train_step(placement), donate_argnums=0, out_shardings=(state, whole))
-    with precision(plan.config.dtype):
-        return step.lower(
-            sharded(plan.shapes_on_devices(placement), state),
-            sharded(plan.batch_shapes(placement), by_slot),
-            sharded(plan.number_shapes(), whole),
-        ).compile()
-
-
-def counted(step) -> dict:
-    """What the compiler counts of a step."""
-    costs, memory = step.cost_analysis(), step.memory_analysis()
-    return {
-        "flops": costs["flops"],
-        "bytes": costs["bytes accessed"],
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-    }
+    return with_flags(plan_for(config, facts, devices), kind)
 
 
 def compile_for(topology: str, kinds: tuple[str, ...]) -> None:
     """Compiles some or all for a topology, and counts."""
-    import jax
-    from jax.experimental import topologies
+    from ahead_of_time import compile_update, counted, describe_compiler, devices_of
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = devices_of(topology)
     found = results().get("compiled", {}).get(topology, {})
-    found |= {"jax": jax.__version__, "devices": len(devices)}
+    found |= {**describe_compiler(), "devices": len(devices)}
     for kind in kinds or KINDS:
         begun = time.monotonic()
         plan = imagenet_plan(kind, len(devices))
         with without_refreshes() if kind == "none due" else contextlib.nullcontext():
-            found[kind] = counted(compiled(plan, devices))
+            found[kind] = counted(compile_update(plan, devices))
         found[kind]["compiled_in_s"] = round(time.monotonic() - begun, 1)
         if kind != "sgd":
             owners = owners_of(plan)

@@ -90,16 +90,21 @@ class PlainResNet(nn.Module):
         return nn.Dense(1000)(x.mean((1, 2)).astype(jnp.float32))
 
 
-def plain_step(name, dtype, images, labels):
-    """The peer's compiled step and its first state."""
+def plain_update(name, dtype, axis=None):
+    """The peer's functions: one image -> the first state; (state, images, labels) -> state, loss.
+
+    With the name of an axis of devices it is for use within `jax.shard_map`: each has a batch of
+    its own, for batch norm too, and the means of what comes of it are over all of them.
+    """
     model = PlainResNet(name, jnp.dtype(dtype))
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
 
     def normalized(images):
         return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5
 
-    variables = jax.jit(model.init)(jax.random.key(0), normalized(images[:1]))
-    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    def start(image):
+        variables = model.init(jax.random.key(0), normalized(image))
+        return variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
 
     def step(state, images, labels):
         params, stats, opt_state = state
@@ -113,9 +118,18 @@ def plain_step(name, dtype, images, labels):
             return entropy.mean() + 0.5 * DECAY * l2, left["batch_stats"]
 
         (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        if axis:
+            gradient, value, stats = jax.lax.pmean((gradient, value, stats), axis)
         changes, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, changes), stats, opt_state), value
 
+    return start, step
+
+
+def plain_step(name, dtype, images, labels):
+    """The peer's compiled step and its first state."""
+    start, step = plain_update(name, dtype)
+    state = jax.jit(start)(images[:1])
     compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
     return compiled, state
 

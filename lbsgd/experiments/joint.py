@@ -74,7 +74,7 @@ class JointProgram:
                 [self.program.abstract_batch(placement, image_shape)] * count,
                 sharded(numbers, replicated),
             )
-            return SHARED.compile(lowered, out)
+            return SHARED.compile(lowered, out, self.program.step_options)
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """Stacks states on the devices; it takes them, as a step would."""

@@ -29,7 +29,7 @@ from lbsgd.schedule.batch_growth import momentum_of_size
 from lbsgd.schedule.explain import explain_learning_rate
 from lbsgd.system.text import decimal, pluralize
 from lbsgd.tasks.explain import explain_task
-from lbsgd.workers.explain import explain_allreduce
+from lbsgd.workers.explain import explain_allreduce, explain_compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,7 @@ def explain(plan: Plan) -> list[str]:
         lines.append(explain_allreduce(c.allreduce, plan.topology))
     return [
         *lines,
+        *explain_compiler(c.allreduce, plan.topology),
         _explain_length(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
         explain_optimizer(c.optimizer, trained_part(plan.outline.roles, plan.trained)),

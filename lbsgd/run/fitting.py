@@ -22,6 +22,7 @@ from lbsgd.system.machine import cache_folder, describe_machine
 from lbsgd.system.processes import is_first
 from lbsgd.system.text import pluralize
 from lbsgd.workers import fit
+from lbsgd.workers.compiler import compiler_options
 from lbsgd.workers.placement import Placement
 
 # Of training that a device holds: its own, those of the updates that wait, those loaded ahead.
@@ -121,7 +122,8 @@ def _cache_file() -> pathlib.Path | None:
 
 
 def _cache_key(plan: Plan) -> str:
-    exchange = plan.config.allreduce.to_dict()  # its buckets take memory too
+    c = plan.config.allreduce
+    exchange = [c.to_dict(), compiler_options(c, plan.topology)]  # buckets take memory too
     identity = [plan.identity(), exchange, plan.topology.devices, describe_machine()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -388,5 +388,6 @@ def _gradient_mean(
     config: ml_collections.ConfigDict, params: Any, topology: Topology
 ) -> Callable[[Any], Any] | None:
     """Binds the mean over devices of gradients like these parameters; None for `lax.pmean`."""
-    exchange = {**config.allreduce, "grid": topology.grid(config.allreduce)}
+    c = config.allreduce
+    exchange = {**c, "grid": topology.grid(c), "bucket_mib": topology.bucket_mib(c)}
     return gradient_mean(params, DEVICE_AXES, topology.devices, **exchange)

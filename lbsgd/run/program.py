@@ -12,13 +12,14 @@ import numpy as np
 from lbsgd.run.layout import on_devices, sharded
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan
-from lbsgd.run.sharing import SHARED, Options, Out, SharedFunction
+from lbsgd.run.sharing import SHARED, Out, SharedFunction
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import precision
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.processes import onto_devices
 from lbsgd.system.text import printable
 from lbsgd.weights.initial import Arrays, InitialWeights
+from lbsgd.workers.compiler import Options, compiler_options
 from lbsgd.workers.placement import Placement
 
 Shape = tuple[int, int, int]  # (h, w, c)
@@ -113,7 +114,12 @@ class Program:
             return self.compiled[key]
         with precision(self.plan.config.dtype):
             out = (self.state_shardings(key[0]), key[0].replicated)
-            return SHARED.compile(self.lower_train_step(*key), out)
+            return SHARED.compile(self.lower_train_step(*key), out, self.step_options)
+
+    @property
+    def step_options(self) -> Options:
+        """Gives the compiler's options for the update."""
+        return compiler_options(self.plan.config.allreduce, self.plan.topology)
 
     def lower_train_step(
         self, placement: Placement | None = None, image_shape: Shape | None = None

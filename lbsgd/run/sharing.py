@@ -6,14 +6,16 @@ rows of a sweep that differ in numbers, and all seeds. Nothing else of a run is 
 
 import collections
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 
-# Of the compiler, by name.
-Options = dict[str, Any]
+from lbsgd.system.processes import is_first
+from lbsgd.workers.compiler import Options, compile_with
+
 # The sharding of the outputs, or a prefix of their tree of shardings.
 Out = Hashable
 
@@ -29,6 +31,7 @@ class Executables:
     def __init__(self, kept: int = KEPT) -> None:
         """Keeps nothing yet."""
         self._most, self._lock = kept, threading.Lock()
+        self._said = set[str]()
         self._kept: collections.OrderedDict[Hashable, jax.stages.Compiled] = (
             collections.OrderedDict()
         )
@@ -46,11 +49,11 @@ class Executables:
             takes is no part of its text.
           out: where its outputs are, a tree of shardings, for the text does not say which devices
             these are.
-          options: for the compiler.
+          options: for the compiler; of those that it does not take, a line is printed once.
         """
         text = lowered.as_text()
         if any(word in text for word in _CALLS_BACK):
-            return lowered.compile(options)
+            return self._compile(lowered, options)
         key = _key(lowered, text, out, options)
         with self._lock:
             found = self._kept.get(key)
@@ -58,12 +61,22 @@ class Executables:
                 self._kept.move_to_end(key)
                 return found
         # Without the lock: two threads may compile the same once each, and none waits for another.
-        compiled = lowered.compile(options)
+        compiled = self._compile(lowered, options)
         with self._lock:
             self._kept[key] = compiled
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return compiled
+
+    def _compile(self, lowered: jax.stages.Lowered, options: Options | None) -> jax.stages.Compiled:
+        return compile_with(lowered, options or {}, self._say)
+
+    def _say(self, line: str) -> None:
+        with self._lock:
+            known = line in self._said
+            self._said.add(line)
+        if not known and is_first():
+            print(f"lbsgd: {line}", file=sys.stderr, flush=True)
 
 
 def _key(lowered: jax.stages.Lowered, text: str, out: Out, options: Options | None) -> Hashable:

@@ -1,6 +1,6 @@
 """Keys of the workers: how large they are, where they are placed, and how they exchange."""
 
-from lbsgd.config.keys import Condition, Key, Keys, Must, whole
+from lbsgd.config.keys import Key, Keys, Must, whole
 from lbsgd.workers.collectives.names import ALGORITHMS, DTYPES
 
 _PLACEMENT: Keys = {
@@ -48,18 +48,12 @@ _ALLREDUCE: Keys = {
         choices=("own", *DTYPES),
     ),
     "allreduce.bucket_mib": Key(
-        32.0,
-        "The size of a bucket: gradients that are reduced together.",
+        0.0,
+        "The size of a bucket: gradients that are reduced together. 0 for 32, or 2 where it is "
+        "XLA's own psum that reduces them on TPUs.",
         unit="MiB",
-        positive=True,
         most=10**6,
         machine=True,
-        used_if=Condition(
-            "an allreduce.algorithm other than 'psum', or allreduce.dtype",
-            lambda values: (
-                values["allreduce.algorithm"] != "psum" or values["allreduce.dtype"] != "own"
-            ),
-        ),
     ),
     "allreduce.grid": Key(
         (0, 0),

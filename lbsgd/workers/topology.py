@@ -8,7 +8,12 @@ import ml_collections
 from lbsgd.system.devices import count_devices, device_memory
 from lbsgd.system.errors import ConfigError
 from lbsgd.system.processes import json_from_process_0
+from lbsgd.workers.collectives.allreduce import BUCKET_BYTES
 from lbsgd.workers.collectives.topology import host_grid
+
+# Of XLA's own all-reduce on TPUs: small ones begin early, and cost little where links answer within
+# a microsecond or so.
+TPU_BUCKET_BYTES = 2 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +93,9 @@ class Topology:
         x, y = allreduce.grid
         open_ = allreduce.algorithm == "hierarchical" and (x, y) == (0, 0)
         return self.hosts if open_ else (x, y)
+
+    def bucket_mib(self, allreduce: ml_collections.ConfigDict) -> float:
+        """Returns the size of a bucket: the config's `allreduce.bucket_mib`, or for 0 a default."""
+        plain = allreduce.algorithm == "psum" and allreduce.dtype == "own"
+        default = TPU_BUCKET_BYTES if plain and self.platform == "tpu" else BUCKET_BYTES
+        return float(allreduce.bucket_mib) or default / 2**20

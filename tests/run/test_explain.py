@@ -20,6 +20,7 @@ ORDER = [
     "machine",
     "minibatch",
     "all-reduce",
+    "compiler options",
     "length",
     "learning rate",
     "optimizer",
@@ -66,12 +67,12 @@ CASES = {
 }
 
 
-def plan_of(**keys: object) -> Plan:
+def plan_of(topology: Topology = POD, **keys: object) -> Plan:
     config = default_config()
     config.model.update({"name": "cifar_resnet8", "width": 0.25})
     config.update_from_flattened_dict({**LARGE, **keys})
     config = resolve(config)
-    return make_plan(config, given_facts(config.data), POD)
+    return make_plan(config, given_facts(config.data), topology)
 
 
 def test_a_run_is_explained_by_what_it_is_first_and_notes_come_last():
@@ -82,9 +83,38 @@ def test_a_run_is_explained_by_what_it_is_first_and_notes_come_last():
 
 @pytest.mark.parametrize("case", CASES)
 def test_large_numbers_have_separators(case):
-    """But for values of keys, which are as they would be set."""
+    """But for values of keys and of the compiler's options, which are as they would be set."""
     *lines, unused = explain(plan_of(**CASES[case]))
     assert unused.startswith("without effect: ")
-    text = "\n".join(lines)
+    text = "\n".join(line for line in lines if not line.startswith("compiler options: "))
     assert not re.findall(r".*(?<![\d.,])\d{4,}.*", text)
     assert re.search(r"\bkn=65,536\b", text)
+
+
+PSUM = {"allreduce.algorithm": "psum", "allreduce.grid": (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "told"),
+    [
+        (
+            "tpu",
+            True,
+            "xla_jf_crs_combiner_threshold_in_bytes=2097152, xla_enable_async_all_reduce=true, "
+            "xla_tpu_enable_async_collective_fusion=true, "
+            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true",
+        ),
+        (
+            "gpu",
+            False,
+            "xla_gpu_all_reduce_combine_threshold_bytes=33554432, "
+            "xla_gpu_enable_latency_hiding_scheduler=true, if the devices are GPUs",
+        ),
+        ("cpu", True, None),
+    ],
+)
+def test_the_options_of_the_compiler_are_told(platform, asked, told):
+    topology = Topology(2048, 1, platform=platform, asked=asked)
+    lines = explain(plan_of(topology, **PSUM))
+    found = [line for line in lines if line.startswith("compiler")]
+    assert found == ([f"compiler options: {told}"] if told else [])

@@ -142,7 +142,6 @@ POLICY = {
     "batch_norm.synced_workers": (2, [GROUP, PLAIN, THEIRS, FROZEN], [OFF]),
     "batch_norm.running_variance": ("total", [GROUP, PLAIN, FROZEN], [OFF]),
     "batch_norm.precise_examples": (256, [GROUP, PLAIN, FROZEN], [OFF]),
-    "allreduce.bucket_mib": (8.0, [OFF], [TORUS, {"allreduce.dtype": "float16"}]),
     "allreduce.grid": ((4, 2), [OFF, {"allreduce.algorithm": "ring"}], [TORUS]),
     "device_memory_gib": (8.0, [OFF], [{"accumulation_steps": 0}]),
     "max_nonfinite": (3, [OFF], [{"on_nonfinite": "skip"}]),

@@ -15,6 +15,7 @@ from lbsgd.run.explain import explain
 from lbsgd.system.errors import ConfigError
 from lbsgd.workers.collectives.allreduce import BUCKET_BYTES
 from lbsgd.workers.collectives.names import ALGORITHMS
+from lbsgd.workers.topology import Topology
 
 UPDATES = 20
 
@@ -106,7 +107,7 @@ def test_a_run_may_go_on_with_another_all_reduce_but_not_another_type():
 
 
 def test_default_buckets_are_those_of_the_function():
-    assert default_config().allreduce.bucket_mib * 2**20 == BUCKET_BYTES
+    assert Topology(2).bucket_mib(default_config().allreduce) * 2**20 == BUCKET_BYTES
     assert default_config().allreduce.algorithm == ALGORITHMS[0]
 
 
@@ -115,7 +116,7 @@ def test_default_buckets_are_those_of_the_function():
     [
         (2, {"algorithm": "tree"}, "unknown allreduce.algorithm 'tree'; known: psum"),
         (2, {"dtype": "float32"}, "unknown allreduce.dtype 'float32'; known: own, bfloat16"),
-        (2, {"bucket_mib": 0.0}, "allreduce.bucket_mib must be positive"),
+        (2, {"bucket_mib": -1.0}, "allreduce.bucket_mib must be finite and not negative"),
         (2, {"bucket_mib": 1e-5, "algorithm": "ring"}, "more than 1,000 buckets; set it to"),
         (6, {"algorithm": "halving_doubling"}, "a power of two of devices, not 6; take binary"),
         (8, {"algorithm": "torus_2d", "grid": (3, 2)}, r"devices, 8; take e.g. \(4, 2\)"),
