@@ -97,6 +97,7 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     """Prints the plan of a run; asks the machine only for what the config leaves open."""
     from lbsgd.run.build import plan_run
     from lbsgd.run.explain import explain, parameter_table
+    from lbsgd.system.cache import explain_kept
     from lbsgd.system.processes import is_first
     from lbsgd.workers.topology import Topology
 
@@ -108,7 +109,7 @@ def _explain(parsed: "TrainFlags", config: "ConfigDict") -> int:
     first = is_first() if asks else not parsed.process_id
     if first:
         said = [parsed.sweep] if parsed.sweep else []
-        print("\n".join([*said, *explain(plan), "", parameter_table(plan)]))
+        print("\n".join([*said, *explain(plan), "", parameter_table(plan), explain_kept()]))
     return EXIT_DONE
 
 

@@ -354,6 +354,27 @@ MUTANTS = (
         ("tests/workers/test_compiler.py",),
     ),
     Mutant(
+        "the next start finds what this one has compiled",
+        "system/cache.py",
+        "os.environ[_FOLDER] = str(folder)",
+        "os.environ[_WHETHER] = '1'",
+        ("tests/system/test_cache.py",),
+    ),
+    Mutant(
+        "no compiled program is run that others can have written",
+        "system/cache.py",
+        "own = found.st_uid == os.geteuid() and not found.st_mode & 0o022",
+        "own = found.st_uid == os.geteuid()",
+        ("tests/system/test_cache.py",),
+    ),
+    Mutant(
+        "the user's own compilation cache is left alone",
+        "system/cache.py",
+        "    if _FOLDER in os.environ:\n        return True\n",
+        "",
+        ("tests/system/test_cache.py",),
+    ),
+    Mutant(
         "a checkpoint is believed only when its checksums are right",
         "checkpoint/manifest.py",
         "if array_checksum(name, array) != entry.sha256:",

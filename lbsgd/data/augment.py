@@ -9,7 +9,6 @@ import dataclasses
 
 import cv2
 import numpy as np
-from scipy import special
 
 from lbsgd.data.order import random_below, uniform
 
@@ -93,13 +92,15 @@ class Color:
         Args:
           means: mean RGB of each image, `[N, 3]`; contrast is changed around their grey.
         """
+        from scipy.special import ndtri  # slow to import
+
         draws = uniform(self.seed, "color", epochs, examples, 6)
         factors = 1.0 + np.array(self.jitter) * (2.0 * draws[:, :3] - 1.0)
         brightness, contrast, saturation = factors.T[..., None, None]  # each [N, 1, 1]
         to_grey = np.tile(GREY, (3, 1))
         matrix = saturation * np.eye(3) + (1.0 - saturation) * to_grey
         offset = (1.0 - contrast[..., 0]) * (means @ GREY)[:, None]
-        amounts = self.lighting * special.ndtri(draws[:, 3:] + 2.0**-54)  # ndtri(0) is -inf
+        amounts = self.lighting * ndtri(draws[:, 3:] + 2.0**-54)  # ndtri(0) is -inf
         light = 255.0 * (amounts * EIGENVALUES) @ EIGENVECTORS.T
         maps = np.empty((len(draws), 3, 4))
         maps[:, :, :3] = brightness * contrast * matrix

@@ -15,7 +15,6 @@ import dataclasses
 
 import ml_collections
 import numpy as np
-from scipy.special import betaincinv
 
 from lbsgd.data.keys import ERASED_AREA, ERASED_ASPECT
 from lbsgd.data.order import random_below, uniform
@@ -87,7 +86,7 @@ class Mixing:
             drawn["mix_share"] = share.astype(np.float32)
         if self.running:
             rank = uniform(self.seed, "running mixup share", epochs, examples, 1)[:, 0]
-            share = betaincinv(self.running, self.running, rank)
+            share = _beta_quantile(self.running, rank)
             drawn["running_share"] = np.maximum(share, 1.0 - share).astype(np.float32)
         if self.erasing:
             drawn["erase_box"] = self._erase_box(epochs, examples)
@@ -100,7 +99,7 @@ class Mixing:
             cut = random_below(2, self.seed, "mix switch", epochs, examples) == 1
         alpha = np.where(cut, self.cutmix, self.mixup)
         rank = uniform(self.seed, "mix share", epochs, examples, 1)[:, 0]
-        return betaincinv(alpha, alpha, rank), cut
+        return _beta_quantile(alpha, rank), cut
 
     def _cutmix_box(
         self, share: np.ndarray, cut: np.ndarray, epochs: np.ndarray, examples: np.ndarray
@@ -157,6 +156,14 @@ def mixing_of(
 
 def _between(limits: tuple[float, float], fraction: np.ndarray) -> np.ndarray:
     return limits[0] + (limits[1] - limits[0]) * fraction
+
+
+def _beta_quantile(alpha: float | np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Computes the quantiles of Beta(alpha, alpha) at these ranks, `[N]`."""
+    from scipy.special import betaincinv  # slow to import
+
+    quantiles: np.ndarray = betaincinv(alpha, alpha, rank)
+    return quantiles
 
 
 def _boxes(valid: np.ndarray, *sides: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from lbsgd.system.cache import keep_for_one_process
 from lbsgd.system.errors import ConfigError
 
 # A process that waits longer than this for the others says so.
@@ -67,6 +68,8 @@ def start_processes(
     if num_processes != 1 and not alone:
         _join(coordinator, num_processes, process_id, limits)
     _open_devices()
+    if jax.process_count() > 1:
+        keep_for_one_process()
 
 
 def _join(

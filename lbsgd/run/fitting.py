@@ -17,8 +17,9 @@ from lbsgd.models.selection import trained_part
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
 from lbsgd.step import memory
+from lbsgd.system.cache import cache_folder
 from lbsgd.system.devices import IN_FLIGHT, is_out_of_memory
-from lbsgd.system.machine import cache_folder, describe_machine
+from lbsgd.system.machine import describe_machine
 from lbsgd.system.processes import is_first
 from lbsgd.system.text import pluralize
 from lbsgd.workers import fit

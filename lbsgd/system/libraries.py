@@ -4,13 +4,14 @@ import logging as python_logging
 import os
 import sys
 
+from lbsgd.system.cache import keep_compiled
 from lbsgd.system.limits import num_cores
 
 
 def set_up_libraries() -> None:
     """Leaves the terminal to the run, the home to the user, and cores to others that share them.
 
-    Libraries speak up from warnings on.
+    Libraries speak up from warnings on, and what XLA compiles is kept (`keep_compiled`).
     """
     # Else XLA starts a thread for each core, whatever quota of them this process has.
     os.environ.setdefault("NPROC", str(num_cores()))
@@ -18,6 +19,7 @@ def set_up_libraries() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it says that they are on
     # Else tensorflow brings a folder of Keras, even one called ~ where there is no home.
     os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))
+    keep_compiled()
     _set_up_logging()
 
 

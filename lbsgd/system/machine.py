@@ -22,16 +22,6 @@ REPORTED_PACKAGES = (
 )
 
 
-def cache_folder() -> pathlib.Path | None:
-    """Returns the folder of choices that are kept from run to run; None if the user has no home.
-
-    The folder may not exist, and it may not be writable.
-    """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
-    return pathlib.Path(folder) / "lbsgd" if os.path.isabs(folder) else None
-
-
 def describe_machine() -> dict[str, Any]:
     """Collects versions, hardware and the commit of the code, for the record of a run."""
     return {

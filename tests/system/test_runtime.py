@@ -9,9 +9,10 @@ import jax
 import pytest
 
 from lbsgd.run.config import default_config
+from lbsgd.system.cache import cache_folder
 from lbsgd.system.devices import count_devices, device_memory, explain_out_of_memory
 from lbsgd.system.errors import ConfigError
-from lbsgd.system.machine import cache_folder, describe_machine, git_commit
+from lbsgd.system.machine import describe_machine, git_commit
 from lbsgd.system.processes import commits_line
 
 

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from lbsgd.data.images.decode import CorruptError
 from lbsgd.system.bucket import BucketPath
+from lbsgd.system.cache import cache_folder
 from lbsgd.system.files import file_checksum
-from lbsgd.system.machine import cache_folder
 
 
 class Listed(Protocol):
