@@ -1,19 +1,14 @@
-"""Computes the gradient of max pooling in a form that XLA for CPUs runs fast.
+"""Finds the gradients of max pooling in a traced function, to take them by slices instead."""
 
-JAX's is one operation, select and scatter, which XLA for CPUs takes apart into sorted windows of
-values and indices: six times slower than what is here, for the pooling of ResNet's stem.
-"""
-
-import itertools
+import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-Images = Float[Array, "n h w c"]
+from lbsgd.models.max_pooling import to_first_maxima
 
 
 def is_max_pooling(equation: core.JaxprEqn) -> bool:
@@ -35,7 +30,7 @@ def is_max_pooling(equation: core.JaxprEqn) -> bool:
 def scatter_to_maxima(
     gradient: Float[Array, "..."], pooled: Float[Array, "..."], params: Any
 ) -> Float[Array, "..."]:
-    """Adds the gradient by each output to the first maximum of its window, in row-major order.
+    """Computes the gradient of max pooling as `models.max_pooling` does.
 
     Args:
       gradient: by the outputs.
@@ -43,79 +38,10 @@ def scatter_to_maxima(
       params: of the equation, one that `is_max_pooling`.
     """
     first = next(axis for axis, size in enumerate(params["window_dimensions"]) if size > 1)
+    two = slice(first, first + 2)
 
     def images(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, *x.shape[first : first + 2], *(x.shape[first + 2 :] or (1,)))
+        return x.reshape(math.prod(x.shape[:first]), *x.shape[two], math.prod(x.shape[first + 2 :]))
 
-    def flat(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:3], -1)
-
-    two = slice(first, first + 2)
-    window, strides = params["window_dimensions"][two], params["window_strides"][two]
-    padding = params["padding"][two]
-    x, dy = flat(images(pooled)), flat(images(gradient))
-    # Kept apart: each of the nine places of a window would be found anew for each input in it.
-    where = lax.optimization_barrier(_first_maxima(x, dy.shape[1:3], window, strides, padding))
-    phases = [
-        [
-            _of_phase(where, dy, (a, b), x.shape[1:3], window, strides, padding)
-            for b in range(strides[1])
-        ]
-        for a in range(strides[0])
-    ]
-    whole = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    n, u, s, v, t, c = whole.shape
-    inputs = whole.reshape(n, u * s, v * t, c)[:, : x.shape[1], : x.shape[2]]
-    return inputs.reshape(pooled.shape)
-
-
-def _first_maxima(x: Images, outputs: Any, window: Any, strides: Any, padding: Any) -> Any:
-    """Finds where in its window the first maximum of each output is: row * columns + column."""
-    # At the end also what no window reaches is cut off, by a negative padding.
-    sides = [
-        (lo, (count - 1) * s + taps - size - lo, 0)
-        for (lo, _), count, s, taps, size in zip(padding, outputs, strides, window, x.shape[1:3])
-    ]
-    least = jnp.asarray(-jnp.inf, x.dtype)
-    padded = lax.pad(x, least, [(0, 0, 0), *sides, (0, 0, 0)])
-    best = where = None
-    for at, (i, j) in enumerate(itertools.product(*map(range, window))):
-        seen = padded[
-            :,
-            i : i + (outputs[0] - 1) * strides[0] + 1 : strides[0],
-            j : j + (outputs[1] - 1) * strides[1] + 1 : strides[1],
-        ]
-        if best is None or where is None:
-            best, where = seen, jnp.zeros(seen.shape, jnp.int16)
-        else:
-            greater = seen > best
-            best = jnp.where(greater, seen, best)
-            where = jnp.where(greater, jnp.int16(at), where)
-    return where
-
-
-def _of_phase(
-    where: Int[Array, "n oh ow c"],
-    dy: Float[Array, "n oh ow c"],
-    phase: tuple[int, int],
-    inputs: Any,
-    window: Any,
-    strides: Any,
-    padding: Any,
-) -> Images:
-    """Computes the gradient by the inputs at (u * s + a, v * t + b), of phase (a, b)."""
-    counts = [-(-size // s) for size, s in zip(inputs, strides)]
-    total = jnp.zeros((len(dy), *counts, dy.shape[-1]), dy.dtype)
-    for at, places in enumerate(itertools.product(*map(range, window))):
-        # An input at s * u + a is at place i of the window of output u + shift, if that is whole.
-        away = [a + lo - i for a, (lo, _), i in zip(phase, padding, places)]
-        if any(d % s for d, s in zip(away, strides)):
-            continue
-        shifts = [d // s for d, s in zip(away, strides)]
-        taken = jnp.where(where == at, dy, jnp.zeros((), dy.dtype))
-        sides = [
-            (-shift, count - size + shift, 0)
-            for shift, count, size in zip(shifts, counts, dy.shape[1:3])
-        ]
-        total = total + lax.pad(taken, jnp.zeros((), dy.dtype), [(0, 0, 0), *sides, (0, 0, 0)])
-    return total
+    of_pooling = (params[key][two] for key in ("window_dimensions", "window_strides", "padding"))
+    return to_first_maxima(images(gradient), images(pooled), *of_pooling).reshape(pooled.shape)
