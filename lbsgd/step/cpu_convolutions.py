@@ -186,12 +186,22 @@ def _kernel_gradient(
         )
         for i in range(size[0]):
             rows = part[:, i : i + (dy.shape[1] - 1) * down + 1 : down]
-            sums = _product(rows, side_by_side, ((0, 1, 2), (0, 1, 2)), params)
+            sums = _over_batch(rows, side_by_side, params)
             each = jnp.split(sums, len(columns), axis=-1)
             found.update({(i, j): value for j, value in zip(columns, each)})
     places = itertools.product(range(size[0]), range(size[1]))
     kernels = jnp.stack([found[place] for place in places])
     return kernels.reshape(*size, *kernels.shape[1:])
+
+
+def _over_batch(
+    x: Float[Array, "n h w a"], y: Float[Array, "n h w b"], params: Any
+) -> Float[Array, "a b"]:
+    """Computes x^T y, summed over all pixels."""
+    # XLA transposes what stands first: let that be the narrower.
+    swap = x.shape[-1] > y.shape[-1]
+    found = _product(*((y, x) if swap else (x, y)), ((0, 1, 2), (0, 1, 2)), params)
+    return found.T if swap else found
 
 
 def _shifted(dy: Float[Array, "n oh ow out"], shift: int, width: int) -> Float[Array, "n oh w out"]:
