@@ -12,6 +12,7 @@ from jax.profiler import StepTraceAnnotation, TraceAnnotation
 
 from lbsgd.diagnostics.live import Diagnostics
 from lbsgd.run.build import Run, build
+from lbsgd.run.calls import calls_between
 from lbsgd.run.evaluation import Evaluation
 from lbsgd.run.explain import explain, parameter_table
 from lbsgd.run.plan import Plan
@@ -22,7 +23,7 @@ from lbsgd.run.record.record import NoRecord, Record
 from lbsgd.run.record.result import Outcome, finish, write_diverged
 from lbsgd.run.record.speed import Speed
 from lbsgd.run.restoring import restore_state, save_best, state_of_process, state_to_store
-from lbsgd.run.updates import MakeUpdates, OwnUpdates, Updates
+from lbsgd.run.updates import MakeUpdates, OwnUpdates, Updates, enough_memory_for_step
 from lbsgd.run.workdir import Workdir
 from lbsgd.step.train_step import TrainState
 from lbsgd.system.devices import explain_out_of_memory, precision
@@ -242,6 +243,7 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
         updates = opened.enter_context(contextlib.closing(make_updates(program, start.state, done)))
         # Not within the loop, so that compiling does not count as training.
         _await_compilation(session, updates, done, begun)
+        calls = calls_between(plan, done, plan.total_updates)
         session.progress.begin(done)
         monitor = Monitor(
             plan,
@@ -262,7 +264,7 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
             due = last or monitor.record.due(done)
             if pending or due:
                 # The metrics up to here are on the disk before the checkpoint of here is.
-                with _enough_memory_for_step(plan, done):
+                with enough_memory_for_step(plan, done):
                     monitor.drain()
             # Whatever becomes of an evaluation, the training before it is on the disk.
             if due:
@@ -285,17 +287,17 @@ def _train(session: Session, start: Reached, make_updates: MakeUpdates) -> Reach
                 break  # `Record.finish` waits for the last state, and saves one that was not due
             with _saved_on_error(monitor, done, fresh, "resumes from there"):
                 with TraceAnnotation("wait for batch"):
-                    batch = next(next_batch)
+                    call, batch = next(calls), next(next_batch)
             with (
-                _enough_memory_for_step(plan, done),
+                enough_memory_for_step(plan, done),
                 StepTraceAnnotation("update", step_num=done),
             ):
                 # Before the step, which takes the state's memory for the next one.
                 diagnostics.before(done + 1, updates, batch)
-                metrics = updates(done, batch)
-                done += 1
-                # Nothing waits for the devices here, but for updates that are several steps old.
-                monitor.update(done, diagnostics.after(done, metrics))
+                metrics = updates(call, batch)
+                done = call.done
+                # Nothing waits for the devices here, but for updates that are several calls old.
+                monitor.updates(call, diagnostics.after(done, metrics))
             pending = done in plan.evaluate_after
         monitor.drain()
         return Reached(updates.state, pending, at_target, monitor.speed())
@@ -305,23 +307,12 @@ def _await_compilation(session: Session, updates: Updates, done: int, begun: flo
     """Waits for the first compiled step, if an update follows at all."""
     plan, program, _ = session.run
     # A run that only has its last state to evaluate compiles no step.
-    if done < plan.total_updates:
-        with _enough_memory_for_step(plan, done):
-            updates.wait(done)
+    call = next(calls_between(plan, done, plan.total_updates), None)
+    if call:
+        with enough_memory_for_step(plan, done):
+            updates.wait(call)
         if not program.compiled:  # when accumulation was chosen
             session.progress.line(f"compiled in {time.monotonic() - begun:.1f} s")
-
-
-def _enough_memory_for_step(plan: Plan, update: int) -> contextlib.AbstractContextManager[None]:
-    """Says what to set where the step of an update takes more memory than there is."""
-    placement = plan.placement_of(update)
-    remedy = "lower worker_batch_size, or the size of images or of the network"
-    # A group of synced batch norm runs in one step: fewer lanes than it has there cannot be.
-    if placement.lanes > placement.lanes_in_group:
-        remedy = f"set accumulation_steps to more than {placement.accumulation_steps}"
-        if plan.config.accumulation_steps:
-            remedy += ", or to 0 for the fewest that fit"
-    return explain_out_of_memory("training", remedy)
 
 
 @contextlib.contextmanager

@@ -354,6 +354,27 @@ MUTANTS = (
         ("tests/workers/test_compiler.py",),
     ),
     Mutant(
+        "no call goes past an evaluation",
+        "run/calls.py",
+        "ends = plan.evaluate_after | plan.save_after",
+        "ends = plan.save_after",
+        ("tests/run/test_calls.py",),
+    ),
+    Mutant(
+        "each update of a call takes its own rate",
+        "run/numbers.py",
+        "for update in range(first, first + count)]",
+        "for update in [first] * count]",
+        ("tests/train/test_updates_per_call.py",),
+    ),
+    Mutant(
+        "each update of a call has its own minibatch",
+        "data/pipeline.py",
+        "for t in range(update, update + stacked))",
+        "for t in [update] * stacked)",
+        ("tests/train/test_updates_per_call.py",),
+    ),
+    Mutant(
         "the next start finds what this one has compiled",
         "system/cache.py",
         "os.environ[_FOLDER] = str(folder)",

@@ -12,6 +12,7 @@ from lbsgd import train
 from lbsgd.data.source import Example, Splits, numbered_classes
 from lbsgd.data.sources import catalogue
 from lbsgd.data.sources.arrays import ArraySource
+from lbsgd.run.calls import Call
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.record import speed
 from lbsgd.run.record.metrics import read_metrics
@@ -114,7 +115,7 @@ def simulate(monkeypatch, load_seconds: np.ndarray, pauses: tuple[int, ...] = ()
         start = max(clock.now, free)
         idle, free = idle + start - free, start + 1.0
         value = OnDevice(clock, free)
-        monitor.update(i + 1, {"train_loss": value, "skipped": OnDevice(clock, free, 0.0)})
+        monitor.updates(Call(i, 1), {"train_loss": value, "skipped": OnDevice(clock, free, 0.0)})
         if i in pauses:
             monitor.drain()
             with monitor.paused():

@@ -53,11 +53,13 @@ class LoadJob(NamedTuple):
       arrays: of the batch, not filled yet.
       tasks: calls that together fill the arrays, in any order and in any thread.
       targets: as in `Loader`.
+      stacked: whether the arrays are those of several updates, with a first axis for them.
     """
 
     arrays: Arrays
     tasks: Sequence[Callable[[], None]]
     targets: Targets | None = None
+    stacked: bool = False
 
     def filled(self) -> Arrays:
         """Gives the arrays of the batch, once all tasks are done."""
@@ -207,12 +209,18 @@ def load_job(job: LoadJob) -> Arrays:
     return job.filled()
 
 
-def to_devices(local: Arrays, placement: Placement) -> Batch:
-    """Puts a batch on the devices: `[steps, D * L, ...]` from this process's `[steps, S, ...]`."""
+def to_devices(local: Arrays, placement: Placement, *, stacked: bool = False) -> Batch:
+    """Puts a batch on the devices: `[steps, D * L, ...]` from this process's `[steps, S, ...]`.
+
+    Args:
+      stacked: whether there is an axis of updates before these.
+    """
+    at = 2 if stacked else 1  # the axis of slots
+    sharding = placement.stacked_sharding if stacked else placement.batch_sharding
 
     def put(array: np.ndarray) -> jax.Array:
-        shape = (array.shape[0], placement.devices * placement.lanes, *array.shape[2:])
-        return jax.make_array_from_process_local_data(placement.batch_sharding, array, shape)
+        shape = (*array.shape[:at], placement.devices * placement.lanes, *array.shape[at + 1 :])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
 
     return {key: put(array) for key, array in local.items()}
 
@@ -285,7 +293,7 @@ class Prefetch:
             task.result()
         self._room.acquire()
         if not self._stopped.is_set():
-            self._loaded.put(to_devices(job.filled(), placement))
+            self._loaded.put(to_devices(job.filled(), placement, stacked=job.stacked))
         return not self._stopped.is_set()
 
 
@@ -320,22 +328,36 @@ class TrainBatches:
         rows = placement.rows_of_slot()[:, placement.local_slots()]
         return self.order(self.timeline.examples_seen(update) + rows)
 
-    def job(self, update: int) -> LoadJob:
+    def job(self, update: int, stacked: int = 0) -> LoadJob:
         """Prepares this process's part of the minibatch at an update index.
 
         Its arrays are image `[A, S, n, h, w, c]`, label `[A, S, n]`, ...
+
+        Args:
+          stacked: how many minibatches from there on are stacked: `[U, A, S, n, ...]`; 0 for one
+            alone.
         """
         epochs, examples = self.examples(update)
+        if stacked:
+            rows = (self.examples(t) for t in range(update, update + stacked))
+            epochs, examples = map(np.stack, zip(*rows))
         size = self.image_sizes(update) if self.image_sizes else None
         job = self.loader.job(epochs, examples, size=size)
         mixing = self.mixing.of_size(size) if size else self.mixing
         drawn = mixing.draw(epochs.ravel(), examples.ravel())
         job.arrays.update({k: x.reshape(examples.shape + x.shape[1:]) for k, x in drawn.items()})
-        return job
+        return job._replace(stacked=bool(stacked))
 
     def between(self, start: int, stop: int) -> Prefetch:
         """Prefetches the batches of the update indices start..stop-1."""
-        jobs = ((self.job(t), self.placement(t)) for t in range(start, stop))
+        return self.of_calls((t, 1) for t in range(start, stop))
+
+    def of_calls(self, calls: Iterable[tuple[int, int]]) -> Prefetch:
+        """Prefetches the batches of calls: the index of the first update, and how many it has.
+
+        Those of several updates are stacked.
+        """
+        jobs = ((self.job(t, n if n > 1 else 0), self.placement(t)) for t, n in calls)
         return Prefetch(jobs, self.loader.num_threads)
 
 

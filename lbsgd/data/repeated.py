@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from lbsgd.data.pipeline import Batch
 
@@ -45,3 +46,12 @@ def random_batch(shapes: dict[str, jax.ShapeDtypeStruct], classes: int, seed: in
         }
 
     return jax.jit(make, out_shardings={k: s.sharding for k, s in shapes.items()})()
+
+
+def repeat(batch: Batch, count: int, sharding: NamedSharding) -> Batch:
+    """Stacks a batch with itself, as that of so many updates."""
+    stack = jax.jit(
+        lambda batch: jax.tree.map(lambda x: jnp.stack([x] * count), batch), out_shardings=sharding
+    )
+    stacked: Batch = stack(batch)
+    return stacked

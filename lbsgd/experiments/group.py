@@ -13,6 +13,7 @@ import numpy as np
 
 from lbsgd.experiments.joint import JointProgram
 from lbsgd.experiments.turns import Turns
+from lbsgd.run.calls import Call
 from lbsgd.run.program import CompiledSteps, Program
 from lbsgd.run.updates import Metrics, OwnUpdates
 from lbsgd.step.train_step import TrainState
@@ -142,17 +143,17 @@ class Member:
         state, self._own = self._own.state, None
         return state
 
-    def wait(self, update: int) -> None:
-        """Waits until the update of this index is compiled."""
-        if self._together and update >= self._together.level:
-            self._together.wait(update)
+    def wait(self, call: Call) -> None:
+        """Waits until the update of a call is compiled."""
+        if self._together and call.first >= self._together.level:
+            self._together.wait(call.first)
         elif self._own:
-            self._own.wait(update)
+            self._own.wait(call)
 
-    def __call__(self, update: int, batch: Batch) -> Metrics:
-        """Makes the update of this index, once the others are there."""
-        if self._own and (self._together is None or update < self._together.level):
-            return self._own(update, batch)
+    def __call__(self, call: Call, batch: Batch) -> Metrics:
+        """Makes the update of a call, once the others are there."""
+        if self._own and (self._together is None or call.first < self._together.level):
+            return self._own(call, batch)
         self._copy, self.batch = None, batch
         self.meet()
         return self.metrics

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lbsgd.run.fitting import MINIBATCHES, batch_bytes
 from lbsgd.run.layout import sharded, shardings
@@ -127,8 +126,7 @@ def known_memory(plan: Plan) -> int | None:
 
 def _sharding_of_states(placement: Placement) -> TrainState:
     """Says where the devices hold a state whose arrays are `[S, ...]`: a prefix of its tree."""
-    by_slot = NamedSharding(placement.mesh, PartitionSpec(None, *placement.batch_spec))
-    of_states: TrainState = shardings(placement.replicated, by_slot)
+    of_states: TrainState = shardings(placement.replicated, placement.stacked_sharding)
     return of_states
 
 

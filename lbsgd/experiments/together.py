@@ -116,6 +116,11 @@ def check_seeds(config: ml_collections.ConfigDict) -> None:
             "the statistics of optimizer.name=spngd are those of one run at a time; set "
             "seeds_at_once=1"
         )
+    if config.updates_per_call > 1:
+        raise ConfigError(
+            f"updates_per_call={config.updates_per_call} is for one run at a time; set "
+            "seeds_at_once=1, or updates_per_call=1"
+        )
     if "wandb" in config.log.sinks:
         raise ConfigError(
             "Weights & Biases has one run in a process at a time; set seeds_at_once=1, or take "

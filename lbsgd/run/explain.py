@@ -23,6 +23,7 @@ from lbsgd.optim.explain import (
     explain_sharing,
     with_trust_ratio,
 )
+from lbsgd.run.calls import explain_calls
 from lbsgd.run.plan import Plan
 from lbsgd.run.sink_names import explain_sinks
 from lbsgd.schedule.batch_growth import momentum_of_size
@@ -121,6 +122,7 @@ def explain(plan: Plan) -> list[str]:
         *lines,
         *explain_compiler(c.allreduce, plan.topology),
         _explain_length(plan),
+        *explain_calls(plan),
         explain_learning_rate(c, rate, plan.timeline, total),
         explain_optimizer(c.optimizer, trained_part(plan.outline.roles, plan.trained)),
         *_explain_sharing(plan),

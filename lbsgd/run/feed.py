@@ -1,14 +1,16 @@
 """The feed of a run: its batches, by update index and by worker."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 
 from lbsgd.data.corrupt import CorruptExamples
 from lbsgd.data.loaders import evaluation_loader, training_loader
 from lbsgd.data.order import Order, ShardOrder
-from lbsgd.data.pipeline import EvalBatches, Prefetch, TrainBatches
-from lbsgd.data.repeated import RepeatedBatches, random_batch
+from lbsgd.data.pipeline import Batch, EvalBatches, Prefetch, TrainBatches
+from lbsgd.data.repeated import RepeatedBatches, random_batch, repeat
 from lbsgd.data.source import Splits
+from lbsgd.run.calls import Call, calls_between
 from lbsgd.run.plan import Plan
 from lbsgd.run.program import Program
 from lbsgd.schedule.timeline import Timeline
@@ -28,10 +30,14 @@ class Feed:
     corrupt: CorruptExamples
 
     def training(self, start: int) -> Prefetch | RepeatedBatches:
-        """Iterates over the batches of the updates from `start` on, loaded ahead."""
+        """Iterates over the batches of the calls from update `start` on, loaded ahead.
+
+        Those of calls of several updates are stacked, `[U, A, D * L, n, ...]`.
+        """
+        calls = calls_between(self.plan, start, self.plan.total_updates)
         if self.plan.config.data.synthetic_on_device:
-            return self._repeated(start)
-        return self.train_batches().between(start, self.plan.total_updates)
+            return self._repeated(calls)
+        return self.train_batches().of_calls(calls)
 
     def train_batches(self) -> TrainBatches:
         """Gives the minibatches of the training, by update index."""
@@ -81,7 +87,7 @@ class Feed:
         trained = p.devices * p.lanes * p.worker_batch_size
         return EvalBatches(loader, p, plan.config.evaluation.batch_size or trained)
 
-    def _repeated(self, start: int) -> RepeatedBatches:
+    def _repeated(self, calls: Iterable[Call]) -> RepeatedBatches:
         plan, program = self.plan, Program(self.plan)
         batch_of = {
             size: random_batch(
@@ -89,5 +95,10 @@ class Feed:
             )
             for size, placement in plan.placements.items()
         }
-        updates = range(start, plan.total_updates)
-        return RepeatedBatches(batch_of[plan.timeline.batch_size(t)] for t in updates)
+
+        @functools.cache
+        def batch(size: int, count: int) -> Batch:
+            sharding = plan.placements[size].stacked_sharding
+            return batch_of[size] if count == 1 else repeat(batch_of[size], count, sharding)
+
+        return RepeatedBatches(batch(plan.timeline.batch_size(c.first), c.updates) for c in calls)

@@ -52,7 +52,7 @@ def measure_accumulation(plan: Plan) -> Program:
             functools.partial(plan.place, size),
             each,
             step_memory,
-            lambda placement: MINIBATCHES * batch_bytes(plan, placement),
+            lambda placement: waiting_bytes(plan, placement),
             plan.topology.device_memory,
         )
 
@@ -88,6 +88,11 @@ class _Compilation:
 def batch_bytes(plan: Plan, placement: Placement) -> int:
     """Bytes of a minibatch on one device."""
     return memory.bytes_of(plan.batch_shapes(placement)) // placement.devices
+
+
+def waiting_bytes(plan: Plan, placement: Placement) -> int:
+    """Bytes of all minibatches that one device holds; those of a call are there together."""
+    return MINIBATCHES * plan.config.updates_per_call * batch_bytes(plan, placement)
 
 
 def _state_bytes(plan: Plan) -> int:
@@ -169,7 +174,7 @@ def estimated_memory(plan: Plan) -> Callable[[Placement], int]:
 
     def needed(placement: Placement) -> int:
         activations = math.ceil(peak.others * placement.lanes / fewest.lanes)
-        batches = MINIBATCHES * batch_bytes(plan, placement)
+        batches = waiting_bytes(plan, placement)
         total = gradient if placement.accumulation_steps > 1 else 0
         return fixed + activations + total + batches
 

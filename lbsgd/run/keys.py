@@ -12,6 +12,15 @@ _RUN: Keys = {
         "longer what it was.",
         machine=True,
     ),
+    "updates_per_call": Key(
+        1,
+        "How many updates are made in one call of a compiled program, where nothing is evaluated, "
+        "saved or measured between them: more make small networks faster.",
+        unit="updates",
+        positive=True,
+        most=10**4,
+        machine=True,
+    ),
     "stop_at": Key(
         (),
         "The first evaluation that reaches this ends the run: () for none, or a metric of the task "

@@ -33,7 +33,25 @@ class UpdateNumbers:
 
     def at(self, update: int) -> Numbers:
         """Gives what the update of this index takes; past the last, what that took."""
-        row = self._row(update)
+        return self._made_of(self._row(update), update)
+
+    def of_call(self, first: int, count: int) -> Numbers:
+        """Gives what so many updates take from an index on: `[U]` of what varies, else scalars."""
+        rows = [self._row(update)[: len(self._scheduled)] for update in range(first, first + count)]
+        shapes = [self._shapes[i] for i in self._scheduled]
+        columns = [np.asarray(column, s.dtype) for column, s in zip(zip(*rows), shapes)]
+        return self._made_of(columns, first)
+
+    def shapes_of_call(self, count: int) -> Numbers:
+        """Gives shapes and types of what `of_call` gives."""
+        leaves = [
+            jax.ShapeDtypeStruct((count,), s.dtype) if i in self._scheduled else s
+            for i, s in enumerate(self._shapes)
+        ]
+        shapes: Numbers = jax.tree.unflatten(self._structure, leaves)
+        return shapes
+
+    def _made_of(self, row: list[Any], update: int) -> Numbers:
         leaves: list[Any] = [None] * len(self._shapes)
         for i, value in self._constant.items():
             leaves[i] = value

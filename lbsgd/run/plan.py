@@ -53,7 +53,7 @@ from lbsgd.step.evaluation import eval_step, moments_step
 from lbsgd.step.layer_statistics import layer_statistics
 from lbsgd.step.numbers import Numbers
 from lbsgd.step.second_order import SecondOrder
-from lbsgd.step.train_step import TrainState, train_step
+from lbsgd.step.train_step import TrainState, train_step, train_steps
 from lbsgd.step.worker import Worker
 from lbsgd.system.devices import precision
 from lbsgd.tasks.build import build_task, check_task, targets_of
@@ -148,18 +148,6 @@ class Plan:
         """Returns `(h, w, c)` of the images of an update index."""
         return (*self.image_sizes(update), self.image_shape[2])
 
-    def steps_between(self, start: int, stop: int) -> list[tuple[Placement, tuple[int, int, int]]]:
-        """Lists placement and image shape of the updates start..stop-1, each pair once, in order.
-
-        The update is compiled for each.
-        """
-        pairs = [
-            (self.placements[batch_size], (*size, self.image_shape[2]))
-            for first, end, size in self.image_sizes.between(start, stop)
-            for batch_size in self.timeline.sizes_between(first, end)
-        ]
-        return list(dict.fromkeys(pairs))
-
     def place(self, batch_size: int, accumulation_steps: int) -> Placement:
         """Places the workers of a batch size in so many accumulation steps.
 
@@ -217,6 +205,12 @@ class Plan:
             second_order=self.second_order,
             running_mixup=self.running_mixup and self.running_mixup.mix,
         )
+
+    def train_steps(
+        self, placement: Placement
+    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """Binds several updates, pure: (state, batches, numbers) -> (state, metrics of each)."""
+        return functools.partial(train_steps, step=self.train_step(placement))
 
     @property
     def is_spread(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from lbsgd.run.calls import programs_between
 from lbsgd.run.layout import on_devices, sharded
 from lbsgd.run.numbers import UpdateNumbers
 from lbsgd.run.plan import Plan
@@ -133,6 +134,31 @@ class Program:
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
             return self._jitted(placement).lower(state, batch, numbers)
 
+    def compile_train_steps(
+        self, placement: Placement, image_shape: Shape, count: int
+    ) -> jax.stages.Compiled:
+        """Compiles `count` updates in one call: (state, batches, numbers) -> (state, metrics).
+
+        The batches and the metrics of each update are stacked.
+        """
+        plan, replicated = self.plan, placement.replicated
+        of_state = self.state_shardings(placement)
+        out = (of_state, replicated)
+        jitted = jax.jit(
+            plan.train_steps(placement), donate_argnums=0, out_shardings=out, keep_unused=True
+        )
+        with precision(plan.config.dtype):
+            batches = {
+                key: jax.ShapeDtypeStruct((count, *s.shape), s.dtype)
+                for key, s in plan.batch_shapes(placement, image_shape).items()
+            }
+            lowered = jitted.lower(
+                sharded(plan.shapes_on_devices(placement), of_state),
+                sharded(batches, placement.stacked_sharding),
+                sharded(self.numbers.shapes_of_call(count), replicated),
+            )
+            return SHARED.compile(lowered, out, self.step_options)
+
     def moments_step(self) -> Callable[..., Any]:
         """Compiles (params, batch_stats, numbers, batch) -> batch-norm moments of the batch."""
         return self._shared(self.plan.moments_step())
@@ -174,12 +200,12 @@ class Compiles(Protocol):
 
 
 class CompiledSteps:
-    """Compiles the update of each batch and image size, in a thread, in the order of their need.
+    """Compiles the calls of each batch and image size, in a thread, in the order of their need.
 
     So while a run trains with its first sizes, the updates of the others are compiled.
     """
 
-    def __init__(self, program: Compiles, start: int, until: int | None = None) -> None:
+    def __init__(self, program: Program | Compiles, start: int, until: int | None = None) -> None:
         """Starts to compile what the updates from `start` on need.
 
         Args:
@@ -189,15 +215,29 @@ class CompiledSteps:
         self._plan = plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "lbsgd-compile")
         self._steps = {
-            key: self._pool.submit(program.compile_train_step, *key)
-            for key in plan.steps_between(start, plan.total_updates if until is None else until)
+            key: self._pool.submit(_compile, program, *key)
+            for key in programs_between(plan, start, plan.total_updates if until is None else until)
         }
 
-    def __call__(self, update: int) -> jax.stages.Compiled:
-        """Returns the compiled step of the update index `update`, once it is there."""
+    def __call__(self, update: int, count: int = 1) -> jax.stages.Compiled:
+        """Returns what is compiled of a call, from the update index `update` on, once it is there.
+
+        Args:
+          count: how many updates it has.
+        """
         plan = self._plan
-        return self._steps[plan.placement_of(update), plan.image_shape_of(update)].result()
+        key = plan.placement_of(update), plan.image_shape_of(update), count
+        return self._steps[key].result()
 
     def close(self) -> None:
         """Ends the compiling after the one it is at."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compile(
+    program: Program | Compiles, placement: Placement, shape: Shape, count: int
+) -> jax.stages.Compiled:
+    if count == 1:
+        return program.compile_train_step(placement, shape)
+    assert isinstance(program, Program)
+    return program.compile_train_steps(placement, shape, count)

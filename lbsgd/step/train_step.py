@@ -306,3 +306,27 @@ def train_step(
         if statistics:
             metrics["layers"] = statistics(gradients, before, changes, after.opt_state)
     return after, metrics
+
+
+def train_steps(
+    state: TrainState, batches: Batch, numbers: Numbers, *, step: Callable[..., Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Makes several updates one after the other, in one program.
+
+    Args:
+      state: donated when compiled.
+      batches: of U updates, `[U, A, D * L, n, ...]`.
+      numbers: of each update `[U]`, or a scalar where they are the same.
+      step: `train_step`, bound.
+
+    Returns:
+      the state after them, and the metrics of each, `[U, ...]`.
+    """
+    count = jax.tree.leaves(batches)[0].shape[0]
+    numbers = jax.tree.map(lambda x: jnp.broadcast_to(x, (count,)), numbers)
+    # Not `loops.scan`, which can bring convolutions into a CPU's form only within `shard_map`,
+    # where the update itself has done so.
+    found: tuple[TrainState, dict[str, Any]] = jax.lax.scan(
+        lambda state, of_update: step(state, *of_update), state, (batches, numbers)
+    )
+    return found

@@ -110,6 +110,11 @@ class Placement:
         """Shards a batch, as `batch_spec` on `mesh`."""
         return NamedSharding(self.mesh, self.batch_spec)
 
+    @property
+    def stacked_sharding(self) -> NamedSharding:
+        """Shards what is stacked of what lies as batches do, `[U, A, D * L, n, ...]`."""
+        return NamedSharding(self.mesh, PartitionSpec(None, *self.batch_spec))
+
     def worker_of_slot(self) -> Int[np.ndarray, "steps slots"]:
         """Gives the worker whose rows each slot holds, `[A, D * L]`.
 

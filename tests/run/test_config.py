@@ -66,6 +66,7 @@ MACHINE = {
     "on_nonfinite",
     "max_nonfinite",
     "stop_at",
+    "updates_per_call",
     "init_from",
     "init_ema",
     "init_allow",

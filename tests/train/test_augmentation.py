@@ -19,6 +19,7 @@ from lbsgd.data.order import random_below
 from lbsgd.data.pipeline import load_job
 from lbsgd.models.values import Values
 from lbsgd.run.build import Run, build
+from lbsgd.run.calls import programs_between
 from lbsgd.run.checks import check_smaller_images
 from lbsgd.run.explain import explain
 from lbsgd.run.program import CompiledSteps
@@ -119,9 +120,10 @@ def test_each_batch_and_image_size_is_compiled_once():
     plan = run.plan
     # By hand: 1,437 examples; kn=64 up to update 30, and then 128 to 1920 + 128 (t - 30).
     sizes = [(64, 4), (64, 6), (128, 6), (128, 8)]
-    assert [(p.batch_size, shape[0]) for p, shape in plan.steps_between(0, 50)] == sizes
+    assert [(p.batch_size, shape[0]) for p, shape, _ in programs_between(plan, 0, 50)] == sizes
     assert [plan.image_shape_of(t)[0] for t in (0, 22, 23, 37, 38, 49)] == [4, 4, 6, 6, 8, 8]
-    assert [(p.batch_size, shape[0]) for p, shape in plan.steps_between(31, 50)] == sizes[2:]
+    left = programs_between(plan, 31, 50)
+    assert [(p.batch_size, shape[0]) for p, shape, _ in left] == sizes[2:]
     lines = explain(plan)
     (said,) = (line for line in lines if line.startswith("image size"))
     assert said == (

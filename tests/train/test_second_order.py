@@ -18,6 +18,7 @@ from lbsgd.checkpoint.saving import Checkpoints
 from lbsgd.models.normalization import BatchNorm
 from lbsgd.optim.explain import explain_sharing
 from lbsgd.run.build import build, plan_run
+from lbsgd.run.calls import programs_between
 from lbsgd.run.config import resolve
 from lbsgd.run.fitting import curvature_bytes
 from lbsgd.run.record.metrics import read_metrics
@@ -248,7 +249,7 @@ def test_images_may_be_smaller_than_the_run_was_planned_with(x64, tmp_path):
     keys = {"data.augment": "progressive_resizing", "data.augment_options": {"end_epoch": 0.2}}
     config = config_at(2, **keys)
     plan = plan_run(config)
-    assert {shape for _, shape in plan.steps_between(0, UPDATES)} != {plan.image_shape}
+    assert {shape for _, shape, _ in programs_between(plan, 0, UPDATES)} != {plan.image_shape}
     assert train.run(config, tmp_path).complete
     assert np.isfinite(losses(tmp_path)).all()
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from lbsgd.data.pipeline import Batch, Prefetch
 from lbsgd.data.repeated import RepeatedBatches
+from lbsgd.run.calls import Call
 from lbsgd.run.plan import Plan
 from lbsgd.run.record.progress import Progress
 from lbsgd.run.record.record import NoRecord, Record
@@ -64,7 +66,7 @@ class Monitor:
         self.record, self.alive, self.should_stop = record, alive, should_stop
         self._plan, self._progress, self._skipped = plan, progress, skipped
         self._scheduled = scheduled
-        self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._waiting: collections.deque[tuple[Call, dict[str, jax.Array]]] = collections.deque()
         self._watch = Stopwatch()
         # To measure the speed over the newest few.
         self._marks = collections.deque([Mark(start, 0.0, 0.0)], maxlen=RATE_WINDOW)
@@ -97,9 +99,13 @@ class Monitor:
         """Returns the throughput over all updates so far."""
         return self._speed_since(Mark(self._start, 0.0, 0.0))
 
-    def update(self, done: int, values: dict[str, jax.Array]) -> None:
-        """Notes the metrics of an update, and waits until few enough are on the devices."""
-        self._waiting.append((done, values))
+    def updates(self, call: Call, values: dict[str, jax.Array]) -> None:
+        """Notes the metrics of a call, and waits until few enough are on the devices.
+
+        Args:
+          values: of its update; of several they are stacked.
+        """
+        self._waiting.append((call, values))
         while len(self._waiting) > IN_FLIGHT:
             self._fetch()
 
@@ -126,27 +132,38 @@ class Monitor:
         return Speed.over(images, self._watch.seconds - mark.seconds, self._idle - mark.idle)
 
     def _fetch(self) -> None:
-        done, arrays = self._waiting.popleft()
-        values = {key: float(value) for key, value in jax.device_get(arrays).items()}
-        # The update that makes `done` has the index done - 1.
-        values |= self._scheduled(done - 1)
-        self._fetched = done
+        call, arrays = self._waiting.popleft()
+        fetched = {key: np.atleast_1d(x).tolist() for key, x in jax.device_get(arrays).items()}
+        self._fetched = call.done
         self.alive()
-        if values["skipped"] > self._skipped:
-            self.record.write(done, values)
-            self._skip(done, values)
-            return
-        if done % self._plan.config.log.every_steps and done != self._plan.total_updates:
-            return
+        # Of all updates of a call, for they come off the devices at once.
         speed = self._speed_since(self._marks[0])
-        values["images_per_second"] = speed.delivered
-        values["data_wait_percent"] = 100.0 * speed.waited
-        self._marks.append(Mark(done, self._watch.seconds, self._idle))
-        self.record.write(done, values)
+        logged = False
+        for i in range(call.updates):
+            # The update that makes `done` has the index done - 1.
+            done = call.first + i + 1
+            values = {key: float(column[i]) for key, column in fetched.items()}
+            logged |= self._write(done, values | dict(self._scheduled(done - 1)), speed)
+        if not logged:
+            return
+        self._marks.append(Mark(call.done, self._watch.seconds, self._idle))
         if speed.waited > INPUT_BOUND and len(self._marks) == RATE_WINDOW and not self._told:
             self._told = True
             self._progress.line(str(speed))
+
+    def _write(self, done: int, values: dict[str, float], speed: Speed) -> bool:
+        """Writes the metrics of an update if they are due, and returns whether they were."""
+        if values["skipped"] > self._skipped:
+            self.record.write(done, values)
+            self._skip(done, values)
+            return False
+        if done % self._plan.config.log.every_steps and done != self._plan.total_updates:
+            return False
+        values["images_per_second"] = speed.delivered
+        values["data_wait_percent"] = 100.0 * speed.waited
+        self.record.write(done, values)
         self._progress.show(done, self._plan.timeline.epoch(done), values)
+        return True
 
     def _skip(self, done: int, values: dict[str, float]) -> None:
         """Handles an update that was not finite: the run ends, or goes on without it."""
