@@ -25,7 +25,7 @@ from lbsgd.workers.topology import Topology
 
 
 def devices_of(topology: str) -> list:
-    """The chips of a topology, such as v5e:2x2."""
+    """Describes the chips of a topology, such as v5e:2x2."""
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
@@ -55,7 +55,7 @@ def compile_update(plan, devices: list, options: dict | None = None) -> jax.stag
 
 
 def counted(compiled: jax.stages.Compiled) -> dict:
-    """What the compiler counts of an update on one chip."""
+    """Returns what the compiler counts of an update on one chip."""
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {
         "flops": costs["flops"],

@@ -32,7 +32,7 @@ PATTERN = re.compile(rf"<!-- table: ([\w-]+) -->\n\n(.*?)\n\n{END}", re.DOTALL)
 
 
 def names():
-    """The benchmarks with a table, in the order they run."""
+    """Lists the benchmarks with a table, in the order they run."""
     others = [path for path in HERE.glob("*.py") if path.name != pathlib.Path(__file__).name]
     found = [p.stem for p in others if f"benchmarks/{p.name} table" in p.read_text()]
     return sorted(found, key=lambda name: (name in LAST, name))
@@ -59,7 +59,7 @@ def run(*chosen):
 
 
 def table_of(name):
-    """What is to stand between the markers of a name.
+    """Makes what is to stand between the markers of a name.
 
     Raises:
       ValueError: there is no such benchmark, and no such sweep.
@@ -75,12 +75,12 @@ def table_of(name):
 
 
 def documents():
-    """The Markdown files that may have tables."""
+    """Lists the Markdown files that may have tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def marked():
-    """The tables that documents have: (file, name, what stands there) of each.
+    """Lists the tables that documents have: (file, name, what stands there) of each.
 
     Raises:
       ValueError: a marker without the other, or without empty lines around the table.
@@ -96,16 +96,20 @@ def marked():
 
 
 def differing():
-    """Those that are not what the results give, as (file, name)."""
+    """Lists the tables that are not what the results give, as (file, name)."""
     return [(path, name) for path, name, text in marked() if text != table_of(name)]
+
+
+def with_table(text, name):
+    """Puts the table of a name between its markers in a text."""
+    new = f"<!-- table: {name} -->\n\n{table_of(name)}\n\n{END}"
+    return PATTERN.sub(lambda found: new if found[1] == name else found[0], text)
 
 
 def table():
     """Writes each table into its documents; says which have changed."""
     for path, name in differing():
-        new = f"<!-- table: {name} -->\n\n{table_of(name)}\n\n{END}"
-        text = PATTERN.sub(lambda m: new if m[1] == name else m[0], path.read_text())  # noqa: B023
-        path.write_text(text)
+        path.write_text(with_table(path.read_text(), name))
         print(f"{path.relative_to(ROOT)}: {name}")
 
 

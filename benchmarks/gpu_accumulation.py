@@ -1,4 +1,4 @@
-"""What accumulation costs on the GPU: a piece of benchmarks/gpu.py.
+"""Measures what accumulation costs on the GPU: a piece of benchmarks/gpu.py.
 
 python gpu_accumulation.py JOB NETWORK PIXELS KN N DTYPE
 

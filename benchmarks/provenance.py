@@ -1,4 +1,4 @@
-"""What figures were measured on: the record that benchmarks store, and the line below a table."""
+"""Records what figures were measured on: for the results, and in a line below each table."""
 
 import datetime
 import pathlib
@@ -16,7 +16,7 @@ NAMED = ("jax", "flax", "torch")
 
 
 def measured_on() -> dict[str, Any]:
-    """`describe_machine`, with the processor, the date, and the version of the peer PyTorch.
+    """Records the machine as runs do, with processor, date, and the version of the peer PyTorch.
 
     A commit is that of the code: documents, and results that were measured before, may differ.
     """
@@ -31,7 +31,7 @@ def measured_on() -> dict[str, Any]:
 
 
 def code_changed() -> bool:
-    """Whether git knows of changes outside of docs/."""
+    """Tells whether git knows of changes outside of docs/."""
     command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0
 
@@ -42,7 +42,7 @@ def dated(machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """Names the CPU."""
     described = pathlib.Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -50,7 +50,7 @@ def processor() -> str:
 
 
 def records(results: Any) -> Iterator[dict[str, Any]]:
-    """The records of machines in results, however deep."""
+    """Finds the records of machines in results, however deep."""
     if isinstance(results, dict) and "git_commit" in results:
         yield results
     elif isinstance(results, dict | list):
@@ -85,7 +85,7 @@ def provenance(results: Any, *counts: int, packages: Iterable[str] = NAMED) -> s
 
 
 def commit(name: str | None) -> str:
-    """A commit's first ten digits, and that its code was changed where it was."""
+    """Gives a commit's first ten digits, and says so where its code was changed."""
     if name is None:
         return "unknown"
     return name[:10] + "-dirty" * name.endswith("-dirty")

@@ -1,4 +1,4 @@
-"""Weak and strong scaling on the CPU cores of this machine: images/s of one core and of two.
+"""Measures weak and strong scaling over CPU cores: images/s of one core and of two.
 
     python benchmarks/scaling.py run      measures and writes docs/results/scaling.json
     python benchmarks/scaling.py table    prints the table from it
@@ -32,7 +32,7 @@ CASE = ("cifar_resnet20", 32, 128, 32, "float32")
 
 
 class Place(NamedTuple):
-    """Where the devices are."""
+    """Says where the devices are."""
 
     processes: int
     devices: int  # of each process

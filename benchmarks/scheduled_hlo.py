@@ -55,7 +55,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """What of the Python it comes from."""
+        """Names the part of the Python that it comes from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
@@ -96,7 +96,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where what the first parenthesis opens has ended."""
+    """Finds where what the first parenthesis opens has ended."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -151,7 +151,7 @@ def all_reduces(text: str) -> list[AllReduce]:
 
 
 def _has(computations: Program, x: Instruction, caller: str, opcode: str) -> bool:
-    """Whether an instruction of a kind runs a computation that has one of another."""
+    """Tells whether an instruction of a kind runs a computation that has one of another."""
     return x.opcode == caller and any(y.opcode == opcode for y in _inner(computations, x))
 
 
@@ -164,7 +164,7 @@ def _inner(computations: Program, x: Instruction) -> Iterator[Instruction]:
 
 
 def convolutions(text: str, op_name: str) -> list[int]:
-    """Where in the schedule convolutions, or products, of a part of the Python stand."""
+    """Finds where in the schedule convolutions, or products, of a part of the Python stand."""
     entry, computations = read(text)
     return [
         i
@@ -177,7 +177,7 @@ def convolutions(text: str, op_name: str) -> list[int]:
 
 
 def overlap(text: str) -> dict:
-    """How much of the all-reduces runs beside the backward pass.
+    """Measures how much of the all-reduces runs beside the backward pass.
 
     Returns:
       bytes of all all-reduces, and how many they are; of these bytes the part `early`, whose
@@ -202,7 +202,7 @@ def overlap(text: str) -> dict:
 
 
 def moved_bytes(text: str) -> int:
-    """Bytes read from and written to HBM by the entry computation: operands and what it gives.
+    """Counts bytes that the entry computation reads from HBM and writes to it.
 
     A fusion is taken to read all of its operands once, and what it hands on in place it neither
     reads nor writes. What lies in the small memory costs what is copied there and back.

@@ -22,7 +22,7 @@ BLOCKS = {
 
 
 def installed():
-    """Whether PyTorch is there, without importing it."""
+    """Tells whether PyTorch is there, without importing it."""
     return importlib.util.find_spec("torch") is not None
 
 

@@ -1,4 +1,4 @@
-"""What the compiler of TPUs makes of an update: operations, bytes, memory, and when it exchanges.
+"""Counts what TPUs' compiler makes of an update: operations, bytes, memory, when it exchanges.
 
 python benchmarks/step_tpu.py run v5e:2x2         compiles ResNet-50 at 256 images a chip, for TPUs
                                                   that need not be here, and counts

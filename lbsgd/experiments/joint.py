@@ -75,6 +75,13 @@ class JointProgram:
             )
             return SHARED.compile(lowered, out, self.program.step_options)
 
+    def compile_call(
+        self, placement: Placement, image_shape: Shape, count: int
+    ) -> jax.stages.Compiled:
+        """Compiles the one update of a call; together, runs have no calls of several."""
+        assert count == 1
+        return self.compile_train_step(placement, image_shape)
+
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """Stacks states on the devices; it takes them, as a step would."""
         with precision(self.plan.config.dtype):

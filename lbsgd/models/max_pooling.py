@@ -1,8 +1,8 @@
 """Computes the gradient of max pooling by slices.
 
 JAX's is one operation, select and scatter, for which TPUs have one of their own. XLA for CPUs takes
-it apart into sorted windows of values and indices, six times slower than what is here for the
-pooling of ResNet's stem.
+it apart into windows of values and indices, which for ResNet's stem is several times slower than
+what is here.
 """
 
 import itertools

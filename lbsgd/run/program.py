@@ -134,13 +134,15 @@ class Program:
             numbers = sharded(self.plan.number_shapes(), placement.replicated)
             return self._jitted(placement).lower(state, batch, numbers)
 
-    def compile_train_steps(
+    def compile_call(
         self, placement: Placement, image_shape: Shape, count: int
     ) -> jax.stages.Compiled:
         """Compiles `count` updates in one call: (state, batches, numbers) -> (state, metrics).
 
-        The batches and the metrics of each update are stacked.
+        The batches and the metrics of several updates are stacked.
         """
+        if count == 1:
+            return self.compile_train_step(placement, image_shape)
         plan, replicated = self.plan, placement.replicated
         of_state = self.state_shardings(placement)
         out = (of_state, replicated)
@@ -189,14 +191,14 @@ class Program:
 
 
 class Compiles(Protocol):
-    """Compiles the update of a plan for a placement and an image shape."""
+    """Compiles the calls of a plan for a placement and an image shape."""
 
     @property
     def plan(self) -> Plan:
         """The plan."""
 
-    def compile_train_step(self, placement: Placement, shape: Shape, /) -> jax.stages.Compiled:
-        """Compiles it, or takes what is compiled already."""
+    def compile_call(self, placement: Placement, shape: Shape, count: int) -> jax.stages.Compiled:
+        """Compiles `count` updates in one call, or takes what is compiled already."""
 
 
 class CompiledSteps:
@@ -205,7 +207,7 @@ class CompiledSteps:
     So while a run trains with its first sizes, the updates of the others are compiled.
     """
 
-    def __init__(self, program: Program | Compiles, start: int, until: int | None = None) -> None:
+    def __init__(self, program: Compiles, start: int, until: int | None = None) -> None:
         """Starts to compile what the updates from `start` on need.
 
         Args:
@@ -215,7 +217,7 @@ class CompiledSteps:
         self._plan = plan
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "lbsgd-compile")
         self._steps = {
-            key: self._pool.submit(_compile, program, *key)
+            key: self._pool.submit(program.compile_call, *key)
             for key in programs_between(plan, start, plan.total_updates if until is None else until)
         }
 
@@ -232,12 +234,3 @@ class CompiledSteps:
     def close(self) -> None:
         """Ends the compiling after the one it is at."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _compile(
-    program: Program | Compiles, placement: Placement, shape: Shape, count: int
-) -> jax.stages.Compiled:
-    if count == 1:
-        return program.compile_train_step(placement, shape)
-    assert isinstance(program, Program)
-    return program.compile_train_steps(placement, shape, count)

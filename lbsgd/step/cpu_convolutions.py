@@ -6,8 +6,8 @@ outside of loops. What it does not see is that
 - a 1x1 convolution, and its gradients, are products of matrices;
 - the gradient by a kernel is a few products of matrices: of the pixels that an output saw, shifted
   to each place of the kernel, and the gradient by the output. Taken of some images at a time, what
-  is shifted stays in a core's cache. XLA convolves with filters as large as an image instead, for
-  3x3 kernels two to four times slower;
+  is shifted stays in a core's cache. XLA convolves with filters as large as an image instead, which
+  is up to three times slower for 3x3 kernels;
 - the gradient by the input of a convolution with strides has zeros between its pixels: each set of
   its outputs that lie a stride apart is a smaller convolution without zeros.
 
@@ -64,14 +64,17 @@ def _in_order(
     return _plain(images, filters, params)
 
 
-def _plain(images: jax.Array, filters: jax.Array, params: Any, **other: Any) -> jax.Array:
+def _plain(
+    images: Float[Array, "n *space c"], filters: Float[Array, "*kernel c out"], params: Any
+) -> Float[Array, "n *_ out"]:
+    """Convolves what is in order by XLA's own convolution."""
     n = images.ndim
     in_order = lax.ConvDimensionNumbers(
         (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *range(1, n - 1))
     )
     # Strides, padding and dilations go by spatial dimension, whose order stays.
     result: jax.Array = lax.conv_general_dilated_p.bind(
-        images, filters, **{**params, "dimension_numbers": in_order, **other}
+        images, filters, **{**params, "dimension_numbers": in_order}
     )
     return result
 
@@ -167,8 +170,8 @@ def _kernel_gradient(
     """Sums x at each place of the kernel times dy, over examples and outputs.
 
     Rows are shifted in x, columns in dy, which then has those of all columns of the kernel side by
-    side: so the products are few and wide. Of strides, every column of x that is congruent is on
-    its own.
+    side: so the products are few and wide. With a stride s, the columns of x of each remainder
+    modulo s are taken by themselves.
     """
     (above, below), (left, _) = params["padding"]
     down, right = params["rhs_dilation"]

@@ -137,12 +137,11 @@ def test_each_update_takes_the_step_of_its_sizes():
     growth = {"batch_growth.sizes": (128,), "batch_growth.at_steps": (30,)}
     plan = build(tiny_config(**RESIZING, **growth)).plan
     compiled = []
-    program = SimpleNamespace(
-        plan=plan, compile_train_step=lambda *key: compiled.append(key) or key
-    )
+    program = SimpleNamespace(plan=plan, compile_call=lambda *key: compiled.append(key) or key)
     steps = CompiledSteps(program, 25)
     for update in range(25, 50):
-        placement, shape = steps(update)
+        placement, shape, count = steps(update)
+        assert count == 1
         assert placement.batch_size == plan.timeline.batch_size(update)
         assert shape == plan.image_shape_of(update)
     steps.close()
