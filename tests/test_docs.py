@@ -18,15 +18,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "launch/README.md", "notebooks/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BENCHMARKS = ["allreduce", "input_pipeline", "noise_scale", "step", "torture"]
-BENCHMARKS += [
-    "accumulation",
-    "gpu",
-    "rounding",
-    "resampling",
-    "step_memory",
-    "second_order",
-    "start",
-]
+BENCHMARKS += ["accumulation", "gpu", "rounding", "resampling", "step_memory", "second_order"]
+BENCHMARKS += ["start"]
 SWEEPS = ["digits", "fashion_mnist", "goyal_figure1_mini", "goyal_table1_mini", "tutorial"]
 SWEEPS += [f"digits_updates_{name}" for name in ("spngd", "lars", "nesterov")]
 SWEEPS += ["transfer_backbones", "transfer", "transfer_backbones_n128", "transfer_n128"]
