@@ -15,6 +15,8 @@ import pathlib
 import sys
 import time
 
+from provenance import commit
+
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "step_tpu.json"
 IMAGES, PIXELS, DTYPE = 256, 224, "bfloat16"
 PROGRAMS = ("plain", "n=256", "n=256 without options", "n=32")
@@ -107,7 +109,10 @@ def table() -> str:
                 *(f"{100 * found[f'{x}_bytes'] / sent:.0f}%" for x in ("early", "asynchronous")),
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    compiled = [found for programs in results.values() for found in programs.values()]
+    with_what = sorted({f"jax {found['jax']}, libtpu {found['libtpu']}" for found in compiled})
+    commits = sorted({commit(found["commit"]) for found in compiled})
+    return "\n".join([*lines, "", f"{'; '.join(with_what)}; commits {', '.join(commits)}."])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Several updates in one call of a compiled program are the updates of calls of one."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from tiny_run import UPDATES, final_state, tiny_config
 
 from lbsgd import train
 from lbsgd.run.record.metrics import read_metrics
+from lbsgd.system.errors import DivergedError
 
 LONG = pytest.mark.long
 # Of float64, 2e-16, for sums of some thousand numbers in another order, in twelve updates.
@@ -141,3 +143,24 @@ def test_metrics_of_all_updates_are_reported_in_order(tmp_path):
     updates = [(done, values) for done, values in found if "train_loss" in values]
     assert [done for done, _ in updates] == list(range(1, UPDATES + 1))
     assert all(values["images_per_second"] > 0 for _, values in updates)
+
+
+@LONG
+def test_an_update_that_is_not_finite_is_named_within_a_call(tmp_path):
+    keys = {**FREE, "learning_rate.reference_learning_rate": 1e14, "learning_rate.warmup": "none"}
+    said = []
+    for updates_per_call in (1, 6):
+        config = tiny_config(**keys, updates_per_call=updates_per_call)
+        with pytest.raises(DivergedError) as error:
+            train.run(config, tmp_path / str(updates_per_call))
+        said.append(re.findall(r"of update (\d+) is not finite", str(error.value)))
+    assert said[0] == said[1] != []
+    counted = []
+    for updates_per_call in (1, 6):
+        workdir = tmp_path / f"skip{updates_per_call}"
+        more = {"on_nonfinite": "skip", "max_nonfinite": 99, "updates_per_call": updates_per_call}
+        assert train.run(tiny_config(**keys, **more), workdir).complete
+        lines = [line for line in record_of(workdir) if "train_loss" in line]
+        counted.append([(line["step"], line["skipped"]) for line in lines])
+    assert counted[0] == counted[1]
+    assert counted[0][-1][1] > 0
