@@ -113,8 +113,12 @@ def _is_by_kernel(images: jax.Array, filters: jax.Array, params: Any) -> bool:
     """Tells the gradient by a kernel from other convolutions: its filter is the larger image."""
     if max(params["lhs_dilation"]) > 1 or min(images.shape[0], filters.shape[-1]) < _NARROW:
         return False
-    sizes = _kernel_size(images, filters, params)
-    return min(sizes) > 0 and sizes[0] * sizes[1] < filters.shape[0] * filters.shape[1]
+    rows, columns = _kernel_size(images, filters, params)
+    if min(rows, columns) <= 0 or rows * columns >= filters.shape[0] * filters.shape[1]:
+        return False
+    # Where the kernel is larger than all images, to add up its parts costs more than it saves.
+    kernel = rows * columns * images.shape[0] * filters.shape[-1]
+    return rows == columns == 1 or kernel < images.size + filters.size
 
 
 def _kernel_size(images: jax.Array, filters: jax.Array, params: Any) -> Pair:
@@ -146,7 +150,7 @@ def _by_kernel(
     def of_block(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + _kernel_gradient(*block, size, wide), None
 
-    count = _images_of_block(x)
+    count = _images_of_block(x, dy)
     blocks = [a.reshape(-1, count, *a.shape[1:]) for a in (x, dy)]
     start = jnp.zeros((*size, x.shape[-1], dy.shape[-1]), exact)
     result = lax.scan(of_block, start, (blocks[0], blocks[1]))[0]
@@ -154,12 +158,15 @@ def _by_kernel(
     return lax.transpose(result, (2, 0, 1, 3)).astype(given)
 
 
-def _images_of_block(x: Float[Array, "n h w c"]) -> int:
+def _images_of_block(x: Float[Array, "n h w c"], dy: Float[Array, "n oh ow out"]) -> int:
     """Counts the images of a block: it divides all of them, and is a block or less, or one image.
 
     There are two blocks at least, and so a loop: outside of one, XLA fuses what makes x into the
-    transposition that the product wants, and so reads all of that column by column.
+    transposition that the product wants, and so reads all of that column by column. Where images
+    are smaller than a matrix of their channels, that costs less than to add up matrices.
     """
+    if x.size + dy.size < x.shape[-1] * dy.shape[-1]:
+        return len(x)
     most = max(1, min(_BLOCK // (x[0].size * x.dtype.itemsize), len(x) // 2))
     return next(count for count in range(most, 0, -1) if len(x) % count == 0)
 

@@ -57,6 +57,8 @@ CONVOLUTIONS = {
     "3x3 dilated": ((4, 9, 8, 9), 3, {"dilation": 2}),
     "3x3 of prime count": ((5, 7, 6, 9), 3, {}),
     "3x3 of one image": ((1, 7, 6, 9), 3, {}),
+    "3x3 of images smaller than the kernel": ((2, 2, 3, 9), 3, {}),
+    "1x1 of images smaller than the kernel": ((2, 1, 2, 99), 1, {}),
     "3x3 of narrow images": ((4, 7, 6, 3), 3, {}),
 }
 
