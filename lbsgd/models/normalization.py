@@ -54,9 +54,7 @@ def moments(
       dtype: of the moments and of their arithmetic; by default that of x.
     """
     axes, dtype = tuple(range(x.ndim - 1)), dtype or x.dtype
-    # Sliced before it is cast: a cast of all of x, read in three places, may be kept in memory
-    # beside x, as XLA for GPUs seems to do by the sizes that its kernels write.
-    shift = jnp.mean(lax.stop_gradient(x[::_SPARSE]).astype(dtype), axes)
+    shift = shift_of(x, dtype)
     if axis_names:
         shift = lax.pmean(shift, axis_names)
     centred = x.astype(dtype) - jnp.expand_dims(shift, axes)
@@ -65,6 +63,13 @@ def moments(
         rest, second = lax.pmean((rest, second), axis_names)
     # Rounding can leave a tiny negative variance where all inputs are equal.
     return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
+
+
+def shift_of(x: Float[Array, "*batch features"], dtype: Any) -> Float[Array, " features"]:
+    """Computes the mean of every sixteenth example, which no gradient passes by."""
+    # Sliced before it is cast: a cast of all of x, read in three places, may be kept in memory
+    # beside x, as XLA for GPUs seems to do by the sizes that its kernels write.
+    return jnp.mean(lax.stop_gradient(x[::_SPARSE]).astype(dtype), tuple(range(x.ndim - 1)))
 
 
 def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
