@@ -41,9 +41,7 @@ class _Kept(NamedTuple):
     inverse: Float[Array, " outputs"]
 
 
-Normalized = tuple[
-    Float[Array, "*n outputs"], Float[Array, " outputs"], Float[Array, " outputs"]
-]
+Normalized = tuple[Float[Array, "*n outputs"], Float[Array, " outputs"], Float[Array, " outputs"]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -126,9 +124,7 @@ def _backward(
     # dx = dz (factor W)^T - (x - mean(x)) W diag(factor t) W^T - the constant of sum(dz)
     back = _small(w * _along(factor * t, w), w.T)
     constant = _small(rest, back) - _small(total * factor / m, w.T)
-    product_with = functools.partial(
-        jnp.matmul, precision=precision, preferred_element_type=wide
-    )
+    product_with = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
     of_x = product_with(dz, (w * _along(factor, w)).T.astype(x.dtype))
     of_x = of_x - product_with(centred, back.astype(x.dtype)) + _along(constant, x)
     return (
