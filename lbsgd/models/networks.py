@@ -141,7 +141,10 @@ def build_network(
     train_joined: Callable[[Joining], Any] = functools.partial(_joined, built, computed)
     evaluate = functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed)
     if config.batch_norm.frozen_statistics:
-        train_joined = functools.partial(_frozen, evaluate)
+        as_evaluated = functools.partial(
+            _evaluate, built.training, built.evaluation_flags, **computed
+        )
+        train_joined = functools.partial(_frozen, as_evaluated)
     return Network(
         built.training,
         built.evaluation,
@@ -174,7 +177,9 @@ def _build_own(config: ml_collections.ConfigDict, num_classes: int) -> Built:
         norm_scale_std=config.batch_norm.initial_scale_std,
     )
     single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
-    return Built(model, model, single, {"train": True}, {"train": False})
+    return Built(
+        model.clone(remat=config.model.remat), model, single, {"train": True}, {"train": False}
+    )
 
 
 def _variables(

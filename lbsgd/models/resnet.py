@@ -7,6 +7,7 @@ arXiv 1812.01187, section 4.2).
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -172,6 +173,13 @@ class Block(nn.Module):
         return convolved_and_normalized(conv, norm, x, train=train, joining=self.joining)
 
 
+def _apply(
+    block: Block, x: Float[Array, "*n h w c"], *, train: bool
+) -> Float[Array, "*n _ _ features"]:
+    """Applies a block; a function, for what is lifted by `nn.remat` takes arrays alone."""
+    return block(x, train=train)
+
+
 class ResNet(nn.Module):
     """Computes logits `[n, num_classes]` of images `[n, h, w, c]` by a residual network.
 
@@ -191,6 +199,8 @@ class ResNet(nn.Module):
       norm_scale_std: of the normal distribution, of mean 1, that their scales start from; 0 for
         all 1.
       joining: which layers are computed as one in training; it changes no number beyond rounding.
+      remat: of each block only the input is kept for the backward pass, where the block is computed
+        again; it changes no number.
     """
 
     architecture: Architecture
@@ -206,6 +216,7 @@ class ResNet(nn.Module):
     norm_epsilon: float = 1e-5
     norm_scale_std: float = 0.0
     joining: Joining = "none"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -215,9 +226,10 @@ class ResNet(nn.Module):
         first = max(1, round(self.architecture.width * self.width))
         conv, norm = self._layers()
         x = self._stem(images.astype(self.dtype), first, conv, norm, train)
+        apply = nn.remat(functools.partial(_apply, train=train)) if self.remat else None
         for stage, blocks in enumerate(self.architecture.blocks):
             for i in range(blocks):
-                x = Block(
+                block = Block(
                     features=first * 2**stage,
                     stride=2 if stage and not i else 1,
                     bottleneck=self.architecture.bottleneck,
@@ -229,7 +241,8 @@ class ResNet(nn.Module):
                     normalized=self.normalization != "none",
                     joining=self.joining,
                     name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train=train)
+                )
+                x = apply(block, x) if apply else block(x, train=train)
         x = jnp.mean(x.astype(self.param_dtype), axis=(-3, -2))
         return nn.Dense(
             self.num_classes,

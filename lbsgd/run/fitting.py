@@ -122,7 +122,8 @@ def _cache_file() -> pathlib.Path | None:
 
 def _cache_key(plan: Plan) -> str:
     exchange = plan.config.allreduce.to_dict()  # its buckets take memory too
-    identity = [plan.identity(), exchange, plan.topology.devices, describe_machine()]
+    remat = plan.config.model.remat  # as machine keys, neither is part of what the run is
+    identity = [plan.identity(), exchange, remat, plan.topology.devices, describe_machine()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
