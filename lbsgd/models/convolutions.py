@@ -7,6 +7,7 @@ they lie in their trees stay as they are, so a checkpoint does not tell which wa
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -82,6 +83,26 @@ def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
     x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 3), *odd, (0, 0)], mode="edge")
     # Not `nn.avg_pool`, which divides by a whole number: no float, to strict promotion.
     return nn.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
+
+
+@jax.custom_vjp
+def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes max(x, 0), and keeps that for its gradient, where `nn.relu` keeps x.
+
+    For the end of a residual block: the next one keeps its output anyway.
+    """
+    return jnp.maximum(x, jnp.zeros_like(x))
+
+
+def _relu_and_itself(x: Float[Array, "*shape"]) -> tuple[Any, Any]:
+    return (relu(x),) * 2
+
+
+def _where_positive(y: Float[Array, "*shape"], dy: Float[Array, "*shape"]) -> tuple[Any]:
+    return (jnp.where(y > 0, dy, jnp.zeros_like(dy)),)
+
+
+relu.defvjp(_relu_and_itself, _where_positive)
 
 
 def convolved_and_normalized(

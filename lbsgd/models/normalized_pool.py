@@ -33,7 +33,9 @@ def normalized_pool(
 
     The gradient of a window goes to the first of its largest pixels, row by row, as that of
     `nn.max_pool` does. They are the largest of y: of a type that rounds, more may be equal once
-    they are normalised. Where the scale is 0 all are, and its gradient is by the first.
+    they are normalised. Where the scale is exactly 0 all are, and the output has a kink in it: its
+    gradient here is that towards larger scales, by the largest of y, and of the layers by
+    themselves lies between that and the one towards smaller scales, by the first.
 
     Args:
       y: `[..., h, w, c]`, the batch.
@@ -112,16 +114,7 @@ def _backward(
     batch = tuple(range(y.ndim - 1))
     dz = jnp.where(kept.normalized() > 0, cotangents[0], jnp.zeros_like(cotangents[0]))
     total = jnp.sum(dz.astype(wide), batch)
-
-    def sum_by(y: Float[Array, "*n a b c"]) -> Float[Array, " c"]:
-        """Sums dz (y - mean) over the batch."""
-        return jnp.sum(dz.astype(wide) * kept.centred(y), batch)
-
-    # Few scales are ever 0, and then the first pixels count.
-    is_zero = kept.scale == 0
-    by_y = sum_by(kept.pooled)
-    by_first = lax.cond(jnp.any(is_zero), lambda: sum_by(_first(y)), lambda: jnp.zeros_like(by_y))
-    by_y = jnp.where(is_zero, by_first, by_y)
+    by_y = jnp.sum(dz.astype(wide) * kept.centred(kept.pooled), batch)
     # factor (dz - sum(dz) / m - (y - mean) sum(dz (y - mean)) inverse^2 / m), dz where y has it.
     m = y.size // y.shape[-1]
     slope = by_y * jnp.square(inverse) / m
@@ -141,12 +134,6 @@ def _along(features: Float[Array, " c"], x: Float[Array, "*n _"]) -> Float[Array
 def _pool(y: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
     """Takes the largest of each window."""
     return nn.max_pool(y, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-
-
-def _first(y: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
-    """Takes the first pixel of each window."""
-    rows, columns = (jnp.maximum(jnp.arange(-1, side - 1, 2), 0) for side in y.shape[-3:-1])
-    return jnp.take(jnp.take(y, rows, axis=-3), columns, axis=-2)
 
 
 def _to_largest(

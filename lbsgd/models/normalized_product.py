@@ -11,6 +11,7 @@ product x^T dz that the kernel's gradient takes anyway. It pays where y is wider
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ def _forward(
     variance = jnp.maximum(jnp.sum(w * cov_kernel, 0), 0)
     inverse = lax.rsqrt(variance + epsilon)
     factor = scale * inverse
-    y = jnp.matmul(x, narrow_kernel, precision=precision, preferred_element_type=wide)
+    y = _multiply(x, narrow_kernel, wide, precision)
     # On the product and not in the kernel, which it would round.
     z = y * _along(factor, x) + _along(offset - mean * factor, x)
     kept = _Kept(x, kernel, scale, shift, rest, cov_kernel, inverse)
@@ -124,9 +125,10 @@ def _backward(
     # dx = dz (factor W)^T - (x - mean(x)) W diag(factor t) W^T - the constant of sum(dz)
     back = _small(w * _along(factor * t, w), w.T)
     constant = _small(rest, back) - _small(total * factor / m, w.T)
-    product_with = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
-    of_x = product_with(dz, (w * _along(factor, w)).T.astype(x.dtype))
-    of_x = of_x - product_with(centred, back.astype(x.dtype)) + _along(constant, x)
+    # The second product in the type of x: written beside the first, it is read again.
+    of_x = _multiply(dz, (w * _along(factor, w)).T.astype(x.dtype), wide, precision)
+    by_mean = _multiply(centred, back.astype(x.dtype), x.dtype, precision).astype(wide)
+    of_x = of_x - by_mean + _along(constant, x)
     return (
         of_x.astype(x.dtype),
         of_kernel.astype(kept.kernel.dtype),
@@ -148,14 +150,53 @@ def _count(x: Float[Array, "*n inputs"]) -> int:
     return x.size // x.shape[-1]
 
 
+def _multiply(
+    x: Float[Array, "*n a"], w: Float[Array, "a b"], dtype: Any, precision: str
+) -> Float[Array, "*n b"]:
+    """Computes x w in a type."""
+    how = {"precision": precision, "preferred_element_type": dtype}
+
+    def convolve(x: Float[Array, "n h w a"], w: Float[Array, "a b"]) -> Float[Array, "n h w b"]:
+        kernel = jnp.expand_dims(w, (0, 1))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=numbers, **how
+        )
+
+    return _by_platform(x, w, convolve, functools.partial(jnp.matmul, **how))
+
+
 def _over_batch(
-    x: Float[Array, "*n a"], y: Float[Array, "*n b"], wide: Any, precision: str
+    x: Float[Array, "*n a"], y: Float[Array, "*n b"], dtype: Any, precision: str
 ) -> Float[Array, "a b"]:
-    """Computes x^T y, summed over all positions."""
+    """Computes x^T y, summed over all positions, in a type."""
+    how = {"precision": precision, "preferred_element_type": dtype}
     batch = tuple(range(x.ndim - 1))
-    return lax.dot_general(
-        x, y, ((batch, batch), ((), ())), precision=precision, preferred_element_type=wide
-    )
+
+    def convolve(x: Float[Array, "n h w a"], y: Float[Array, "n h w b"]) -> Float[Array, "a b"]:
+        # Examples take the place of channels, and what is as large as the image is the filter.
+        numbers = ("CHWN", "IHWO", "NHWC")
+        sums = lax.conv_general_dilated(x, y, (1, 1), "VALID", dimension_numbers=numbers, **how)
+        return jnp.squeeze(sums, (1, 2))
+
+    def contract(x: Float[Array, "*n a"], y: Float[Array, "*n b"]) -> Float[Array, "a b"]:
+        return lax.dot_general(x, y, ((batch, batch), ((), ())), **how)
+
+    return _by_platform(x, y, convolve, contract)
+
+
+def _by_platform(
+    x: Float[Array, "*n a"],
+    y: Float[Array, "..."],
+    convolve: Callable[..., Float[Array, "..."]],
+    contract: Callable[..., Float[Array, "..."]],
+) -> Float[Array, "..."]:
+    """Applies one of two functions that are the same."""
+    # Matrix products of images have another layout on a TPU than convolutions have, and between
+    # the two the images are copied. On a CPU a product is several times as fast.
+    if x.ndim != 4:
+        return contract(x, y)
+    return lax.platform_dependent(x, y, tpu=convolve, default=contract)
 
 
 def _small(a: Float[Array, "*n c"], b: Float[Array, "c d"]) -> Float[Array, "*n d"]:

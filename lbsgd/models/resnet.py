@@ -22,6 +22,7 @@ from lbsgd.models.convolutions import (
     average_pool,
     convolved_and_normalized,
     normalized_and_pooled,
+    relu,
 )
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm, around_one
 from lbsgd.models.roles import Role, with_role
@@ -153,7 +154,7 @@ class Block(nn.Module):
                 y = nn.relu(y)
         if self.skip_connections:
             y = y + self._shortcut(x, out, train)
-        return nn.relu(y)
+        return relu(y)
 
     def _shortcut(
         self, x: Float[Array, "*n h w c"], out: int, train: bool

@@ -9,9 +9,10 @@ from flax import linen as nn
 from lbsgd.models.networks import build_network
 from lbsgd.models.resnet import Architecture, ResNet
 from lbsgd.run.config import default_config, resolve
+from lbsgd.step.memory import peak
 
-DEEP = Architecture((4,), 8, False, "small", "pad")
-BOTTLENECKS = Architecture((1, 1), 4, True, "imagenet")
+DEEP = Architecture((12,), 8, False, "small", "pad")
+BOTTLENECK = Architecture((1,), 4, True, "imagenet")
 
 
 def gradient(model, variables, x):
@@ -31,10 +32,10 @@ def drawn(architecture, shape):
     return model, nn.meta.unbox(model.init(jax.random.key(0), x, train=False)), x
 
 
-@pytest.mark.parametrize("joining", ["none", "all"])
+@pytest.mark.parametrize("joining", ["all", pytest.param("none", marks=pytest.mark.long)])
 def test_gradients_and_statistics_are_the_same(x64, joining):
     """The blocks are the same functions of the same inputs; XLA may add in another order."""
-    model, variables, x = drawn(BOTTLENECKS, (4, 16, 16, 3))
+    model, variables, x = drawn(BOTTLENECK, (4, 16, 16, 3))
     found, expected = (
         gradient(m, variables, x)(variables["params"])
         for m in (model.clone(joining=joining, remat=True), model)
@@ -45,21 +46,24 @@ def test_gradients_and_statistics_are_the_same(x64, joining):
 
 
 def test_parameters_are_the_same(x64):
-    model, variables, x = drawn(BOTTLENECKS, (2, 16, 16, 3))
-    again = model.clone(remat=True).init(jax.random.key(0), x, train=True)
-    for name in ("params", "batch_stats"):
-        jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(again)[name], variables[name])
+    model, variables, x = drawn(BOTTLENECK, (2, 16, 16, 3))
+    again = nn.meta.unbox(model.clone(remat=True).init(jax.random.key(0), x, train=False))
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
 def test_it_takes_less_memory(x64):
-    """Of four blocks one is there at a time, and the inputs of the others."""
+    """Of twelve blocks one is there at a time, and the inputs of the others.
+
+    As traced: XLA for CPUs merges what is computed again with the first time. A block of two
+    convolutions has seven arrays at least to keep; the estimate is of all that is alive at once.
+    """
     model, variables, x = drawn(DEEP, (16, 16, 16, 3))
 
-    def temporary(model):
-        compiled = gradient(model, variables, x).lower(variables["params"]).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    def needed(model):
+        traced = gradient(model, variables, x).trace(variables["params"])
+        return peak(traced.jaxpr, {p.shape for p in jax.tree.leaves(variables["params"])}).others
 
-    assert temporary(model.clone(remat=True)) < 0.75 * temporary(model)
+    assert needed(model.clone(remat=True)) < needed(model) / 3
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["moving", "frozen"])
@@ -77,5 +81,5 @@ def test_the_key_is_of_training_alone(frozen):
     stats_of_zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
     training = str(jax.make_jaxpr(jax.grad(loss))(params, network.images, key))
     evaluation = str(jax.make_jaxpr(network.evaluate)(params, stats, network.images))
-    assert "checkpoint" in training
-    assert "checkpoint" not in evaluation
+    assert "remat" in training
+    assert "remat" not in evaluation
