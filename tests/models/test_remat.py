@@ -55,7 +55,7 @@ def test_it_takes_less_memory(x64):
     """Of twelve blocks one is there at a time, and the inputs of the others.
 
     As traced: XLA for CPUs merges what is computed again with the first time. A block of two
-    convolutions has seven arrays at least to keep; the estimate is of all that is alive at once.
+    convolutions keeps four arrays; computed again, one, and about ten in the block at hand.
     """
     model, variables, x = drawn(DEEP, (16, 16, 16, 3))
 
@@ -63,7 +63,7 @@ def test_it_takes_less_memory(x64):
         traced = gradient(model, variables, x).trace(variables["params"])
         return peak(traced.jaxpr, {p.shape for p in jax.tree.leaves(variables["params"])}).others
 
-    assert needed(model.clone(remat=True)) < needed(model) / 3
+    assert needed(model.clone(remat=True)) <= (12 + 10) / 50 * needed(model)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["moving", "frozen"])

@@ -105,5 +105,5 @@ def _losses(monkeypatch, how) -> list[float]:
     for update, batch in enumerate(parts.feed.train_batches().between(0, 2)):
         with precision("float64"):
             state, metrics = step(state, batch, parts.program.numbers.at(update))
-        found += [float(metrics[name]) for name in ("loss", "gradient_norm")]
+        found += [float(metrics[name]) for name in ("train_loss", "gradient_norm")]
     return found
