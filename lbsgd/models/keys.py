@@ -67,6 +67,19 @@ _MODEL: Keys = {
         choices=("batch", "group", "none"),
         **_OWN,
     ),
+    "model.remat": Key(
+        False,
+        "Whether a residual block is computed again in the backward pass, where all but its input "
+        "is forgotten: less memory for about a third more computing, and the same numbers.",
+        machine=True,
+        used_if=Condition(
+            "a network of lbsgd's own and an optimizer other than spngd, which keeps the inputs of "
+            "all layers",
+            lambda values: (
+                not is_dotted(values["model.name"]) and values["optimizer.name"] != "spngd"
+            ),
+        ),
+    ),
 }
 
 _BATCH_NORM: Keys = {

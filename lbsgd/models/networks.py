@@ -12,6 +12,7 @@ import ml_collections
 from flax import linen as nn
 
 from lbsgd.config.dotted import Named, is_dotted, load
+from lbsgd.models.convolutions import Joining
 from lbsgd.models.dotted import Built, build_modules, load_network, no_flag
 from lbsgd.models.layers import Layers, Path
 from lbsgd.models.resnet import ResNet, named_architecture
@@ -39,7 +40,9 @@ class Network(NamedTuple):
         seed, with that of the config.
       train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
         a `jax.random` key of this update and this worker, for dropout and other random layers. With
-        frozen statistics nothing is left: {}.
+        frozen statistics nothing is left: {}. Each layer is computed by itself.
+      train_joined: `Joining` -> a function like `train`, of the same numbers but for rounding, some
+        of whose layers are computed as one; `train` itself of a network that is not lbsgd's own.
       evaluate: (params, batch_stats, images) -> outputs.
       variables: seed -> (outputs, variables) as `module.init_with_output` gives them.
       images: shape and type of a worker's images.
@@ -53,6 +56,7 @@ class Network(NamedTuple):
     evaluation_flags: Mapping[str, Any]
     initialize: Callable[..., tuple[Any, Any]]
     train: Callable[..., tuple[Any, Any]]
+    train_joined: Callable[[Joining], Callable[..., tuple[Any, Any]]]
     evaluate: Callable[..., Any]
     variables: Callable[..., tuple[Any, Mapping[str, Any]]]
     images: jax.ShapeDtypeStruct
@@ -134,16 +138,20 @@ def build_network(
     wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
     variables = functools.partial(_variables, built, tuple(image_shape), guard, config.seed)
     computed = {"precision": config.matmul_precision, "guard": guard}
-    train = functools.partial(_train, built.training, built.train_flags, **computed)
+    train_joined: Callable[[Joining], Any] = functools.partial(_joined, built, computed)
     evaluate = functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed)
     if config.batch_norm.frozen_statistics:
-        train = functools.partial(_train_as_evaluated, evaluate)
+        as_evaluated = functools.partial(
+            _evaluate, built.training, built.evaluation_flags, **computed
+        )
+        train_joined = functools.partial(_frozen, as_evaluated)
     return Network(
         built.training,
         built.evaluation,
         built.evaluation_flags,
         functools.partial(_initialize, variables, wide),
-        train,
+        train_joined("none"),
+        train_joined,
         evaluate,
         variables,
         jax.ShapeDtypeStruct((config.worker_batch_size, *image_shape), wide),
@@ -169,7 +177,9 @@ def _build_own(config: ml_collections.ConfigDict, num_classes: int) -> Built:
         norm_scale_std=config.batch_norm.initial_scale_std,
     )
     single = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)
-    return Built(model, model, single, {"train": True}, {"train": False})
+    return Built(
+        model.clone(remat=config.model.remat), model, single, {"train": True}, {"train": False}
+    )
 
 
 def _variables(
@@ -206,6 +216,16 @@ def _widened(tree: Any, wide: Any) -> Any:
         return x.astype(wide) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(cast, tree) if wide == jnp.float64 else tree
+
+
+def _joined(
+    built: Built, computed: Mapping[str, Any], joining: Joining
+) -> Callable[..., tuple[Any, Any]]:
+    """Binds training by a module some of whose layers are computed as one."""
+    module = built.training
+    if isinstance(module, ResNet) and joining != "none":
+        module = module.clone(joining=joining)
+    return functools.partial(_train, module, built.train_flags, **computed)
 
 
 def _train(
@@ -260,6 +280,11 @@ def _evaluate(
     """Computes outputs in evaluation."""
     with guard(), jax.default_matmul_precision(precision):
         return module.apply({"params": params, "batch_stats": batch_stats}, images, **flags)
+
+
+def _frozen(evaluate: Callable[..., Any], joining: Joining) -> Callable[..., tuple[Any, Any]]:
+    """Binds training by frozen statistics, where no layer has a batch to be joined over."""
+    return functools.partial(_train_as_evaluated, evaluate)
 
 
 def _train_as_evaluated(

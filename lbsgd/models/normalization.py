@@ -28,12 +28,14 @@ class Moments(NamedTuple):
       mean, variance: of the values x of each feature; the variance is biased.
       centred: x - s, with s near the mean, in the type of the moments.
       rest: the mean of `centred`, which is mean - s.
+      shift: s.
     """
 
     mean: Float[Array, " features"]
     variance: Float[Array, " features"]
     centred: Float[Array, "*batch features"]
     rest: Float[Array, " features"]
+    shift: Float[Array, " features"]
 
 
 def moments(
@@ -54,9 +56,7 @@ def moments(
       dtype: of the moments and of their arithmetic; by default that of x.
     """
     axes, dtype = tuple(range(x.ndim - 1)), dtype or x.dtype
-    # Sliced before it is cast: a cast of all of x, read in three places, may be kept in memory
-    # beside x, as XLA for GPUs seems to do by the sizes that its kernels write.
-    shift = jnp.mean(lax.stop_gradient(x[::_SPARSE]).astype(dtype), axes)
+    shift = shift_of(x, dtype)
     if axis_names:
         shift = lax.pmean(shift, axis_names)
     centred = x.astype(dtype) - jnp.expand_dims(shift, axes)
@@ -64,7 +64,15 @@ def moments(
     if axis_names:
         rest, second = lax.pmean((rest, second), axis_names)
     # Rounding can leave a tiny negative variance where all inputs are equal.
-    return Moments(rest + shift, jnp.maximum(second - jnp.square(rest), 0), centred, rest)
+    variance = jnp.maximum(second - jnp.square(rest), 0)
+    return Moments(rest + shift, variance, centred, rest, shift)
+
+
+def shift_of(x: Float[Array, "*batch features"], dtype: Any) -> Float[Array, " features"]:
+    """Computes the mean of every sixteenth example, which no gradient passes by."""
+    # Sliced before it is cast: a cast of all of x, read in three places, may be kept in memory
+    # beside x, as XLA for GPUs seems to do by the sizes that its kernels write.
+    return jnp.mean(lax.stop_gradient(x[::_SPARSE]).astype(dtype), tuple(range(x.ndim - 1)))
 
 
 def _by_layer(f: Callable[[Any, Any], Any], stats: Any, running: Any, of_step: Any) -> Any:
@@ -117,6 +125,19 @@ def around_one(std: float) -> nn.initializers.Initializer:
     return lambda *args: 1 + normal(*args)
 
 
+class Joined(NamedTuple):
+    """Says how batch norm is computed as one function with its neighbours, in training.
+
+    Attributes:
+      features: that are normalised.
+      compute: (input, scale, offset, epsilon) -> output, mean and biased variance; its input and
+        output may be those of the neighbours. The type of the output is that of the input.
+    """
+
+    features: int
+    compute: Callable[[Any, Any, Any, float], tuple[Any, Any, Any]]
+
+
 class BatchNorm(nn.Module):
     """Normalises by batch (Ioffe and Szegedy 2015), over all axes but the last.
 
@@ -140,9 +161,15 @@ class BatchNorm(nn.Module):
     axis_names: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
-        """Normalises `x`, whose last axis is the features."""
-        shape = (x.shape[-1],)
+    def __call__(
+        self, x: Float[Array, "*shape"], *, train: bool, joined: Joined | None = None
+    ) -> Float[Array, "..."]:
+        """Normalises `x`, whose last axis is the features.
+
+        Args:
+          joined: of training without `axis_names` alone.
+        """
+        shape = (joined.features if joined else x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
         scale_init = with_role(Role.NORM_SCALE, self.scale_init)
@@ -150,20 +177,29 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", scale_init, shape, self.param_dtype)
         offset = self.param("offset", offset_init, shape, self.param_dtype)
 
+        if joined:
+            y, *left = joined.compute(x, scale, offset, self.epsilon)
+            self._leave(mean, var, *lax.stop_gradient(left))
+            return y
         leading = tuple(range(x.ndim - 1))
         if train:
             found = moments(x, self.axis_names, self.param_dtype)
-            if self.is_mutable_collection("batch_stats"):
-                mean.value, var.value = found.mean, found.variance
+            self._leave(mean, var, found.mean, found.variance)
         else:
             centred = x.astype(self.param_dtype) - jnp.expand_dims(mean.value, leading)
-            found = Moments(mean.value, var.value, centred, jnp.zeros_like(mean.value))
+            none = jnp.zeros_like(mean.value)
+            found = Moments(mean.value, var.value, centred, none, mean.value)
         factor = scale * lax.rsqrt(found.variance + self.epsilon)
         # (centred - rest) * factor + offset. So written, its gradient needs two sums over the
         # batch, of dy and of dy * centred, and not a third for the mean.
         constant = offset - found.rest * factor
         y = found.centred * jnp.expand_dims(factor, leading) + jnp.expand_dims(constant, leading)
         return y.astype(self.dtype)
+
+    def _leave(self, mean: Any, var: Any, *found: Float[Array, " features"]) -> None:
+        """Leaves the moments of this batch where the collection is mutable."""
+        if self.is_mutable_collection("batch_stats"):
+            mean.value, var.value = found
 
 
 class GroupNorm(nn.Module):

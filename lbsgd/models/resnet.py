@@ -7,15 +7,23 @@ arXiv 1812.01187, section 4.2).
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
+from lbsgd.models.convolutions import (
+    Conv,
+    Joining,
+    average_pool,
+    convolved_and_normalized,
+    normalized_and_pooled,
+    relu,
+)
 from lbsgd.models.normalization import BatchNorm, GroupNorm, NoNorm, around_one
 from lbsgd.models.roles import Role, with_role
 from lbsgd.system.errors import ConfigError
@@ -105,58 +113,6 @@ def _nearest_depths(depth: int) -> list[int]:
     return sorted({min(max(d, _LEAST_DEPTH), _MOST_DEPTH) for d in around})
 
 
-class Conv(nn.Module):
-    """Convolves, padded by kernel // 2 on every side (as PyTorch pads, not as XLA's "SAME").
-
-    Attributes:
-      starts_at_zero: its kernel does, and is not He normal.
-      use_bias: of networks without normalisation; it starts at 0.
-      precision: of its products, as `jax.lax.Precision` names it.
-    """
-
-    features: int
-    kernel: int
-    stride: int = 1
-    starts_at_zero: bool = False
-    use_bias: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    precision: str = "highest"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ features"]:
-        """Convolves `[..., h, w, c]` to `[..., h / stride, w / stride, features]`."""
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        if self.starts_at_zero:
-            init = nn.initializers.zeros
-        margin = self.kernel // 2
-        return nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            (self.stride, self.stride),
-            padding=((margin, margin), (margin, margin)),
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            kernel_init=with_role(Role.KERNEL, init),
-            bias_init=with_role(Role.BIAS, nn.initializers.zeros),
-            name="conv",
-        )(x)
-
-
-def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
-    """Averages 2x2 pixels `[..., h, w, c]` to `[..., ceil(h / 2), ceil(w / 2), c]`.
-
-    Beyond an odd side there are no pixels, so its last averages are of fewer.
-    """
-    odd = [(0, side % 2) for side in x.shape[-3:-1]]
-    # An average of pixels and their copies is that of the pixels.
-    x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 3), *odd, (0, 0)], mode="edge")
-    # Not `nn.avg_pool`, which divides by a whole number: no float, to strict promotion.
-    return nn.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
-
-
 class Block(nn.Module):
     """Computes a residual block: relu(shortcut(x) + branch(x)), or relu(branch(x)) without skips.
 
@@ -173,6 +129,7 @@ class Block(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     normalized: bool = True
+    joining: Joining = "none"
 
     @nn.compact
     def __call__(
@@ -190,13 +147,14 @@ class Block(nn.Module):
             zero = last and self.zero_init_residual
             start = {"scale_init": nn.initializers.zeros} if zero else {}
             zero_kernel = zero and not self.normalized
-            y = self.conv(features, kernel, stride, zero_kernel, name=f"conv{i}")(y)
-            y = self.norm(**start, name=f"norm{i}")(y, train=train)
+            conv = self.conv(features, kernel, stride, zero_kernel, name=f"conv{i}")
+            norm = self.norm(**start, name=f"norm{i}")
+            y = convolved_and_normalized(conv, norm, y, train=train, joining=self.joining)
             if not last:
                 y = nn.relu(y)
         if self.skip_connections:
             y = y + self._shortcut(x, out, train)
-        return nn.relu(y)
+        return relu(y)
 
     def _shortcut(
         self, x: Float[Array, "*n h w c"], out: int, train: bool
@@ -211,8 +169,16 @@ class Block(nn.Module):
         stride = self.stride
         if self.shortcut == "pooled_projection" and stride > 1:
             x, stride = average_pool(x), 1
-        x = self.conv(out, 1, stride, name="shortcut_conv")(x)
-        return self.norm(name="shortcut_norm")(x, train=train)
+        conv = self.conv(out, 1, stride, name="shortcut_conv")
+        norm = self.norm(name="shortcut_norm")
+        return convolved_and_normalized(conv, norm, x, train=train, joining=self.joining)
+
+
+def _apply(
+    block: Block, x: Float[Array, "*n h w c"], *, train: bool
+) -> Float[Array, "*n _ _ features"]:
+    """Applies a block; a function, for what is lifted by `nn.remat` takes arrays alone."""
+    return block(x, train=train)
 
 
 class ResNet(nn.Module):
@@ -233,6 +199,9 @@ class ResNet(nn.Module):
       norm_epsilon: of batch and group norm.
       norm_scale_std: of the normal distribution, of mean 1, that their scales start from; 0 for
         all 1.
+      joining: which layers are computed as one in training; it changes no number beyond rounding.
+      remat: of each block only the input is kept for the backward pass, where the block is computed
+        again; it changes no number.
     """
 
     architecture: Architecture
@@ -247,6 +216,8 @@ class ResNet(nn.Module):
     norm_axis_names: tuple[str, ...] = ()
     norm_epsilon: float = 1e-5
     norm_scale_std: float = 0.0
+    joining: Joining = "none"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -256,9 +227,10 @@ class ResNet(nn.Module):
         first = max(1, round(self.architecture.width * self.width))
         conv, norm = self._layers()
         x = self._stem(images.astype(self.dtype), first, conv, norm, train)
+        apply = nn.remat(functools.partial(_apply, train=train)) if self.remat else None
         for stage, blocks in enumerate(self.architecture.blocks):
             for i in range(blocks):
-                x = Block(
+                block = Block(
                     features=first * 2**stage,
                     stride=2 if stage and not i else 1,
                     bottleneck=self.architecture.bottleneck,
@@ -268,8 +240,10 @@ class ResNet(nn.Module):
                     conv=conv,
                     norm=norm,
                     normalized=self.normalization != "none",
+                    joining=self.joining,
                     name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train=train)
+                )
+                x = apply(block, x) if apply else block(x, train=train)
         x = jnp.mean(x.astype(self.param_dtype), axis=(-3, -2))
         return nn.Dense(
             self.num_classes,
@@ -318,9 +292,12 @@ class ResNet(nn.Module):
             "deep": {"1": (half, 3, 2), "2": (half, 3, 1), "3": (features, 3, 1)},
             "small": {"": (features, 3, 1)},
         }[self.architecture.stem]
+        pools = self.architecture.stem != "small"
+        *_, last = layers
         for i, layer in layers.items():
             x = conv(*layer, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
-        if self.architecture.stem != "small":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            normalize = norm(name=f"stem_norm{i}")
+            if pools and i == last:
+                return normalized_and_pooled(normalize, x, train=train, joining=self.joining)
+            x = nn.relu(normalize(x, train=train))
         return x

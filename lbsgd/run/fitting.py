@@ -130,7 +130,8 @@ def _cache_file() -> pathlib.Path | None:
 def _cache_key(plan: Plan) -> str:
     c = plan.config.allreduce
     exchange = [c.to_dict(), compiler_options(c, plan.topology)]  # buckets take memory too
-    identity = [plan.identity(), exchange, plan.topology.devices, describe_machine()]
+    remat = plan.config.model.remat  # as a machine key, no part of what the run is
+    identity = [plan.identity(), exchange, remat, plan.topology.devices, describe_machine()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

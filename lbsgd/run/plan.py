@@ -43,7 +43,7 @@ from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.second_order import build_second_order
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
-from lbsgd.run.worker import bind_worker, build_preprocess
+from lbsgd.run.worker import bind_worker, build_preprocess, joining
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
@@ -91,7 +91,7 @@ class Plan:
       augmentation: what `data.augment` names.
       image_sizes: `(h, w)` of what it sees in training, by update.
       preprocess: uint8 images -> input of the network.
-      worker: `step.worker.worker_loss`, bound.
+      worker: `step.worker.worker_loss`, bound; each layer computed by itself.
       gradient_mean: the all-reduce, bound; None for `lax.pmean`.
       second_order: how natural gradients are made; None for a first-order optimizer.
       running_mixup: None for none.
@@ -191,9 +191,10 @@ class Plan:
         self, placement: Placement
     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """Binds the update of a placement, pure: (state, batch, numbers) -> (state, metrics)."""
+        network = self.network.train_joined(joining(self.config, placement))
         return functools.partial(
             train_step,
-            worker=self.worker,
+            worker=functools.partial(self.worker, network=network),
             reductions=self.task.reductions,
             optimizer=self.optimizer,
             placement=placement,

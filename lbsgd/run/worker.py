@@ -6,10 +6,12 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
+from lbsgd.models.convolutions import Joining
 from lbsgd.models.networks import Network, parameter_type
 from lbsgd.step.pixels import normalize
 from lbsgd.step.worker import Worker, worker_loss
 from lbsgd.tasks.task import Task
+from lbsgd.workers.placement import Placement
 
 
 def build_preprocess(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -26,3 +28,18 @@ def bind_worker(
     return functools.partial(
         worker_loss, network=network.train, preprocess=preprocess, loss=task.loss
     )
+
+
+def joining(config: ml_collections.ConfigDict, placement: Placement) -> Joining:
+    """Chooses which layers of the network are computed as one where workers are placed so.
+
+    It changes no number of a run but for rounding.
+    """
+    # Its statistics are of the inputs and outputs of single layers.
+    if config.optimizer.name == "spngd":
+        return "none"
+    # Counted ahead of time for a v5e: the products of several workers at once, each with its own
+    # small matrices, move more bytes than they save.
+    if placement.platform == "tpu" and placement.lanes > 1:
+        return "pool"
+    return "all"

@@ -26,6 +26,7 @@ _KERNELS = (
     "gather",
     "scatter-add",
     "sort",
+    "remat2",  # of `jax.checkpoint`: nothing is fused across its border
 )
 # Whose results are in memory. All others are elementwise, or only move numbers.
 _MADE = (
@@ -85,6 +86,9 @@ class _Flat:
         for equation in jaxpr.eqns:
             inner = _called(equation)
             if inner is not None:
+                if equation.primitive.name in _KERNELS:
+                    border = [names[v] for v in equation.invars if isinstance(v, core.Var)]
+                    self.steps.append(_Step(equation.primitive.name, border, [], Peak(0, 0)))
                 # Inlined, since what is given to a call may be freed within it.
                 self._inline(equation, inner, names)
                 continue
@@ -99,7 +103,9 @@ class _Flat:
 
     def _inline(self, equation: Any, inner: Any, names: dict[Any, int]) -> None:
         inside = self._new(getattr(inner, "constvars", []))
-        for variable, value in zip(inner.invars, equation.invars):
+        # Of a condition the first says which branch is taken.
+        given = equation.invars[-len(inner.invars) :] if inner.invars else []
+        for variable, value in zip(inner.invars, given):
             if isinstance(value, core.Var):
                 inside[variable] = names[value]
             else:
@@ -115,6 +121,10 @@ class _Flat:
 
 def _called(equation: Any) -> Any:
     """Returns the program that an equation calls once, as it is; None for loops and all else."""
+    # What depends on the platform alone is no condition once it is compiled; the last branch is
+    # that of most platforms.
+    if equation.params.get("branches_platforms"):
+        return equation.params["branches"][-1].jaxpr
     if equation.primitive.name in ("scan", "while", "cond"):
         return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):

@@ -43,6 +43,7 @@ MACHINE = {
     "allreduce.algorithm",
     "allreduce.bucket_mib",
     "allreduce.grid",
+    "model.remat",
     "data.dir",
     "data.threads",
     "data.on_corrupt",

@@ -128,6 +128,7 @@ POLICY = {
     "model.skip_connections": (False, [THEIRS], [OFF]),
     "model.zero_init_residual": (False, [THEIRS], [OFF]),
     "model.normalization": ("none", [THEIRS], [OFF]),
+    "model.remat": (True, [THEIRS, SPNGD], [OFF, LARS]),
     "task.options": ({"depth": 3}, [OFF, OWN_LOSS], [OWN_TASK]),
     "task.loss": ("their.losses:loss", [OWN_TASK], [OFF]),
     "task.loss_options": ({"gamma": 2.0}, [OFF, OWN_TASK, {**OWN_TASK, **OWN_LOSS}], [OWN_LOSS]),

@@ -1,0 +1,109 @@
+"""Which layers a run joins, and that it changes nothing but rounding."""
+
+import numpy as np
+import pytest
+
+from lbsgd.data.facts import Facts
+from lbsgd.run.config import default_config, resolve
+from lbsgd.run.plan import make_plan
+from lbsgd.run.worker import joining
+from lbsgd.workers.placement import Placement
+from lbsgd.workers.topology import Topology
+
+
+def config_of(**keys):
+    config = default_config()
+    config.update(
+        {
+            "batch_size": 64,
+            "worker_batch_size": 16,
+            "total_steps": 2,
+            "accumulation_steps": 1,
+            "model": {"name": "resnet50", "width": 0.0625},
+            "learning_rate": {"warmup": "none"},
+            "data": {"crop": "none", "flip": False},
+        }
+    )
+    config.update_from_flattened_dict(keys)
+    return resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "platform", "lanes", "expected"),
+    [
+        ("sgd", "cpu", 1, "all"),
+        ("sgd", "cpu", 4, "all"),
+        ("lars", "gpu", 4, "all"),
+        ("sgd", "tpu", 1, "all"),
+        ("sgd", "tpu", 2, "pool"),
+        ("spngd", "gpu", 1, "none"),
+        ("spngd", "tpu", 2, "none"),
+    ],
+)
+def test_layers_are_joined_by_optimizer_and_placement(optimizer, platform, lanes, expected):
+    config = default_config()
+    config.optimizer.name = optimizer
+    placement = Placement(4, 16, 1, 4 // lanes, lanes, platform=platform)
+    assert joining(config, placement) == expected
+
+
+def planned(platform="cpu", **keys):
+    facts = Facts(640, 64, 10, (16, 16, 3))
+    return make_plan(config_of(**keys), facts, Topology(1, platform=platform))
+
+
+def text_of(plan) -> str:
+    """The update as it is traced for its devices."""
+    return str(plan.trace().jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("platform", "keys", "selected"),
+    [
+        ("cpu", {}, True),
+        ("tpu", {"accumulation_steps": 4}, True),
+        ("tpu", {}, True),
+        ("cpu", {"batch_norm.synced_workers": 4}, False),
+    ],
+    ids=["lanes", "a worker a chip", "lanes on a chip", "synced"],
+)
+def test_the_update_is_traced_with_layers_joined(platform, keys, selected):
+    """What scatters a pooling's gradient depends on the platform, where it is joined."""
+    assert ("platform_index" in text_of(planned(platform, **keys))) == selected
+
+
+def test_updates_are_those_of_layers_by_themselves(monkeypatch):
+    """Two updates in float64, whose loss and parameters differ by rounding alone."""
+    found, expected = [_losses(monkeypatch, how) for how in (None, "none")]
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=0)
+
+
+def _losses(monkeypatch, how) -> list[float]:
+    """Losses and norms of the gradient of two updates."""
+    from lbsgd.run import plan as module
+    from lbsgd.run.build import build
+    from lbsgd.system.devices import precision
+
+    if how:
+        monkeypatch.setattr(module, "joining", lambda *_: how)
+    config = config_of(
+        **{
+            "dtype": "float64",
+            "devices": 1,
+            "accumulation_steps": 2,
+            "data.source": "synthetic",
+            "data.image_size": 16,
+            "data.synthetic_classes": 10,
+            "data.synthetic_examples": 128,
+            "data.synthetic_validation_examples": 8,
+            "model.zero_init_residual": False,
+        }
+    )
+    parts = build(config)
+    state, found = parts.program.start(), []
+    step = parts.program.compile_train_step()
+    for update, batch in enumerate(parts.feed.train_batches().between(0, 2)):
+        with precision("float64"):
+            state, metrics = step(state, batch, parts.program.numbers.at(update))
+        found += [float(metrics[name]) for name in ("train_loss", "gradient_norm")]
+    return found
