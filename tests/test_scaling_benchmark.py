@@ -12,7 +12,7 @@ MACHINE |= {"date": "2026-01-02", "packages": {"jax": "0.11.2", "flax": None}}
 
 
 def test_efficiency_is_of_neighbours_in_time(tmp_path, monkeypatch):
-    """Of two devices over twice that of one in the same round, not of medians."""
+    """Compares two devices with twice one of the same round, not by medians."""
     names = [place.name for place in (scaling.ONE, *scaling.OTHERS)]
     weak = dict(zip(names, ([100.0, 50.0, 200.0], [100.0, 100.0, 100.0], [150.0, 75.0, 300.0])))
     strong = {**weak, names[1]: [200.0, 100.0, 400.0]}

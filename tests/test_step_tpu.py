@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (lines of XLA, as long as it writes them)
-"""What is read from the text of a scheduled program, counted here by hand."""
+"""Compares what is read from the text of a scheduled program with counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def test_a_program_that_is_not_scheduled_is_an_error():
 
 
 def test_what_xla_writes_is_read():
-    """Of a CPU, whose programs are scheduled too."""
+    """Compiles for a CPU, whose programs are scheduled too."""
     mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
     whole = PartitionSpec()
 

@@ -1,4 +1,4 @@
-"""Which updates are made in one call."""
+"""Tests which updates are made in one call."""
 
 import itertools
 

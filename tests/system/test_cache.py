@@ -1,4 +1,4 @@
-"""What XLA compiles is kept in the user's cache folder, and never in the way of a run."""
+"""Tests that XLA's programs are kept in the user's cache folder, never in the way of a run."""
 
 import json
 import os
@@ -29,7 +29,7 @@ print(json.dumps([jax.config.jax_compilation_cache_dir, found.count("cache_hits"
 
 
 def start(first: str = "", **environment: str | None) -> tuple[str | None, int, str]:
-    """Where a new process keeps compiled programs, how many it found there, and its stderr."""
+    """Tells where a new process keeps compiled programs, how many it found, and its stderr."""
     names = (OF_JAX, "HOME", "XDG_CACHE_HOME")
     kept = {key: value for key, value in os.environ.items() if key not in names}
     least = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
@@ -101,7 +101,7 @@ def test_a_config_file_that_imports_jax_changes_nothing(tmp_path):
 
 @pytest.fixture
 def nothing_said(monkeypatch):
-    """As in a process of which nobody has said where to keep what is compiled."""
+    """Leaves open where to keep what is compiled, as in a process of its own."""
     monkeypatch.setattr(cache, "_is_said", lambda: False)
     monkeypatch.delenv(OF_JAX, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

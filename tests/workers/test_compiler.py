@@ -131,7 +131,7 @@ def test_the_line_is_printed_once(lowered, capsys):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_updates_are_compiled_with_them(count, lowered, monkeypatch):
-    """Of one run, and of several at once."""
+    """Compiles for one run, and for several at once."""
     given, double = [], lowered.compile()
 
     def compiled(lowered, options=None):
