@@ -18,11 +18,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from lbsgd.models.max_pooling import to_first_maxima
 from lbsgd.models.normalization import moments
 
-# Window, strides and padding of rows and columns.
-_POOLING = ((3, 3), (2, 2), ((1, 1), (1, 1)))
 Normalized = tuple[Float[Array, "*n _ _ c"], Float[Array, " c"], Float[Array, " c"]]
 
 
@@ -121,7 +118,9 @@ def _backward(
     # factor (dz - sum(dz) / m - (y - mean) sum(dz (y - mean)) inverse^2 / m), dz where y has it.
     m = y.size // y.shape[-1]
     slope = by_y * jnp.square(inverse) / m
-    of_y = _to_largest(y, dz).astype(wide) - kept.centred(y) * _along(slope, y)
+    # A TPU has an operation of its own for it, XLA's select-and-scatter.
+    (to_largest,) = jax.vjp(pool, y)[1](dz)
+    of_y = to_largest.astype(wide) - kept.centred(y) * _along(slope, y)
     of_y = (of_y - _along(total / m, y)) * _along(factor, y)
     return of_y.astype(y.dtype), by_y * inverse, total
 
@@ -136,22 +135,4 @@ def _along(features: Float[Array, " c"], x: Float[Array, "*n _"]) -> Float[Array
 
 def pool(y: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
     """Takes the largest of each window of 3x3, with stride 2 and a pixel of padding."""
-    return nn.max_pool(y, *_POOLING)
-
-
-def _to_largest(
-    y: Float[Array, "*n h w c"], dz: Float[Array, "*n _ _ c"]
-) -> Float[Array, "*n h w c"]:
-    """Adds up for each pixel the dz of the windows whose first largest it is."""
-    # A TPU has an operation of its own for it, XLA's select-and-scatter, while strided slices take
-    # several times the memory traffic there. On a CPU that operation takes several times as long.
-    return lax.platform_dependent(
-        y, dz, tpu=lambda y, dz: jax.vjp(pool, y)[1](dz)[0], default=_to_largest_by_slices
-    )
-
-
-def _to_largest_by_slices(
-    y: Float[Array, "*n h w c"], dz: Float[Array, "*n _ _ c"]
-) -> Float[Array, "*n h w c"]:
-    images, gradient = (x.reshape(-1, *x.shape[-3:]) for x in (y, dz))
-    return to_first_maxima(gradient, images, *_POOLING).reshape(y.shape)
+    return nn.max_pool(y, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -11,7 +11,6 @@ product x^T dz that the kernel's gradient takes anyway. It pays where y is wider
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -155,15 +154,12 @@ def _multiply(
 ) -> Float[Array, "*n b"]:
     """Computes x w in a type."""
     how = {"precision": precision, "preferred_element_type": dtype}
-
-    def convolve(x: Float[Array, "n h w a"], w: Float[Array, "a b"]) -> Float[Array, "n h w b"]:
-        kernel = jnp.expand_dims(w, (0, 1))
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=numbers, **how
-        )
-
-    return _by_platform(x, w, convolve, functools.partial(jnp.matmul, **how))
+    if x.ndim != 4:
+        return jnp.matmul(x, w, **how)
+    # Matrix products of images have another layout on a TPU than convolutions have, and between
+    # the two the images are copied.
+    kernel, numbers = jnp.expand_dims(w, (0, 1)), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers, **how)
 
 
 def _over_batch(
@@ -171,32 +167,14 @@ def _over_batch(
 ) -> Float[Array, "a b"]:
     """Computes x^T y, summed over all positions, in a type."""
     how = {"precision": precision, "preferred_element_type": dtype}
-    batch = tuple(range(x.ndim - 1))
-
-    def convolve(x: Float[Array, "n h w a"], y: Float[Array, "n h w b"]) -> Float[Array, "a b"]:
-        # Examples take the place of channels, and what is as large as the image is the filter.
-        numbers = ("CHWN", "IHWO", "NHWC")
-        sums = lax.conv_general_dilated(x, y, (1, 1), "VALID", dimension_numbers=numbers, **how)
-        return jnp.squeeze(sums, (1, 2))
-
-    def contract(x: Float[Array, "*n a"], y: Float[Array, "*n b"]) -> Float[Array, "a b"]:
-        return lax.dot_general(x, y, ((batch, batch), ((), ())), **how)
-
-    return _by_platform(x, y, convolve, contract)
-
-
-def _by_platform(
-    x: Float[Array, "*n a"],
-    y: Float[Array, "..."],
-    convolve: Callable[..., Float[Array, "..."]],
-    contract: Callable[..., Float[Array, "..."]],
-) -> Float[Array, "..."]:
-    """Applies one of two functions that are the same."""
-    # Matrix products of images have another layout on a TPU than convolutions have, and between
-    # the two the images are copied. On a CPU a product is several times as fast.
     if x.ndim != 4:
-        return contract(x, y)
-    return lax.platform_dependent(x, y, tpu=convolve, default=contract)
+        batch = tuple(range(x.ndim - 1))
+        return lax.dot_general(x, y, ((batch, batch), ((), ())), **how)
+    # As in `_multiply`; examples take the place of channels, and what is as large as the image is
+    # the filter.
+    numbers = ("CHWN", "IHWO", "NHWC")
+    sums = lax.conv_general_dilated(x, y, (1, 1), "VALID", dimension_numbers=numbers, **how)
+    return jnp.squeeze(sums, (1, 2))
 
 
 def _small(a: Float[Array, "*n c"], b: Float[Array, "c d"]) -> Float[Array, "*n d"]:

@@ -154,7 +154,8 @@ class Block(nn.Module):
                 y = nn.relu(y)
         if self.skip_connections:
             y = y + self._shortcut(x, out, train)
-        return relu(y)
+        # Where bytes count; `nn.relu` can be differentiated forward too.
+        return nn.relu(y) if self.joining == "none" else relu(y)
 
     def _shortcut(
         self, x: Float[Array, "*n h w c"], out: int, train: bool

@@ -103,9 +103,7 @@ class _Flat:
 
     def _inline(self, equation: Any, inner: Any, names: dict[Any, int]) -> None:
         inside = self._new(getattr(inner, "constvars", []))
-        # Of a condition the first says which branch is taken.
-        given = equation.invars[-len(inner.invars) :] if inner.invars else []
-        for variable, value in zip(inner.invars, given):
+        for variable, value in zip(inner.invars, equation.invars):
             if isinstance(value, core.Var):
                 inside[variable] = names[value]
             else:
@@ -121,10 +119,6 @@ class _Flat:
 
 def _called(equation: Any) -> Any:
     """Returns the program that an equation calls once, as it is; None for loops and all else."""
-    # What depends on the platform alone is no condition once it is compiled; the last branch is
-    # that of most platforms.
-    if equation.params.get("branches_platforms"):
-        return equation.params["branches"][-1].jaxpr
     if equation.primitive.name in ("scan", "while", "cond"):
         return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):

@@ -91,19 +91,6 @@ def test_a_scale_of_0_has_the_gradient_towards_larger_ones(x64, zero):
     assert_close(found, expected, 1e-12)
 
 
-@pytest.mark.parametrize("equal", [False, True], ids=["distinct", "equal pixels"])
-def test_it_is_the_same_by_the_operation_of_a_tpu(x64, monkeypatch, equal):
-    """Select-and-scatter, which a CPU has too, if slowly."""
-
-    def of_tpu(*args, tpu, default):
-        return tpu(*args)
-
-    args, cotangent = drawn((3, 7, 8), equal=equal)
-    expected = run(plainly, args, cotangent)
-    monkeypatch.setattr(lax, "platform_dependent", of_tpu)
-    assert_close(run(lambda *args: joined(*args), args, cotangent), expected, 1e-10)
-
-
 @pytest.mark.parametrize("shared", [True, False], ids=["shared scales", "scales of its own"])
 def test_lanes_are_batches_of_their_own(x64, shared):
     (y, scale, offset), cotangent = drawn((8, 6, 5))

@@ -81,14 +81,6 @@ def test_it_is_the_product_and_its_batch_norm(x64, case):
     assert_close(run(joined, args, cotangent), run(plainly, args, cotangent), 1e-10)
 
 
-def test_it_is_the_same_by_the_convolutions_of_a_tpu(x64, monkeypatch):
-    args, cotangent = drawn()
-    expected = run(plainly, args, cotangent)
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
-    # A function of its own, for what is traced once is not traced again.
-    assert_close(run(lambda *args: joined(*args), args, cotangent), expected, 1e-10)
-
-
 def test_lanes_are_batches_of_their_own(x64):
     """Under vmap with shared parameters: as lane by lane."""
     (x, *parameters), cotangent = drawn(n=16)
