@@ -5,7 +5,7 @@ and computes the same: `normalized_product` and `normalized_pool`. Parameters, s
 they lie in their trees stay as they are, so a checkpoint does not tell which way it was made.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,6 @@ from lbsgd.models.normalization import BatchNorm, Joined
 from lbsgd.models.normalized_pool import normalized_pool, pool
 from lbsgd.models.normalized_product import normalized_product
 from lbsgd.models.roles import Role, with_role
-
-# Which layers are joined: widening 1x1 convolutions and the pooling of the stem, the latter, none.
-Joining = Literal["all", "pool", "none"]
 
 
 class Conv(nn.Module):
@@ -111,21 +108,16 @@ def convolved_and_normalized(
     x: Float[Array, "*n h w c"],
     *,
     train: bool,
-    joining: Joining,
+    joined: bool,
 ) -> Float[Array, "*n _ _ features"]:
-    """Computes norm(conv(x)), as one function where they may be joined.
+    """Computes norm(conv(x)), as one function where they are to be joined and may be.
 
     Args:
       conv: a `Conv`.
       norm: of `models.normalization`.
     """
-    joined = (
-        joining == "all"
-        and isinstance(conv, Conv)
-        and conv.is_widening_product(x.shape[-1])
-        and _may_join(norm, train)
-    )
-    if not joined:
+    widens = isinstance(conv, Conv) and conv.is_widening_product(x.shape[-1])
+    if not (joined and widens and _may_join(norm, train)):
         return norm(conv(x), train=train)
 
     def compute(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
@@ -135,10 +127,10 @@ def convolved_and_normalized(
 
 
 def normalized_and_pooled(
-    norm: nn.Module, x: Float[Array, "*n h w c"], *, train: bool, joining: Joining
+    norm: nn.Module, x: Float[Array, "*n h w c"], *, train: bool, joined: bool
 ) -> Float[Array, "*n _ _ c"]:
-    """Computes max_pool(relu(norm(x))), 3x3 with stride 2, as one function where it may be."""
-    if joining != "none" and _may_join(norm, train):
+    """Computes max_pool(relu(norm(x))), 3x3 with stride 2, as `convolved_and_normalized`."""
+    if joined and _may_join(norm, train):
         return norm(x, train=train, joined=Joined(x.shape[-1], normalized_pool))
     return pool(nn.relu(norm(x, train=train)))
 

@@ -12,7 +12,6 @@ import ml_collections
 from flax import linen as nn
 
 from lbsgd.config.dotted import Named, is_dotted, load
-from lbsgd.models.convolutions import Joining
 from lbsgd.models.dotted import Built, build_modules, load_network, no_flag
 from lbsgd.models.layers import Layers, Path
 from lbsgd.models.resnet import ResNet, named_architecture
@@ -35,13 +34,15 @@ class Network(NamedTuple):
       module: in training.
       in_evaluation: the module in evaluation.
       evaluation_flags: the arguments of its call, besides images, that say so.
-      initialize: seed -> (params, batch_stats), without boxes, {} where there are none; drawn in
-        float32 whatever the type, so that runs in float64 start from the same weights. Without a
-        seed, with that of the config.
+      keep: variables -> (params, batch_stats), without boxes, {} where there are none, in the type
+        of parameters.
+      initialize: seed -> what `keep` keeps of newly drawn variables; drawn in float32 whatever the
+        type, so that runs in float64 start from the same weights. Without a seed, with that of the
+        config.
       train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
         a `jax.random` key of this update and this worker, for dropout and other random layers. With
         frozen statistics nothing is left: {}. Each layer is computed by itself.
-      train_joined: `Joining` -> a function like `train`, of the same numbers but for rounding, some
+      train_joined: a function like `train`, of the same numbers but for rounding, some
         of whose layers are computed as one; `train` itself of a network that is not lbsgd's own.
       evaluate: (params, batch_stats, images) -> outputs.
       variables: seed -> (outputs, variables) as `module.init_with_output` gives them.
@@ -54,9 +55,10 @@ class Network(NamedTuple):
     module: nn.Module
     in_evaluation: nn.Module
     evaluation_flags: Mapping[str, Any]
+    keep: Callable[[Mapping[str, Any]], tuple[Any, Any]]
     initialize: Callable[..., tuple[Any, Any]]
     train: Callable[..., tuple[Any, Any]]
-    train_joined: Callable[[Joining], Callable[..., tuple[Any, Any]]]
+    train_joined: Callable[..., tuple[Any, Any]]
     evaluate: Callable[..., Any]
     variables: Callable[..., tuple[Any, Mapping[str, Any]]]
     images: jax.ShapeDtypeStruct
@@ -138,19 +140,23 @@ def build_network(
     wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
     variables = functools.partial(_variables, built, tuple(image_shape), guard, config.seed)
     computed = {"precision": config.matmul_precision, "guard": guard}
-    train_joined: Callable[[Joining], Any] = functools.partial(_joined, built, computed)
+    module, joined = built.training, built.training
+    if isinstance(module, ResNet):
+        joined = module.clone(joined=True)
+    train, train_joined = (
+        functools.partial(_train, m, built.train_flags, **computed) for m in (module, joined)
+    )
     evaluate = functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed)
     if config.batch_norm.frozen_statistics:
-        as_evaluated = functools.partial(
-            _evaluate, built.training, built.evaluation_flags, **computed
-        )
-        train_joined = functools.partial(_frozen, as_evaluated)
+        as_evaluated = functools.partial(_evaluate, module, built.evaluation_flags, **computed)
+        train = train_joined = functools.partial(_train_as_evaluated, as_evaluated)
     return Network(
         built.training,
         built.evaluation,
         built.evaluation_flags,
+        functools.partial(_keep, wide),
         functools.partial(_initialize, variables, wide),
-        train_joined("none"),
+        train,
         train_joined,
         evaluate,
         variables,
@@ -205,8 +211,16 @@ def _initialize(
     variables: Callable[..., tuple[Any, Mapping[str, Any]]], wide: Any, *seed: Any
 ) -> tuple[Any, Any]:
     """Draws parameters and statistics."""
-    drawn = nn.meta.unbox(variables(*seed)[1])
-    return tuple(_widened(drawn.get(name, {}), wide) for name in ("params", "batch_stats"))
+    return _keep(wide, variables(*seed)[1])
+
+
+def _keep(wide: Any, variables: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Takes from a module's variables what a run keeps."""
+    there = nn.meta.unbox(variables)
+    params, batch_stats = (
+        _widened(there.get(name, {}), wide) for name in ("params", "batch_stats")
+    )
+    return params, batch_stats
 
 
 def _widened(tree: Any, wide: Any) -> Any:
@@ -216,16 +230,6 @@ def _widened(tree: Any, wide: Any) -> Any:
         return x.astype(wide) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(cast, tree) if wide == jnp.float64 else tree
-
-
-def _joined(
-    built: Built, computed: Mapping[str, Any], joining: Joining
-) -> Callable[..., tuple[Any, Any]]:
-    """Binds training by a module some of whose layers are computed as one."""
-    module = built.training
-    if isinstance(module, ResNet) and joining != "none":
-        module = module.clone(joining=joining)
-    return functools.partial(_train, module, built.train_flags, **computed)
 
 
 def _train(
@@ -282,11 +286,6 @@ def _evaluate(
         return module.apply({"params": params, "batch_stats": batch_stats}, images, **flags)
 
 
-def _frozen(evaluate: Callable[..., Any], joining: Joining) -> Callable[..., tuple[Any, Any]]:
-    """Binds training by frozen statistics, where no layer has a batch to be joined over."""
-    return functools.partial(_train_as_evaluated, evaluate)
-
-
 def _train_as_evaluated(
     evaluate: Callable[..., Any], params: Any, batch_stats: Any, images: jax.Array, key: jax.Array
 ) -> tuple[Any, Any]:
@@ -313,7 +312,7 @@ def outline(network: Network) -> Outline:
         raise no_flag(network.named, network.module, sorted(layers.of_training))
     _check_collections(variables, error)
     roles, sources = _infer_roles(variables.get("params", {}), layers, network)
-    params, batch_stats = jax.eval_shape(lambda: network.initialize())
+    params, batch_stats = jax.eval_shape(network.keep, variables)
     _check_floats(params, batch_stats, error)
     if network.named:
         outputs, values = _trace_calls(network, params, batch_stats)

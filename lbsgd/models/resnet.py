@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from lbsgd.models.convolutions import (
     Conv,
-    Joining,
     average_pool,
     convolved_and_normalized,
     normalized_and_pooled,
@@ -129,7 +128,7 @@ class Block(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     normalized: bool = True
-    joining: Joining = "none"
+    joined: bool = False
 
     @nn.compact
     def __call__(
@@ -149,13 +148,13 @@ class Block(nn.Module):
             zero_kernel = zero and not self.normalized
             conv = self.conv(features, kernel, stride, zero_kernel, name=f"conv{i}")
             norm = self.norm(**start, name=f"norm{i}")
-            y = convolved_and_normalized(conv, norm, y, train=train, joining=self.joining)
+            y = convolved_and_normalized(conv, norm, y, train=train, joined=self.joined)
             if not last:
                 y = nn.relu(y)
         if self.skip_connections:
             y = y + self._shortcut(x, out, train)
         # Where bytes count; `nn.relu` can be differentiated forward too.
-        return nn.relu(y) if self.joining == "none" else relu(y)
+        return relu(y) if self.joined else nn.relu(y)
 
     def _shortcut(
         self, x: Float[Array, "*n h w c"], out: int, train: bool
@@ -172,7 +171,7 @@ class Block(nn.Module):
             x, stride = average_pool(x), 1
         conv = self.conv(out, 1, stride, name="shortcut_conv")
         norm = self.norm(name="shortcut_norm")
-        return convolved_and_normalized(conv, norm, x, train=train, joining=self.joining)
+        return convolved_and_normalized(conv, norm, x, train=train, joined=self.joined)
 
 
 def _apply(
@@ -200,7 +199,8 @@ class ResNet(nn.Module):
       norm_epsilon: of batch and group norm.
       norm_scale_std: of the normal distribution, of mean 1, that their scales start from; 0 for
         all 1.
-      joining: which layers are computed as one in training; it changes no number beyond rounding.
+      joined: whether layers are computed as one in training where they can be; it changes no number
+        beyond rounding.
       remat: of each block only the input is kept for the backward pass, where the block is computed
         again; it changes no number.
     """
@@ -217,7 +217,7 @@ class ResNet(nn.Module):
     norm_axis_names: tuple[str, ...] = ()
     norm_epsilon: float = 1e-5
     norm_scale_std: float = 0.0
-    joining: Joining = "none"
+    joined: bool = False
     remat: bool = False
 
     @nn.compact
@@ -241,7 +241,7 @@ class ResNet(nn.Module):
                     conv=conv,
                     norm=norm,
                     normalized=self.normalization != "none",
-                    joining=self.joining,
+                    joined=self.joined,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )
                 x = apply(block, x) if apply else block(x, train=train)
@@ -299,6 +299,6 @@ class ResNet(nn.Module):
             x = conv(*layer, name=f"stem_conv{i}")(x)
             normalize = norm(name=f"stem_norm{i}")
             if pools and i == last:
-                return normalized_and_pooled(normalize, x, train=train, joining=self.joining)
+                return normalized_and_pooled(normalize, x, train=train, joined=self.joined)
             x = nn.relu(normalize(x, train=train))
         return x

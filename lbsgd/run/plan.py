@@ -37,13 +37,13 @@ from lbsgd.run.checks import (
     image_shape_of,
 )
 from lbsgd.run.config import explain_unused, in_effect, named_code, run_keys
-from lbsgd.run.initial_state import bind_initial_state
+from lbsgd.run.initial_state import bind_state_of, initial_state
 from lbsgd.run.mixed_batches import RunningMixup, build_running_mixup
 from lbsgd.run.scheduled import numbers_of, rule_of_run, schedules_of
 from lbsgd.run.second_order import build_second_order
 from lbsgd.run.sink_names import load_sinks
 from lbsgd.run.target import Target, find_target
-from lbsgd.run.worker import bind_worker, build_preprocess, joining
+from lbsgd.run.worker import bind_worker, build_preprocess, joins_layers
 from lbsgd.schedule import batch_growth, times
 from lbsgd.schedule.functions import Schedule
 from lbsgd.schedule.learning_rate import LearningRate, build_learning_rate
@@ -191,7 +191,8 @@ class Plan:
         self, placement: Placement
     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """Binds the update of a placement, pure: (state, batch, numbers) -> (state, metrics)."""
-        network = self.network.train_joined(joining(self.config, placement))
+        joined = joins_layers(self.config, placement)
+        network = self.network.train_joined if joined else self.network.train
         return functools.partial(
             train_step,
             worker=functools.partial(self.worker, network=network),
@@ -332,7 +333,7 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
     preprocess = build_preprocess(config)
     mixup = build_running_mixup(config, task, preprocess, image_shape)
     mixed = mixup.shapes if mixup else None
-    initial_state = bind_initial_state(config, network, rule, trained, second_order, mixed)
+    state_of = bind_state_of(config, rule, trained, second_order, mixed)
     return Plan(
         config=config,
         data=data,
@@ -349,8 +350,8 @@ def _make_plan(config: ml_collections.ConfigDict, data: Facts, topology: Topolog
         schedules=schedules_of(config, learning_rate, timeline, momenta),
         numbers=numbers_of(config, rule, task),
         optimizer=rule.transform,
-        initial_state=initial_state,
-        state_shapes=jax.eval_shape(initial_state),
+        initial_state=functools.partial(initial_state, network.initialize, state_of),
+        state_shapes=jax.eval_shape(state_of, found.params, found.batch_stats),
         evaluate_after=times.every(config, "evaluation", timeline, total) | {total},
         save_after=times.every(config, "checkpoint", timeline, total) | {total},
         image_shape=image_shape,

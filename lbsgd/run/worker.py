@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from lbsgd.models.convolutions import Joining
 from lbsgd.models.networks import Network, parameter_type
 from lbsgd.step.pixels import normalize
 from lbsgd.step.worker import Worker, worker_loss
@@ -30,15 +29,13 @@ def bind_worker(
     )
 
 
-def joining(config: ml_collections.ConfigDict, placement: Placement) -> Joining:
-    """Chooses which layers of the network are computed as one where workers are placed so.
+def joins_layers(config: ml_collections.ConfigDict, placement: Placement) -> bool:
+    """Chooses whether layers of the network are computed as one where workers are placed so.
 
     It changes no number of a run but for rounding.
     """
-    # Two CPU cores are no faster with it, and a GPU has not been measured. Statistics of SP-NGD are
-    # of the inputs and outputs of single layers.
-    if placement.platform != "tpu" or config.optimizer.name == "spngd":
-        return "none"
-    # Counted ahead of time for a v5e: the products of several workers at once, each with its own
-    # small matrices, move more bytes than they save.
-    return "pool" if placement.lanes > 1 else "all"
+    # Two CPU cores are no faster with it, and a GPU has not been measured. By the bytes that are
+    # counted for a v5e, several workers at once gain nothing, each with its own small matrices.
+    pays = placement.platform == "tpu" and placement.lanes == 1
+    # Statistics of SP-NGD are of the inputs and outputs of single layers.
+    return pays and config.optimizer.name != "spngd"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lbsgd.models.networks import build_model
 from lbsgd.models.resnet import Architecture, ResNet
 
 # As ResNet-50, with a projection of stride 1 and one with the stride; as ResNet-50d; as ResNet-18.
@@ -48,19 +47,18 @@ def assert_equal_but_for_rounding(found, expected, rtol):
 
 
 @pytest.mark.parametrize(
-    ("name", "joining"),
+    "name",
     [
-        ("bottlenecks", "all"),
-        pytest.param("bottlenecks", "pool", marks=pytest.mark.long),
-        pytest.param("bottlenecks, deep stem", "all", marks=pytest.mark.long),
-        pytest.param("basic blocks", "all", marks=pytest.mark.long),
+        "bottlenecks",
+        pytest.param("bottlenecks, deep stem", marks=pytest.mark.long),
+        pytest.param("basic blocks", marks=pytest.mark.long),
     ],
 )
-def test_joining_changes_no_number(x64, name, joining):
+def test_joining_changes_no_number(x64, name):
     """Outputs, gradients and moments of two lanes, about a hundred roundings one upon another."""
     model, x = network(NETWORKS[name]), images(16)
     variables = nn.meta.unbox(model.init(jax.random.key(0), x, train=False))
-    found = run(model.clone(joining=joining), variables, x)
+    found = run(model.clone(joined=True), variables, x)
     assert_equal_but_for_rounding(found, run(model, variables, x), 1e-10)
 
 
@@ -69,7 +67,7 @@ def test_parameters_and_statistics_lie_where_they_did(x64):
     model, x = network(NETWORKS["bottlenecks"]), images(2)
     made = [
         m.init(jax.random.key(0), x, train=train)
-        for m in (model, model.clone(joining="all"))
+        for m in (model, model.clone(joined=True))
         for train in (False, True)
     ]
     for other in made[1:]:
@@ -79,9 +77,9 @@ def test_parameters_and_statistics_lie_where_they_did(x64):
         assert shapes[0] == shapes[1]
 
 
-def traced(train=True, joining="all", **options):
+def traced(train=True, **options):
     """What a network of bottlenecks computes, as text."""
-    model = build_model("resnet50", num_classes=10, width=0.0625, joining=joining, **options)
+    model = ResNet(NETWORKS["bottlenecks"], 10, **{"joined": True, **options})
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
@@ -95,20 +93,19 @@ def traced(train=True, joining="all", **options):
 
 
 def test_layers_are_joined_where_that_is_exact():
-    """The last layers of 16 blocks and the projection of the first stage, and the stem's pooling.
+    """The last layers of three blocks and the projection of the first stage, and the pooling.
 
     Not in evaluation, not with statistics that other workers share, not other normalisations.
     """
-    joined, pools = traced(), traced(joining="pool")
-    assert joined.count("name=normalized_product") == 17
-    assert joined.count("name=_increasing") == pools.count("name=_increasing") == 1
-    assert "normalized_product" not in pools
+    joined = traced()
+    assert joined.count("name=normalized_product") == 4
+    assert joined.count("name=_increasing") == 1
     for other in (
         {"train": False},
         {"norm_axis_names": ("lane",)},
         {"normalization": "group"},
         {"normalization": "none"},
-        {"joining": "none"},
+        {"joined": False},
     ):
         found = traced(**other)
         assert "normalized_product" not in found, other
