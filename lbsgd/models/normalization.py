@@ -6,7 +6,6 @@ averages once per update, so these do not depend on lanes, devices or accumulati
 no such collection: an example's output does not depend on its neighbours.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -182,52 +181,25 @@ class BatchNorm(nn.Module):
             y, *left = joined.compute(x, scale, offset, self.epsilon)
             self._leave(mean, var, *lax.stop_gradient(left))
             return y
+        leading = tuple(range(x.ndim - 1))
         if train:
-            y, *left = _by_batch(x, scale, offset, self.epsilon, self.axis_names)
-            self._leave(mean, var, *left)
+            found = moments(x, self.axis_names, self.param_dtype)
+            self._leave(mean, var, found.mean, found.variance)
         else:
-            y = _by_running(x, scale, offset, mean.value, var.value, self.epsilon)
+            centred = x.astype(self.param_dtype) - jnp.expand_dims(mean.value, leading)
+            none = jnp.zeros_like(mean.value)
+            found = Moments(mean.value, var.value, centred, none, mean.value)
+        factor = scale * lax.rsqrt(found.variance + self.epsilon)
+        # (centred - rest) * factor + offset. So written, its gradient needs two sums over the
+        # batch, of dy and of dy * centred, and not a third for the mean.
+        constant = offset - found.rest * factor
+        y = found.centred * jnp.expand_dims(factor, leading) + jnp.expand_dims(constant, leading)
         return y.astype(self.dtype)
 
     def _leave(self, mean: Any, var: Any, *found: Float[Array, " features"]) -> None:
         """Leaves the moments of this batch where the collection is mutable."""
         if self.is_mutable_collection("batch_stats"):
             mean.value, var.value = found
-
-
-# A network has many layers of few shapes, and a function that is jitted is traced once for each.
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _by_batch(
-    x: Float[Array, "*batch features"],
-    scale: Float[Array, " features"],
-    offset: Float[Array, " features"],
-    epsilon: float,
-    axis_names: tuple[str, ...],
-) -> tuple[Float[Array, "*batch features"], Float[Array, " features"], Float[Array, " features"]]:
-    """Normalises by the moments of x, in the type of the scale; returns these too."""
-    found, leading = moments(x, axis_names, scale.dtype), tuple(range(x.ndim - 1))
-    factor = scale * lax.rsqrt(found.variance + epsilon)
-    # (centred - rest) * factor + offset. So written, its gradient needs two sums over the batch, of
-    # dy and of dy * centred, and not a third for the mean.
-    constant = offset - found.rest * factor
-    y = found.centred * jnp.expand_dims(factor, leading) + jnp.expand_dims(constant, leading)
-    return y, found.mean, found.variance
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _by_running(
-    x: Float[Array, "*batch features"],
-    scale: Float[Array, " features"],
-    offset: Float[Array, " features"],
-    mean: Float[Array, " features"],
-    variance: Float[Array, " features"],
-    epsilon: float,
-) -> Float[Array, "*batch features"]:
-    """Normalises by moments that are given, in the type of the scale."""
-    leading = tuple(range(x.ndim - 1))
-    factor = scale * lax.rsqrt(variance + epsilon)
-    y = (x.astype(scale.dtype) - jnp.expand_dims(mean, leading)) * jnp.expand_dims(factor, leading)
-    return y + jnp.expand_dims(offset, leading)
 
 
 class GroupNorm(nn.Module):
