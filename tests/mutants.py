@@ -459,6 +459,13 @@ MUTANTS = (
         ("tests/train/test_stop_at.py",),
     ),
     Mutant(
+        "what decides on all arrays is compiled once",
+        "step/train_step.py",
+        "jnp.sqrt(jnp.all(jnp.stack(each)).astype(jnp.float32)) > 0",
+        "jnp.all(jnp.stack(each))",
+        ("tests/step/test_all_finite.py",),
+    ),
+    Mutant(
         "an update that is not finite changes nothing",
         "step/train_step.py",
         "lambda new, old: jnp.where(finite, new, old), changed, kept",
