@@ -48,7 +48,7 @@ MUTANTS = (
         ("tests/train/test_placement.py",),
     ),
     Mutant(
-        "joined layers have the moments of the product, not of its inputs alone",
+        "joined layers have the variance of the product, which is no mean of squares",
         "models/normalized_product.py",
         "second - jnp.outer(rest, rest)",
         "second",
@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant(
         "the kernel's gradient passes by the variance of the product too",
         "models/normalized_product.py",
-        "(product - m * kept.cov_kernel * _along(t, w))",
+        "(product - m * kept.cov_kernel * along(t, w))",
         "product",
         ("tests/models/test_normalized_product.py",),
     ),
@@ -92,8 +92,8 @@ MUTANTS = (
     Mutant(
         "model.remat keeps of a block its input alone",
         "models/resnet.py",
-        "if self.remat else None",
-        "if False else None",
+        "if self.remat:",
+        "if False:",
         ("tests/models/test_remat.py",),
     ),
     Mutant(

@@ -55,7 +55,7 @@ class JointProgram:
         placement = placement or self.plan.placement
         replicated, of_states = placement.replicated, _sharding_of_states(placement)
         out = (of_states, replicated)
-        step, count = self.plan.train_step(placement), self.count
+        step, count = self.plan.train_step(placement, alone=False), self.count
 
         def joint_step(states: TrainState, batches: list[Batch], numbers: Numbers) -> Any:
             batch = _stacked(*batches)

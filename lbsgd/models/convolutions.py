@@ -84,7 +84,7 @@ def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:
 
 @jax.custom_vjp
 def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Computes max(x, 0), and keeps that for its gradient, where `nn.relu` keeps x.
+    """Computes max(x, 0), and keeps that alone for its gradient.
 
     For the end of a residual block: the next one keeps its output anyway.
     """
@@ -92,7 +92,8 @@ def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _relu_and_itself(x: Float[Array, "*shape"]) -> tuple[Any, Any]:
-    return (relu(x),) * 2
+    y = relu(x)
+    return y, y
 
 
 def _where_positive(y: Float[Array, "*shape"], dy: Float[Array, "*shape"]) -> tuple[Any]:
@@ -103,7 +104,7 @@ relu.defvjp(_relu_and_itself, _where_positive)
 
 
 def convolved_and_normalized(
-    conv: nn.Module,
+    conv: Conv,
     norm: nn.Module,
     x: Float[Array, "*n h w c"],
     *,
@@ -113,11 +114,9 @@ def convolved_and_normalized(
     """Computes norm(conv(x)), as one function where they are to be joined and may be.
 
     Args:
-      conv: a `Conv`.
       norm: of `models.normalization`.
     """
-    widens = isinstance(conv, Conv) and conv.is_widening_product(x.shape[-1])
-    if not (joined and widens and _may_join(norm, train)):
+    if not (joined and conv.is_widening_product(x.shape[-1]) and _may_join(norm, train)):
         return norm(conv(x), train=train)
 
     def compute(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
@@ -136,7 +135,7 @@ def normalized_and_pooled(
 
 
 def _may_join(norm: nn.Module, train: bool) -> bool:
-    """Tells whether a normalisation is by the moments of the batch that it is given, and alone."""
+    """Tells whether a layer normalises by the moments of the batch that it is given, alone."""
     # What initialises a network makes the parameters of each layer by the layer itself.
     return (
         train and isinstance(norm, BatchNorm) and not norm.axis_names and not norm.is_initializing()

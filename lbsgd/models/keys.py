@@ -70,7 +70,7 @@ _MODEL: Keys = {
     "model.remat": Key(
         False,
         "Whether a residual block is computed again in the backward pass, where all but its input "
-        "is forgotten: less memory for about a third more computing, and the same numbers.",
+        "is forgotten: less memory for one more forward pass, and the same numbers.",
         machine=True,
         used_if=Condition(
             "a network of lbsgd's own and an optimizer other than spngd, which keeps the inputs of "

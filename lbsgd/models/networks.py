@@ -42,8 +42,9 @@ class Network(NamedTuple):
       train: (params, batch_stats, images, key) -> (outputs, what is left in batch_stats); `key` is
         a `jax.random` key of this update and this worker, for dropout and other random layers. With
         frozen statistics nothing is left: {}. Each layer is computed by itself.
-      train_joined: a function like `train`, of the same numbers but for rounding, some
-        of whose layers are computed as one; `train` itself of a network that is not lbsgd's own.
+      train_joined: a function like `train`, of the same numbers but for rounding, some of whose
+        layers are computed as one; of a network that is not lbsgd's own, and with frozen
+        statistics, one that is the same.
       evaluate: (params, batch_stats, images) -> outputs.
       variables: seed -> (outputs, variables) as `module.init_with_output` gives them.
       images: shape and type of a worker's images.
@@ -140,16 +141,16 @@ def build_network(
     wide, guard = parameter_type(config), named.guard if named else contextlib.nullcontext
     variables = functools.partial(_variables, built, tuple(image_shape), guard, config.seed)
     computed = {"precision": config.matmul_precision, "guard": guard}
-    module, joined = built.training, built.training
-    if isinstance(module, ResNet):
-        joined = module.clone(joined=True)
-    train, train_joined = (
-        functools.partial(_train, m, built.train_flags, **computed) for m in (module, joined)
-    )
+    module = built.training
+    joined = module if named else module.clone(joined=True)
     evaluate = functools.partial(_evaluate, built.evaluation, built.evaluation_flags, **computed)
     if config.batch_norm.frozen_statistics:
         as_evaluated = functools.partial(_evaluate, module, built.evaluation_flags, **computed)
         train = train_joined = functools.partial(_train_as_evaluated, as_evaluated)
+    else:
+        train, train_joined = (
+            functools.partial(_train, m, built.train_flags, **computed) for m in (module, joined)
+        )
     return Network(
         built.training,
         built.evaluation,

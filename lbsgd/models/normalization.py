@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
@@ -28,7 +29,7 @@ class Moments(NamedTuple):
       mean, variance: of the values x of each feature; the variance is biased.
       centred: x - s, with s near the mean, in the type of the moments.
       rest: the mean of `centred`, which is mean - s.
-      shift: s.
+      shift: s itself.
     """
 
     mean: Float[Array, " features"]
@@ -59,13 +60,20 @@ def moments(
     shift = shift_of(x, dtype)
     if axis_names:
         shift = lax.pmean(shift, axis_names)
-    centred = x.astype(dtype) - jnp.expand_dims(shift, axes)
+    centred = x.astype(dtype) - along(shift, x)
     rest, second = jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
     if axis_names:
         rest, second = lax.pmean((rest, second), axis_names)
     # Rounding can leave a tiny negative variance where all inputs are equal.
     variance = jnp.maximum(second - jnp.square(rest), 0)
     return Moments(rest + shift, variance, centred, rest, shift)
+
+
+def along(
+    features: Float[Array | np.ndarray, " features"], x: Float[Array, "*n _"]
+) -> Float[Array, "*ones _"]:
+    """Gives a number of each feature the rank of x, whose last axis is the features."""
+    return jnp.expand_dims(features, tuple(range(x.ndim - 1)))
 
 
 def shift_of(x: Float[Array, "*batch features"], dtype: Any) -> Float[Array, " features"]:
@@ -167,7 +175,7 @@ class BatchNorm(nn.Module):
         """Normalises `x`, whose last axis is the features.
 
         Args:
-          joined: of training without `axis_names` alone.
+          joined: in training only, and not with `axis_names`.
         """
         shape = (joined.features if joined else x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
@@ -181,19 +189,18 @@ class BatchNorm(nn.Module):
             y, *left = joined.compute(x, scale, offset, self.epsilon)
             self._leave(mean, var, *lax.stop_gradient(left))
             return y
-        leading = tuple(range(x.ndim - 1))
         if train:
             found = moments(x, self.axis_names, self.param_dtype)
             self._leave(mean, var, found.mean, found.variance)
         else:
-            centred = x.astype(self.param_dtype) - jnp.expand_dims(mean.value, leading)
+            centred = x.astype(self.param_dtype) - along(mean.value, x)
             none = jnp.zeros_like(mean.value)
             found = Moments(mean.value, var.value, centred, none, mean.value)
         factor = scale * lax.rsqrt(found.variance + self.epsilon)
         # (centred - rest) * factor + offset. So written, its gradient needs two sums over the
         # batch, of dy and of dy * centred, and not a third for the mean.
         constant = offset - found.rest * factor
-        y = found.centred * jnp.expand_dims(factor, leading) + jnp.expand_dims(constant, leading)
+        y = found.centred * along(factor, x) + along(constant, x)
         return y.astype(self.dtype)
 
     def _leave(self, mean: Any, var: Any, *found: Float[Array, " features"]) -> None:

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from lbsgd.models.normalization import moments
+from lbsgd.models.normalization import along, moments
 
 Normalized = tuple[Float[Array, "*n _ _ c"], Float[Array, " c"], Float[Array, " c"]]
 
@@ -33,9 +33,10 @@ def normalized_pool(
 
     The gradient of a window goes to the first of its largest pixels, row by row, as that of
     `nn.max_pool` does. They are the largest of y: of a type that rounds, more may be equal once
-    they are normalised. Where the scale is exactly 0 all are, and the output has a kink in it: its
-    gradient here is that towards larger scales, by the largest of y, and of the layers by
-    themselves lies between that and the one towards smaller scales, by the first.
+    they are normalised. Where the scale is exactly 0 all are, and the output has a kink in it: of
+    each window, the gradient here is that towards larger scales, by the largest of y, and of the
+    layers by themselves that of the first of its pixels, which lies between it and the one towards
+    smaller scales.
 
     Args:
       y: `[..., h, w, c]`, the batch.
@@ -48,7 +49,7 @@ def normalized_pool(
     """
     sign = lax.stop_gradient(jnp.where(scale < 0, -jnp.ones_like(scale), jnp.ones_like(scale)))
     # XLA for TPUs changes the sign where the convolution writes y.
-    flipped = _along(sign.astype(y.dtype), y) * y
+    flipped = along(sign.astype(y.dtype), y) * y
     z, mean, variance = _increasing(flipped, sign * scale, offset, epsilon)
     return z, sign * mean, variance
 
@@ -74,12 +75,12 @@ class _Kept(NamedTuple):
 
     def centred(self, y: Float[Array, "*n a b c"]) -> Float[Array, "*n a b c"]:
         """Subtracts the mean: what is near it first, so that large means do not cancel."""
-        return y.astype(self.rest.dtype) - _along(self.shift, y) - _along(self.rest, y)
+        return y.astype(self.rest.dtype) - along(self.shift, y) - along(self.rest, y)
 
     def normalized(self) -> Float[Array, "*n _ _ c"]:
         """Computes what is rectified."""
         factor, y = self.scale * self.inverse, self.centred(self.pooled)
-        return y * _along(factor, y) + _along(self.offset, y)
+        return y * along(factor, y) + along(self.offset, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -120,17 +121,12 @@ def _backward(
     slope = by_y * jnp.square(inverse) / m
     # A TPU has an operation of its own for it, XLA's select-and-scatter.
     (to_largest,) = jax.vjp(pool, y)[1](dz)
-    of_y = to_largest.astype(wide) - kept.centred(y) * _along(slope, y)
-    of_y = (of_y - _along(total / m, y)) * _along(factor, y)
+    of_y = to_largest.astype(wide) - kept.centred(y) * along(slope, y)
+    of_y = (of_y - along(total / m, y)) * along(factor, y)
     return of_y.astype(y.dtype), by_y * inverse, total
 
 
 _increasing.defvjp(_forward, _backward)
-
-
-def _along(features: Float[Array, " c"], x: Float[Array, "*n _"]) -> Float[Array, "*ones _"]:
-    """Gives a feature's numbers the rank of x."""
-    return jnp.expand_dims(features, tuple(range(x.ndim - 1)))
 
 
 def pool(y: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ c"]:

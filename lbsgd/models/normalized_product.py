@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lbsgd.models.normalization import shift_of
+from lbsgd.models.normalization import along, shift_of
 
 
 class _Kept(NamedTuple):
@@ -85,8 +85,8 @@ def _forward(
     w = narrow_kernel.astype(wide)
     shift = shift_of(x, wide).astype(x.dtype)
     # The mean is of differences that are not rounded; the products' own are as narrow as x.
-    rest = jnp.mean(x.astype(wide) - _along(shift.astype(wide), x), batch)
-    centred = x - _along(shift, x)
+    rest = jnp.mean(x.astype(wide) - along(shift.astype(wide), x), batch)
+    centred = x - along(shift, x)
     second = _over_batch(centred, centred, wide, precision) / _count(x)
     cov_kernel = _small(second - jnp.outer(rest, rest), w)
     mean = _small(shift.astype(wide) + rest, w)
@@ -96,7 +96,7 @@ def _forward(
     factor = scale * inverse
     y = _multiply(x, narrow_kernel, wide, precision)
     # On the product and not in the kernel, which it would round.
-    z = y * _along(factor, x) + _along(offset - mean * factor, x)
+    z = y * along(factor, x) + along(offset - mean * factor, x)
     kept = _Kept(x, kernel, scale, shift, rest, cov_kernel, inverse)
     return (z.astype(x.dtype), mean, variance), kept
 
@@ -114,20 +114,20 @@ def _backward(
     x, scale, inverse, rest = kept.x, kept.scale, kept.inverse, kept.rest
     wide, m = scale.dtype, _count(x)
     w, factor = kept.kernel.astype(x.dtype).astype(wide), scale * inverse
-    centred = x - _along(kept.shift, x)
+    centred = x - along(kept.shift, x)
     total = jnp.sum(dz.astype(wide), tuple(range(dz.ndim - 1)))
     # (x - mean(x))^T dz
     product = _over_batch(centred, dz, wide, precision) - jnp.outer(rest, total)
     by_y = jnp.sum(w * product, 0)
     t = by_y * jnp.square(inverse) / m
-    of_kernel = (product - m * kept.cov_kernel * _along(t, w)) * _along(factor, w)
+    of_kernel = (product - m * kept.cov_kernel * along(t, w)) * along(factor, w)
     # dx = dz (factor W)^T - (x - mean(x)) W diag(factor t) W^T - the constant of sum(dz)
-    back = _small(w * _along(factor * t, w), w.T)
+    back = _small(w * along(factor * t, w), w.T)
     constant = _small(rest, back) - _small(total * factor / m, w.T)
     # The second product in the type of x: written beside the first, it is read again.
-    of_x = _multiply(dz, (w * _along(factor, w)).T.astype(x.dtype), wide, precision)
+    of_x = _multiply(dz, (w * along(factor, w)).T.astype(x.dtype), wide, precision)
     by_mean = _multiply(centred, back.astype(x.dtype), x.dtype, precision).astype(wide)
-    of_x = of_x - by_mean + _along(constant, x)
+    of_x = of_x - by_mean + along(constant, x)
     return (
         of_x.astype(x.dtype),
         of_kernel.astype(kept.kernel.dtype),
@@ -137,11 +137,6 @@ def _backward(
 
 
 normalized_product.defvjp(_forward, _backward)
-
-
-def _along(features: Float[Array, " c"], x: Float[Array, "*n _"]) -> Float[Array, "*ones c"]:
-    """Gives a feature's numbers the rank of x."""
-    return jnp.expand_dims(features, tuple(range(x.ndim - 1)))
 
 
 def _count(x: Float[Array, "*n inputs"]) -> int:

@@ -125,7 +125,7 @@ class Block(nn.Module):
     shortcut: str
     skip_connections: bool
     zero_init_residual: bool
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Conv]
     norm: Callable[..., nn.Module]
     normalized: bool = True
     joined: bool = False
@@ -177,7 +177,7 @@ class Block(nn.Module):
 def _apply(
     block: Block, x: Float[Array, "*n h w c"], *, train: bool
 ) -> Float[Array, "*n _ _ features"]:
-    """Applies a block; a function, for what is lifted by `nn.remat` takes arrays alone."""
+    """Applies a block: `nn.remat` takes a function of a module and arrays."""
     return block(x, train=train)
 
 
@@ -228,7 +228,9 @@ class ResNet(nn.Module):
         first = max(1, round(self.architecture.width * self.width))
         conv, norm = self._layers()
         x = self._stem(images.astype(self.dtype), first, conv, norm, train)
-        apply = nn.remat(functools.partial(_apply, train=train)) if self.remat else None
+        apply = functools.partial(_apply, train=train)
+        if self.remat:
+            apply = nn.remat(apply)
         for stage, blocks in enumerate(self.architecture.blocks):
             for i in range(blocks):
                 block = Block(
@@ -244,7 +246,7 @@ class ResNet(nn.Module):
                     joined=self.joined,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )
-                x = apply(block, x) if apply else block(x, train=train)
+                x = apply(block, x)
         x = jnp.mean(x.astype(self.param_dtype), axis=(-3, -2))
         return nn.Dense(
             self.num_classes,
@@ -256,14 +258,14 @@ class ResNet(nn.Module):
             name="classifier",
         )(x)
 
-    def _layers(self) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    def _layers(self) -> tuple[Callable[..., Conv], Callable[..., nn.Module]]:
         """Binds what makes the convolutions and the normalisations, here and in the blocks."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, precision = self.normalization, self.precision
         epsilon, axes = self.norm_epsilon, self.norm_axis_names
         start = around_one(self.norm_scale_std)
 
-        def conv(*args: Any, name: str) -> nn.Module:
+        def conv(*args: Any, name: str) -> Conv:
             of_network = {**types, "use_bias": kind == "none", "precision": precision}
             return Conv(*args, **of_network, name=name)
 
@@ -281,7 +283,7 @@ class ResNet(nn.Module):
         self,
         x: Float[Array, "*n h w c"],
         features: int,
-        conv: Callable[..., nn.Module],
+        conv: Callable[..., Conv],
         norm: Callable[..., nn.Module],
         train: bool,
     ) -> Float[Array, "*n _ _ features"]:
@@ -294,7 +296,7 @@ class ResNet(nn.Module):
             "small": {"": (features, 3, 1)},
         }[self.architecture.stem]
         pools = self.architecture.stem != "small"
-        *_, last = layers
+        last = list(layers)[-1]
         for i, layer in layers.items():
             x = conv(*layer, name=f"stem_conv{i}")(x)
             normalize = norm(name=f"stem_norm{i}")

@@ -188,14 +188,19 @@ class Plan:
         return {key: jax.ShapeDtypeStruct(slots + x.shape, x.dtype) for key, x in row.items()}
 
     def train_step(
-        self, placement: Placement
+        self, placement: Placement, *, alone: bool = True
     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """Binds the update of a placement, pure: (state, batch, numbers) -> (state, metrics)."""
-        joined = joins_layers(self.config, placement)
-        network = self.network.train_joined if joined else self.network.train
+        """Binds the update of a placement, pure: (state, batch, numbers) -> (state, metrics).
+
+        Args:
+          alone: whether it is not mapped over several runs, whose weights differ.
+        """
+        worker = self.worker
+        if alone and joins_layers(self.config, placement):
+            worker = functools.partial(worker, network=self.network.train_joined)
         return functools.partial(
             train_step,
-            worker=functools.partial(self.worker, network=network),
+            worker=worker,
             reductions=self.task.reductions,
             optimizer=self.optimizer,
             placement=placement,
@@ -259,7 +264,7 @@ class Plan:
             )
 
     def trace(self, placement: Placement | None = None) -> jax.stages.Traced:
-        """Traces the update for devices that need not be here, to be lowered for any platform."""
+        """Traces the update for devices that need not be here, to be lowered for their platform."""
         placement = placement or self.placement
         replicated = NamedSharding(placement.abstract_mesh, PartitionSpec())
         by_slot = NamedSharding(placement.abstract_mesh, placement.batch_spec)

@@ -162,7 +162,8 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     # Each number, and not a norm, whose squares overflow long before the gradient does.
     each = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     # XLA for CPUs repeats what is cheap within each kernel that asks for it: all of these flags for
-    # each array that they decide on, the square of their number. A root is not cheap.
+    # each array that they decide on, the square of their number. A root is not cheap, while an
+    # `optimization_barrier` is gone there before kernels are made.
     return jnp.sqrt(jnp.all(jnp.stack(each)).astype(jnp.float32)) > 0
 
 

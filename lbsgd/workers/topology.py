@@ -81,7 +81,8 @@ class Topology:
             )
         memory = int(config.device_memory_gib * 2**30)
         hosts = (config.devices // processes, processes)
-        # GPUs by guess: a platform changes the form of loops (`step.loops`), and no number.
+        # GPUs by guess: a platform changes forms, such as those of loops (`step.loops`), and no
+        # number beyond rounding.
         return cls(config.devices, processes, "gpu", memory, hosts, asked=False)
 
     def grid(self, allreduce: ml_collections.ConfigDict) -> tuple[int, int]:

@@ -5,9 +5,12 @@ import pytest
 
 from lbsgd.data.facts import Facts
 from lbsgd.models import convolutions
+from lbsgd.run import plan
+from lbsgd.run.build import build
 from lbsgd.run.config import default_config, resolve
 from lbsgd.run.plan import make_plan
 from lbsgd.run.worker import joins_layers
+from lbsgd.system.devices import precision
 from lbsgd.workers.placement import Placement
 from lbsgd.workers.topology import Topology
 
@@ -30,18 +33,20 @@ def config_of(**keys):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "platform", "lanes", "expected"),
+    ("platform", "lanes", "keys", "expected"),
     [
-        ("sgd", "cpu", 1, False),
-        ("lars", "gpu", 1, False),
-        ("lars", "tpu", 1, True),
-        ("sgd", "tpu", 2, False),
-        ("spngd", "tpu", 1, False),
+        ("cpu", 1, {}, False),
+        ("gpu", 1, {"optimizer.name": "lars"}, False),
+        ("tpu", 1, {"optimizer.name": "lars"}, True),
+        ("tpu", 2, {}, False),
+        ("tpu", 1, {"optimizer.name": "spngd"}, False),
+        ("tpu", 1, {"matmul_precision": "high"}, False),
+        ("tpu", 1, {"matmul_precision": "default", "dtype": "bfloat16"}, True),
     ],
 )
-def test_layers_are_joined_by_optimizer_and_placement(optimizer, platform, lanes, expected):
+def test_layers_are_joined_by_placement_optimizer_and_precision(platform, lanes, keys, expected):
     config = default_config()
-    config.optimizer.name = optimizer
+    config.update_from_flattened_dict(keys)
     placement = Placement(4, 16, 1, 4 // lanes, lanes, platform=platform)
     assert joins_layers(config, placement) == expected
 
@@ -73,6 +78,13 @@ def test_the_update_is_traced_with_layers_joined(monkeypatch, platform, keys, jo
     assert bool(calls) == joined
 
 
+def test_several_runs_at_once_have_each_layer_by_itself():
+    """Their weights differ, as those of workers never do."""
+    found = planned("tpu", accumulation_steps=4)
+    steps = [found.train_step(found.placement, alone=alone) for alone in (True, False)]
+    assert [step.keywords["worker"] is found.worker for step in steps] == [False, True]
+
+
 @pytest.mark.long
 def test_updates_are_those_of_layers_by_themselves(monkeypatch):
     """Two updates in float64, whose loss and parameters differ by rounding alone."""
@@ -82,11 +94,7 @@ def test_updates_are_those_of_layers_by_themselves(monkeypatch):
 
 def _losses(monkeypatch, how: bool) -> list[float]:
     """Losses and norms of the gradient of two updates."""
-    from lbsgd.run import plan as module
-    from lbsgd.run.build import build
-    from lbsgd.system.devices import precision
-
-    monkeypatch.setattr(module, "joins_layers", lambda *_: how)
+    monkeypatch.setattr(plan, "joins_layers", lambda *_: how)
     config = config_of(
         **{
             "dtype": "float64",

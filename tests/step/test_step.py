@@ -282,8 +282,8 @@ def test_metrics_are_of_this_update(trained, written_out):
 def hurt(run, what: str):
     """The program of a worker whose loss, or whose gradient alone, is not finite."""
 
-    def worker(params, *others, **own):
-        result = run.plan.worker(params, *others, **own)
+    def worker(params, *others):
+        result = run.plan.worker(params, *others)
         square = jnp.sum(params["classifier"]["bias"] ** 2)
         # The derivative of a square root at 0 times 0 is not a number.
         wrong = jnp.log(-square) if what == "loss" else jnp.sqrt(0.0 * square)
