@@ -509,7 +509,7 @@ MUTANTS = (
     ),
     Mutant(
         "the CPU's forms of max pooling take the first of equal values",
-        "models/max_pooling.py",
+        "step/cpu_pooling.py",
         "greater = seen > best",
         "greater = seen >= best",
         ("tests/step/test_cpu_forms.py",),
