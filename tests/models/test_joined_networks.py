@@ -78,7 +78,7 @@ def test_parameters_and_statistics_lie_where_they_did(x64):
 
 
 def traced(train=True, **options):
-    """What a network of bottlenecks computes, as text."""
+    """Traces a network of bottlenecks, as text."""
     model = ResNet(NETWORKS["bottlenecks"], 10, **{"joined": True, **options})
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)

@@ -133,7 +133,7 @@ def test_no_gradient_passes_by_the_moments(x64):
 
 
 def test_neither_the_product_nor_anything_as_large_is_kept(x64):
-    """What is kept from the way there to the way back: the input, and what has no positions."""
+    """Keeps for the backward pass the input alone of all that has positions."""
     args, _ = drawn()
     _, back = jax.vjp(lambda *args: joined(*args)[0], *args)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(back))

@@ -52,10 +52,11 @@ def test_parameters_are_the_same(x64):
 
 
 def test_it_takes_less_memory(x64):
-    """Of twelve blocks one is there at a time, and the inputs of the others.
+    """Needs one of twelve blocks at a time, and the inputs of the others.
 
     As traced: XLA for CPUs merges what is computed again with the first time. A block of two
-    convolutions keeps four arrays; computed again, one, and about ten in the block at hand.
+    convolutions keeps four arrays, and the stem two; computed again, a block keeps one, and about
+    ten are there in the block at hand.
     """
     model, variables, x = drawn(DEEP, (16, 16, 16, 3))
 
@@ -63,7 +64,7 @@ def test_it_takes_less_memory(x64):
         traced = gradient(model, variables, x).trace(variables["params"])
         return peak(traced.jaxpr, {p.shape for p in jax.tree.leaves(variables["params"])}).others
 
-    assert needed(model.clone(remat=True)) <= (12 + 10) / 50 * needed(model)
+    assert needed(model.clone(remat=True)) <= (12 + 10) / (12 * 4 + 2) * needed(model)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["moving", "frozen"])

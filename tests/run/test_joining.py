@@ -1,4 +1,4 @@
-"""Which layers a run joins, and that it changes nothing but rounding."""
+"""Checks which layers a run joins, and that it changes nothing but rounding."""
 
 import numpy as np
 import pytest

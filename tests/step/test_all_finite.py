@@ -1,4 +1,4 @@
-"""Whether all numbers are finite: its value, and what asking costs in a compiled program."""
+"""Checks the flag that all numbers are finite, and what it costs in a compiled program."""
 
 import jax
 import jax.numpy as jnp
